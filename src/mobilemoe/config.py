@@ -1,0 +1,344 @@
+"""ModelConfig: one frozen description of every model here, dense or mixture-of-experts.
+
+Field names are those of Meta's `config.json` (SPEC 3.3), so that the published files are read and written unchanged;
+keys that this package does not know are kept in `raw` and written back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from mobilemoe.errors import ConfigError
+from mobilemoe.files import read_json, write_json
+
+GROUP_SIZE = 32  # weights that share one INT4 scale
+GroupAxis = Literal["in", "out"]
+EXPERT_GROUP_AXIS = {"out": "out (last dim of [E, in, out])", "in": "in (last dim of [E, out, in])"}
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+# What `quantization` holds besides the axis: one format exists, so a file that says otherwise is not ours.
+_QUANTIZATION = {
+    "format": "mobilemoe-int4-g32",
+    "group_size": GROUP_SIZE,
+    "embedding_group_size": GROUP_SIZE,
+    "qmin": -8,
+    "qmax": 7,
+    "symmetric": True,
+    "scale_dtype": "float16",
+    "linear_group_axis": "in (last dim of [out, in])",
+    "packed": True,
+}
+
+# Keys of Meta's file that describe what every model of the family has; another value means another model.
+_FIXED: dict[str, Any] = {
+    "model_type": "mobilemoe",
+    "architectures": ["MobileMoEForCausalLM"],
+    "hidden_act": "silu",
+    "interleave_moe_layer_step": 1,
+    "attn_temperature_tuning": False,
+    "torch_dtype": "bfloat16",
+    "attention_bias": False,
+    "attention_dropout": 0,
+}
+_FREE = ("architectures", "torch_dtype", "attention_dropout")  # fixed when written, not checked when read
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """The `llama3` frequency scaling (SPEC section 2, point 4); it applies at every length."""
+
+    factor: float = 16.0
+    original_max_position_embeddings: int = 8192
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Architecture of one model; immutable, checked once when made (ConfigError names field, value and rule).
+
+    For `ffn_type` "moe", `intermediate_size` is the width F of one routed expert and `intermediate_size_mlp` that of
+    the shared expert (0: none); for "dense" `intermediate_size` is the width of the only FFN.
+    `qk_norm`: "head" is the family's weightless norm over each head; "head_weight" and "projection_weight" have a
+    weight and come before RoPE, over each head or over the whole projection (OLMoE).
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    intermediate_size_mlp: int = 0
+    num_local_experts: int = 0
+    num_experts_per_tok: int = 0
+    ffn_type: Literal["moe", "dense"] = "moe"
+    router_score: Literal["sigmoid", "softmax"] = "sigmoid"
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 2.5
+    qk_norm: Literal["none", "head", "head_weight", "projection_weight"] = "head"
+    attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 500_000.0
+    rope_scaling: RopeScaling | None = None
+    sliding_window: int | None = None  # tokens that a sliding layer sees, itself included
+    layer_types: tuple[str, ...] = ()  # empty: full attention in every layer
+    max_position_embeddings: int = 8192
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: tuple[int, ...] = ()
+    eot_token_id: int | None = None
+    header_start_token_id: int | None = None
+    header_end_token_id: int | None = None
+    expert_group_axis: GroupAxis | None = None  # None: the weights are not quantised
+    raw: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_rules(self)
+
+    @property
+    def is_moe(self) -> bool:
+        return self.ffn_type == "moe"
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.expert_group_axis is not None
+
+    @property
+    def has_expert_bias(self) -> bool:
+        """Whether a selection bias stands beside the router (SPEC section 2, point 5)."""
+        return self.is_moe and self.router_score == "sigmoid"
+
+    @property
+    def scale(self) -> float:
+        """What attention scores are multiplied by."""
+        return self.attention_scale if self.attention_scale is not None else 1 / math.sqrt(self.head_dim)
+
+    def window(self, layer: int) -> int | None:
+        """Tokens that `layer` attends to, itself included; None for all."""
+        return self.sliding_window if self.layer_types and self.layer_types[layer] == SLIDING else None
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], name: str = "config.json") -> Self:
+        """Builds the config that a `config.json` object describes; `name` is for messages."""
+        for key, value in _FIXED.items():
+            if key not in _FREE and raw.get(key, value) != value:
+                raise ConfigError(f"{name}: {key} is {raw[key]!r}, but only {value!r} is supported")
+        if any(rope != 1 for rope in raw.get("no_rope_layers") or ()):
+            raise ConfigError(f"{name}: no_rope_layers is not all 1, but every layer must have RoPE")
+        known = {
+            entry.name: entry for entry in fields(cls) if entry.name not in ("raw", "expert_group_axis", "qk_norm")
+        }
+        values = {key: raw[key] for key in known if key in raw}
+        if values.get("layer_types", ()) is None:
+            del values["layer_types"]
+        for key, entry in known.items():
+            if key not in values and entry.default is MISSING and entry.default_factory is MISSING:
+                raise ConfigError(f"{name}: {key} is missing")
+        values["qk_norm"] = raw.get("qk_norm", "head" if raw.get("use_qk_norm", True) else "none")
+        values["rope_scaling"] = _read_rope_scaling(raw.get("rope_scaling"), name)
+        values["expert_group_axis"] = _read_group_axis(raw.get("quantization"), name)
+        eos = values.get("eos_token_id", ())
+        values["eos_token_id"] = (eos,) if isinstance(eos, int) else tuple(eos or ())
+        for key in ("rms_norm_eps", "rope_theta", "routed_scaling_factor", "attention_scale"):
+            if isinstance(values.get(key), int) and not isinstance(values[key], bool):
+                values[key] = float(values[key])
+        types = tuple(values.pop("layer_types", ()))
+        values["layer_types"] = () if len(types) == values["num_hidden_layers"] and set(types) == {FULL} else types
+        try:
+            return cls(**values, raw=dict(raw))
+        except ConfigError as fault:
+            raise ConfigError(f"{name}: {fault}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `config.json` object: what was read, in its order, with only what differs replaced or added."""
+        out = dict(self.raw)
+        unquantized = "quantization" in out and not self.is_quantized
+        if unquantized:
+            del out["quantization"]
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        for key, value in self._canonical().items():
+            if key in out:
+                if out[key] != value and not (key in _FREE or _same_eos(key, out[key], value)):
+                    out[key] = value
+            elif not self.raw or key not in defaults or value != defaults[key]:
+                if self.raw and key in (*_FIXED, "no_rope_layers", "layer_types", "use_qk_norm"):
+                    continue  # absent in the file that was read, and absent means just this
+                if key in ("quantization", "rope_scaling") and value is None:
+                    continue
+                out[key] = value
+        return out
+
+    def _canonical(self) -> dict[str, Any]:
+        """Every key that SPEC 3.3 names, then those of 3.5 that differ from the family's."""
+        scaling = self.rope_scaling
+        out: dict[str, Any] = {
+            **_FIXED,
+            **{name: getattr(self, name) for name in _PLAIN_KEYS},
+            "rope_scaling": None if scaling is None else {"rope_type": "llama3", **vars(scaling)},
+            "no_rope_layers": [1] * self.num_hidden_layers,
+            "layer_types": list(self.layer_types) or [FULL] * self.num_hidden_layers,
+            "use_qk_norm": self.qk_norm != "none",
+            "eos_token_id": list(self.eos_token_id),
+        }
+        if self.expert_group_axis is not None:
+            out["quantization"] = {**_QUANTIZATION, "expert_group_axis": EXPERT_GROUP_AXIS[self.expert_group_axis]}
+        for entry in fields(self):
+            if entry.name in _EXTENSION_KEYS and getattr(self, entry.name) != entry.default:
+                out[entry.name] = getattr(self, entry.name)
+        if self.qk_norm in ("head_weight", "projection_weight"):
+            out["qk_norm"] = self.qk_norm
+        return out
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Self:
+        """Reads `config.json` in `folder`."""
+        path = Path(folder) / "config.json"
+        return cls.from_dict(read_json(path, ConfigError), str(path))
+
+    def save(self, folder: Path | str) -> None:
+        """Writes `config.json` into `folder`, atomically."""
+        write_json(Path(folder) / "config.json", self.to_dict())
+
+
+_PLAIN_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "intermediate_size_mlp",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "num_local_experts",
+    "num_experts_per_tok",
+    "tie_word_embeddings",
+    "routed_scaling_factor",
+    "norm_topk_prob",
+)
+_EXTENSION_KEYS = (
+    "ffn_type",
+    "router_score",
+    "attention_scale",
+    "sliding_window",
+    "bos_token_id",
+    "eot_token_id",
+    "header_start_token_id",
+    "header_end_token_id",
+)
+
+
+def _same_eos(key: str, written: Any, value: Any) -> bool:
+    """A single eos id may be a bare number in a file that others wrote."""
+    return key == "eos_token_id" and [written] == value
+
+
+def _read_rope_scaling(raw: Mapping[str, Any] | None, name: str) -> RopeScaling | None:
+    if raw is None:
+        return None
+    kind = raw.get("rope_type", raw.get("type"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise ConfigError(f"{name}: rope_scaling.rope_type is {kind!r}, but only 'llama3' is supported")
+    try:
+        values = {entry.name: raw[entry.name] for entry in fields(RopeScaling)}
+    except KeyError as missing:
+        raise ConfigError(f"{name}: rope_scaling.{missing.args[0]} is missing") from None
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ConfigError(f"{name}: rope_scaling.{key} is {value!r}, not a positive number")
+    if values["low_freq_factor"] > values["high_freq_factor"]:
+        raise ConfigError(f"{name}: rope_scaling.low_freq_factor is larger than high_freq_factor")
+    return RopeScaling(**values)
+
+
+def _read_group_axis(raw: Mapping[str, Any] | None, name: str) -> GroupAxis | None:
+    if raw is None:
+        return None
+    for key, value in _QUANTIZATION.items():
+        if raw.get(key, value) != value:
+            raise ConfigError(f"{name}: quantization.{key} is {raw[key]!r}, but only {value!r} is supported")
+    text = raw.get("expert_group_axis", EXPERT_GROUP_AXIS["out"])
+    for axis, words in EXPERT_GROUP_AXIS.items():
+        if text in (axis, words):
+            return axis  # type: ignore[return-value]
+    known = " nor ".join(map(repr, EXPERT_GROUP_AXIS.values()))
+    raise ConfigError(f"{name}: quantization.expert_group_axis is {text!r}, neither {known}")
+
+
+def _check_types(config: ModelConfig) -> None:
+    for entry in fields(config):
+        value, kind = getattr(config, entry.name), str(entry.type)
+        if value is None and "None" in kind:
+            continue
+        if kind.startswith("int") and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ConfigError(f"{entry.name} is {value!r}, not a whole number")
+        if kind.startswith("float") and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ConfigError(f"{entry.name} is {value!r}, not a number")
+        if kind.startswith("float") and not math.isfinite(value):
+            raise ConfigError(f"{entry.name} is {value!r}, not a finite number")
+        if kind == "bool" and not isinstance(value, bool):
+            raise ConfigError(f"{entry.name} is {value!r}, neither true nor false")
+        if kind.startswith("Literal") and value not in _LITERALS[entry.name]:
+            raise ConfigError(f"{entry.name} is {value!r}, not one of {', '.join(_LITERALS[entry.name])}")
+
+
+_LITERALS = {
+    "ffn_type": ("moe", "dense"),
+    "router_score": ("sigmoid", "softmax"),
+    "qk_norm": ("none", "head", "head_weight", "projection_weight"),
+}
+
+
+def _check_rules(c: ModelConfig) -> None:
+    positive = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"]
+    positive += ["head_dim", "intermediate_size", "max_position_embeddings", "rms_norm_eps", "rope_theta"]
+    positive += ["num_local_experts", "num_experts_per_tok", "routed_scaling_factor"] if c.is_moe else []
+    positive += ["sliding_window"] if c.sliding_window is not None else []
+    for name in positive:
+        if getattr(c, name) <= 0:
+            raise ConfigError(f"{name} is {getattr(c, name)}, but must be positive")
+    if c.intermediate_size_mlp < 0:
+        raise ConfigError(f"intermediate_size_mlp is {c.intermediate_size_mlp}, but must not be negative")
+    if c.is_moe and c.num_experts_per_tok > c.num_local_experts:
+        raise ConfigError(
+            f"num_experts_per_tok is {c.num_experts_per_tok}, but there are only {c.num_local_experts} experts"
+        )
+    if not c.is_moe and (c.num_local_experts or c.num_experts_per_tok or c.intermediate_size_mlp):
+        raise ConfigError(
+            "ffn_type is dense, so num_local_experts, num_experts_per_tok and intermediate_size_mlp must be 0"
+        )
+    if c.num_attention_heads % c.num_key_value_heads:
+        raise ConfigError(
+            f"num_attention_heads is {c.num_attention_heads}, "
+            f"not a multiple of num_key_value_heads {c.num_key_value_heads}"
+        )
+    if c.head_dim % 2:
+        raise ConfigError(f"head_dim is {c.head_dim}, but RoPE needs an even number")
+    if c.layer_types and len(c.layer_types) != c.num_hidden_layers:
+        raise ConfigError(
+            f"layer_types has {len(c.layer_types)} entries, but num_hidden_layers is {c.num_hidden_layers}"
+        )
+    if unknown := set(c.layer_types) - {FULL, SLIDING}:
+        raise ConfigError(
+            f"layer_types holds {sorted(map(str, unknown))[0]!r}, but only {FULL} and {SLIDING} are supported"
+        )
+    if SLIDING in c.layer_types and c.sliding_window is None:
+        raise ConfigError(f"layer_types holds {SLIDING}, but sliding_window is missing")
+    for name in ("bos_token_id", "eot_token_id", "header_start_token_id", "header_end_token_id"):
+        value = getattr(c, name)
+        if value is not None and not 0 <= value < c.vocab_size:
+            raise ConfigError(f"{name} is {value}, outside the vocabulary of {c.vocab_size}")
+    for value in c.eos_token_id:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < c.vocab_size:
+            raise ConfigError(f"eos_token_id holds {value!r}, not an id in the vocabulary of {c.vocab_size}")

@@ -1,0 +1,168 @@
+"""The models that have a name, and `derive`, which builds a family member from the paper's dials."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from mobilemoe import accounting
+from mobilemoe.config import FULL, SLIDING, ModelConfig, RopeScaling
+from mobilemoe.errors import ConfigError, UsageError
+
+LLAMA3_IDS: dict[str, Any] = {
+    "bos_token_id": 128_000,
+    "eos_token_id": (128_001, 128_007, 128_008),
+    "eot_token_id": 128_008,
+    "header_start_token_id": 128_005,
+    "header_end_token_id": 128_006,
+}
+
+
+def family_member(
+    hidden_size: int,
+    *,
+    expansion: int = 8,
+    granularity: int = 8,
+    shared: bool = True,
+    layers: int | None = None,
+    vocab_size: int = 128_256,
+    rope_scaling: RopeScaling | None = None,
+    **other: Any,
+) -> ModelConfig:
+    """The member of width `hidden_size` under the general rule of SPEC section 1.
+
+    expansion: E, routed capacity over the dense FFN's; granularity: g, how finely experts are cut; shared: fuse g/2
+    of the g active slots into one always-on expert. E = 1 is the dense FFN of width 4d.
+    """
+    d_ff = 4 * hidden_size
+    if expansion < 1 or granularity < 1:
+        raise ConfigError(f"expansion is {expansion} and granularity {granularity}, but both must be at least 1")
+    if d_ff % granularity:
+        raise ConfigError(f"granularity is {granularity}, but must divide the FFN width {d_ff}")
+    if shared and granularity % 2 and expansion > 1:
+        raise ConfigError(
+            f"granularity is {granularity}, but a shared expert takes half of the slots, so it must be even"
+        )
+    head_dim = 64 if hidden_size >= 256 else 32
+    if hidden_size % head_dim:
+        raise ConfigError(f"hidden_size is {hidden_size}, not a multiple of the head_dim {head_dim}")
+    heads = hidden_size // head_dim
+    width, fused = d_ff // granularity, granularity // 2 if shared else 0
+    if expansion == 1:
+        ffn: dict[str, Any] = {"ffn_type": "dense", "intermediate_size": d_ff}
+    else:
+        ffn = {
+            "intermediate_size": width,
+            "intermediate_size_mlp": fused * width,
+            "num_local_experts": expansion * granularity - fused,
+            "num_experts_per_tok": granularity - fused,
+        }
+    return ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_hidden_layers=layers or math.ceil(hidden_size / 40),
+        num_attention_heads=heads,
+        num_key_value_heads=max(k for k in (1, 2, 3, 4) if heads % k == 0),
+        head_dim=head_dim,
+        rope_scaling=rope_scaling,
+        **ffn,
+        **other,
+    )
+
+
+def derive(
+    active: float,
+    expansion: int = 8,
+    granularity: int = 8,
+    shared: bool = True,
+    *,
+    layers: int | None = None,
+    vocab_size: int = 128_256,
+    rope_scaling: RopeScaling | None = None,
+) -> ModelConfig:
+    """The family member whose active parameters (embedding counted once) come nearest to `active`.
+
+    Widths tried are the multiples of 32 below 256 and of 64 from there to 8192. Raises ConfigError if no width can
+    come within a factor of two, which happens when the vocabulary alone is larger than `active`.
+    """
+    widths = [*range(32, 256, 32), *range(256, 8193, 64)]
+    candidates = [
+        family_member(
+            width,
+            expansion=expansion,
+            granularity=granularity,
+            shared=shared,
+            layers=layers,
+            vocab_size=vocab_size,
+            rope_scaling=rope_scaling,
+        )
+        for width in widths
+        if 4 * width % granularity == 0
+    ]
+    if not candidates or active <= 0:
+        raise ConfigError(f"no width can be built with active {active} and granularity {granularity}")
+    best = min(candidates, key=lambda config: abs(accounting.active_parameters(config) - active))
+    reached = accounting.active_parameters(best)
+    if not active / 2 <= reached <= active * 2:
+        raise ConfigError(
+            f"active is {active:.4g}, but the nearest member has {reached:,}: change vocab_size or layers"
+        )
+    return best
+
+
+def _published(hidden_size: int) -> ModelConfig:
+    return family_member(hidden_size, rope_scaling=RopeScaling(), **LLAMA3_IDS)
+
+
+_MOBILELLM_PRO = ModelConfig(
+    vocab_size=202_048,
+    hidden_size=1280,
+    num_hidden_layers=30,
+    num_attention_heads=20,
+    num_key_value_heads=4,
+    head_dim=64,
+    ffn_type="dense",
+    intermediate_size=6144,
+    attention_scale=0.1,
+    sliding_window=8192,
+    layer_types=tuple(FULL if layer % 4 == 0 else SLIDING for layer in range(30)),
+    max_position_embeddings=131_072,
+)
+
+_OLMOE = ModelConfig(
+    vocab_size=50_304,
+    hidden_size=2048,
+    num_hidden_layers=16,
+    num_attention_heads=16,
+    num_key_value_heads=16,
+    head_dim=128,
+    intermediate_size=1024,
+    num_local_experts=64,
+    num_experts_per_tok=8,
+    router_score="softmax",
+    norm_topk_prob=False,
+    routed_scaling_factor=1.0,
+    qk_norm="projection_weight",
+    rope_theta=10_000.0,
+    max_position_embeddings=4096,
+    tie_word_embeddings=False,
+)
+
+# nano and micro have plain RoPE, which every stock runtime can express.
+PRESETS: dict[str, ModelConfig] = {
+    "S": _published(768),
+    "M": _published(1024),
+    "L": _published(1280),
+    "nano": family_member(256, expansion=4, layers=6, vocab_size=16_384, max_position_embeddings=2048),
+    "micro": family_member(64, expansion=4, granularity=4, vocab_size=16_384, max_position_embeddings=1024),
+    "mobilellm-pro": _MOBILELLM_PRO,
+    "olmoe-1b-7b": _OLMOE,
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The config called `name`; UsageError lists the names."""
+    try:
+        return PRESETS[name]
+    except KeyError:
+        raise UsageError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}") from None
