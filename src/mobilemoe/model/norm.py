@@ -1,0 +1,29 @@
+"""RMSNorm, computed in fp32 (SPEC section 2, point 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """`x` itself in fp32 and float64, else as fp32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) over the last dimension, times `weight` if there is one, in the dtype of x."""
+    weight = None if weight is None else weight.to(at_least_fp32(x).dtype)
+    return nn.functional.rms_norm(at_least_fp32(x), x.shape[-1:], weight, eps).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm with a plain weight of one value per channel."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)

@@ -1,0 +1,58 @@
+"""Router: which experts a token visits, and with what weight (SPEC section 2, point 5).
+
+N tokens, D hidden, E experts, A active experts per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mobilemoe.config import ModelConfig
+from mobilemoe.model.norm import at_least_fp32
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What the router said: logits_NE, the chosen experts_NA (best first) and their weights_NA, all but experts fp32."""
+
+    logits_NE: Tensor
+    experts_NA: Tensor
+    weights_NA: Tensor
+
+    def load_E(self) -> Tensor:
+        """Tokens that chose each expert, [E]."""
+        return torch.bincount(self.experts_NA.flatten(), minlength=self.logits_NE.shape[1])
+
+
+def choose(scores_NE: Tensor, active: int) -> Tensor:
+    """Indices of the `active` largest scores, ties to the lowest index; NaN ranks below everything."""
+    ranked_NE = torch.where(scores_NE.isnan(), -torch.inf, scores_NE)
+    return ranked_NE.sort(dim=-1, descending=True, stable=True).indices[:, :active]
+
+
+class Router(nn.Module):
+    """A linear map without bias, in fp32 whatever the model's dtype."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.num_local_experts, config.hidden_size))
+
+    def forward(self, x_ND: Tensor, expert_bias_E: Tensor | None) -> Routing:
+        """The bias takes part in the choice only, never in the weights."""
+        with torch.autocast(x_ND.device.type, enabled=False):
+            x_ND = at_least_fp32(x_ND)
+            logits_NE = x_ND @ self.weight.to(x_ND.dtype).t()
+            if self.config.router_score == "sigmoid":
+                scores_NE = logits_NE.sigmoid()
+            else:
+                scores_NE = logits_NE.softmax(dim=-1)
+            ranked_NE = scores_NE.detach() if expert_bias_E is None else scores_NE.detach() + expert_bias_E
+            experts_NA = choose(ranked_NE, self.config.num_experts_per_tok)
+            weights_NA = scores_NE.gather(1, experts_NA)
+            if self.config.norm_topk_prob:
+                weights_NA = weights_NA / (weights_NA.sum(dim=-1, keepdim=True) + 1e-20)
+            return Routing(logits_NE, experts_NA, weights_NA * self.config.routed_scaling_factor)
