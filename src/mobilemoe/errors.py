@@ -41,3 +41,7 @@ class MissingExtraError(MobileMoEError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs an extra that is not installed: pip install 'mobilemoe[{extra}]'")
+
+
+class ModelNotFoundError(MobileMoEError):
+    """No folder, bundled model or Hub model has this name."""

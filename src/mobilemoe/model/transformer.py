@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -105,6 +107,12 @@ class MobileMoE(nn.Module):
             else:
                 into_residual = name.endswith(("o_proj.weight", "down_proj.weight", "down_proj"))
                 parameter.normal_(0.0, residual_std if into_residual else std, generator=generator)
+
+    @torch.no_grad()
+    def load_weights(self, weight: Callable[[str], npt.NDArray[np.float32]]) -> None:
+        """Takes every weight from `weight`, which gives fp32 arrays by canonical name (SPEC 3.2)."""
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(torch.from_numpy(weight(name)))
 
     def _masks(
         self, tokens_BT: Tensor, segments_BT: Tensor | None, cache: KVCache | None

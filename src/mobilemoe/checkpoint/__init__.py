@@ -1,0 +1,22 @@
+"""Bytes on disk: the safetensors container, INT4 packing, the layouts, checkpoint folders and conversions."""
+
+from mobilemoe.checkpoint.container import SafetensorsFile, write_safetensors
+from mobilemoe.checkpoint.convert import KindError, Report, compare, convert
+from mobilemoe.checkpoint.folder import Checkpoint, save_checkpoint
+from mobilemoe.checkpoint.layout import Weight, tensor_table, weights
+from mobilemoe.checkpoint.synthetic import write_random
+
+__all__ = [
+    "Checkpoint",
+    "KindError",
+    "Report",
+    "SafetensorsFile",
+    "Weight",
+    "compare",
+    "convert",
+    "save_checkpoint",
+    "tensor_table",
+    "weights",
+    "write_random",
+    "write_safetensors",
+]

@@ -1,0 +1,109 @@
+"""From one checkpoint format to another, a tensor at a time, with a report of what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mobilemoe.checkpoint.container import Array
+from mobilemoe.checkpoint.folder import Checkpoint, Floats, Format, encoder, stored_config, write_folder
+from mobilemoe.checkpoint.layout import stored_tensors, weights
+from mobilemoe.config import GroupAxis
+
+# What belongs to a model beside its weights and config.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "README.md",
+)
+_BLOCK = 2**22  # weights compared at once
+
+
+@dataclass(frozen=True)
+class KindError:
+    """Largest absolute difference, and root mean square of the difference over that of the source."""
+
+    max_abs: float
+    relative_rms: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion changed: the error of each kind of weight (layout.Kind), measured on the written file."""
+
+    kinds: dict[str, KindError]
+    lossless: bool
+
+
+def convert(src: Path | str, dst: Path | str, *, format: Format, group_axis: GroupAxis = "in") -> Report:
+    """Writes the checkpoint `src` as the new folder `dst` in `format`, with the tokenizer files beside it.
+
+    Tensors whose stored form does not change are copied byte for byte; INT4 stays as it is unless its experts change
+    their axis. INT4 to BF16 is not lossless: nibble times fp16 scale has up to 15 significant bits, bfloat16 has 8.
+    CheckpointError as for Checkpoint.open and save_checkpoint.
+    """
+    src, dst = Path(src), Path(dst)
+    with Checkpoint.open(src) as source:
+        config = stored_config(source.config, format, group_axis)
+        encode = encoder(config, source.weight)
+        copied = _unchanged(source, config.expert_group_axis)
+
+        def produce(stored: str) -> Array:
+            return source.array(stored) if stored in copied else encode(stored)
+
+        extra = [src / name for name in COMPANIONS if (src / name).is_file()]
+        write_folder(dst, config, produce, extra=extra)
+        with Checkpoint.open(dst) as result:
+            return compare(source, result)
+
+
+def compare(source: Checkpoint, result: Checkpoint) -> Report:
+    """How far the weights of `result` are from those of `source`, which must be of the same architecture."""
+    worst: dict[str, float] = {}
+    squares: dict[str, list[float]] = {}
+    for weight in source.weights.values():
+        max_abs, error, power = _differences(source.weight(weight.name), result.weight(weight.name))
+        worst[weight.kind] = max(worst.get(weight.kind, 0.0), max_abs)
+        total = squares.setdefault(weight.kind, [0.0, 0.0])
+        total[0] += error
+        total[1] += power
+    kinds = {
+        kind: KindError(worst[kind], (error / power) ** 0.5 if error else 0.0)
+        for kind, (error, power) in squares.items()
+    }
+    return Report(kinds, lossless=not any(worst.values()))
+
+
+def _unchanged(source: Checkpoint, axis: GroupAxis | None) -> set[str]:
+    """Stored names whose bytes can be copied. Shapes alone do not tell: both axes of S have the same ones."""
+    before = source.config.expert_group_axis
+    names: set[str] = set()
+    for weight in weights(source.config).values():
+        regrouped = weight.storage == "experts" and axis != before
+        if weight.is_quantizable and (regrouped or (axis is None) != (before is None)):
+            continue
+        for name, (dtype, _) in stored_tensors(weight, axis).items():
+            if name in source.tensors and source.tensors[name].dtype == dtype:
+                names.add(name)
+    return names
+
+
+def _differences(a: Floats, b: Floats) -> tuple[float, float, float]:
+    """Largest |a - b|, sum of (a - b)^2 and sum of a^2; equal bits of infinity or nan count as no difference."""
+    max_abs = error = power = 0.0
+    a, b = a.reshape(-1), b.reshape(-1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for start in range(0, a.size, _BLOCK):
+            x, y = a[start : start + _BLOCK], b[start : start + _BLOCK]
+            power += float(np.dot(x, x))
+            if np.array_equal(x, y):
+                continue
+            difference = np.where((x == y) | (np.isnan(x) & np.isnan(y)), 0, x - y)
+            max_abs = float(np.maximum(max_abs, np.abs(difference).max()))
+            error += float(np.dot(difference, difference))
+    return max_abs, error, power

@@ -1,0 +1,56 @@
+"""What to train on, as a recipe's `[data]` table says it."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+HOLDOUT = 0.01  # at 1% even the smallest domain of the project's text (about 1,000 sections) has held-out sources
+
+
+class SourceConfig(BaseModel):
+    """One source of a mixture: local `files` or a `hub` dataset, never both.
+
+    `weight` is its share of tokens relative to the other sources. `files` are glob patterns below the data folder.
+    `hub` is what `datasets.load_dataset` takes first, with `subset` its second argument and `hub_split` its split;
+    `data_files` picks files of the repository (or, with a builder such as "json", local ones).
+    Documents with a `messages` field are conversations; others need `text_field`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    weight: float = Field(gt=0, allow_inf_nan=False)
+    files: str | list[str] | None = None
+    hub: str | None = None
+    subset: str | None = None
+    hub_split: str = "train"
+    data_files: str | list[str] | None = None
+    text_field: str = "text"
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SourceConfig:
+        if bool(self.files) == bool(self.hub):
+            raise ValueError(f"source {self.name!r} needs either files or hub, and only one of them")
+        if self.files and (self.subset or self.data_files):
+            raise ValueError(f"source {self.name!r} reads files: subset and data_files belong to a hub source")
+        return self
+
+
+class DataConfig(BaseModel):
+    """A mixture below the folder `path`, its shuffle `seed`, and the fraction of documents kept for validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    seed: int
+    holdout: float = Field(default=HOLDOUT, ge=0, lt=1)
+    piece_chars: int = Field(default=6000, ge=16)
+    mixture: list[SourceConfig] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> DataConfig:
+        names = [source.name for source in self.mixture]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two sources are named {name!r}: names tell their positions apart")
+        return self

@@ -1,0 +1,200 @@
+"""Batches for training, from a mixture and a tokenizer; its state is small JSON and resumes bit for bit.
+
+Each source tokenises ahead in batches, for speed. What has been read ahead is no part of the state: every piece in a
+queue remembers its position, so a state says where each source's next unused piece is, and how much of the one piece
+that a batch's last row left open has been used.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mobilemoe.chat import ChatTemplate, encode_chat
+from mobilemoe.data.mixture import Mixture
+from mobilemoe.data.packing import Ids, Packer
+from mobilemoe.data.sources import Document, digest
+from mobilemoe.data.stream import PieceStream, Position
+from mobilemoe.errors import DataError, TokenizerError
+from mobilemoe.tokenizer import Tokenizer
+
+READ_AHEAD = 256  # pieces: enough to keep the tokenizer's threads busy, about 1.5 MB of text a source
+STATE_VERSION = 1
+
+
+class Batch(NamedTuple):
+    """B rows of T tokens, all int64; the fields are those of `packing.Row`."""
+
+    tokens_BT: Ids
+    targets_BT: Ids
+    positions_BT: Ids
+    segments_BT: Ids
+
+
+class PackedLoader:
+    """Endless iterator of batches.
+
+    A text becomes BOS, its tokens and, after its last piece, end-of-text; a conversation is what the chat template
+    writes. `counts` says how many tokens were taken of each source and how many epochs of it are complete.
+    Raises DataError if a source cannot be read or the tokenizer lacks BOS or end-of-text.
+    """
+
+    def __init__(
+        self, mixture: Mixture, tokenizer: Tokenizer, template: ChatTemplate, *, batch_size: int, sequence_length: int
+    ) -> None:
+        if batch_size < 1 or sequence_length < 2:
+            raise DataError(f"a batch of {batch_size} rows of {sequence_length} tokens is too small: use 1 row of 2")
+        self._mixture = mixture
+        self._batch_size = batch_size
+        self._sequence_length = sequence_length
+        self._encoder = _Encoder(tokenizer, template)
+        self._queues = {name: _Queue(stream, self._encoder) for name, stream in mixture.streams.items()}
+        self._packer = Packer(self._documents(), sequence_length)
+        self._last: tuple[str, _Piece] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        rows = list(islice(self._packer, self._batch_size))
+        return Batch(*(np.stack(columns).astype(np.int64, copy=False) for columns in zip(*rows, strict=True)))
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """By source: `tokens` taken so far (those of the piece in progress included) and complete `epochs`."""
+        return {
+            name: {"tokens": self._mixture.tokens[name], "epochs": queue.position.epoch}
+            for name, queue in self._queues.items()
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch begins, as JSON values; takes no time worth counting."""
+        positions = {name: queue.position for name, queue in self._queues.items()}
+        open_piece = None
+        if self._last is not None and len(self._packer.rest):
+            name, piece = self._last
+            positions[name] = piece.position
+            open_piece = {"source": name, "used": len(piece.ids) - len(self._packer.rest)}
+        return {
+            "version": STATE_VERSION,
+            "identity": self._identity(),
+            "positions": {name: list(position) for name, position in positions.items()},
+            "tokens": dict(self._mixture.tokens),
+            "open_piece": open_piece,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state` was taken; the batch size may have changed, the stream of rows is the same.
+
+        Raises DataError that says what differs if the state is of other data, another tokenizer or row length.
+        """
+        if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
+            raise DataError("the loader's state is not one that this version wrote: start the data from its beginning")
+        saved, present = state.get("identity", {}), self._identity()
+        differences = [
+            f"{key} was {saved.get(key)!r} and is {present.get(key)!r}"
+            for key in sorted({*saved, *present})
+            if saved.get(key) != present.get(key)
+        ]
+        if differences:
+            raise DataError(f"the loader's state belongs to other data: {'; '.join(differences)}")
+        try:
+            positions = {name: Position(*map(int, state["positions"][name])) for name in self._queues}
+            tokens = {name: int(state["tokens"][name]) for name in self._queues}
+            open_piece = state["open_piece"]
+            opened = open_piece and (str(open_piece["source"]), int(open_piece["used"]))
+            for name, queue in self._queues.items():
+                queue.seek(positions[name])
+            self._mixture.tokens.update(tokens)
+            self._packer = Packer(self._documents(), self._sequence_length)
+            self._last = None
+            if opened:
+                name, used = opened
+                piece = self._queues[name].take()
+                if not 0 < used < len(piece.ids):
+                    raise ValueError(f"{used} tokens are used of a piece of {len(piece.ids)}")
+                self._last = (name, piece)
+                self._packer.rest = piece.ids[used:]
+        except (KeyError, TypeError, ValueError) as fault:
+            raise DataError(f"the loader's state is damaged ({fault}): start from an older checkpoint") from None
+
+    def _documents(self) -> Iterator[Ids]:
+        while True:
+            name = self._mixture.pick()
+            piece = self._queues[name].take()
+            self._mixture.record(name, len(piece.ids))
+            self._last = (name, piece)
+            yield piece.ids
+
+    def _identity(self) -> dict[str, object]:
+        own = {"sequence_length": self._sequence_length, "tokenizer": self._encoder.fingerprint}
+        return self._mixture.identity | own
+
+
+class _Piece(NamedTuple):
+    position: Position
+    ids: Ids
+
+
+class _Queue:
+    """The tokenised pieces of one source, read ahead."""
+
+    def __init__(self, stream: PieceStream, encoder: _Encoder) -> None:
+        self._stream = stream
+        self._encoder = encoder
+        self._ready: deque[_Piece] = deque()
+
+    @property
+    def position(self) -> Position:
+        """Of the next piece that `take` gives."""
+        return self._ready[0].position if self._ready else self._stream.position
+
+    def seek(self, position: Position) -> None:
+        self._ready.clear()
+        self._stream.seek(position)
+
+    def take(self) -> _Piece:
+        if not self._ready:
+            positions, pieces = [], []
+            for piece in islice(self._stream, READ_AHEAD):
+                pieces.append(piece)
+                after = self._stream.position
+                positions.append(after._replace(offset=after.offset - 1))
+            self._ready.extend(map(_Piece, positions, self._encoder.encode(pieces)))
+        return self._ready.popleft()
+
+
+class _Encoder:
+    """Documents to token ids, control ids included."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+        if tokenizer.bos_id is None or tokenizer.end_of_text_id is None:
+            raise DataError("the tokenizer has no begin-of-text or no end-of-text token: train with one that has both")
+        self._tokenizer = tokenizer
+        self._template = template
+        self._bos_id = tokenizer.bos_id
+        self._end_of_text_id = tokenizer.end_of_text_id
+        # A state counts tokens, so it must meet the same tokenizer again; a short text tells most apart.
+        probe = tokenizer.encode_batch(["The packed rows of 1,024 tokens: naïve, isn't it?\n\n    return 0"])
+        self.fingerprint = digest(repr((probe, self._bos_id, self._end_of_text_id, template.source)))
+
+    def encode(self, documents: list[Document]) -> list[Ids]:
+        texts = [document.text for document in documents if document.text is not None]
+        encoded = iter(self._tokenizer.encode_batch(texts))
+        return [
+            np.array(self._encode_chat(document) if document.text is None else self._frame(next(encoded), document))
+            for document in documents
+        ]
+
+    def _frame(self, ids: list[int], document: Document) -> list[int]:
+        return [self._bos_id, *ids, self._end_of_text_id] if document.ends else [self._bos_id, *ids]
+
+    def _encode_chat(self, document: Document) -> list[int]:
+        try:
+            return encode_chat(self._tokenizer, self._template, document.messages or [], add_generation_prompt=False)
+        except TokenizerError as fault:
+            raise DataError(f"{document.key} of {document.source} cannot be encoded: {fault}") from None

@@ -1,0 +1,196 @@
+"""Where documents come from: local shards (JSONL, parquet, plain text) or a Hugging Face dataset, one interface.
+
+A source is a fixed list of shards; `documents(shard)` streams one of them in file order. Nothing here shuffles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from mobilemoe.chat import Message, check_messages
+from mobilemoe.data.shards import read_json_lines, read_parquet, read_text, shard_kind
+from mobilemoe.errors import DataError, MissingExtraError, TokenizerError
+
+if TYPE_CHECKING:
+    from mobilemoe.data.config import SourceConfig
+
+Split = Literal["train", "heldout"]
+SPLITS: tuple[Split, ...] = ("train", "heldout")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text or a conversation, whole or (after cutting) one piece of a text.
+
+    Exactly one of `text` and `messages` is set. `source` is the document's own origin (a book, a file), `key` says
+    where it was read (`file:line`), `ends` is false for a piece that is followed by more of the same document.
+    """
+
+    text: str | None
+    messages: list[Message] | None
+    source: str
+    key: str
+    license: str = ""
+    ends: bool = True
+
+
+class Source(Protocol):
+    """A list of shards that can be read one by one, any number of times, always with the same result."""
+
+    @property
+    def shards(self) -> Sequence[str]: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the shards do; a saved position means nothing in another set of shards."""
+
+    def documents(self, shard: int) -> Iterator[Document]: ...
+
+
+class LocalSource:
+    """The files below `root` that match one of the glob patterns, in sorted order, one shard each.
+
+    Raises DataError if a pattern matches nothing or a file is of an unknown kind.
+    """
+
+    def __init__(self, root: Path, patterns: str | Sequence[str], text_field: str = "text") -> None:
+        self._root = root
+        self._text_field = text_field
+        found: set[Path] = set()
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+                raise DataError(f"the pattern {pattern!r} leaves the data folder: write it relative to {root}")
+            matches = [path for path in root.glob(pattern) if path.is_file()]
+            if not matches:
+                raise DataError(f"no file matches {pattern!r} in {root}: check data.path and the pattern")
+            found.update(matches)
+        self.shards = sorted(path.relative_to(root).as_posix() for path in found)
+        for shard in self.shards:
+            shard_kind(shard)  # an unknown kind is a mistake to hear of now, not hours into a run
+        sizes = [f"{shard}\0{(root / shard).stat().st_size}" for shard in self.shards]
+        self.fingerprint = digest("\n".join([text_field, *sizes]))
+
+    def documents(self, shard: int) -> Iterator[Document]:
+        """The documents of one file, in file order. Raises DataError that names the file and line."""
+        name = self.shards[shard]
+        path = self._root / name
+        kind = shard_kind(name)
+        if kind == "text":
+            text = read_text(path)
+            if text.strip():
+                yield Document(text, None, source=name, key=name)
+            return
+        wanted = (self._text_field, "messages", "source", "license")
+        rows = read_json_lines(path) if kind == "jsonl" else read_parquet(path, wanted)
+        for number, row in rows:
+            yield from _documents_of_row(row, self._text_field, f"{name}:{number}", str(path))
+
+
+class HubSource:
+    """A Hugging Face dataset, streamed; its shards are those that `datasets` reports.
+
+    Raises MissingExtraError without `datasets`, DataError if the dataset cannot be opened or read.
+    """
+
+    def __init__(
+        self,
+        hub: str,
+        subset: str | None = None,
+        split: str = "train",
+        data_files: str | list[str] | None = None,
+        text_field: str = "text",
+    ) -> None:
+        try:
+            import datasets  # type: ignore[import-untyped]
+        except ImportError:
+            raise MissingExtraError(f"reading {hub} from the Hugging Face Hub", "hf") from None
+        self._hub = hub
+        self._text_field = text_field
+        try:
+            self._dataset: Any = datasets.load_dataset(hub, subset, split=split, data_files=data_files, streaming=True)
+            count = int(self._dataset.num_shards)
+        except Exception as fault:  # `datasets` passes on whatever its builders, fsspec and the network raise
+            raise DataError(f"the dataset {hub} ({split}) cannot be opened: {_first_line(fault)}") from fault
+        self.shards = [f"{hub}/{subset or 'default'}/{split}-{index:05d}" for index in range(count)]
+        self.fingerprint = digest(json.dumps([hub, subset, split, data_files, text_field, count]))
+
+    def documents(self, shard: int) -> Iterator[Document]:
+        """The documents of one shard, in stored order. Raises DataError that names the dataset and row."""
+        name = self.shards[shard]
+        rows = iter(self._dataset.shard(num_shards=len(self.shards), index=shard))
+        number = 0
+        while True:
+            number += 1
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except Exception as fault:  # as above
+                raise DataError(f"{name}, row {number}, cannot be read: {_first_line(fault)}") from fault
+            yield from _documents_of_row(row, self._text_field, f"{name}:{number}", name)
+
+
+def open_source(config: SourceConfig, root: Path) -> Source:
+    """The source that a recipe names; local patterns are looked up below `root`."""
+    if config.hub:
+        return HubSource(config.hub, config.subset, config.hub_split, config.data_files, config.text_field)
+    assert config.files  # the config's own rule: files or hub
+    return LocalSource(root, config.files, config.text_field)
+
+
+def is_held_out(document: Document, fraction: float) -> bool:
+    """Whether a document belongs to the held-out split: a stable hash below `fraction`.
+
+    Texts are told apart by `source`, so all pieces of a book fall on one side. Conversations are told apart by what
+    is asked (every message that is not the assistant's): the same question with another answer is on the same side.
+    """
+    key = document.source
+    if document.messages is not None:
+        asked = [[m["role"], m["content"]] for m in document.messages if m["role"] != "assistant"]
+        key = json.dumps(asked, ensure_ascii=False)
+    return int(digest(key), 16) < fraction * 2**64
+
+
+def digest(text: str) -> str:
+    """A hash of 64 bits as 16 hex digits, the same in every process and on every machine."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _documents_of_row(row: Any, text_field: str, key: str, where: str) -> Iterator[Document]:
+    """The document of one row, or nothing if its text is blank (empty modules are common and teach nothing)."""
+    place = f"{where}, line {key.rpartition(':')[2]},"
+    if not isinstance(row, dict):
+        raise DataError(f"{place} holds a JSON {type(row).__name__}, not an object with {text_field!r} or 'messages'")
+    messages = None if row.get("messages") is None else _clean_messages(row["messages"], place)
+    text = row.get(text_field) if messages is None else None
+    source = row.get("source") or key
+    if not isinstance(source, str):
+        raise DataError(f"{place} has a 'source' that is not a string")
+    if messages is None and not isinstance(text, str):
+        raise DataError(f"{place} has neither a string {text_field!r} nor 'messages': name the field with text_field")
+    try:
+        for string in (source, text or "", *(message["content"] for message in messages or [])):
+            string.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{place} holds half a surrogate pair, which is no character: encode the file again") from None
+    if messages is not None or (text and not text.isspace()):
+        yield Document(text, messages, source, key, str(row.get("license") or ""))
+
+
+def _clean_messages(messages: Any, place: str) -> list[Message]:
+    """Messages with only the keys that are set: parquet gives every message every key, most of them None."""
+    try:
+        if isinstance(messages, list) and all(isinstance(message, dict) for message in messages):
+            messages = [{key: text for key, text in message.items() if text is not None} for message in messages]
+        return list(check_messages(messages))
+    except TokenizerError as fault:
+        raise DataError(f"{place} has no usable conversation: {fault}") from None
+
+
+def _first_line(fault: Exception) -> str:
+    return (str(fault).splitlines() or [type(fault).__name__])[0]

@@ -1,0 +1,49 @@
+"""Train a small byte-level BPE that stock runtimes know as "llama-bpe"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from tokenizers import models, pre_tokenizers, trainers
+
+from mobilemoe.errors import TokenizerError
+from mobilemoe.tokenizer import SPECIAL_NAMES, Tokenizer, add_specials, byte_level
+
+BYTES = 256
+
+
+def train_tokenizer(
+    texts: Iterator[str], vocab_size: int, *, on_progress: Callable[[int], None] | None = None
+) -> Tokenizer:
+    """A tokenizer of exactly `vocab_size` ids: 256 bytes, merges learnt from `texts`, then `SPECIAL_NAMES`.
+
+    `on_progress` hears the UTF-8 bytes read so far after each text. The same texts give the same tokenizer.
+    Raises TokenizerError if `vocab_size` leaves no room for a merge or the texts hold too few pairs to reach it.
+    """
+    smallest = BYTES + len(SPECIAL_NAMES) + 1
+    if vocab_size < smallest:
+        raise TokenizerError(f"vocab_size is {vocab_size}, but bytes, special names and one merge need {smallest}")
+    # llama-bpe runtimes look a whole word up before they merge; this keeps our ids equal to theirs.
+    backend = byte_level(models.BPE(ignore_merges=True))
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIAL_NAMES),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_counted(texts, on_progress), trainer)
+    add_specials(backend, SPECIAL_NAMES)
+    tokenizer = Tokenizer(backend)
+    if tokenizer.vocab_size != vocab_size:
+        raise TokenizerError(
+            f"the text is too small for {vocab_size} ids: it came to {tokenizer.vocab_size}; give more or fewer ids"
+        )
+    return tokenizer
+
+
+def _counted(texts: Iterator[str], on_progress: Callable[[int], None] | None) -> Iterator[str]:
+    seen = 0
+    for text in texts:
+        yield text
+        seen += len(text.encode())
+        if on_progress is not None:
+            on_progress(seen)

@@ -1,0 +1,62 @@
+"""Losses: next-token cross-entropy without the whole logits in memory, and the router's z-loss.
+
+N tokens, D hidden, V vocabulary, E experts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mobilemoe.model.router import Routing
+
+IGNORED = -100  # a target that is no target: the end of a document, or padding
+CHUNK = 512  # tokens whose logits exist at a time: 33 MB in fp32 at a 16k vocabulary
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies; the gradients are made beside the loss, chunk by chunk, so no logits are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
+        loss = torch.zeros((), dtype=torch.float64, device=x_ND.device)
+        dx_ND = torch.zeros_like(x_ND)
+        compute_VD = head_VD.to(x_ND.dtype)
+        dhead_VD = torch.zeros_like(head_VD)
+        for start in range(0, len(x_ND), CHUNK):
+            x_CD, targets_C = x_ND[start : start + CHUNK], targets_N[start : start + CHUNK]
+            kept_C = targets_C != IGNORED
+            logits_CV = (x_CD @ compute_VD.t()).to(head_VD.dtype)
+            log_sum_C = logits_CV.logsumexp(dim=-1)
+            rows_C = torch.arange(len(targets_C), device=x_ND.device)
+            safe_C = targets_C.clamp(min=0)
+            loss += ((log_sum_C - logits_CV[rows_C, safe_C]) * kept_C).sum()
+            # d loss / d logits = softmax - one hot, where there is a target
+            grad_CV = logits_CV.sub_(log_sum_C.unsqueeze(1)).exp_()
+            grad_CV[rows_C, safe_C] -= 1
+            grad_CV = grad_CV.mul_(kept_C.unsqueeze(1)).to(x_ND.dtype)
+            dx_ND[start : start + CHUNK] = grad_CV @ compute_VD
+            dhead_VD += grad_CV.t() @ x_CD
+        ctx.save_for_backward(dx_ND, dhead_VD)
+        return loss.to(head_VD.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        dx_ND, dhead_VD = ctx.saved_tensors
+        return dx_ND * grads[0].to(dx_ND.dtype), dhead_VD * grads[0], None
+
+
+def cross_entropy_sum(x_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """Sum over tokens of -log softmax(x head^T)[target], in nats; targets of -100 count nothing.
+
+    The logits are computed in the dtype of x and summed up in that of the head.
+    """
+    result: Tensor = _ChunkedCrossEntropy.apply(x_ND, head_VD, targets_N)
+    return result
+
+
+def router_z_loss(routings: list[Routing]) -> Tensor:
+    """Mean over tokens of logsumexp(router logits)^2, summed over layers: keeps the logits small."""
+    return torch.stack([routing.logits_NE.logsumexp(dim=-1).square().mean() for routing in routings]).sum()

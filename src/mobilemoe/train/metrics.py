@@ -1,0 +1,100 @@
+"""What a run reports: one JSON line a step, a progress bar or plain lines, and a picture of the loss."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mobilemoe.errors import MissingExtraError
+from mobilemoe.files import atomic_file, write_atomic
+
+PLAIN_EVERY = 10  # steps between lines where there is no terminal
+
+
+class MetricsLog:
+    """metrics.jsonl of a run; opening it at `step` forgets what a killed run wrote after its last checkpoint."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        rows = [row for row in read_metrics(path) if row["step"] <= step]
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._handle = path.open("a")
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._handle.write(json.dumps(row) + "\n")
+        self._handle.flush()
+
+    def close(self) -> None:
+        self._handle.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows written so far; a last line that was cut short is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+class ProgressReport:
+    """A bar on a terminal, a line every few steps elsewhere; on standard error, so that output stays clean."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        self._steps, self._console = steps, Console(stderr=True)
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=self._console)
+            self._task = self._bar.add_task("training", total=steps, completed=done)
+            self._bar.start()
+
+    def update(self, row: dict[str, Any], eta_seconds: float) -> None:
+        text = (
+            f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tok/s  "
+            f"load cv {row['load_variation']:.2f}  dead {row['dead_experts']}"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=row["step"], description=text)
+        elif row["step"] % PLAIN_EVERY == 0 or row["step"] == self._steps:
+            self._console.print(f"step {row['step']}/{self._steps}  {text}  eta {eta_seconds:,.0f} s", highlight=False)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def draw_loss(rows: list[dict[str, Any]], path: Path) -> None:
+    """Loss and expert load over tokens, as a PNG."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("drawing the loss curve", "train") from None
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss_axes, load_axes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    tokens = [row["tokens"] / 1e6 for row in rows]
+    losses = [row["loss"] for row in rows]
+    width = max(1, len(rows) // 50)
+    smooth = [sum(losses[max(0, i - width + 1) : i + 1]) / (i + 1 - max(0, i - width + 1)) for i in range(len(losses))]
+    loss_axes.plot(tokens, losses, color="0.8", linewidth=0.8, label="each step")
+    loss_axes.plot(tokens, smooth, color="tab:blue", label=f"mean of {width} steps")
+    loss_axes.set_ylabel("loss (nats per token)")
+    loss_axes.legend()
+    load_axes.plot(tokens, [row["load_variation"] for row in rows], color="tab:orange", linewidth=0.8)
+    load_axes.set_ylabel("expert load\nstd / mean")
+    load_axes.set_xlabel("tokens (millions)")
+    for axes in (loss_axes, load_axes):
+        axes.grid(alpha=0.3)
+    with atomic_file(path) as handle:
+        figure.savefig(handle, format="png", dpi=120)

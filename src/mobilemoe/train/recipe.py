@@ -1,0 +1,124 @@
+"""Recipes: one TOML file says which model is trained on what, how long and how; `--set` changes single entries."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mobilemoe.data.config import DataConfig
+from mobilemoe.errors import ConfigError, UsageError
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelTable(_Table):
+    """A preset's name, and ModelConfig fields to change in it."""
+
+    preset: str
+    changes: dict[str, Any] = Field(default_factory=dict)
+
+
+class TokenizerTable(_Table):
+    """A folder with a tokenizer, or the name of a bundled model."""
+
+    path: str
+
+
+class TrainTable(_Table):
+    """The loop's numbers (SPEC section 5). Batches are in rows of `sequence_length` tokens; rates are per step."""
+
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    micro_batch_size: int | None = Field(default=None, gt=0)
+    sequence_length: int = Field(ge=2)
+    learning_rate: float = Field(gt=0)
+    final_learning_rate: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    schedule: Literal["cosine", "linear"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = Field(default=0.1, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    z_loss: float = Field(default=1e-4, ge=0)
+    balance_rate: float = Field(default=1e-3, ge=0)
+    capacity_factor: float | None = Field(default=None, gt=0)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    seed: int = 0
+    threads: int | None = Field(default=None, gt=0)
+    checkpoint_every: int = Field(default=500, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0)
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> TrainTable:
+        if self.batch_size % (self.micro_batch_size or self.batch_size):
+            raise ValueError(
+                f"batch_size is {self.batch_size}, not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        return self
+
+
+class Recipe(_Table):
+    """A whole recipe. `name` is the run's folder below `runs/` unless another is given."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    model: ModelTable
+    tokenizer: TokenizerTable
+    data: DataConfig
+    train: TrainTable
+
+
+def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Reads a recipe and applies overrides such as "train.steps=200" (the value is TOML, or else text).
+
+    A relative data.path or tokenizer.path means the recipe's folder where the file says it, and the current folder
+    where an override does. Raises ConfigError naming the entry, UsageError for an override that is no entry=value.
+    """
+    path = Path(path)
+    try:
+        tables = tomllib.loads(path.read_text())
+    except OSError as fault:
+        raise ConfigError(f"the recipe {path} cannot be read: {fault.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise ConfigError(f"the recipe {path} is not valid TOML: {fault}") from None
+    _resolve_paths(tables, path.parent)
+    for override in overrides:
+        _override(tables, override)
+    _resolve_paths(tables, Path.cwd())
+    try:
+        return Recipe.model_validate(tables)
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        entry = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{path}: {entry or 'the recipe'}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _resolve_paths(tables: dict[str, Any], root: Path) -> None:
+    """Makes the two paths absolute; a tokenizer's that is no folder below `root` stays, being a bundled name."""
+    for table, must_exist in (("data", False), ("tokenizer", True)):
+        entry = tables.get(table)
+        if isinstance(entry, dict) and isinstance(entry.get("path"), str):
+            resolved = (root / entry["path"]).resolve()
+            if resolved.is_dir() or not must_exist:
+                entry["path"] = str(resolved)
+
+
+def _override(tables: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    *parents, last = name.strip().split(".")
+    if not equals or not all((*parents, last)):
+        raise UsageError(f"--set {override!r} is not ENTRY=VALUE, such as train.steps=200")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    table = tables
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise UsageError(f"--set {override!r}: {parent} is not a table of the recipe")
+    table[last] = value

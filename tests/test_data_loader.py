@@ -1,0 +1,239 @@
+"""Promises of data.loader: resumed runs see the same batches, proportions hold, another state is refused."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mobilemoe.chat import ChatTemplate
+from mobilemoe.data import loader as loader_module
+from mobilemoe.data import stream as stream_module
+from mobilemoe.data.config import DataConfig
+from mobilemoe.data.loader import PackedLoader
+from mobilemoe.data.mixture import build_mixture
+from mobilemoe.data.packing import NO_TARGET
+from mobilemoe.errors import DataError
+
+BOS, END, HEADER, HEADER_END, EOT = range(256, 261)
+NAMES = {"<|begin_of_text|>": BOS, "<|header_start|>": HEADER, "<|header_end|>": HEADER_END, "<|eot|>": EOT}
+WEIGHTS = {"books": 0.5, "code": 0.3, "chat": 0.2}
+
+
+class ByteTokenizer:
+    """A token is a byte: enough to tell what the loader does with the ids."""
+
+    bos_id: int | None = BOS
+    end_of_text_id = END
+    special_pattern = re.compile(f"({'|'.join(map(re.escape, NAMES))})")
+
+    def encode(self, text, *, bos=False, special=False):
+        return [NAMES[text]] if special else list(text.encode())
+
+    def encode_batch(self, texts):
+        return [list(text.encode()) for text in texts]
+
+
+def write_corpus(folder):
+    def write(name, rows):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    for shard in range(3):
+        books = [f"Book {shard}.{n}. " + " ".join(map(str, range(n * 40))) for n in range(8)]
+        write(f"books-{shard}.jsonl", [{"text": text, "source": text[:9]} for text in books])
+    write("code-0.jsonl", [{"text": f"def f{n}():\n    return {n}\n" * 9, "source": f"{n}.py"} for n in range(60)])
+    chats = [(f"What is {n} + {n}?", f"{n} + {n} is {n + n}.") for n in range(90)]
+    roles = ("user", "assistant")
+    write(
+        "chat-0.jsonl",
+        [{"messages": [{"role": r, "content": c} for r, c in zip(roles, chat, strict=True)]} for chat in chats],
+    )
+
+
+def make_config(**changes):
+    mixture = [{"name": n, "files": f"{n}-*.jsonl", "weight": w} for n, w in WEIGHTS.items()]
+    return DataConfig(**{"path": "data", "seed": 3, "holdout": 0.1, "piece_chars": 300, "mixture": mixture} | changes)
+
+
+def open_loader(root, tokenizer=None, batch_size=2, sequence_length=64, split="train", **changes):
+    mixture = build_mixture(make_config(**changes), root, split)
+    tokenizer = tokenizer or ByteTokenizer()
+    return PackedLoader(mixture, tokenizer, ChatTemplate(), batch_size=batch_size, sequence_length=sequence_length)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream_module, "BLOCK_PIECES", 32)
+    monkeypatch.setattr(loader_module, "READ_AHEAD", 7)
+    (tmp_path / "data").mkdir()
+    write_corpus(tmp_path / "data")
+    return tmp_path
+
+
+def assert_same(left, right):
+    for a, b in zip(left, right, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("sequence_length", [2, 64, 1000])
+def test_a_loader_resumes_bit_for_bit_anywhere(root, sequence_length):
+    loader = open_loader(root, sequence_length=sequence_length)
+    steps = 60_000 // (2 * sequence_length) if sequence_length > 2 else 400
+    states, batches, counts = [], [], []
+    for _ in range(steps):
+        states.append(json.loads(json.dumps(loader.state_dict())))
+        counts.append({name: count["tokens"] for name, count in loader.counts.items()})
+        batches.append(next(loader))
+    assert any(state["open_piece"] for state in states)
+    assert all(len(json.dumps(state)) < 2000 for state in states)
+    starts = np.random.default_rng(0).choice(steps - 5, 12, replace=False)
+    for start in [0, *starts.tolist()]:
+        again = open_loader(root, sequence_length=sequence_length)
+        again.load_state_dict(states[start])
+        assert again.state_dict() == states[start]
+        assert {name: count["tokens"] for name, count in again.counts.items()} == counts[start]
+        for batch in batches[start : start + 5]:
+            assert_same(next(again), batch)
+
+
+def test_a_used_loader_can_go_back(root):
+    loader = open_loader(root)
+    next(loader)
+    state = loader.state_dict()
+    after = [next(loader) for _ in range(20)]
+    loader.load_state_dict(state)
+    for batch in after:
+        assert_same(next(loader), batch)
+
+
+def test_epochs_repeat_and_are_counted(root):
+    loader = open_loader(root, batch_size=8, sequence_length=1000)
+    for _ in range(20):
+        next(loader)
+    assert all(count["epochs"] >= 1 for count in loader.counts.values())
+
+
+def test_read_ahead_changes_no_batch(root, monkeypatch):
+    few = [next(loader) for loader in [open_loader(root)] for _ in range(30)]
+    monkeypatch.setattr(loader_module, "READ_AHEAD", 50)
+    many = [next(loader) for loader in [open_loader(root)] for _ in range(30)]
+    for a, b in zip(few, many, strict=True):
+        assert_same(a, b)
+
+
+def test_tokens_come_in_the_proportions_of_the_weights(root):
+    loader = open_loader(root, batch_size=8, sequence_length=1000)
+    for _ in range(20):
+        next(loader)
+    total = sum(count["tokens"] for count in loader.counts.values())
+    for name, weight in WEIGHTS.items():
+        assert abs(loader.counts[name]["tokens"] / total - weight) < 0.01
+
+
+def test_every_segment_is_one_framed_document(root):
+    loader = open_loader(root, batch_size=1, sequence_length=20_000)
+    batch = next(loader)
+    tokens, segments = batch.tokens_BT[0], batch.segments_BT[0]
+    assert batch.tokens_BT.shape == (1, 20_000)
+    assert all(array.dtype == np.int64 for array in batch)
+    seen = set()
+    for number in range(segments[-1]):  # the last one is cut by the row's end
+        ids = tokens[segments == number].tolist()
+        assert ids[0] == BOS
+        assert BOS not in ids[1:]
+        if HEADER in ids:
+            assert ids[-1] == EOT
+            assert ids.count(HEADER) == ids.count(HEADER_END) == 2
+            seen.add("chat")
+        else:
+            assert END not in ids[:-1]
+            seen.add("whole" if ids[-1] == END else "piece")
+    assert seen == {"chat", "whole", "piece"}
+    crossing = batch.targets_BT[0] != NO_TARGET
+    np.testing.assert_array_equal(batch.targets_BT[0][:-1][crossing[:-1]], tokens[1:][crossing[:-1]])
+    assert not crossing[:-1][segments[1:] != segments[:-1]].any()
+
+
+SCRIPT = """
+import hashlib, sys
+sys.path.insert(0, sys.argv[1])
+from test_data_loader import open_loader
+loader = open_loader(sys.argv[2])
+print(hashlib.sha256(b"".join(next(loader).tokens_BT.tobytes() for _ in range(40))).hexdigest())
+"""
+
+
+def test_every_process_sees_the_same_batches(root, request):
+    command = [sys.executable, "-c", SCRIPT, str(request.path.parent), str(root)]
+    found = {
+        subprocess.run(
+            command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("0", "1")
+    }
+    assert len(found) == 1
+    assert found != {""}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 4}, "seed was 3 and is 4"),
+        ({"sequence_length": 32}, "sequence_length was 64 and is 32"),
+        ({"split": "heldout"}, "split was 'train' and is 'heldout'"),
+        ({"holdout": 0.2}, "holdout was 0.1"),
+        ({"piece_chars": 200}, "piece_chars was 300"),
+        ({"mixture": [{"name": "books", "files": "books-*", "weight": 1}]}, "source chat was .* and is None"),
+        ({"mixture": [{"name": n, "files": f"{n}-*", "weight": 1} for n in WEIGHTS]}, "source books was .*share 0.5"),
+    ],
+)
+def test_a_state_of_other_data_is_refused_with_the_difference(root, changes, said):
+    state = open_loader(root).state_dict()
+    with pytest.raises(DataError, match=said):
+        open_loader(root, **changes).load_state_dict(state)
+
+
+def test_a_state_of_another_tokenizer_or_changed_files_is_refused(root):
+    class Shifted(ByteTokenizer):
+        def encode_batch(self, texts):
+            return [[255 - byte for byte in text.encode()] for text in texts]
+
+    state = open_loader(root).state_dict()
+    with pytest.raises(DataError, match="tokenizer was"):
+        open_loader(root, tokenizer=Shifted()).load_state_dict(state)
+    (root / "data" / "books-9.jsonl").write_text('{"text": "new"}\n')
+    with pytest.raises(DataError, match=r"source books was '3 shards.* and is '4 shards"):
+        open_loader(root).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"version": 0},
+        {"positions": {}},
+        {"tokens": None},
+        {"open_piece": {"source": "nobody", "used": 1}},
+        {"open_piece": {"source": "code", "used": 10**6}},
+        {"positions": {name: [0, 99, 0, 0] for name in WEIGHTS}},
+    ],
+)
+def test_a_damaged_state_is_an_error(root, damage):
+    loader = open_loader(root)
+    next(loader)
+    with pytest.raises(DataError, match=r"damaged|not one that this version wrote"):
+        open_loader(root).load_state_dict({**loader.state_dict(), **damage})
+
+
+def test_a_tokenizer_without_the_control_tokens_is_refused(root):
+    tokenizer = ByteTokenizer()
+    tokenizer.bos_id = None
+    with pytest.raises(DataError, match="no begin-of-text"):
+        open_loader(root, tokenizer=tokenizer)
+
+
+def test_a_batch_must_hold_something(root):
+    with pytest.raises(DataError, match="too small"):
+        open_loader(root, batch_size=0)
