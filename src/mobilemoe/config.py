@@ -56,6 +56,16 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not _is_finite(value) or value <= 0:
+                raise ConfigError(f"rope_scaling.{name} is {value!r}, not a positive number")
+        if self.low_freq_factor > self.high_freq_factor:
+            raise ConfigError(
+                f"rope_scaling.low_freq_factor is {self.low_freq_factor}, "
+                f"but must not be larger than high_freq_factor {self.high_freq_factor}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -100,6 +110,14 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        # One form for what means the same, so that equal models are equal configs.
+        types = tuple(self.layer_types)
+        all_full = len(types) == self.num_hidden_layers and all(kind == FULL for kind in types)
+        object.__setattr__(self, "layer_types", () if all_full else types)
+        object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
+        for name in _FLOAT_KEYS:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
         _check_rules(self)
 
     @property
@@ -127,52 +145,50 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], name: str = "config.json") -> Self:
         """Builds the config that a `config.json` object describes; `name` is for messages."""
-        for key, value in _FIXED.items():
-            if key not in _FREE and raw.get(key, value) != value:
-                raise ConfigError(f"{name}: {key} is {raw[key]!r}, but only {value!r} is supported")
-        if any(rope != 1 for rope in raw.get("no_rope_layers") or ()):
-            raise ConfigError(f"{name}: no_rope_layers is not all 1, but every layer must have RoPE")
-        known = {
-            entry.name: entry for entry in fields(cls) if entry.name not in ("raw", "expert_group_axis", "qk_norm")
-        }
-        values = {key: raw[key] for key in known if key in raw}
-        if values.get("layer_types", ()) is None:
-            del values["layer_types"]
-        for key, entry in known.items():
-            if key not in values and entry.default is MISSING and entry.default_factory is MISSING:
-                raise ConfigError(f"{name}: {key} is missing")
-        values["qk_norm"] = raw.get("qk_norm", "head" if raw.get("use_qk_norm", True) else "none")
-        values["rope_scaling"] = _read_rope_scaling(raw.get("rope_scaling"), name)
-        values["expert_group_axis"] = _read_group_axis(raw.get("quantization"), name)
-        eos = values.get("eos_token_id", ())
-        values["eos_token_id"] = (eos,) if isinstance(eos, int) else tuple(eos or ())
-        for key in ("rms_norm_eps", "rope_theta", "routed_scaling_factor", "attention_scale"):
-            if isinstance(values.get(key), int) and not isinstance(values[key], bool):
-                values[key] = float(values[key])
-        types = tuple(values.pop("layer_types", ()))
-        values["layer_types"] = () if len(types) == values["num_hidden_layers"] and set(types) == {FULL} else types
         try:
-            return cls(**values, raw=dict(raw))
+            return cls._parse(raw)
         except ConfigError as fault:
             raise ConfigError(f"{name}: {fault}") from None
 
+    @classmethod
+    def _parse(cls, raw: Mapping[str, Any]) -> Self:
+        if not isinstance(raw, Mapping):
+            raise ConfigError(f"the config is {raw!r}, not an object")
+        for key, value in _FIXED.items():
+            if key not in _FREE and raw.get(key, value) != value:
+                raise ConfigError(f"{key} is {raw[key]!r}, but only {value!r} is supported")
+        if any(rope != 1 for rope in _read_list(raw, "no_rope_layers")):
+            raise ConfigError("no_rope_layers is not all 1, but every layer must have RoPE")
+        own = ("raw", "expert_group_axis", "qk_norm", "rope_scaling", "layer_types", "eos_token_id")
+        known = {entry.name: entry for entry in fields(cls) if entry.name not in own}
+        values = {key: raw[key] for key in known if key in raw}
+        for key, entry in known.items():
+            if key not in values and entry.default is MISSING:
+                raise ConfigError(f"{key} is missing")
+        has_norm = raw.get("use_qk_norm", True)
+        if not isinstance(has_norm, bool):
+            raise ConfigError(f"use_qk_norm is {has_norm!r}, neither true nor false")
+        values["qk_norm"] = raw.get("qk_norm", "head" if has_norm else "none")
+        values["rope_scaling"] = _read_rope_scaling(raw.get("rope_scaling"))
+        values["expert_group_axis"] = _read_group_axis(raw.get("quantization"))
+        values["layer_types"] = _read_list(raw, "layer_types")
+        eos = raw.get("eos_token_id")
+        values["eos_token_id"] = (eos,) if isinstance(eos, int) else _read_list(raw, "eos_token_id")
+        return cls(**values, raw=dict(raw))
+
     def to_dict(self) -> dict[str, Any]:
-        """The `config.json` object: what was read, in its order, with only what differs replaced or added."""
-        out = dict(self.raw)
-        unquantized = "quantization" in out and not self.is_quantized
-        if unquantized:
-            del out["quantization"]
-        defaults = {entry.name: entry.default for entry in fields(self)}
-        for key, value in self._canonical().items():
-            if key in out:
-                if out[key] != value and not (key in _FREE or _same_eos(key, out[key], value)):
-                    out[key] = value
-            elif not self.raw or key not in defaults or value != defaults[key]:
-                if self.raw and key in (*_FIXED, "no_rope_layers", "layer_types", "use_qk_norm"):
-                    continue  # absent in the file that was read, and absent means just this
-                if key in ("quantization", "rope_scaling") and value is None:
-                    continue
-                out[key] = value
+        """The `config.json` object: what was read, in its order, with only what has changed since replaced or added."""
+        canonical = self._canonical()
+        if not self.raw:
+            return canonical
+        out, read = dict(self.raw), self._parse(self.raw)
+        for entry in fields(self):
+            if entry.compare and getattr(self, entry.name) != getattr(read, entry.name):
+                for key in _KEYS_OF.get(entry.name, (entry.name,)):
+                    if key in canonical:
+                        out[key] = canonical[key]
+                    else:
+                        out.pop(key, None)
         return out
 
     def _canonical(self) -> dict[str, Any]:
@@ -235,45 +251,60 @@ _EXTENSION_KEYS = (
     "header_start_token_id",
     "header_end_token_id",
 )
+_FLOAT_KEYS = ("routed_scaling_factor", "attention_scale", "rms_norm_eps", "rope_theta")
+# Fields that are written under other keys than their names, or under more than one.
+_KEYS_OF = {
+    "num_hidden_layers": ("num_hidden_layers", "no_rope_layers", "layer_types"),
+    "qk_norm": ("use_qk_norm", "qk_norm"),
+    "expert_group_axis": ("quantization",),
+}
 
 
-def _same_eos(key: str, written: Any, value: Any) -> bool:
-    """A single eos id may be a bare number in a file that others wrote."""
-    return key == "eos_token_id" and [written] == value
+def _is_finite(value: Any) -> bool:
+    """Whether this is a number that a float can hold."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
-def _read_rope_scaling(raw: Mapping[str, Any] | None, name: str) -> RopeScaling | None:
+def _read_list(raw: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+    value = raw.get(key)
+    if value is not None and not isinstance(value, list | tuple):
+        raise ConfigError(f"{key} is {value!r}, not a list")
+    return tuple(value or ())
+
+
+def _read_rope_scaling(raw: Any) -> RopeScaling | None:
     if raw is None:
         return None
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"rope_scaling is {raw!r}, not an object")
     kind = raw.get("rope_type", raw.get("type"))
     if kind == "default":
         return None
     if kind != "llama3":
-        raise ConfigError(f"{name}: rope_scaling.rope_type is {kind!r}, but only 'llama3' is supported")
+        raise ConfigError(f"rope_scaling.rope_type is {kind!r}, but only 'llama3' is supported")
     try:
-        values = {entry.name: raw[entry.name] for entry in fields(RopeScaling)}
+        return RopeScaling(**{entry.name: raw[entry.name] for entry in fields(RopeScaling)})
     except KeyError as missing:
-        raise ConfigError(f"{name}: rope_scaling.{missing.args[0]} is missing") from None
-    for key, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ConfigError(f"{name}: rope_scaling.{key} is {value!r}, not a positive number")
-    if values["low_freq_factor"] > values["high_freq_factor"]:
-        raise ConfigError(f"{name}: rope_scaling.low_freq_factor is larger than high_freq_factor")
-    return RopeScaling(**values)
+        raise ConfigError(f"rope_scaling.{missing.args[0]} is missing") from None
 
 
-def _read_group_axis(raw: Mapping[str, Any] | None, name: str) -> GroupAxis | None:
+def _read_group_axis(raw: Any) -> GroupAxis | None:
     if raw is None:
         return None
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"quantization is {raw!r}, not an object")
     for key, value in _QUANTIZATION.items():
         if raw.get(key, value) != value:
-            raise ConfigError(f"{name}: quantization.{key} is {raw[key]!r}, but only {value!r} is supported")
+            raise ConfigError(f"quantization.{key} is {raw[key]!r}, but only {value!r} is supported")
     text = raw.get("expert_group_axis", EXPERT_GROUP_AXIS["out"])
     for axis, words in EXPERT_GROUP_AXIS.items():
         if text in (axis, words):
             return axis  # type: ignore[return-value]
     known = " nor ".join(map(repr, EXPERT_GROUP_AXIS.values()))
-    raise ConfigError(f"{name}: quantization.expert_group_axis is {text!r}, neither {known}")
+    raise ConfigError(f"quantization.expert_group_axis is {text!r}, neither {known}")
 
 
 def _check_types(config: ModelConfig) -> None:
@@ -285,11 +316,15 @@ def _check_types(config: ModelConfig) -> None:
             raise ConfigError(f"{entry.name} is {value!r}, not a whole number")
         if kind.startswith("float") and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ConfigError(f"{entry.name} is {value!r}, not a number")
-        if kind.startswith("float") and not math.isfinite(value):
+        if kind.startswith("float") and not _is_finite(value):
             raise ConfigError(f"{entry.name} is {value!r}, not a finite number")
         if kind == "bool" and not isinstance(value, bool):
             raise ConfigError(f"{entry.name} is {value!r}, neither true nor false")
-        if kind.startswith("Literal") and value not in _LITERALS[entry.name]:
+        if kind.startswith("tuple") and not isinstance(value, list | tuple):
+            raise ConfigError(f"{entry.name} is {value!r}, not a list")
+        if kind.startswith("RopeScaling") and not isinstance(value, RopeScaling):
+            raise ConfigError(f"{entry.name} is {value!r}, not a RopeScaling")
+        if entry.name in _LITERALS and value not in _LITERALS[entry.name]:
             raise ConfigError(f"{entry.name} is {value!r}, not one of {', '.join(_LITERALS[entry.name])}")
 
 
@@ -297,6 +332,7 @@ _LITERALS = {
     "ffn_type": ("moe", "dense"),
     "router_score": ("sigmoid", "softmax"),
     "qk_norm": ("none", "head", "head_weight", "projection_weight"),
+    "expert_group_axis": ("in", "out"),
 }
 
 
@@ -329,10 +365,9 @@ def _check_rules(c: ModelConfig) -> None:
         raise ConfigError(
             f"layer_types has {len(c.layer_types)} entries, but num_hidden_layers is {c.num_hidden_layers}"
         )
-    if unknown := set(c.layer_types) - {FULL, SLIDING}:
-        raise ConfigError(
-            f"layer_types holds {sorted(map(str, unknown))[0]!r}, but only {FULL} and {SLIDING} are supported"
-        )
+    for kind in c.layer_types:
+        if kind not in (FULL, SLIDING):
+            raise ConfigError(f"layer_types holds {kind!r}, but only {FULL} and {SLIDING} are supported")
     if SLIDING in c.layer_types and c.sliding_window is None:
         raise ConfigError(f"layer_types holds {SLIDING}, but sliding_window is missing")
     for name in ("bos_token_id", "eot_token_id", "header_start_token_id", "header_end_token_id"):

@@ -2,12 +2,13 @@
 
 from mobilemoe.checkpoint.container import SafetensorsFile, write_safetensors
 from mobilemoe.checkpoint.convert import KindError, Report, compare, convert
-from mobilemoe.checkpoint.folder import Checkpoint, save_checkpoint
+from mobilemoe.checkpoint.folder import Checkpoint, Format, save_checkpoint
 from mobilemoe.checkpoint.layout import Weight, tensor_table, weights
 from mobilemoe.checkpoint.synthetic import write_random
 
 __all__ = [
     "Checkpoint",
+    "Format",
     "KindError",
     "Report",
     "SafetensorsFile",

@@ -140,7 +140,8 @@ class Checkpoint:
     def _find_per_expert(self) -> dict[str, dict[str, Spec]]:
         """The expert weights that this file keeps as one matrix per expert, with the tensors expected for each."""
         found: dict[str, dict[str, Spec]] = {}
-        if self.config.is_quantized or self.config.num_local_experts > len(self.tensors):
+        experts = self.config.num_hidden_layers * self.config.num_local_experts
+        if self.config.is_quantized or experts > len(self.tensors):  # false counts must not cost memory here either
             return found
         for weight in self.weights.values():
             if weight.storage == "experts" and weight.name not in self.tensors:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from tokenizers import models, pre_tokenizers, trainers
 
+from mobilemoe.data.mixture import Mixture
 from mobilemoe.errors import TokenizerError
 from mobilemoe.tokenizer import SPECIAL_NAMES, Tokenizer, add_specials, byte_level
 
@@ -38,6 +39,17 @@ def train_tokenizer(
             f"the text is too small for {vocab_size} ids: it came to {tokenizer.vocab_size}; give more or fewer ids"
         )
     return tokenizer
+
+
+def mixture_texts(mixture: Mixture, total_bytes: int) -> Iterator[str]:
+    """Texts of every source up to its share of `total_bytes`, or to the end of its first epoch."""
+    for name, stream in mixture.streams.items():
+        left = mixture.shares[name] * total_bytes
+        while left > 0 and stream.position.epoch == 0:
+            piece = next(stream)
+            text = "\n".join(m["content"] for m in piece.messages or ()) if piece.text is None else piece.text
+            left -= len(text.encode())
+            yield text
 
 
 def _counted(texts: Iterator[str], on_progress: Callable[[int], None] | None) -> Iterator[str]:

@@ -45,9 +45,7 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim if per_head else q_width, config.rms_norm_eps)
             self.k_norm = RMSNorm(config.head_dim if per_head else kv_width, config.rms_norm_eps)
 
-    def forward(
-        self, x_BTD: Tensor, rope: Tensor, mask: Tensor | None, cache: KVCache | None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, rope: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """`mask` is what `visible` gives for this layer; None means plain causal attention over x itself."""
         head_dim, eps = self.config.head_dim, self.config.rms_norm_eps
         q_BTC, k_BTC = self.q_proj(x_BTD), self.k_proj(x_BTD)

@@ -58,8 +58,8 @@ def grouped_matmul(x_PC: Tensor, weight_ECF: Tensor, load_E: Tensor) -> Tensor:
         grouped_mm = getattr(nn.functional, "grouped_mm", None) or torch._grouped_mm
         ends_E = load_E.cumsum(0).to(torch.int32)
         return grouped_mm(x_PC, weight_ECF, offs=ends_E)
-    rows = x_PC.split(load_E.tolist())
-    return torch.cat([part @ weight for part, weight in zip(rows, weight_ECF.unbind(), strict=True)])
+    pairs = zip(x_PC.split(load_E.tolist()), weight_ECF.unbind(), strict=True)
+    return torch.cat([rows @ weight for rows, weight in pairs if len(rows)])
 
 
 def capacity_experts(
@@ -81,7 +81,9 @@ def capacity_experts(
     rank_P = torch.arange(len(order_P), device=order_P.device) - first_E[sorted_P]  # place in its expert's queue
     kept_P = rank_P < capacity
     pair_Q, slot_Q = order_P[kept_P], sorted_P[kept_P] * capacity + rank_P[kept_P]
-    x_SD = x_ND.new_zeros(experts * capacity, x_ND.shape[1]).index_copy(0, slot_Q, x_ND.index_select(0, pair_Q // active))
+    x_SD = x_ND.new_zeros(experts * capacity, x_ND.shape[1]).index_copy(
+        0, slot_Q, x_ND.index_select(0, pair_Q // active)
+    )
     h_ECF = swiglu(x_SD.unflatten(0, (experts, capacity)) @ gate_up_ED2F.to(x_ND.dtype))
     out_SD = (h_ECF @ down_EFD.to(x_ND.dtype)).flatten(0, 1)
     out_PD = out_SD.new_zeros(tokens * active, x_ND.shape[1]).index_copy(0, pair_Q, out_SD.index_select(0, slot_Q))

@@ -15,7 +15,7 @@ from mobilemoe.config import ModelConfig
 
 def rope_frequencies(config: ModelConfig) -> Tensor:
     """freq_R in radians per position, float64."""
-    pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float64)
+    pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device="cpu")
     freq_R = config.rope_theta ** (-pairs / config.head_dim)
     scaling = config.rope_scaling
     if scaling is None:

@@ -16,7 +16,7 @@ from mobilemoe.model.norm import at_least_fp32
 
 @dataclass(frozen=True)
 class Routing:
-    """What the router said: logits_NE, the chosen experts_NA (best first) and their weights_NA, all but experts fp32."""
+    """What the router said: logits_NE, the chosen experts_NA (best first) and their weights_NA; numbers in fp32."""
 
     logits_NE: Tensor
     experts_NA: Tensor

@@ -17,19 +17,14 @@ import torch
 from torch import Tensor
 
 from mobilemoe.checkpoint import Checkpoint, SafetensorsFile, write_safetensors
-from mobilemoe.errors import CheckpointError, TrainError
-from mobilemoe.files import atomic_folder, read_json, write_json
+from mobilemoe.checkpoint.run_folder import step_folder, step_folders
+from mobilemoe.errors import CheckpointError, ConfigError, TrainError
+from mobilemoe.files import atomic_folder, read_json, sha256_file, write_json
 from mobilemoe.model import MobileMoE
 from mobilemoe.train.optimizer import moments, restore_moments
 
-FOLDER = "checkpoints"
-_STEP = re.compile(r"step-(\d{8})")
 _VERSION = 1
-
-
-def step_folders(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted(path for path in (run / FOLDER).glob("step-*") if _STEP.fullmatch(path.name))
+_LEFTOVER = re.compile(r"\.step-\d{8}\..+\.part")
 
 
 def save(
@@ -42,18 +37,27 @@ def save(
     keep: int,
 ) -> Path:
     """Writes the checkpoint after `step` steps with `state` (JSON values), then removes all but the newest `keep`."""
-    folder = run / FOLDER / f"step-{step:08d}"
+    folder = step_folder(run, step)
     if not folder.exists():
         with atomic_folder(folder, TrainError) as part:
             replace(model.config, expert_group_axis=None).save(part)
-            _write_tensors(part / "model.safetensors", model.state_dict())
-            _write_tensors(part / "optimizer.safetensors", moments(model, optimizer))
             write_json(part / "state.json", {"version": _VERSION, "step": step, **state})
+            _write_tensors(part / "model.safetensors", model.state_dict(), part / "config.json")
+            _write_tensors(part / "optimizer.safetensors", moments(model, optimizer), part / "state.json")
             for path in tokenizer_files:
                 shutil.copyfile(path, part / path.name)
     for old in step_folders(run)[:-keep]:
-        shutil.rmtree(old)
+        doomed = old.with_name(f".{old.name}.old.part")  # out of sight first: a half checkpoint must not be seen
+        old.rename(doomed)
+        shutil.rmtree(doomed)
     return folder
+
+
+def remove_leftovers(run: Path) -> None:
+    """Removes the checkpoints that a killed run left half written or half removed."""
+    for path in step_folder(run, 0).parent.glob(".step-*.part"):
+        if _LEFTOVER.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def restore(run: Path, model: MobileMoE, optimizer: torch.optim.AdamW) -> dict[str, Any] | None:
@@ -65,21 +69,33 @@ def restore(run: Path, model: MobileMoE, optimizer: torch.optim.AdamW) -> dict[s
     if not folders:
         return None
     folder = folders[-1]
+    state_path = folder / "state.json"
     try:
         with Checkpoint.open(folder) as checkpoint, SafetensorsFile(folder / "optimizer.safetensors") as saved:
-            if checkpoint.config != replace(model.config, expert_group_axis=None):
-                raise TrainError(f"{folder} is of another model than the recipe's: give this run another --out")
             if saved.verify() is False or not all(checkpoint.verify().values()):
                 raise CheckpointError(f"{folder} is damaged")
-            state = read_json(folder / "state.json", TrainError)
+            if checkpoint.config != replace(model.config, expert_group_axis=None):
+                raise TrainError(f"{folder} is of another model than the recipe's: give this run another --out")
+            state = read_json(state_path, CheckpointError)
+            digest = saved.metadata.get(_digest_key(state_path))
+            if digest is not None and digest != sha256_file(state_path):
+                raise CheckpointError(f"{state_path} is damaged")
+            if state.get("version") != _VERSION:
+                raise CheckpointError(f"{state_path} is of version {state.get('version')!r}, not {_VERSION}")
             model.load_weights(checkpoint.weight)
             tensors = {name: torch.from_numpy(saved.array(name).copy()) for name in saved.tensors}
             restore_moments(model, optimizer, tensors, state["step"])
-    except CheckpointError as fault:
+    except (CheckpointError, ConfigError) as fault:
         raise TrainError(f"{fault}: remove {folder} to go on from the checkpoint before it") from None
     return state
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _digest_key(companion: Path) -> str:
+    """The metadata key of a JSON file's hash in the safetensors file beside it, as `checkpoint` writes and reads it."""
+    return f"sha256:{companion.name}"
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], companion: Path) -> None:
     specs = {name: ("F32", tuple(tensor.shape)) for name, tensor in tensors.items()}
-    write_safetensors(path, specs, lambda name: tensors[name].detach().float().cpu().numpy())
+    metadata = {_digest_key(companion): sha256_file(companion)}
+    write_safetensors(path, specs, lambda name: tensors[name].detach().float().cpu().numpy(), metadata)

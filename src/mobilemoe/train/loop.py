@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mobilemoe.chat import CHAT_TEMPLATE, ChatTemplate
+from mobilemoe.checkpoint.run_folder import step_folders
 from mobilemoe.config import ModelConfig
 from mobilemoe.data.loader import Batch, PackedLoader
 from mobilemoe.data.mixture import build_mixture
@@ -89,7 +90,12 @@ class _Trainer:
         """Steps until the recipe's end or an interrupt; saves every `checkpoint_every` steps and at the end."""
         train = self.train
         self.run.mkdir(parents=True, exist_ok=True)
-        state = checkpointing.restore(self.run, self.model, self.optimizer) or {"step": 0, "tokens": 0, "loss": math.nan}
+        checkpointing.remove_leftovers(self.run)
+        state = checkpointing.restore(self.run, self.model, self.optimizer) or {
+            "step": 0,
+            "tokens": 0,
+            "loss": math.nan,
+        }
         if state["step"]:
             self.loader.load_state_dict(state["loader"])
         write_json(self.run / "recipe.json", self.recipe.model_dump())
@@ -97,7 +103,8 @@ class _Trainer:
         log, progress = MetricsLog(self.run / "metrics.jsonl", step), ProgressReport(train.steps, step)
         try:
             started, first = time.monotonic(), step
-            while step < train.steps and not interrupted:
+            stopping = bool(interrupted)
+            while step < train.steps and not stopping:
                 began = time.monotonic()
                 row = self._step(next(self.loader), step)
                 step, loss, tokens = step + 1, row["loss"], tokens + train.batch_size * train.sequence_length
@@ -105,12 +112,13 @@ class _Trainer:
                 row["tokens_per_second"] = train.batch_size * train.sequence_length / (time.monotonic() - began)
                 log.write(row)
                 progress.update(row, (time.monotonic() - started) / (step - first) * (train.steps - step))
-                if step % train.checkpoint_every == 0 or step == train.steps or interrupted:
+                stopping = bool(interrupted)  # asked once, so that no step ends the loop unsaved
+                if step % train.checkpoint_every == 0 or step == train.steps or stopping:
                     self._save(step, tokens, loss)
         finally:
             progress.close()
             log.close()
-        folders = checkpointing.step_folders(self.run)
+        folders = step_folders(self.run)
         if not folders:
             raise TrainError(f"{self.run} was interrupted before its first step: nothing is saved")
         draw_loss(read_metrics(self.run / "metrics.jsonl"), self.run / "loss.png")
@@ -176,12 +184,10 @@ def model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
         "header_start_token_id": tokenizer.header_start_id,
         "header_end_token_id": tokenizer.header_end_id,
     }
-    try:
-        config = dataclasses.replace(base, **{**ids, **recipe.model.changes})
-    except TypeError:
-        known = {field.name for field in dataclasses.fields(base)}
-        unknown = sorted(set(recipe.model.changes) - known)
-        raise ConfigError(f"model.changes.{unknown[0]} is not a field of a model config") from None
+    known = {field.name for field in dataclasses.fields(base)} - {"raw"}
+    if unknown := sorted(set(recipe.model.changes) - known):
+        raise ConfigError(f"model.changes.{unknown[0]} is not a field of a model config")
+    config = dataclasses.replace(base, **{**ids, **recipe.model.changes})
     if tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} ids, but vocab_size is only {config.vocab_size}")
     return config

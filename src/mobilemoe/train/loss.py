@@ -53,7 +53,7 @@ def cross_entropy_sum(x_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tenso
 
     The logits are computed in the dtype of x and summed up in that of the head.
     """
-    result: Tensor = _ChunkedCrossEntropy.apply(x_ND, head_VD, targets_N)
+    result: Tensor = _ChunkedCrossEntropy.apply(x_ND, head_VD, targets_N)  # type: ignore[no-untyped-call]
     return result
 
 

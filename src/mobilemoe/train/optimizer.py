@@ -34,7 +34,7 @@ def moments(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]
 def restore_moments(model: nn.Module, optimizer: torch.optim.AdamW, saved: dict[str, Tensor], step: int) -> None:
     """Puts back what `moments` gave after `step` steps. Raises TrainError if a moment is missing or misshapen."""
     for name, parameter in model.named_parameters():
-        state: dict[str, Tensor] = {"step": torch.tensor(float(step))}
+        state: dict[str, Tensor] = {"step": torch.tensor(float(step), device=parameter.device)}
         for moment in MOMENTS:
             value = saved.get(f"{name}/{moment}")
             if value is None or value.shape != parameter.shape:

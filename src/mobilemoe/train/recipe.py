@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -13,7 +13,10 @@ from mobilemoe.errors import ConfigError, UsageError
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+_Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ModelTable(_Table):
@@ -40,15 +43,15 @@ class TrainTable(_Table):
     final_learning_rate: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
     schedule: Literal["cosine", "linear"] = "cosine"
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
+    betas: tuple[_Beta, _Beta] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)
     z_loss: float = Field(default=1e-4, ge=0)
     balance_rate: float = Field(default=1e-3, ge=0)
     capacity_factor: float | None = Field(default=None, gt=0)
     precision: Literal["bf16", "fp32"] = "bf16"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     threads: int | None = Field(default=None, gt=0)
     checkpoint_every: int = Field(default=500, gt=0)
     keep_checkpoints: int = Field(default=2, gt=0)
@@ -65,7 +68,7 @@ class TrainTable(_Table):
 class Recipe(_Table):
     """A whole recipe. `name` is the run's folder below `runs/` unless another is given."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^\w[\w.-]*$")
     model: ModelTable
     tokenizer: TokenizerTable
     data: DataConfig
@@ -93,8 +96,10 @@ def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
         return Recipe.model_validate(tables)
     except ValidationError as fault:
         first = fault.errors()[0]
-        entry = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{path}: {entry or 'the recipe'}: {first['msg'].removeprefix('Value error, ')}") from None
+        entry, value = ".".join(map(str, first["loc"])), first["input"]
+        given = "" if isinstance(value, dict) else f" is {value!r}"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{path}: {entry or 'the recipe'}{given}: {reason}") from None
 
 
 def _resolve_paths(tables: dict[str, Any], root: Path) -> None:

@@ -1,0 +1,52 @@
+"""`mobilemoe convert`: between BF16 and INT4, and between the two group axes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mobilemoe import checkpoint
+from mobilemoe.checkpoint.run_folder import newest_model
+from mobilemoe.cli.options import GroupAxisOption, JsonOption, print_json
+from mobilemoe.config import GroupAxis
+from mobilemoe.hub import find_model
+
+
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="The model to read: folder, bundled or Hub id.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make; it must not exist.")],
+    format: Annotated[str, typer.Option(help="What to write: bf16 or int4.")],
+    group_axis: GroupAxisOption = "in",
+    json: JsonOption = False,
+) -> None:
+    """Rewrite a checkpoint and report the error that this added.
+
+    Example: mobilemoe convert my-model my-model-int4 --format int4 --group-axis in
+    """
+    write(newest_model(find_model(source)), target, format, group_axis, json)
+
+
+def write(source: Path, target: Path, format: str, group_axis: str, json: bool) -> None:
+    """Converts and prints the report; `quantize` ends in it too."""
+    report = checkpoint.convert(
+        source,
+        target,
+        format=cast(checkpoint.Format, format),  # checked by the room itself, with a sentence
+        group_axis=cast(GroupAxis, group_axis),
+    )
+    if json:
+        errors = {kind: {"max_abs": e.max_abs, "relative_rms": e.relative_rms} for kind, e in report.kinds.items()}
+        print_json({"folder": str(target), "lossless": report.lossless, "errors": errors})
+        return
+    console = Console()
+    if report.lossless:
+        console.print(f"{target}: every weight is exactly what it was", highlight=False)
+        return
+    table = Table("weights", "largest error", "relative RMS error", title=str(target), title_justify="left")
+    for kind, error in report.kinds.items():
+        table.add_row(kind, f"{error.max_abs:.3g}", f"{error.relative_rms:.3%}")
+    console.print(table)

@@ -1,0 +1,77 @@
+"""`mobilemoe data ...`: tokenizers and samples from training text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from mobilemoe.cli.options import JsonOption, print_json
+from mobilemoe.errors import MissingExtraError, UsageError
+
+app = typer.Typer(help="Tokenizers and samples from training text.", no_args_is_help=True)
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file whose [data] says what to read.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="ENTRY=VALUE", help="Change an entry, such as data.path=DIR.")
+]
+
+
+@app.command("tokenizer")
+def tokenizer(
+    recipe: RecipeArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write tokenizer.json into.")],
+    vocab_size: Annotated[int, typer.Option(help="Ids in all, the special ones included.")] = 16_384,
+    megabytes: Annotated[float, typer.Option(help="Text to learn from, in MB, by the mixture's weights.")] = 50.0,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Train a byte-level BPE tokenizer on a recipe's training text.
+
+    Example: mobilemoe data tokenizer recipes/nano-cpu.toml my-tokenizer --vocab-size 8192
+    """
+    try:
+        from mobilemoe.data.mixture import build_mixture
+        from mobilemoe.data.train_tokenizer import mixture_texts, train_tokenizer
+        from mobilemoe.train.recipe import load_recipe
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError(f"reading recipes ({missing.name})", "train") from None
+    from mobilemoe.chat import CHAT_TEMPLATE
+
+    if megabytes <= 0:
+        raise UsageError(f"--megabytes is {megabytes}, but must be positive")
+    mixture = build_mixture(load_recipe(recipe, tuple(set_ or ())).data, Path.cwd())
+    texts = mixture_texts(mixture, int(megabytes * 1e6))
+    trained = train_tokenizer(texts, vocab_size)
+    trained.save(out, chat_template=CHAT_TEMPLATE)
+    if json:
+        print_json({"folder": str(out), "vocab_size": trained.vocab_size})
+    else:
+        print(f"{out}: {trained.vocab_size:,} ids")
+
+
+@app.command("sample")
+def sample(
+    recipe: RecipeArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder for train, a .jsonl file for heldout.")],
+    split: Annotated[str, typer.Option(help="train, or heldout: documents that training never sees.")] = "heldout",
+    megabytes: Annotated[float, typer.Option(help="Size of the sample in MB, in equal parts per source.")] = 0.48,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a small balanced sample of a recipe's text, for tests and validation.
+
+    Example: mobilemoe data sample recipes/nano-cpu.toml heldout.jsonl --set data.path=DIR
+    """
+    try:
+        from mobilemoe.data.sample import write_sample
+        from mobilemoe.data.sources import Split
+        from mobilemoe.train.recipe import load_recipe
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError(f"reading recipes ({missing.name})", "train") from None
+    if megabytes <= 0:
+        raise UsageError(f"--megabytes is {megabytes}, but must be positive")
+    loaded = load_recipe(recipe, tuple(set_ or ()))
+    write_sample(loaded.data, Path.cwd(), out, int(megabytes * 1e6), cast(Split, split))
+    print_json({"folder": str(out)}) if json else print(f"written: {out}")

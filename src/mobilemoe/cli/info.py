@@ -1,0 +1,94 @@
+"""`mobilemoe info`: what a model is, what it costs, and whether its files are whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mobilemoe import accounting
+from mobilemoe.checkpoint import Checkpoint
+from mobilemoe.checkpoint.run_folder import newest_model
+from mobilemoe.cli.options import JsonOption, print_json
+from mobilemoe.config import ModelConfig
+from mobilemoe.errors import CheckpointError, UsageError
+from mobilemoe.hub import find_model
+from mobilemoe.presets import PRESETS
+
+
+def info(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help=f"A preset ({', '.join(PRESETS)}), folder or Hub id (ORG/NAME).")
+    ],
+    context: Annotated[int, typer.Option(help="Tokens of context for KV cache, prefill and training figures.")] = 1024,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every file against the hashes kept in it.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Parameters by part, bytes, KV cache and FLOPs of a model.
+
+    Example: mobilemoe info S --json
+    """
+    if context < 1:
+        raise UsageError(f"--context is {context}, but must be at least 1")
+    folder = None if model in PRESETS and not verify else newest_model(find_model(model))
+    config = PRESETS[model] if folder is None else ModelConfig.load(folder)
+    values: dict[str, Any] = {"model": model, **accounting.summary(config, context)}
+    if folder is not None:
+        values |= _read_files(folder, verify)
+    if json:
+        print_json(values)
+    else:
+        _print(config, values)
+    if verify and not values["verified"]:
+        raise CheckpointError(f"{folder} is damaged: {', '.join(values['damaged'])} differ from what was written")
+
+
+def _read_files(folder: Path, verify: bool) -> dict[str, Any]:
+    """Opens the checkpoint, which checks its header against the config, and its hashes where asked for."""
+    with Checkpoint.open(folder) as checkpoint:
+        values: dict[str, Any] = {
+            "files": [path.name for path in checkpoint.files],
+            "file_bytes": sum(path.stat().st_size for path in checkpoint.files),
+            "tensors": len(checkpoint.tensors),
+        }
+        if verify:
+            results = checkpoint.verify()
+            values["damaged"] = sorted(name for name, whole in results.items() if whole is False)
+            values["without_hash"] = sorted(name for name, whole in results.items() if whole is None)
+            values["verified"] = not values["damaged"]
+    return values
+
+
+def _print(config: ModelConfig, values: dict[str, Any]) -> None:
+    console = Console()
+    table = Table("part", "parameters", "active per token", "INT4 bytes", title=values["model"], title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for part in accounting.parts(config):
+        table.add_row(part.name, f"{part.parameters:,}", f"{part.active_parameters:,}", f"{part.int4_bytes:,}")
+    table.add_section()
+    totals = (values["total_parameters"], values["active_parameters"], values["int4_file_bytes"])
+    table.add_row("total", *(f"{total:,}" for total in totals))
+    console.print(table)
+    context = values["context"]
+    rows = {
+        "INT4 in the paper's count": f"{values['int4_paper_bytes'] / 1e9:.3f} GB",
+        "BF16": f"{values['bf16_file_bytes'] / 1e9:.3f} GB",
+        "KV cache per token, int8": f"{values['kv_bytes_per_token']:,} B",
+        f"KV cache of {context:,} tokens": f"{values['kv_bytes'] / 1e6:,.1f} MB",
+        "FLOPs per decoded token": f"{values['decode_flops_per_token'] / 1e9:.3f} G",
+        f"    behind {context:,} tokens": f"{values['decode_flops_at_context'] / 1e9:.3f} G",
+        f"FLOPs of a prefill of {context:,}": f"{values['prefill_flops'] / 1e9:,.1f} G",
+        f"FLOPs per trained token at {context:,}": f"{values['training_flops_per_token'] / 1e9:.3f} G",
+    }
+    if "files" in values:
+        rows["files"] = f"{', '.join(values['files'])}: {values['file_bytes']:,} bytes, {values['tensors']} tensors"
+    if values.get("without_hash"):
+        rows["without a hash"] = ", ".join(values["without_hash"])
+    if values.get("verified"):
+        rows["verified"] = "every hash fits" if not values["without_hash"] else "the hashes that there are fit"
+    for name, value in rows.items():
+        console.print(f"{name:36} {value}", highlight=False)

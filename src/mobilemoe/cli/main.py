@@ -1,0 +1,48 @@
+"""`mobilemoe VERB ...`: finds the verb, and turns every error that a user can mend into one sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+import typer
+
+from mobilemoe.cli import chat, convert, data, evaluate, info, quantize, run, train
+from mobilemoe.errors import MobileMoEError
+
+app = typer.Typer(
+    help="Plan, train, quantise, evaluate and run small mixture-of-experts language models on devices.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("run")(run.run)
+app.command("chat")(chat.chat)
+app.command("info")(info.info)
+app.command("train")(train.train)
+app.command("quantize")(quantize.quantize)
+app.command("convert")(convert.convert)
+app.command("eval")(evaluate.evaluate)
+app.add_typer(data.app, name="data")
+
+
+def main() -> NoReturn:
+    """Exit status 0 is fine, 1 failed, 2 wrong usage, 130 interrupted."""
+    try:
+        app()
+    except MobileMoEError as fault:
+        _fail(str(fault), fault.exit_status)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output has gone: nothing to say, and nobody to say it to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as fault:
+        _fail(f"{fault.filename or 'a file'}: {fault.strerror or fault}", 1)
+    sys.exit(0)
+
+
+def _fail(sentence: str, status: int) -> NoReturn:
+    print(f"mobilemoe: {' '.join(sentence.split())}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,90 @@
+"""`mobilemoe run`: continues a prompt."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import Annotated
+
+import typer
+
+import mobilemoe
+from mobilemoe.cli.options import (
+    JsonOption,
+    MaxNewTokens,
+    MinP,
+    ModelArgument,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    print_json,
+)
+from mobilemoe.errors import UsageError
+
+
+def run(
+    model: ModelArgument,
+    prompt: Annotated[str | None, typer.Argument(help="What to continue; read from standard input if absent.")] = None,
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Seed = None,
+    stop: Stop = None,
+    json: JsonOption = False,
+) -> None:
+    """Stream the continuation of a prompt; speed and memory go to standard error.
+
+    Example: mobilemoe run nano "Once upon a time" --max-new-tokens 64
+    """
+    if prompt is None:
+        prompt = _read_stdin()
+    stream = mobilemoe.load(model).stream(
+        prompt,
+        max_new_tokens=max_new_tokens,
+        stop=stop or (),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    pieces = []
+    for piece in stream:
+        pieces.append(piece)
+        print(piece, end="", flush=True)
+    print()
+    # The first token comes with the prefill.
+    speed = (stream.new_tokens - 1) / stream.decode_seconds if stream.decode_seconds else None
+    peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if json:
+        print_json(
+            {
+                "text": "".join(pieces),
+                "prompt_tokens": stream.prompt_tokens,
+                "new_tokens": stream.new_tokens,
+                "finish_reason": stream.finished,
+                "prefill_tokens_per_second": stream.prompt_tokens / stream.prefill_seconds,
+                "decode_tokens_per_second": speed,
+                "peak_rss_bytes": peak_rss_bytes,
+            }
+        )
+        return
+    shown_speed = f"{speed:.1f} tokens/s, " if speed else ""
+    memory = f"peak memory {peak_rss_bytes / 1e6:.0f} MB"
+    print(f"[{stream.new_tokens} tokens, {shown_speed}{memory}]", file=sys.stderr)
+
+
+def _read_stdin() -> str:
+    if sys.stdin.isatty():
+        print("Type the prompt, then Ctrl-D:", file=sys.stderr)
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError:
+        raise UsageError("standard input is not UTF-8 text") from None

@@ -1,0 +1,1 @@
+"""Evaluation of the very files that ship."""

@@ -1,0 +1,93 @@
+"""Bits per byte: how many bits a model needs for each byte of a text; it compares models of any tokenizer.
+
+T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mobilemoe.chat import ChatTemplate, encode_chat
+from mobilemoe.errors import DataError, UsageError
+from mobilemoe.load import Model
+
+
+@dataclass
+class Score:
+    """Sums over texts; `bits_per_byte` is their ratio."""
+
+    bits: float = 0.0
+    bytes: int = 0
+    tokens: int = 0
+    texts: int = 0
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.bits / self.bytes
+
+    def add(self, bits: float, size: int, tokens: int) -> None:
+        self.bits, self.bytes = self.bits + bits, self.bytes + size
+        self.tokens, self.texts = self.tokens + tokens, self.texts + 1
+
+
+def score_file(
+    model: Model, path: Path | str, *, window: int | None = None, on_text: Callable[[int], None] | None = None
+) -> dict[str, Score]:
+    """Scores of a JSONL file's texts by their "domain" (else "source", else "text"), and "all".
+
+    A line holds "text", whose every token after BOS is scored, or "messages", scored as the chat template writes them,
+    control tokens included, over the bytes of their contents. A text longer than `window` tokens (default: the
+    model's context) is scored in windows that each begin anew behind BOS. `on_text` hears how many are done.
+    """
+    window = window or model.config.max_position_embeddings
+    if not 2 <= window <= model.config.max_position_embeddings:
+        raise UsageError(f"the window is {window}, but must be from 2 to {model.config.max_position_embeddings}")
+    scores: dict[str, Score] = defaultdict(Score)
+    for number, entry in enumerate(_read(Path(path)), start=1):
+        ids, size = _encode(model, entry)
+        bits = sum(_bits(model, [ids[0], *ids[at : at + window - 1]]) for at in range(1, len(ids), window - 1))
+        for name in (str(entry.get("domain") or entry.get("source") or "text"), "all"):
+            scores[name].add(bits, size, len(ids) - 1)
+        if on_text is not None:
+            on_text(number)
+    if not scores:
+        raise DataError(f"{path} holds no text")
+    return dict(scores)
+
+
+def _bits(model: Model, ids: list[int]) -> float:
+    """-log2 of the probability of ids[1:] behind ids[0]."""
+    logits_TV = model.logits(ids)[:-1].astype(np.float64)
+    logits_TV -= logits_TV.max(axis=1, keepdims=True)
+    log_sum_T = np.log(np.exp(logits_TV).sum(axis=1))
+    chosen_T = logits_TV[np.arange(len(logits_TV)), ids[1:]]
+    return float((log_sum_T - chosen_T).sum() / np.log(2))
+
+
+def _encode(model: Model, entry: dict[str, Any]) -> tuple[list[int], int]:
+    """The ids of an entry, BOS first, and the bytes that they stand for."""
+    if "messages" in entry:
+        ids = encode_chat(model.tokenizer, ChatTemplate.load(model.folder), entry["messages"], False)
+        return ids, sum(len(message["content"].encode()) for message in entry["messages"])
+    return model.encode(entry["text"]), len(entry["text"].encode())
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                entry = json.loads(line)
+                if not isinstance(entry, dict) or not (entry.get("text") or entry.get("messages")):
+                    raise DataError(f"{path}, line {number}: neither text nor messages")
+                yield entry
+    except OSError as fault:
+        raise DataError(f"{path} cannot be read: {fault.strerror}") from None
+    except ValueError as fault:
+        raise DataError(f"{path} is not JSONL: {fault}") from None

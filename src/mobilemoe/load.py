@@ -1,0 +1,249 @@
+"""The two-line API: `load` a model, then `generate`, `stream` or ask for `logits`.
+
+T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilemoe.chat import ChatTemplate, encode_chat
+from mobilemoe.checkpoint import Checkpoint
+from mobilemoe.checkpoint.run_folder import newest_model
+from mobilemoe.errors import MissingExtraError, TokenizerError, UsageError
+from mobilemoe.hub import find_model
+from mobilemoe.sampling import Sampler, Sampling
+from mobilemoe.tokenizer import StreamDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    from mobilemoe.model import MobileMoE
+
+Activations = Literal["fp32", "int8"]
+Message = dict[str, str]
+
+
+def load(name: str | Path, *, activations: Activations = "fp32") -> Model:
+    """Loads a Hub id, a folder, a training run's folder, or a bundled model ("nano").
+
+    activations: only "fp32" until the native engine is there. Raises ModelNotFoundError, ConfigError, CheckpointError.
+    """
+    if activations != "fp32":
+        raise UsageError(f"activations is {activations!r}, but this version computes with 'fp32' only")
+    folder = newest_model(find_model(name))
+    try:
+        import torch
+
+        from mobilemoe.model import MobileMoE
+    except ImportError:
+        raise MissingExtraError("computing with PyTorch", "torch") from None
+    with Checkpoint.open(folder) as checkpoint:
+        with torch.device("meta"):  # no memory and no random numbers for weights that are read anyway
+            torch_model = MobileMoE(checkpoint.config)
+        torch_model.to_empty(device="cpu")
+        torch_model.load_weights(checkpoint.weight)
+    return Model(folder, torch_model.eval())
+
+
+class Model:
+    """A model that writes text. The tokenizer is read when it is first needed: `logits` works without one."""
+
+    def __init__(self, folder: Path, torch_model: MobileMoE) -> None:
+        self.folder, self.config, self._torch_model = folder, torch_model.config, torch_model
+        self._tokenizer: Tokenizer | None = None
+        self._template: ChatTemplate | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises TokenizerError if the folder has none that fits the model."""
+        if self._tokenizer is None:
+            tokenizer = Tokenizer.load(self.folder)
+            if tokenizer.vocab_size > self.config.vocab_size:
+                raise TokenizerError(
+                    f"the tokenizer in {self.folder} has {tokenizer.vocab_size} ids, "
+                    f"but the model only {self.config.vocab_size}"
+                )
+            self._tokenizer = tokenizer
+        return self._tokenizer
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a text: those of config.json and those that the tokenizer names."""
+        return frozenset(self.config.eos_token_id) | frozenset(self.tokenizer.stop_ids)
+
+    def encode(self, prompt: str | None = None, messages: Sequence[Message] | None = None) -> list[int]:
+        """The ids of a plain prompt (BOS before it) or of a conversation that the assistant is to continue."""
+        if (prompt is None) == (messages is None):
+            raise UsageError("give either a prompt or messages")
+        if prompt is not None:
+            ids = self.tokenizer.encode(prompt, bos=self.tokenizer.bos_id is not None)
+            if not ids:
+                raise UsageError("the prompt is empty, and the tokenizer has no begin-of-text token to start from")
+            return ids
+        if self._template is None:
+            self._template = ChatTemplate.load(self.folder)
+        return encode_chat(self.tokenizer, self._template, list(messages or ()), add_generation_prompt=True)
+
+    def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """logits_TV: after each of the T ids, what comes next. Raises UsageError for ids that cannot be."""
+        import torch
+
+        self._check(ids)
+        with torch.inference_mode():
+            logits_BTV = self._torch_model(torch.tensor([list(ids)]))
+        result: npt.NDArray[np.float32] = logits_BTV[0].float().numpy()
+        return result
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        max_new_tokens: int = 256,
+        stop: Sequence[str] = (),
+        **sampling: Any,
+    ) -> Stream:
+        """The continuation, piece by piece as it is made; `sampling` are the fields of `Sampling`."""
+        return Stream(self, self.encode(prompt, messages), max_new_tokens, stop, Sampling(**sampling))
+
+    def generate(
+        self,
+        prompt: str | list[str] | None = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        max_new_tokens: int = 256,
+        stop: Sequence[str] = (),
+        **sampling: Any,
+    ) -> Any:
+        """The continuation alone, as one text; of a list of prompts, a list of texts, computed as one batch."""
+        if not isinstance(prompt, list):
+            stream = self.stream(prompt, messages=messages, max_new_tokens=max_new_tokens, stop=stop, **sampling)
+            return "".join(stream)
+        if messages is not None:
+            raise UsageError("give either prompts or messages")
+        return self._generate_batch([self.encode(text) for text in prompt], max_new_tokens, stop, Sampling(**sampling))
+
+    def _generate_batch(
+        self, prompts: list[list[int]], max_new_tokens: int, stop: Sequence[str], sampling: Sampling
+    ) -> list[str]:
+        from mobilemoe.model.generate import Decoder
+
+        if not prompts:
+            return []
+        rooms = [self.room(ids, max_new_tokens) for ids in prompts]
+        writers = [Writer(self, ids, room, stop, sampling) for ids, room in zip(prompts, rooms, strict=True)]
+        decoder = Decoder(self._torch_model, prompts, max(rooms))
+        texts = [""] * len(prompts)
+        logits_BV = decoder.prefill()
+        while True:
+            for row, writer in enumerate(writers):
+                if not writer.finished:
+                    texts[row] += writer.push(logits_BV[row])
+            if all(writer.finished for writer in writers):
+                return texts
+            logits_BV = decoder.step([writer.last for writer in writers])
+
+    def room(self, ids: Sequence[int], max_new_tokens: int) -> int:
+        """How many of `max_new_tokens` fit behind the prompt `ids` into the context."""
+        self._check(ids)
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {max_new_tokens}, but must be at least 1")
+        return max(1, min(max_new_tokens, self.config.max_position_embeddings - len(ids) + 1))
+
+    def _check(self, ids: Sequence[int]) -> None:
+        if len(ids) == 0:
+            raise UsageError("there are no token ids: give at least one")
+        if len(ids) > self.config.max_position_embeddings:
+            raise UsageError(
+                f"the prompt has {len(ids)} tokens, more than the context of {self.config.max_position_embeddings}"
+            )
+        for token in ids:
+            if not 0 <= token < self.config.vocab_size:
+                raise UsageError(f"token id {token} is outside the vocabulary of {self.config.vocab_size}")
+
+
+class Writer:
+    """Turns the logits of one sequence into text, and knows when to stop."""
+
+    def __init__(self, model: Model, ids: list[int], room: int, stop: Sequence[str], sampling: Sampling) -> None:
+        if "" in stop:
+            raise UsageError("a stop string is empty: it would stop before the first word")
+        self._sampler = Sampler(sampling, seen=ids)
+        self._decoder = StreamDecoder(model.tokenizer)
+        self._stop_ids, self._stop, self._room = model.stop_ids, tuple(stop), room
+        self._held = ""
+        self.last = ids[-1]
+        self.new_tokens = 0
+        self.finished: Literal["stop", "length"] | None = None
+
+    def push(self, logits_V: npt.NDArray[np.float32]) -> str:
+        """Chooses a token and returns the text that is certain now; sets `finished` with the last one."""
+        self.last = self._sampler.choose(logits_V)
+        self.new_tokens += 1
+        if self.last in self._stop_ids:
+            self.finished = "stop"
+            return self._release(self._decoder.flush())
+        text = self._decoder.push(self.last)
+        if self.new_tokens == self._room:
+            self.finished = "length"
+            text += self._decoder.flush()
+        return self._release(text)
+
+    def _release(self, text: str) -> str:
+        """What may be shown of the held text: all before a stop string, and nothing that may become one."""
+        text = self._held + text
+        found = [place for place in map(text.find, self._stop) if place >= 0]
+        if found:
+            self.finished, self._held = "stop", ""
+            return text[: min(found)]
+        longest = 0 if self.finished else max(map(len, self._stop), default=1) - 1
+        keep = next(
+            (n for n in range(min(longest, len(text)), 0, -1) if any(s.startswith(text[-n:]) for s in self._stop)), 0
+        )
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+class Stream(Iterator[str]):
+    """Pieces of a continuation; beside them what it took.
+
+    `finished` is None while it goes on, then "stop" (a stop token or string) or "length". `prefill_seconds` and
+    `decode_seconds` are wall-clock time in the model, without the caller's.
+    """
+
+    def __init__(
+        self, model: Model, ids: list[int], max_new_tokens: int, stop: Sequence[str], sampling: Sampling
+    ) -> None:
+        from mobilemoe.model.generate import Decoder
+
+        room = model.room(ids, max_new_tokens)
+        self._writer = Writer(model, ids, room, stop, sampling)
+        self._decoder = Decoder(model._torch_model, [ids], room)
+        self.prompt_tokens = len(ids)
+        self.prefill_seconds = self.decode_seconds = 0.0
+
+    @property
+    def new_tokens(self) -> int:
+        return self._writer.new_tokens
+
+    @property
+    def finished(self) -> str | None:
+        return self._writer.finished
+
+    def __next__(self) -> str:
+        while not self._writer.finished:
+            began = time.perf_counter()
+            if self._writer.new_tokens == 0:
+                logits_BV = self._decoder.prefill()
+                self.prefill_seconds = time.perf_counter() - began
+            else:
+                logits_BV = self._decoder.step([self._writer.last])
+                self.decode_seconds += time.perf_counter() - began
+            if piece := self._writer.push(logits_BV[0]):
+                return piece
+        raise StopIteration
