@@ -268,8 +268,8 @@ def test_an_unknown_preset_lists_the_known_ones():
         (lambda: derive(float("nan")), "active is nan"),
         (lambda: derive(1e6), "active is 1e+06"),
         (lambda: derive(1e15), "active is 1e+15"),
-        (lambda: derive(3e8, granularity=7, shared=False), "granularity 7"),
-        (lambda: derive(3e8, granularity=0), "granularity"),
+        (lambda: derive(3e8, granularity=8209, shared=False), "granularity 8209"),
+        (lambda: derive(3e8, granularity=0), "granularity 0"),
         (lambda: derive(3e8, expansion=0), "expansion is 0"),
         (lambda: family_member(100), "hidden_size is 100, not a multiple of the head_dim 32"),
         (lambda: family_member(768, granularity=5), "granularity is 5, but must divide the FFN width 3072"),
@@ -318,7 +318,7 @@ FAULTS = {
     "rope as a list": ({"rope_scaling": [16]}, "rope_scaling is [16], not an object"),
     "half a rope": ({"rope_scaling": {"rope_type": "llama3", "factor": 2}}, "rope_scaling.original_max"),
     "quantization as text": ({"quantization": "int4"}, "quantization is 'int4', not an object"),
-    "another group": ({"quantization": QUANTIZATION | {"group_size": 64}}, "quantization.group_size is 64, but only 32"),
+    "another group": ({"quantization": QUANTIZATION | {"group_size": 64}}, "quantization.group_size is 64, but only"),
     "another axis": (
         {"quantization": QUANTIZATION | {"expert_group_axis": "both"}},
         "quantization.expert_group_axis is 'both', neither",
@@ -386,7 +386,7 @@ JUNK = st.recursive(
 KEYS = sorted({*META_S_QAT, *(entry.name for entry in dataclasses.fields(ModelConfig))})
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=400, deadline=None, derandomize=True)
 @given(st.sampled_from([META_S_QAT, SMALL.to_dict(), {}]), st.dictionaries(st.sampled_from(KEYS), JUNK, max_size=4))
 def test_junk_in_a_config_raises_config_error_and_nothing_else(base, junk):
     raw = base | junk
@@ -399,7 +399,7 @@ def test_junk_in_a_config_raises_config_error_and_nothing_else(base, junk):
         assert json.dumps(config.to_dict()) == json.dumps(raw)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.sampled_from(["rope_scaling", "quantization"]), st.data())
 def test_junk_inside_the_objects_of_a_config_raises_config_error_and_nothing_else(key, data):
     inside = data.draw(st.dictionaries(st.sampled_from(sorted(META_S_QAT[key])), JUNK, min_size=1, max_size=3))

@@ -123,9 +123,7 @@ def glm_weights(model: MobileMoE, names: list[str]) -> dict[str, torch.Tensor]:
         elif name.endswith(("q_proj.weight", "k_proj.weight")):
             weights[name] = ours[own].unflatten(0, (-1, config.head_dim))[:, half_rotate].flatten(0, 1)
         elif name.endswith(("q_norm.weight", "k_norm.weight")):
-            weights[name] = (
-                torch.ones(config.head_dim).double() if config.qk_norm == "head" else ours[own][half_rotate]
-            )
+            weights[name] = torch.ones(config.head_dim).double() if config.qk_norm == "head" else ours[own][half_rotate]
         elif ".experts." in name:  # theirs are [E, out, in]
             weights[name] = ours[own].transpose(1, 2).contiguous()
         else:

@@ -6,18 +6,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from reference import reference_logits
-from test_model_reference import BLENDED_SCALING, CONFIGS, FAMILY, GROUPED_QUERIES, SHORT_SCALING, loaded
 from torch import Tensor
 
 from mobilemoe.checkpoint import weights, write_random
 from mobilemoe.config import FULL, SLIDING, ModelConfig, RopeScaling
+from mobilemoe.errors import MobileMoEError
 from mobilemoe.model import KVCache, MobileMoE
 from mobilemoe.model.attention import visible
 from mobilemoe.model.norm import RMSNorm, rms_norm
 from mobilemoe.model.rope import apply_rope, rope_frequencies, rope_table
 from mobilemoe.model.router import Router
 from mobilemoe.presets import PRESETS
+from reference import reference_logits
+from test_model_reference import BLENDED_SCALING, CONFIGS, FAMILY, GROUPED_QUERIES, SHORT_SCALING, loaded
 
 SLIDING_MOE = dataclasses.replace(FAMILY, sliding_window=4, layer_types=(FULL, SLIDING, SLIDING))
 MODELS = {"family": FAMILY, "sliding": SLIDING_MOE, **{name: CONFIGS[name] for name in ("pro-like", "olmoe-like")}}
@@ -52,7 +53,9 @@ def assert_close(got: Tensor, want: Tensor, tolerance: float = 1e-12) -> None:
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-15), (torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-15), (torch.float32, 1e-6), (torch.bfloat16, 4e-3)]
+)
 def test_rms_norm_divides_by_the_root_mean_square(dtype, tolerance, weighted):
     x = (3 * torch.randn(2, 5, 48, generator=generator(0), dtype=torch.float64)).to(dtype)
     weight = torch.randn(48, generator=generator(1)) if weighted else None
@@ -97,7 +100,9 @@ def test_rope_turns_adjacent_pairs():
     got = rotated(x_BTHh, config, positions_BT)
     for b, t, head, pair in np.ndindex(2, 3, 4, 8):
         angle = int(positions_BT[b, t]) * 100.0 ** (-2 * pair / 16)
-        want = complex(*x_BTHh[b, t, head, 2 * pair : 2 * pair + 2].tolist()) * complex(math.cos(angle), math.sin(angle))
+        want = complex(*x_BTHh[b, t, head, 2 * pair : 2 * pair + 2].tolist()) * complex(
+            math.cos(angle), math.sin(angle)
+        )
         assert abs(complex(*got[b, t, head, 2 * pair : 2 * pair + 2].tolist()) - want) < 1e-12
 
 
@@ -360,10 +365,32 @@ def test_bf16_routes_in_fp32_and_stays_near_float64():
     assert cosine_BT.median() > 0.999  # a token whose choice flips may differ more
 
 
+@EACH_MODEL
+def test_autocast_keeps_router_and_residual_in_fp32(config):
+    model, tokens_BT = random_model(config).float(), random_tokens(1, 24)
+    seen = []
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda _layer, _inputs, outputs: seen.append(outputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        x_BTD, routings = model.hidden(tokens_BT)
+    assert seen == [torch.float32] * config.num_hidden_layers
+    assert all(routing.logits_NE.dtype == routing.weights_NA.dtype == torch.float32 for routing in routings)
+    exact_BTD, _ = model.hidden(tokens_BT)
+    cosine_BT = torch.cosine_similarity(x_BTD.float(), exact_BTD, dim=-1)
+    assert cosine_BT.median() > 0.999  # a token whose choice flips may differ more
+    x_BTD.float().square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if name != "lm_head.weight":
+            assert parameter.grad.dtype == torch.float32
+            assert parameter.grad.isfinite().all(), name
+
+
 # Names, seeds, selection bias
 
 
-@pytest.mark.parametrize("config", [*CONFIGS.values(), PRESETS["nano"], PRESETS["micro"]], ids=[*CONFIGS, "nano", "micro"])
+@pytest.mark.parametrize(
+    "config", [*CONFIGS.values(), PRESETS["nano"], PRESETS["micro"]], ids=[*CONFIGS, "nano", "micro"]
+)
 def test_parameters_have_the_checkpoints_names_and_shapes(config):
     with torch.device("meta"):
         model = MobileMoE(config)

@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from reference import reference_logits
 
 from mobilemoe.checkpoint import Checkpoint, write_random
 from mobilemoe.config import FULL, SLIDING, ModelConfig, RopeScaling
 from mobilemoe.model import MobileMoE
 from mobilemoe.presets import family_member
+from reference import reference_logits
 
 TOKENS = 20
 VOCABULARY = 96

@@ -8,7 +8,7 @@ from pathlib import Path
 from mobilemoe.errors import MissingExtraError, ModelNotFoundError
 
 ASSETS = Path(__file__).parent / "assets"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def find_model(name: str | Path) -> Path:
@@ -17,9 +17,13 @@ def find_model(name: str | Path) -> Path:
     Raises ModelNotFoundError if there is no such model, MissingExtraError if the Hub's package is not installed.
     """
     folder = Path(name)
-    if folder.is_dir():
+    try:
+        is_folder, is_file = folder.is_dir(), folder.is_file()
+    except OSError as fault:  # a name too long for the file system, or a folder that may not be entered
+        raise ModelNotFoundError(f"{name} cannot be looked up: {fault.strerror}") from None
+    if is_folder:
         return folder
-    if folder.exists():
+    if is_file:
         raise ModelNotFoundError(f"{name} is a file: give the folder that holds config.json and the weights")
     bundled = ASSETS / str(name)
     if re.fullmatch(r"[\w-]+", str(name)) and bundled.is_dir():
@@ -39,4 +43,4 @@ def _download(hub_id: str) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]))
     except Exception as fault:  # the Hub's client raises many kinds: no network, no such model, gated, disk full
         reason = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
-        raise ModelNotFoundError(f"{hub_id} cannot be had from the Hub: {reason}") from None
+        raise ModelNotFoundError(f"there is no folder {hub_id}, and the Hub does not give it: {reason}") from None

@@ -5,6 +5,7 @@ T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -81,6 +82,8 @@ class Model:
         if (prompt is None) == (messages is None):
             raise UsageError("give either a prompt or messages")
         if prompt is not None:
+            if not isinstance(prompt, str):
+                raise UsageError(f"the prompt is a {type(prompt).__name__}, but must be text")
             ids = self.tokenizer.encode(prompt, bos=self.tokenizer.bos_id is not None)
             if not ids:
                 raise UsageError("the prompt is empty, and the tokenizer has no begin-of-text token to start from")
@@ -105,7 +108,7 @@ class Model:
         *,
         messages: Sequence[Message] | None = None,
         max_new_tokens: int = 256,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         **sampling: Any,
     ) -> Stream:
         """The continuation, piece by piece as it is made; `sampling` are the fields of `Sampling`."""
@@ -117,7 +120,7 @@ class Model:
         *,
         messages: Sequence[Message] | None = None,
         max_new_tokens: int = 256,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         **sampling: Any,
     ) -> Any:
         """The continuation alone, as one text; of a list of prompts, a list of texts, computed as one batch."""
@@ -129,7 +132,7 @@ class Model:
         return self._generate_batch([self.encode(text) for text in prompt], max_new_tokens, stop, Sampling(**sampling))
 
     def _generate_batch(
-        self, prompts: list[list[int]], max_new_tokens: int, stop: Sequence[str], sampling: Sampling
+        self, prompts: list[list[int]], max_new_tokens: int, stop: str | Sequence[str], sampling: Sampling
     ) -> list[str]:
         from mobilemoe.model.generate import Decoder
 
@@ -151,8 +154,8 @@ class Model:
     def room(self, ids: Sequence[int], max_new_tokens: int) -> int:
         """How many of `max_new_tokens` fit behind the prompt `ids` into the context."""
         self._check(ids)
-        if max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {max_new_tokens}, but must be at least 1")
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {max_new_tokens!r}, but must be a whole number of at least 1")
         return max(1, min(max_new_tokens, self.config.max_position_embeddings - len(ids) + 1))
 
     def _check(self, ids: Sequence[int]) -> None:
@@ -163,19 +166,26 @@ class Model:
                 f"the prompt has {len(ids)} tokens, more than the context of {self.config.max_position_embeddings}"
             )
         for token in ids:
-            if not 0 <= token < self.config.vocab_size:
+            try:
+                known = 0 <= operator.index(token) < self.config.vocab_size
+            except TypeError:
+                raise UsageError(f"token id {token!r} is not a whole number") from None
+            if not known:
                 raise UsageError(f"token id {token} is outside the vocabulary of {self.config.vocab_size}")
 
 
 class Writer:
     """Turns the logits of one sequence into text, and knows when to stop."""
 
-    def __init__(self, model: Model, ids: list[int], room: int, stop: Sequence[str], sampling: Sampling) -> None:
+    def __init__(self, model: Model, ids: list[int], room: int, stop: str | Sequence[str], sampling: Sampling) -> None:
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        if not all(isinstance(text, str) for text in stop):
+            raise UsageError(f"stop is {stop!r}, but must be a text or several")
         if "" in stop:
             raise UsageError("a stop string is empty: it would stop before the first word")
         self._sampler = Sampler(sampling, seen=ids)
         self._decoder = StreamDecoder(model.tokenizer)
-        self._stop_ids, self._stop, self._room = model.stop_ids, tuple(stop), room
+        self._stop_ids, self._stop, self._room = model.stop_ids, stop, room
         self._held = ""
         self.last = ids[-1]
         self.new_tokens = 0
@@ -217,7 +227,7 @@ class Stream(Iterator[str]):
     """
 
     def __init__(
-        self, model: Model, ids: list[int], max_new_tokens: int, stop: Sequence[str], sampling: Sampling
+        self, model: Model, ids: list[int], max_new_tokens: int, stop: str | Sequence[str], sampling: Sampling
     ) -> None:
         from mobilemoe.model.generate import Decoder
 

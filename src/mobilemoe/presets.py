@@ -97,7 +97,7 @@ def derive(
             rope_scaling=rope_scaling,
         )
         for width in widths
-        if 4 * width % granularity == 0
+        if granularity < 1 or 4 * width % granularity == 0  # less than 1: family_member says what is wrong
     ]
     if not candidates or active <= 0:
         raise ConfigError(f"no width can be built with active {active} and granularity {granularity}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,11 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            self._check_kind(name, Real, "a number")
+        for name in ("top_k", "seed"):
+            if name != "seed" or self.seed is not None:
+                self._check_kind(name, Integral, "a whole number")
         rules = (
             ("temperature", 0 <= self.temperature < float("inf"), "must be 0 or more"),
             ("top_k", self.top_k >= 0, "must be 0 (off) or more"),
@@ -40,6 +46,10 @@ class Sampling:
         for name, holds, rule in rules:
             if not holds:
                 raise UsageError(f"{name} is {getattr(self, name)}, but {rule}")
+
+    def _check_kind(self, name: str, kind: type, words: str) -> None:
+        if not isinstance(getattr(self, name), kind):
+            raise UsageError(f"{name} is {getattr(self, name)!r}, but must be {words}")
 
 
 class Sampler:
@@ -58,8 +68,9 @@ class Sampler:
         token = int(scores_V.argmax())
         if scores_V[token] == -np.inf:
             raise UsageError("the model gave no usable logits: its weights hold NaN")
-        if self._sampling.temperature > 0:
-            token = self._draw(scores_V / self._sampling.temperature)
+        if self._sampling.temperature > 0 and scores_V[token] < np.inf:  # infinity leaves nothing to draw
+            with np.errstate(over="ignore"):  # a tiny temperature pushes all but the best to -infinity
+                token = self._draw((scores_V - scores_V[token]) / self._sampling.temperature)
         self._seen.add(token)
         return token
 
@@ -68,7 +79,8 @@ class Sampler:
         if self._sampling.repetition_penalty != 1 and self._seen:
             seen = np.fromiter(self._seen, np.int64)
             penalty = self._sampling.repetition_penalty
-            scores_V[seen] = np.where(scores_V[seen] > 0, scores_V[seen] / penalty, scores_V[seen] * penalty)
+            with np.errstate(over="ignore", divide="ignore"):
+                scores_V[seen] = np.where(scores_V[seen] > 0, scores_V[seen] / penalty, scores_V[seen] * penalty)
 
     def _draw(self, scores_V: npt.NDArray[np.float64]) -> int:
         order_V = np.argsort(-scores_V, kind="stable")

@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 import mobilemoe
-from mobilemoe.cli.options import MaxNewTokens, MinP, ModelArgument, RepetitionPenalty, Seed, Temperature, TopK, TopP
+from mobilemoe.cli.options import (
+    JsonOption,
+    MaxNewTokens,
+    MinP,
+    ModelArgument,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    print_json,
+)
 from mobilemoe.errors import UsageError
 
 
@@ -22,6 +33,7 @@ def chat(
     min_p: MinP = 0.0,
     repetition_penalty: RepetitionPenalty = 1.0,
     seed: Seed = None,
+    json: JsonOption = False,
 ) -> None:
     """Talk with a model; it remembers the conversation. /reset starts anew, /exit or Ctrl-D ends.
 
@@ -62,10 +74,14 @@ def chat(
             pass
         print()
         messages += [question, {"role": "assistant", "content": answer}]
+    if json:
+        print_json({"messages": messages})
 
 
 def _ask() -> str | None:
     """The next line, or None at the end; the prompt is shown to people only."""
+    if sys.stdin is None:  # closed from the start
+        return None
     try:
         text = input("> " if sys.stdin.isatty() else "")
     except EOFError:

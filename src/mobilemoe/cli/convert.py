@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from mobilemoe import checkpoint
 from mobilemoe.checkpoint.run_folder import newest_model
-from mobilemoe.cli.options import GroupAxisOption, JsonOption, print_json
+from mobilemoe.cli.options import GroupAxisOption, JsonOption, plain_console, print_json
 from mobilemoe.config import GroupAxis
 from mobilemoe.hub import find_model
 
@@ -42,11 +41,10 @@ def write(source: Path, target: Path, format: str, group_axis: str, json: bool) 
         errors = {kind: {"max_abs": e.max_abs, "relative_rms": e.relative_rms} for kind, e in report.kinds.items()}
         print_json({"folder": str(target), "lossless": report.lossless, "errors": errors})
         return
-    console = Console()
     if report.lossless:
-        console.print(f"{target}: every weight is exactly what it was", highlight=False)
+        print(f"{target}: every weight is exactly what it was")
         return
     table = Table("weights", "largest error", "relative RMS error", title=str(target), title_justify="left")
     for kind, error in report.kinds.items():
         table.add_row(kind, f"{error.max_abs:.3g}", f"{error.relative_rms:.3%}")
-    console.print(table)
+    plain_console().print(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
@@ -22,7 +22,7 @@ SetOption = Annotated[
 def tokenizer(
     recipe: RecipeArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write tokenizer.json into.")],
-    vocab_size: Annotated[int, typer.Option(help="Ids in all, the special ones included.")] = 16_384,
+    vocab_size: Annotated[int, typer.Option(max=2**24, help="Ids in all, the special ones included.")] = 16_384,
     megabytes: Annotated[float, typer.Option(help="Text to learn from, in MB, by the mixture's weights.")] = 50.0,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -39,8 +39,7 @@ def tokenizer(
         raise MissingExtraError(f"reading recipes ({missing.name})", "train") from None
     from mobilemoe.chat import CHAT_TEMPLATE
 
-    if megabytes <= 0:
-        raise UsageError(f"--megabytes is {megabytes}, but must be positive")
+    _check_size(megabytes)
     mixture = build_mixture(load_recipe(recipe, tuple(set_ or ())).data, Path.cwd())
     texts = mixture_texts(mixture, int(megabytes * 1e6))
     trained = train_tokenizer(texts, vocab_size)
@@ -66,12 +65,18 @@ def sample(
     """
     try:
         from mobilemoe.data.sample import write_sample
-        from mobilemoe.data.sources import Split
+        from mobilemoe.data.sources import SPLITS
         from mobilemoe.train.recipe import load_recipe
     except ModuleNotFoundError as missing:
         raise MissingExtraError(f"reading recipes ({missing.name})", "train") from None
-    if megabytes <= 0:
-        raise UsageError(f"--megabytes is {megabytes}, but must be positive")
+    _check_size(megabytes)
+    if split not in SPLITS:
+        raise UsageError(f"--split is {split}, but must be {' or '.join(SPLITS)}")
     loaded = load_recipe(recipe, tuple(set_ or ()))
-    write_sample(loaded.data, Path.cwd(), out, int(megabytes * 1e6), cast(Split, split))
+    write_sample(loaded.data, Path.cwd(), out, int(megabytes * 1e6), split)
     print_json({"folder": str(out)}) if json else print(f"written: {out}")
+
+
+def _check_size(megabytes: float) -> None:
+    if not 0 < megabytes < float("inf"):
+        raise UsageError(f"--megabytes is {megabytes}, but must be a positive number")

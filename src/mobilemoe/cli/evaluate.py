@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 import mobilemoe
-from mobilemoe.cli.options import JsonOption, ModelArgument, print_json
+from mobilemoe.cli.options import JsonOption, ModelArgument, plain_console, print_json
 from mobilemoe.evaluate.bits_per_byte import score_file
 
 
@@ -26,7 +27,7 @@ def evaluate(
     Example: mobilemoe eval nano --text tests/data/heldout.jsonl --window 512
     """
     loaded = mobilemoe.load(model)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("texts", total=None)
         scores = score_file(loaded, text, window=window, on_text=lambda done: progress.update(task, completed=done))
     whole = scores.pop("all")
@@ -39,4 +40,4 @@ def evaluate(
     table = Table("source", "texts", "bytes", "tokens", "bits per byte")
     for name, score in [*sorted(scores.items()), ("all", whole)]:
         table.add_row(name, f"{score.texts:,}", f"{score.bytes:,}", f"{score.tokens:,}", f"{score.bits_per_byte:.4f}")
-    Console().print(table)
+    plain_console().print(table)

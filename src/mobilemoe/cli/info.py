@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from mobilemoe import accounting
 from mobilemoe.checkpoint import Checkpoint
 from mobilemoe.checkpoint.run_folder import newest_model
-from mobilemoe.cli.options import JsonOption, print_json
+from mobilemoe.cli.options import JsonOption, plain_console, print_json
 from mobilemoe.config import ModelConfig
 from mobilemoe.errors import CheckpointError, UsageError
 from mobilemoe.hub import find_model
@@ -63,7 +62,6 @@ def _read_files(folder: Path, verify: bool) -> dict[str, Any]:
 
 
 def _print(config: ModelConfig, values: dict[str, Any]) -> None:
-    console = Console()
     table = Table("part", "parameters", "active per token", "INT4 bytes", title=values["model"], title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -72,7 +70,7 @@ def _print(config: ModelConfig, values: dict[str, Any]) -> None:
     table.add_section()
     totals = (values["total_parameters"], values["active_parameters"], values["int4_file_bytes"])
     table.add_row("total", *(f"{total:,}" for total in totals))
-    console.print(table)
+    plain_console().print(table)
     context = values["context"]
     rows = {
         "INT4 in the paper's count": f"{values['int4_paper_bytes'] / 1e9:.3f} GB",
@@ -91,4 +89,4 @@ def _print(config: ModelConfig, values: dict[str, Any]) -> None:
     if values.get("verified"):
         rows["verified"] = "every hash fits" if not values["without_hash"] else "the hashes that there are fit"
     for name, value in rows.items():
-        console.print(f"{name:36} {value}", highlight=False)
+        print(f"{name:36} {value}")

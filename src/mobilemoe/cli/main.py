@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import NoReturn
@@ -29,6 +30,8 @@ app.add_typer(data.app, name="data")
 
 def main() -> NoReturn:
     """Exit status 0 is fine, 1 failed, 2 wrong usage, 130 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a model may write what the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="replace")
     try:
         app()
     except MobileMoEError as fault:
@@ -39,7 +42,8 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as fault:
-        _fail(f"{fault.filename or 'a file'}: {fault.strerror or fault}", 1)
+        # Of a rename the target: the name before it is one that nobody chose.
+        _fail(f"{fault.filename2 or fault.filename or 'a file'}: {fault.strerror or fault}", 1)
     sys.exit(0)
 
 

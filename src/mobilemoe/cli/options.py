@@ -6,6 +6,7 @@ import json
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A folder, a bundled model (nano), or a Hub id (ORG/NAME).")
@@ -22,6 +23,11 @@ MinP = Annotated[float, typer.Option(help="Drop tokens less likely than this sha
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 makes tokens already seen less likely.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Stop before this text (may be given several times).")]
+
+
+def plain_console() -> Console:
+    """For tables: names from files and folders are shown as they are, [brackets] and :colons: included."""
+    return Console(markup=False, emoji=False, highlight=False)
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -82,6 +82,8 @@ def run(
 
 
 def _read_stdin() -> str:
+    if sys.stdin is None:
+        raise UsageError("there is no prompt, and standard input is closed")
     if sys.stdin.isatty():
         print("Type the prompt, then Ctrl-D:", file=sys.stderr)
     try:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mobilemoe.chat import ChatTemplate, encode_chat
-from mobilemoe.errors import DataError, UsageError
+from mobilemoe.errors import DataError, TokenizerError, UsageError
 from mobilemoe.load import Model
 
 
@@ -46,17 +46,22 @@ def score_file(
     control tokens included, over the bytes of their contents. A text longer than `window` tokens (default: the
     model's context) is scored in windows that each begin anew behind BOS. `on_text` hears how many are done.
     """
-    window = window or model.config.max_position_embeddings
+    window = model.config.max_position_embeddings if window is None else window
     if not 2 <= window <= model.config.max_position_embeddings:
         raise UsageError(f"the window is {window}, but must be from 2 to {model.config.max_position_embeddings}")
     scores: dict[str, Score] = defaultdict(Score)
-    for number, entry in enumerate(_read(Path(path)), start=1):
-        ids, size = _encode(model, entry)
+    for done, (place, entry) in enumerate(_read(Path(path)), start=1):
+        try:
+            ids, size = _encode(model, entry)
+        except TokenizerError as fault:
+            raise DataError(f"{place}: {fault}") from None
+        if size == 0:
+            raise DataError(f"{place}: its messages are empty")
         bits = sum(_bits(model, [ids[0], *ids[at : at + window - 1]]) for at in range(1, len(ids), window - 1))
-        for name in (str(entry.get("domain") or entry.get("source") or "text"), "all"):
+        for name in {str(entry.get("domain") or entry.get("source") or "text"): None, "all": None}:
             scores[name].add(bits, size, len(ids) - 1)
         if on_text is not None:
-            on_text(number)
+            on_text(done)
     if not scores:
         raise DataError(f"{path} holds no text")
     return dict(scores)
@@ -73,21 +78,29 @@ def _bits(model: Model, ids: list[int]) -> float:
 
 def _encode(model: Model, entry: dict[str, Any]) -> tuple[list[int], int]:
     """The ids of an entry, BOS first, and the bytes that they stand for."""
-    if "messages" in entry:
+    if entry.get("messages"):
         ids = encode_chat(model.tokenizer, ChatTemplate.load(model.folder), entry["messages"], False)
         return ids, sum(len(message["content"].encode()) for message in entry["messages"])
     return model.encode(entry["text"]), len(entry["text"].encode())
 
 
-def _read(path: Path) -> Iterator[dict[str, Any]]:
+def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The entries of a file, each with its place for messages; blank lines are passed over."""
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
-                entry = json.loads(line)
-                if not isinstance(entry, dict) or not (entry.get("text") or entry.get("messages")):
-                    raise DataError(f"{path}, line {number}: neither text nor messages")
-                yield entry
+                if not line.strip():
+                    continue
+                place = f"{path}, line {number}"
+                try:
+                    entry = json.loads(line)
+                except (ValueError, RecursionError) as fault:
+                    raise DataError(f"{place}, is not JSON: {fault}") from None
+                text, messages = (entry.get("text"), entry.get("messages")) if isinstance(entry, dict) else (None, None)
+                if not messages and not (isinstance(text, str) and text):
+                    raise DataError(f"{place}: neither text nor messages")
+                yield place, entry
     except OSError as fault:
         raise DataError(f"{path} cannot be read: {fault.strerror}") from None
-    except ValueError as fault:
-        raise DataError(f"{path} is not JSONL: {fault}") from None
+    except UnicodeDecodeError as fault:
+        raise DataError(f"{path} is not UTF-8 text: {fault}") from None

@@ -1,0 +1,72 @@
+"""The bundled nano model is what its card says."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import mobilemoe
+from mobilemoe.checkpoint import Checkpoint
+from mobilemoe.evaluate.bits_per_byte import score_file
+from mobilemoe.hub import ASSETS
+from mobilemoe.presets import PRESETS
+
+NANO = ASSETS / "nano"
+HELDOUT = Path(__file__).parent / "data" / "heldout.jsonl"
+
+
+@pytest.fixture(scope="module")
+def nano() -> mobilemoe.load.Model:
+    return mobilemoe.load.load("nano")
+
+
+def test_it_fits_into_16_megabytes_with_its_tokenizer() -> None:
+    assert sum(path.stat().st_size for path in NANO.iterdir()) <= 16_000_000
+
+
+def test_it_is_the_nano_preset_in_int4_grouped_along_the_input() -> None:
+    with Checkpoint.open(NANO) as checkpoint:
+        config = checkpoint.config
+        assert all(checkpoint.verify().values())
+    assert config.expert_group_axis == "in"
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_local_experts", "num_experts_per_tok"):
+        assert getattr(config, name) == getattr(PRESETS["nano"], name)
+
+
+def test_config_names_the_tokenizers_control_ids(nano: mobilemoe.load.Model) -> None:
+    tokenizer, config = nano.tokenizer, nano.config
+    assert config.bos_token_id == tokenizer.bos_id
+    assert config.eot_token_id == tokenizer.eot_id
+    assert config.header_start_token_id == tokenizer.header_start_id
+    assert config.header_end_token_id == tokenizer.header_end_id
+    assert set(config.eos_token_id) == set(tokenizer.stop_ids)
+
+
+def test_held_out_bits_per_byte_are_those_of_the_model_card(nano: mobilemoe.load.Model) -> None:
+    card = (NANO / "README.md").read_text()
+    stated = {
+        name: float(int4) for name, _, int4 in re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \|$", card, re.MULTILINE)
+    }
+    assert set(stated) == {"books", "textbooks", "code", "specs", "docs", "chat", "all"}
+    measured = {name: score.bits_per_byte for name, score in score_file(nano, HELDOUT, window=512).items()}
+    assert measured == pytest.approx(stated, abs=0.002)
+
+
+def test_it_has_learnt_english(nano: mobilemoe.load.Model) -> None:
+    """A word that must follow is far likelier than one that cannot."""
+    ids = nano.encode("He opened the door and walked into the")
+    logits_V = nano.logits(ids)[-1]
+    room, of = (nano.tokenizer.encode(word)[0] for word in (" room", " of"))
+    assert logits_V[room] > logits_V[of] + 2
+
+
+def test_it_writes_text_and_answers_in_turns(nano: mobilemoe.load.Model) -> None:
+    assert len(nano.generate("The old man", max_new_tokens=16).split()) >= 5
+    assert nano.generate(messages=[{"role": "user", "content": "Hello"}], max_new_tokens=16).strip()
+
+
+def test_heldout_text_covers_every_domain_and_is_small() -> None:
+    assert HELDOUT.stat().st_size <= 500_000
+    domains = {json.loads(line)["domain"] for line in HELDOUT.read_text().splitlines()}
+    assert domains == {"books", "textbooks", "code", "specs", "docs", "chat"}

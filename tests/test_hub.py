@@ -1,0 +1,100 @@
+"""Promises of hub: a folder wins, then what is bundled, then the Hub; every failure is one sentence."""
+
+import sys
+import types
+
+import pytest
+
+from mobilemoe.errors import MissingExtraError, ModelNotFoundError
+from mobilemoe.hub import ASSETS, find_model
+
+
+@pytest.fixture(autouse=True)
+def empty_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub that answers with `hub.answer` (a path or an exception) and remembers what it was asked."""
+    module = types.ModuleType("huggingface_hub")
+    module.asked = []
+
+    def snapshot_download(hub_id, **options):
+        module.asked.append((hub_id, options))
+        if isinstance(module.answer, Exception):
+            raise module.answer
+        return str(module.answer)
+
+    module.snapshot_download = snapshot_download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    return module
+
+
+def refusal(name) -> str:
+    with pytest.raises(ModelNotFoundError) as caught:
+        find_model(name)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_the_bundled_model_is_found_by_name_wherever_one_stands():
+    assert find_model("nano") == ASSETS / "nano"
+    assert (find_model("nano") / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["model", "org/model", "nano"])
+def test_a_folder_of_that_name_wins(name, tmp_path, hub):
+    (tmp_path / name).mkdir(parents=True)
+    assert find_model(name).resolve() == tmp_path / name
+    assert find_model(tmp_path / name) == tmp_path / name
+    assert hub.asked == []
+
+
+def test_a_file_is_no_model(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert "is a file: give the folder" in refusal("model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["missing", "../nano", "/missing/folder", "a/b/c", "nano/", "nan o", "..."])
+def test_a_name_that_is_nothing_lists_what_there_is_and_asks_no_network(name, hub, tmp_path, monkeypatch):
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    text = refusal(name)
+    assert "nano" in text
+    assert "ORG/NAME" in text
+    assert hub.asked == []
+
+
+def test_a_text_in_place_of_a_name_is_refused_in_one_sentence(hub):
+    assert "cannot be looked up: File name too long" in refusal("Once upon a time " * 100)
+
+
+def test_a_hub_id_is_downloaded_without_code(hub, tmp_path):
+    hub.answer = tmp_path / "cache"
+    assert find_model("facebook/MobileMoE-S-QAT") == tmp_path / "cache"
+    ((asked, options),) = hub.asked
+    assert asked == "facebook/MobileMoE-S-QAT"
+    assert not any(pattern.endswith((".py", "*", ".bin", ".pkl", ".pt")) for pattern in options["allow_patterns"])
+    assert {"*.json", "*.safetensors"} <= set(options["allow_patterns"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (OSError("no route to host\nand more"), "no route to host"),
+        (ValueError(""), "ValueError"),
+        (RuntimeError("\n\n  gated repo: ask for access  \nsecond line"), "gated repo"),
+    ],
+)
+def test_a_failed_download_is_one_sentence_with_the_first_reason(fault, words, hub):
+    hub.answer = fault
+    text = refusal("facebook/MobileMoE-S-QAT")
+    assert text.startswith("facebook/MobileMoE-S-QAT cannot be had from the Hub: ")
+    assert words in text
+
+
+def test_without_the_hubs_package_the_install_command_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'mobilemoe\[hf\]'"):
+        find_model("facebook/MobileMoE-S-QAT")
