@@ -1,5 +1,6 @@
 """A tiny model that every test may read: random INT4 weights behind the bundled tokenizer."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from mobilemoe.config import ModelConfig
 from mobilemoe.hub import ASSETS
 from mobilemoe.presets import family_member
 from mobilemoe.tokenizer import Tokenizer
+
+# Read when torch is first imported, later than this. On busy cores its threads spin: 12 times the processor time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def write_model(folder: Path, *, seed: int = 1, tokenizer: bool = True, **changes) -> Path:

@@ -1,6 +1,7 @@
 """The promise of train: whatever stops a run, it goes on bit for bit, and no half checkpoint is ever seen."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -320,6 +321,7 @@ for line in sys.stdin:
         loop.train(recipe, run)
         os._exit(0)
     print(child, flush=True)
+    sys.stdin.readline()  # until then its number is its own, and safe to kill
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 )
@@ -346,6 +348,9 @@ class Children:
         return int(self._parent.stdout.readline())
 
     def status(self) -> int:
+        """Waits for the child's end."""
+        self._parent.stdin.write("\n")
+        self._parent.stdin.flush()
         return int(self._parent.stdout.readline())
 
 
@@ -368,18 +373,17 @@ def test_kill_9_at_any_moment_changes_nothing_in_the_end(recipe, recipe_path, un
             assert children.status() == -signal.SIGKILL
             assert_whole(run)
             seen_leftovers += len(leftovers(run))
-        # At any time: while it reads, computes, or whatever it does then.
+        assert step_folders(run)[-1].name < "step-00000040"
+        # At any time: while it reads, computes, or whatever it does then. A fast machine may be done before the last.
         for _ in range(6):
             before = (run / "metrics.jsonl").stat().st_mtime_ns
             child = children.start()
             if chance.random() < 0.7:
                 wait_for(lambda before=before: (run / "metrics.jsonl").stat().st_mtime_ns != before)
             time.sleep(chance.uniform(0, 0.15))
-            subprocess.run(["kill", "-9", str(child)], check=True)
-            assert children.status() == -signal.SIGKILL
+            os.kill(child, signal.SIGKILL)
+            assert children.status() in (-signal.SIGKILL, 0)
             assert_whole(run)
-        assert len(step_folders(run)) <= 3
-        assert step_folders(run)[-1].name != "step-00000060"
         children.start()
         assert children.status() == 0
     assert seen_leftovers > 0

@@ -90,7 +90,7 @@ class Model:
             return ids
         if self._template is None:
             self._template = ChatTemplate.load(self.folder)
-        return encode_chat(self.tokenizer, self._template, list(messages or ()), add_generation_prompt=True)
+        return encode_chat(self.tokenizer, self._template, messages or (), add_generation_prompt=True)
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """logits_TV: after each of the T ids, what comes next. Raises UsageError for ids that cannot be."""

@@ -44,6 +44,10 @@ def main() -> NoReturn:
     except OSError as fault:
         # Of a rename the target: the name before it is one that nobody chose.
         _fail(f"{fault.filename2 or fault.filename or 'a file'}: {fault.strerror or fault}", 1)
+    except (MemoryError, RuntimeError) as fault:  # torch's allocator raises the second
+        if isinstance(fault, RuntimeError) and "allocate memory" not in str(fault):
+            raise
+        _fail("there is not enough memory for this: take a smaller model, batch or context", 1)
     sys.exit(0)
 
 

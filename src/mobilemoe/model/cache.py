@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mobilemoe.config import ModelConfig
+from mobilemoe.errors import UsageError
 
 
 class KVCache:
@@ -28,8 +29,10 @@ class KVCache:
         return self.segments_BS.shape[1]
 
     def append_segments(self, segments_BT: Tensor) -> Tensor:
-        """Takes the segments of T new tokens and returns those of all tokens so far."""
+        """Takes the segments of T new tokens and returns those of all tokens so far. UsageError if they do not fit."""
         end = self.length + segments_BT.shape[1]
+        if end > self.slots:
+            raise UsageError(f"the KV cache has {self.slots} slots, but {end} tokens were given: make it larger")
         self.segments_BS[:, self.length : end] = segments_BT
         return self.segments_BS[:, :end]
 

@@ -54,10 +54,13 @@ def grouped_experts(
 def grouped_matmul(x_PC: Tensor, weight_ECF: Tensor, load_E: Tensor) -> Tensor:
     """Rows of x, sorted by expert (load[e] rows for expert e), each times its expert's matrix: [P, F]."""
     weight_ECF = weight_ECF.to(x_PC.dtype)
-    if x_PC.dtype == torch.bfloat16:  # the only dtype that grouped_mm takes everywhere
+    aligned = weight_ECF.shape[1] % 8 == 0 and weight_ECF.shape[2] % 8 == 0
+    if x_PC.dtype == torch.bfloat16 and aligned:  # what grouped_mm takes everywhere: bf16, strides of 16 bytes
         grouped_mm = getattr(nn.functional, "grouped_mm", None) or torch._grouped_mm
         ends_E = load_E.cumsum(0).to(torch.int32)
         return grouped_mm(x_PC, weight_ECF, offs=ends_E)
+    if len(x_PC) == 0:
+        return x_PC.new_zeros(0, weight_ECF.shape[2])
     pairs = zip(x_PC.split(load_E.tolist()), weight_ECF.unbind(), strict=True)
     return torch.cat([rows @ weight for rows, weight in pairs if len(rows)])
 

@@ -107,6 +107,9 @@ class MobileMoE(nn.Module):
             else:
                 into_residual = name.endswith(("o_proj.weight", "down_proj.weight", "down_proj"))
                 parameter.normal_(0.0, residual_std if into_residual else std, generator=generator)
+        for layer in self.moe_layers():
+            if layer.expert_bias is not None:
+                layer.expert_bias.zero_()
 
     @torch.no_grad()
     def load_weights(self, weight: Callable[[str], npt.NDArray[np.float32]]) -> None:

@@ -1,0 +1,138 @@
+"""Bits per byte are the sum of -log2 of each token's probability over the bytes of the text, and nothing else."""
+
+import json
+import math
+
+import pytest
+
+import mobilemoe
+from conftest import write_model
+from mobilemoe.errors import DataError, MobileMoEError, UsageError
+from mobilemoe.evaluate.bits_per_byte import score_file
+
+CHAT = [{"role": "user", "content": "Où?"}, {"role": "assistant", "content": "Here <|eot|>."}]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder):
+    return mobilemoe.load(tiny_folder)
+
+
+def by_hand(model, ids: list[int], window: int) -> float:
+    """Bits of ids[1:], a token at a time: behind BOS and the tokens of its own window."""
+    bits = 0.0
+    for at in range(1, len(ids)):
+        start = at - (at - 1) % (window - 1)
+        logits = model.logits([ids[0], *ids[start:at]])[-1].tolist()
+        top = max(logits)
+        log_sum = top + math.log(math.fsum(math.exp(value - top) for value in logits))
+        bits += (log_sum - logits[ids[at]]) / math.log(2)
+    return bits
+
+
+def write(path, *entries) -> str:
+    path.write_text("".join(entry if isinstance(entry, str) else json.dumps(entry) + "\n" for entry in entries))
+    return str(path)
+
+
+@pytest.mark.parametrize("window", [2, 3, 8, 13, 14, 256, None])
+def test_bits_are_those_of_a_slow_count(model, tmp_path, window):
+    text = "The quick brown fox, 東京 and 12345."
+    ids = model.encode(text)
+    assert len(ids) > 13
+    score = score_file(model, write(tmp_path / "t.jsonl", {"text": text}), window=window)["all"]
+    assert score.bits == pytest.approx(by_hand(model, ids, window or 256), rel=1e-5)
+    assert (score.bytes, score.tokens, score.texts) == (len(text.encode()), len(ids) - 1, 1)
+    assert score.bits_per_byte == score.bits / score.bytes
+
+
+def test_a_text_longer_than_the_context_is_scored_whole(model, tmp_path):
+    text = "a b c d e f g h i j " * 26
+    ids = model.encode(text)
+    assert len(ids) > 256
+    score = score_file(model, write(tmp_path / "t.jsonl", {"text": text}))["all"]
+    assert score.tokens == len(ids) - 1
+    assert score.bits == pytest.approx(by_hand(model, ids, 256), rel=1e-5)
+
+
+def test_conversations_count_control_tokens_over_the_bytes_of_what_is_said(model, tmp_path):
+    ids = model.encode(messages=CHAT)
+    prompt = model.tokenizer.encode("<|header_start|>assistant<|header_end|>\n\n", special=True)
+    ids = ids[: -len(prompt)]
+    score = score_file(model, write(tmp_path / "t.jsonl", {"messages": CHAT, "text": None}))["all"]
+    assert score.bits == pytest.approx(by_hand(model, ids, 256), rel=1e-5)
+    assert (score.bytes, score.tokens) == (len("Où?".encode()) + len("Here <|eot|>."), len(ids) - 1)
+
+
+def test_all_is_the_sum_of_its_sources(model, tmp_path):
+    path = write(
+        tmp_path / "t.jsonl",
+        {"text": "one", "domain": "a", "source": "ignored"},
+        "\n",
+        {"text": "two and", "source": "b", "messages": None},
+        {"text": "three", "domain": "a"},
+        {"text": "four"},
+        {"text": "five", "domain": "all"},
+        {"messages": CHAT, "domain": "[/b]"},
+    )
+    heard = []
+    scores = score_file(model, path, on_text=heard.append)
+    assert heard == [1, 2, 3, 4, 5, 6]
+    assert scores.keys() == {"a", "b", "text", "[/b]", "all"}
+    whole = scores.pop("all")
+    assert whole.texts == 6
+    assert scores["a"].texts == 2
+    five = score_file(model, write(tmp_path / "five.jsonl", {"text": "five"}))["all"]
+    for name in ("bits", "bytes", "tokens"):
+        parts = sum(getattr(score, name) for score in scores.values()) + getattr(five, name)
+        assert getattr(whole, name) == pytest.approx(parts)
+    alone = score_file(model, write(tmp_path / "a.jsonl", {"text": "one"}, {"text": "three"}))["all"]
+    assert scores["a"].bits == pytest.approx(alone.bits)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([], "no text"),
+        (["\n\n"], "no text"),
+        ([{"text": "a"}, "{bad\n"], "line 2"),
+        (["[" * 100_000 + "\n"], "line 1"),
+        ([{"text": "a"}, "[1]\n"], "line 2"),
+        (["5\n"], "line 1"),
+        ([{"text": 5}], "line 1"),
+        ([{"text": ""}], "line 1"),
+        ([{"txt": "a"}], "line 1"),
+        ([{"messages": []}], "line 1"),
+        ([{"messages": "abc"}], "line 1"),
+        ([{"messages": [{"role": "user"}]}], "line 1"),
+        ([{"messages": [{"role": "user", "content": ""}]}], "line 1"),
+        (['{"text": "a\\ud800"}\n'], "line 1"),
+    ],
+)
+def test_a_malformed_file_is_named_with_its_line(model, tmp_path, lines, words):
+    path = write(tmp_path / "t.jsonl", *lines)
+    with pytest.raises(DataError) as caught:
+        score_file(model, path)
+    text = str(caught.value)
+    assert path in text
+    assert words in text
+    assert len(text.splitlines()) == 1
+
+
+def test_a_file_that_cannot_be_read_is_named(model, tmp_path):
+    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "\xe9"}\n')
+    for path in (tmp_path, tmp_path / "none", tmp_path / "latin.jsonl"):
+        with pytest.raises(DataError, match=path.name):
+            score_file(model, path)
+
+
+@pytest.mark.parametrize("window", [-1, 0, 1, 257])
+def test_a_window_outside_the_context_is_refused(model, tmp_path, window):
+    with pytest.raises(UsageError, match=f"window is {window}"):
+        score_file(model, write(tmp_path / "t.jsonl", {"text": "a"}), window=window)
+
+
+def test_a_model_without_a_tokenizer_is_one_sentence(tmp_path):
+    bare = mobilemoe.load(write_model(tmp_path / "bare", tokenizer=False))
+    with pytest.raises(MobileMoEError, match=r"tokenizer\.json"):
+        score_file(bare, write(tmp_path / "t.jsonl", {"text": "a"}))
