@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobilemoe.accounting import active_parameters
-from mobilemoe.config import FULL, SLIDING, ModelConfig, RopeScaling
+from mobilemoe.config import ModelConfig, RopeScaling
+from mobilemoe.config_rules import FULL, SLIDING
 from mobilemoe.errors import ConfigError, UsageError
 from mobilemoe.presets import PRESETS, derive, family_member, preset
 
@@ -311,9 +312,9 @@ FAULTS = {
     "an unknown layer type": ({"layer_types": ["chunked"] * 20}, "layer_types holds 'chunked', but only"),
     "a window without width": ({"layer_types": [SLIDING] * 20}, "sliding_window is missing"),
     "a window of nothing": ({"sliding_window": 0}, "sliding_window is 0, but must be positive"),
-    "an end outside": ({"eos_token_id": [1, 128256]}, "eos_token_id holds 128256, not an id in the vocabulary"),
+    "an end below zero": ({"eos_token_id": [1, -1]}, "eos_token_id holds -1, not a token id"),
     "a fractional end": ({"eos_token_id": 1.5}, "eos_token_id is 1.5, not a list"),
-    "a start outside": ({"bos_token_id": -1}, "bos_token_id is -1, outside the vocabulary of 128256"),
+    "a start below zero": ({"bos_token_id": -1}, "bos_token_id is -1, but must not be negative"),
     "another rope": ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling.rope_type is 'yarn', but only 'llama3'"),
     "rope as a list": ({"rope_scaling": [16]}, "rope_scaling is [16], not an object"),
     "half a rope": ({"rope_scaling": {"rope_type": "llama3", "factor": 2}}, "rope_scaling.original_max"),

@@ -90,7 +90,7 @@ def test_a_hub_id_is_downloaded_without_code(hub, tmp_path):
 def test_a_failed_download_is_one_sentence_with_the_first_reason(fault, words, hub):
     hub.answer = fault
     text = refusal("facebook/MobileMoE-S-QAT")
-    assert text.startswith("facebook/MobileMoE-S-QAT cannot be had from the Hub: ")
+    assert "facebook/MobileMoE-S-QAT" in text
     assert words in text
 
 

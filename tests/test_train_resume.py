@@ -500,7 +500,7 @@ def test_removing_the_damaged_checkpoint_goes_on_from_the_one_before(recipe, unb
         ("model.preset=huge", UsageError, "there is no preset 'huge'"),
         ("tokenizer.path=missing", ModelNotFoundError, "there is no folder missing"),
         ("data.path=missing", DataError, "does not exist"),
-        ("model.changes.vocab_size=100", ConfigError, "outside the vocabulary of 100"),
+        ("model.changes.vocab_size=100", ConfigError, "vocab_size is only 100"),
     ],
 )
 def test_a_run_is_not_gone_on_with_by_another_recipe(override, error, words, recipe, unbroken, tmp_path):

@@ -12,13 +12,13 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from mobilemoe.config_rules import FULL, SLIDING, check_rules, check_types, is_finite
 from mobilemoe.errors import ConfigError
 from mobilemoe.files import read_json, write_json
 
 GROUP_SIZE = 32  # weights that share one INT4 scale
 GroupAxis = Literal["in", "out"]
 EXPERT_GROUP_AXIS = {"out": "out (last dim of [E, in, out])", "in": "in (last dim of [E, out, in])"}
-FULL, SLIDING = "full_attention", "sliding_attention"
 
 # What `quantization` holds besides the axis: one format exists, so a file that says otherwise is not ours.
 _QUANTIZATION = {
@@ -58,7 +58,7 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not _is_finite(value) or value <= 0:
+            if not is_finite(value) or value <= 0:
                 raise ConfigError(f"rope_scaling.{name} is {value!r}, not a positive number")
         if self.low_freq_factor > self.high_freq_factor:
             raise ConfigError(
@@ -109,7 +109,9 @@ class ModelConfig:
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
+        if not isinstance(self.rope_scaling, RopeScaling | None):
+            raise ConfigError(f"rope_scaling is {self.rope_scaling!r}, not a RopeScaling")
         # One form for what means the same, so that equal models are equal configs.
         types = tuple(self.layer_types)
         all_full = len(types) == self.num_hidden_layers and all(kind == FULL for kind in types)
@@ -118,7 +120,7 @@ class ModelConfig:
         for name in _FLOAT_KEYS:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, float(getattr(self, name)))
-        _check_rules(self)
+        check_rules(self)
 
     @property
     def is_moe(self) -> bool:
@@ -260,14 +262,6 @@ _KEYS_OF = {
 }
 
 
-def _is_finite(value: Any) -> bool:
-    """Whether this is a number that a float can hold."""
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
-        return False
-
-
 def _read_list(raw: Mapping[str, Any], key: str) -> tuple[Any, ...]:
     value = raw.get(key)
     if value is not None and not isinstance(value, list | tuple):
@@ -305,75 +299,3 @@ def _read_group_axis(raw: Any) -> GroupAxis | None:
             return axis  # type: ignore[return-value]
     known = " nor ".join(map(repr, EXPERT_GROUP_AXIS.values()))
     raise ConfigError(f"quantization.expert_group_axis is {text!r}, neither {known}")
-
-
-def _check_types(config: ModelConfig) -> None:
-    for entry in fields(config):
-        value, kind = getattr(config, entry.name), str(entry.type)
-        if value is None and "None" in kind:
-            continue
-        if kind.startswith("int") and (isinstance(value, bool) or not isinstance(value, int)):
-            raise ConfigError(f"{entry.name} is {value!r}, not a whole number")
-        if kind.startswith("float") and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ConfigError(f"{entry.name} is {value!r}, not a number")
-        if kind.startswith("float") and not _is_finite(value):
-            raise ConfigError(f"{entry.name} is {value!r}, not a finite number")
-        if kind == "bool" and not isinstance(value, bool):
-            raise ConfigError(f"{entry.name} is {value!r}, neither true nor false")
-        if kind.startswith("tuple") and not isinstance(value, list | tuple):
-            raise ConfigError(f"{entry.name} is {value!r}, not a list")
-        if kind.startswith("RopeScaling") and not isinstance(value, RopeScaling):
-            raise ConfigError(f"{entry.name} is {value!r}, not a RopeScaling")
-        if entry.name in _LITERALS and value not in _LITERALS[entry.name]:
-            raise ConfigError(f"{entry.name} is {value!r}, not one of {', '.join(_LITERALS[entry.name])}")
-
-
-_LITERALS = {
-    "ffn_type": ("moe", "dense"),
-    "router_score": ("sigmoid", "softmax"),
-    "qk_norm": ("none", "head", "head_weight", "projection_weight"),
-    "expert_group_axis": ("in", "out"),
-}
-
-
-def _check_rules(c: ModelConfig) -> None:
-    positive = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"]
-    positive += ["head_dim", "intermediate_size", "max_position_embeddings", "rms_norm_eps", "rope_theta"]
-    positive += ["num_local_experts", "num_experts_per_tok", "routed_scaling_factor"] if c.is_moe else []
-    positive += ["sliding_window"] if c.sliding_window is not None else []
-    for name in positive:
-        if getattr(c, name) <= 0:
-            raise ConfigError(f"{name} is {getattr(c, name)}, but must be positive")
-    if c.intermediate_size_mlp < 0:
-        raise ConfigError(f"intermediate_size_mlp is {c.intermediate_size_mlp}, but must not be negative")
-    if c.is_moe and c.num_experts_per_tok > c.num_local_experts:
-        raise ConfigError(
-            f"num_experts_per_tok is {c.num_experts_per_tok}, but there are only {c.num_local_experts} experts"
-        )
-    if not c.is_moe and (c.num_local_experts or c.num_experts_per_tok or c.intermediate_size_mlp):
-        raise ConfigError(
-            "ffn_type is dense, so num_local_experts, num_experts_per_tok and intermediate_size_mlp must be 0"
-        )
-    if c.num_attention_heads % c.num_key_value_heads:
-        raise ConfigError(
-            f"num_attention_heads is {c.num_attention_heads}, "
-            f"not a multiple of num_key_value_heads {c.num_key_value_heads}"
-        )
-    if c.head_dim % 2:
-        raise ConfigError(f"head_dim is {c.head_dim}, but RoPE needs an even number")
-    if c.layer_types and len(c.layer_types) != c.num_hidden_layers:
-        raise ConfigError(
-            f"layer_types has {len(c.layer_types)} entries, but num_hidden_layers is {c.num_hidden_layers}"
-        )
-    for kind in c.layer_types:
-        if kind not in (FULL, SLIDING):
-            raise ConfigError(f"layer_types holds {kind!r}, but only {FULL} and {SLIDING} are supported")
-    if SLIDING in c.layer_types and c.sliding_window is None:
-        raise ConfigError(f"layer_types holds {SLIDING}, but sliding_window is missing")
-    for name in ("bos_token_id", "eot_token_id", "header_start_token_id", "header_end_token_id"):
-        value = getattr(c, name)
-        if value is not None and not 0 <= value < c.vocab_size:
-            raise ConfigError(f"{name} is {value}, outside the vocabulary of {c.vocab_size}")
-    for value in c.eos_token_id:
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < c.vocab_size:
-            raise ConfigError(f"eos_token_id holds {value!r}, not an id in the vocabulary of {c.vocab_size}")

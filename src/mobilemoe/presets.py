@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from mobilemoe import accounting
-from mobilemoe.config import FULL, SLIDING, ModelConfig, RopeScaling
+from mobilemoe.config import ModelConfig, RopeScaling
+from mobilemoe.config_rules import FULL, SLIDING
 from mobilemoe.errors import ConfigError, UsageError
 
 LLAMA3_IDS: dict[str, Any] = {
