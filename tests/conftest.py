@@ -15,6 +15,9 @@ from mobilemoe.tokenizer import Tokenizer
 # Read when torch is first imported, later than this. On busy cores its threads spin: 12 times the processor time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+pytest.register_assert_rewrite("cli_calls", "config_cases", "random_models", "train_runs")
+pytest_plugins = ["cli_calls"]
+
 
 def write_model(folder: Path, *, seed: int = 1, tokenizer: bool = True, **changes) -> Path:
     """Writes a model of 0.6 M parameters into `folder`, which must not exist; `changes` are config fields."""

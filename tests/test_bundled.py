@@ -10,6 +10,7 @@ import mobilemoe
 from mobilemoe.checkpoint import Checkpoint
 from mobilemoe.evaluate.bits_per_byte import score_file
 from mobilemoe.hub import ASSETS
+from mobilemoe.load import Model
 from mobilemoe.presets import PRESETS
 
 NANO = ASSETS / "nano"
@@ -17,8 +18,8 @@ HELDOUT = Path(__file__).parent / "data" / "heldout.jsonl"
 
 
 @pytest.fixture(scope="module")
-def nano() -> mobilemoe.load.Model:
-    return mobilemoe.load.load("nano")
+def nano() -> Model:
+    return mobilemoe.load("nano")
 
 
 def test_it_fits_into_16_megabytes_with_its_tokenizer() -> None:
@@ -34,7 +35,7 @@ def test_it_is_the_nano_preset_in_int4_grouped_along_the_input() -> None:
         assert getattr(config, name) == getattr(PRESETS["nano"], name)
 
 
-def test_config_names_the_tokenizers_control_ids(nano: mobilemoe.load.Model) -> None:
+def test_config_names_the_tokenizers_control_ids(nano: Model) -> None:
     tokenizer, config = nano.tokenizer, nano.config
     assert config.bos_token_id == tokenizer.bos_id
     assert config.eot_token_id == tokenizer.eot_id
@@ -43,7 +44,7 @@ def test_config_names_the_tokenizers_control_ids(nano: mobilemoe.load.Model) -> 
     assert set(config.eos_token_id) == set(tokenizer.stop_ids)
 
 
-def test_held_out_bits_per_byte_are_those_of_the_model_card(nano: mobilemoe.load.Model) -> None:
+def test_held_out_bits_per_byte_are_those_of_the_model_card(nano: Model) -> None:
     card = (NANO / "README.md").read_text()
     stated = {
         name: float(int4) for name, _, int4 in re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \|$", card, re.MULTILINE)
@@ -53,7 +54,7 @@ def test_held_out_bits_per_byte_are_those_of_the_model_card(nano: mobilemoe.load
     assert measured == pytest.approx(stated, abs=0.002)
 
 
-def test_it_has_learnt_english(nano: mobilemoe.load.Model) -> None:
+def test_it_has_learnt_english(nano: Model) -> None:
     """A word that must follow is far likelier than one that cannot."""
     ids = nano.encode("He opened the door and walked into the")
     logits_V = nano.logits(ids)[-1]
@@ -61,7 +62,7 @@ def test_it_has_learnt_english(nano: mobilemoe.load.Model) -> None:
     assert logits_V[room] > logits_V[of] + 2
 
 
-def test_it_writes_text_and_answers_in_turns(nano: mobilemoe.load.Model) -> None:
+def test_it_writes_text_and_answers_in_turns(nano: Model) -> None:
     assert len(nano.generate("The old man", max_new_tokens=16).split()) >= 5
     assert nano.generate(messages=[{"role": "user", "content": "Hello"}], max_new_tokens=16).strip()
 

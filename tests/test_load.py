@@ -157,17 +157,17 @@ def test_the_pieces_of_a_stream_join_to_generate(model, options):
 
 def test_a_batch_gives_what_each_prompt_gives_alone(model):
     alone = [model.generate(prompt, max_new_tokens=16) for prompt in PROMPTS]
-    assert model.generate(PROMPTS, max_new_tokens=16) == alone
-    assert model.generate(PROMPTS[::-1], max_new_tokens=16) == alone[::-1]
-    assert model.generate(PROMPTS[:1], max_new_tokens=16) == alone[:1]
-    assert model.generate([]) == []
+    assert model.generate_batch(PROMPTS, max_new_tokens=16) == alone
+    assert model.generate_batch(PROMPTS[::-1], max_new_tokens=16) == alone[::-1]
+    assert model.generate_batch(PROMPTS[:1], max_new_tokens=16) == alone[:1]
+    assert model.generate_batch([]) == []
 
 
 def test_a_batch_ends_each_row_where_it_would_end_alone(model):
-    full = model.generate(PROMPTS, max_new_tokens=12)
+    full = model.generate_batch(PROMPTS, max_new_tokens=12)
     stop = full[0][3:6]
     alone = [model.generate(prompt, max_new_tokens=12, stop=[stop]) for prompt in PROMPTS]
-    assert model.generate(PROMPTS, max_new_tokens=12, stop=[stop]) == alone
+    assert model.generate_batch(PROMPTS, max_new_tokens=12, stop=[stop]) == alone
     assert len({len(text) for text in alone}) > 1
 
 
@@ -202,7 +202,7 @@ def test_generation_ends_with_the_context(model):
         list(stream)
         assert (stream.new_tokens, stream.finished) == (room, "length")
     assert str(context) in refusal(lambda: model.generate(word))
-    assert str(context) in refusal(lambda: model.generate(["a", word]))
+    assert str(context) in refusal(lambda: model.generate_batch(["a", word]))
 
 
 def test_an_empty_prompt_starts_from_begin_of_text(model):
@@ -291,7 +291,7 @@ def test_each_token_is_fed_once_and_the_last_never(model, script):
 def test_bad_calls_are_one_sentence(model):
     calls = {
         "prompt or messages": [lambda: model.generate(), lambda: model.generate("a", messages=[USER])],
-        "prompts or messages": [lambda: model.generate(["a"], messages=[USER])],
+        "prompts is one text": [lambda: model.generate_batch("ab")],
         "prompt is a": [lambda: model.generate(5), lambda: model.generate(("a", "b")), lambda: model.stream(["a"])],
         "max_new_tokens is": [lambda n=n: model.generate("a", max_new_tokens=n) for n in (0, -1, 1.5, "3", None)],
         "stop": [lambda s=s: model.generate("a", stop=s) for s in ("", [""], ["a", ""], [None], [5])],

@@ -19,8 +19,9 @@ from mobilemoe.checkpoint import Checkpoint
 from mobilemoe.checkpoint.run_folder import newest_model
 from mobilemoe.errors import MissingExtraError, TokenizerError, UsageError
 from mobilemoe.hub import find_model
-from mobilemoe.sampling import Sampler, Sampling
-from mobilemoe.tokenizer import StreamDecoder, Tokenizer
+from mobilemoe.sampling import Sampling
+from mobilemoe.tokenizer import Tokenizer
+from mobilemoe.writer import Writer
 
 if TYPE_CHECKING:
     from mobilemoe.model import MobileMoE
@@ -116,31 +117,37 @@ class Model:
 
     def generate(
         self,
-        prompt: str | list[str] | None = None,
+        prompt: str | None = None,
         *,
         messages: Sequence[Message] | None = None,
         max_new_tokens: int = 256,
         stop: str | Sequence[str] = (),
         **sampling: Any,
-    ) -> Any:
-        """The continuation alone, as one text; of a list of prompts, a list of texts, computed as one batch."""
-        if not isinstance(prompt, list):
-            stream = self.stream(prompt, messages=messages, max_new_tokens=max_new_tokens, stop=stop, **sampling)
-            return "".join(stream)
-        if messages is not None:
-            raise UsageError("give either prompts or messages")
-        return self._generate_batch([self.encode(text) for text in prompt], max_new_tokens, stop, Sampling(**sampling))
+    ) -> str:
+        """The continuation alone, as one text; arguments as for `stream`."""
+        stream = self.stream(prompt, messages=messages, max_new_tokens=max_new_tokens, stop=stop, **sampling)
+        return "".join(stream)
 
-    def _generate_batch(
-        self, prompts: list[list[int]], max_new_tokens: int, stop: str | Sequence[str], sampling: Sampling
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = 256,
+        stop: str | Sequence[str] = (),
+        **sampling: Any,
     ) -> list[str]:
+        """The continuations of several prompts, computed together; each as `generate` gives it."""
         from mobilemoe.model.generate import Decoder
 
+        if isinstance(prompts, str):
+            raise UsageError("prompts is one text, but must be a list of them")
         if not prompts:
             return []
-        rooms = [self.room(ids, max_new_tokens) for ids in prompts]
-        writers = [Writer(self, ids, room, stop, sampling) for ids, room in zip(prompts, rooms, strict=True)]
-        decoder = Decoder(self._torch_model, prompts, max(rooms))
+        encoded = [self.encode(prompt) for prompt in prompts]
+        rooms = [self.room(ids, max_new_tokens) for ids in encoded]
+        settings = Sampling(**sampling)
+        writers = [self.writer(ids, room, stop, settings) for ids, room in zip(encoded, rooms, strict=True)]
+        decoder = Decoder(self._torch_model, encoded, max(rooms))
         texts = [""] * len(prompts)
         logits_BV = decoder.prefill()
         while True:
@@ -158,6 +165,10 @@ class Model:
             raise UsageError(f"max_new_tokens is {max_new_tokens!r}, but must be a whole number of at least 1")
         return max(1, min(max_new_tokens, self.config.max_position_embeddings - len(ids) + 1))
 
+    def writer(self, ids: Sequence[int], room: int, stop: str | Sequence[str], sampling: Sampling) -> Writer:
+        """What turns this model's logits behind `ids` into text."""
+        return Writer(self.tokenizer, ids, room=room, stop_ids=self.stop_ids, stop=stop, sampling=sampling)
+
     def _check(self, ids: Sequence[int]) -> None:
         if len(ids) == 0:
             raise UsageError("there are no token ids: give at least one")
@@ -174,51 +185,6 @@ class Model:
                 raise UsageError(f"token id {token} is outside the vocabulary of {self.config.vocab_size}")
 
 
-class Writer:
-    """Turns the logits of one sequence into text, and knows when to stop."""
-
-    def __init__(self, model: Model, ids: list[int], room: int, stop: str | Sequence[str], sampling: Sampling) -> None:
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        if not all(isinstance(text, str) for text in stop):
-            raise UsageError(f"stop is {stop!r}, but must be a text or several")
-        if "" in stop:
-            raise UsageError("a stop string is empty: it would stop before the first word")
-        self._sampler = Sampler(sampling, seen=ids)
-        self._decoder = StreamDecoder(model.tokenizer)
-        self._stop_ids, self._stop, self._room = model.stop_ids, stop, room
-        self._held = ""
-        self.last = ids[-1]
-        self.new_tokens = 0
-        self.finished: Literal["stop", "length"] | None = None
-
-    def push(self, logits_V: npt.NDArray[np.float32]) -> str:
-        """Chooses a token and returns the text that is certain now; sets `finished` with the last one."""
-        self.last = self._sampler.choose(logits_V)
-        self.new_tokens += 1
-        if self.last in self._stop_ids:
-            self.finished = "stop"
-            return self._release(self._decoder.flush())
-        text = self._decoder.push(self.last)
-        if self.new_tokens == self._room:
-            self.finished = "length"
-            text += self._decoder.flush()
-        return self._release(text)
-
-    def _release(self, text: str) -> str:
-        """What may be shown of the held text: all before a stop string, and nothing that may become one."""
-        text = self._held + text
-        found = [place for place in map(text.find, self._stop) if place >= 0]
-        if found:
-            self.finished, self._held = "stop", ""
-            return text[: min(found)]
-        longest = 0 if self.finished else max(map(len, self._stop), default=1) - 1
-        keep = next(
-            (n for n in range(min(longest, len(text)), 0, -1) if any(s.startswith(text[-n:]) for s in self._stop)), 0
-        )
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-
 class Stream(Iterator[str]):
     """Pieces of a continuation; beside them what it took.
 
@@ -232,7 +198,7 @@ class Stream(Iterator[str]):
         from mobilemoe.model.generate import Decoder
 
         room = model.room(ids, max_new_tokens)
-        self._writer = Writer(model, ids, room, stop, sampling)
+        self._writer = model.writer(ids, room, stop, sampling)
         self._decoder = Decoder(model._torch_model, [ids], room)
         self.prompt_tokens = len(ids)
         self.prefill_seconds = self.decode_seconds = 0.0

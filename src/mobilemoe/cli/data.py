@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mobilemoe.cli.options import JsonOption, print_json
-from mobilemoe.errors import MissingExtraError, UsageError
+from mobilemoe.errors import DataError, MissingExtraError, UsageError
 
 app = typer.Typer(help="Tokenizers and samples from training text.", no_args_is_help=True)
 
@@ -40,6 +40,7 @@ def tokenizer(
     from mobilemoe.chat import CHAT_TEMPLATE
 
     _check_size(megabytes)
+    _check_new(out / "tokenizer.json")
     mixture = build_mixture(load_recipe(recipe, tuple(set_ or ())).data, Path.cwd())
     texts = mixture_texts(mixture, int(megabytes * 1e6))
     trained = train_tokenizer(texts, vocab_size)
@@ -70,11 +71,17 @@ def sample(
     except ModuleNotFoundError as missing:
         raise MissingExtraError(f"reading recipes ({missing.name})", "train") from None
     _check_size(megabytes)
+    _check_new(out)
     if split not in SPLITS:
         raise UsageError(f"--split is {split}, but must be {' or '.join(SPLITS)}")
     loaded = load_recipe(recipe, tuple(set_ or ()))
     write_sample(loaded.data, Path.cwd(), out, int(megabytes * 1e6), split)
     print_json({"folder": str(out)}) if json else print(f"written: {out}")
+
+
+def _check_new(path: Path) -> None:
+    if path.exists():
+        raise DataError(f"{path} exists already: choose another name or remove it first")
 
 
 def _check_size(megabytes: float) -> None:

@@ -191,15 +191,26 @@ def model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
     config = dataclasses.replace(base, **{**ids, **recipe.model.changes})
     if tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} ids, but vocab_size is only {config.vocab_size}")
+    if recipe.train.sequence_length > config.max_position_embeddings:
+        raise ConfigError(
+            f"train.sequence_length is {recipe.train.sequence_length}, "
+            f"but the model's context is {config.max_position_embeddings}"
+        )
     return config
 
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them, so that the step under way can end and be saved."""
+    """Collects SIGINT and SIGTERM, so that the step under way can end and be saved; the second one ends it at once."""
     seen: list[int] = []
+
+    def collect(number: int, _: object) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
     kinds = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(kind, lambda number, _: seen.append(number)) for kind in kinds]
+    before = [signal.signal(kind, collect) for kind in kinds]
     try:
         yield seen
     finally:

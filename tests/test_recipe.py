@@ -1,0 +1,199 @@
+"""Promises of recipes: what a file and its overrides mean, and how each fault is named."""
+
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from mobilemoe.data.config import DataConfig
+from mobilemoe.errors import ConfigError, MobileMoEError, UsageError
+from mobilemoe.hub import find_model
+from mobilemoe.presets import PRESETS
+from mobilemoe.tokenizer import Tokenizer
+from mobilemoe.train.loop import model_config
+from mobilemoe.train.recipe import Recipe, load_recipe
+from train_runs import table
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "nano-cpu.toml"
+
+
+def test_the_committed_recipe_is_read_with_its_data_beside_it(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(RECIPE)
+    assert recipe.name == "nano-cpu"
+    assert recipe.model.preset == "nano"
+    assert recipe.data.path == str(RECIPE.parent / "data")
+    assert recipe.tokenizer.path == "nano"
+    assert recipe.train.steps == tomllib.loads(RECIPE.read_text())["train"]["steps"]
+    assert sum(source.weight for source in recipe.data.mixture) == pytest.approx(1)
+
+
+def test_what_a_recipe_leaves_out_is_what_the_paper_says():
+    train = table()
+    assert (train.betas, train.eps, train.weight_decay, train.clip_norm) == ((0.9, 0.95), 1e-8, 0.1, 1.0)
+    assert (train.z_loss, train.balance_rate, train.precision) == (1e-4, 1e-3, "bf16")
+
+
+@pytest.mark.parametrize(
+    ("override", "get", "value"),
+    [
+        ("train.steps=7", lambda r: r.train.steps, 7),
+        ("train.learning_rate = 1e-4", lambda r: r.train.learning_rate, 1e-4),
+        ("train.learning_rate=1", lambda r: r.train.learning_rate, 1.0),
+        ("train.precision=fp32", lambda r: r.train.precision, "fp32"),
+        ('train.precision="fp32"', lambda r: r.train.precision, "fp32"),
+        ("train.betas=[0.5, 0.6]", lambda r: r.train.betas, (0.5, 0.6)),
+        ("model.changes={head_dim=32}", lambda r: r.model.changes, {"head_dim": 32}),
+        ("model.changes.head_dim=32", lambda r: r.model.changes, {"head_dim": 32}),
+        ("model.changes.layer_types=['full_attention']", lambda r: r.model.changes["layer_types"], ["full_attention"]),
+        ("name=other-1.0", lambda r: r.name, "other-1.0"),
+        ("data.holdout=0", lambda r: r.data.holdout, 0.0),
+    ],
+)
+def test_an_override_changes_its_entry_alone(override, get, value):
+    plain, changed = load_recipe(RECIPE), load_recipe(RECIPE, (override,))
+    assert get(changed) == value
+    differing = {key for key in Recipe.model_fields if getattr(plain, key) != getattr(changed, key)}
+    assert differing == {override.split(".")[0].split("=")[0]}
+
+
+def test_the_last_of_equal_overrides_counts():
+    assert load_recipe(RECIPE, ("train.steps=7", "train.steps=8")).train.steps == 8
+
+
+def test_relative_paths_mean_the_recipes_folder_in_the_file_and_the_current_one_in_an_override(tmp_path, monkeypatch):
+    recipes, elsewhere = tmp_path / "recipes", tmp_path / "elsewhere"
+    for folder in (recipes / "data", recipes / "words", elsewhere / "text", elsewhere / "words", elsewhere / "data"):
+        folder.mkdir(parents=True)
+    text = RECIPE.read_text().replace('path = "nano"', 'path = "words"')
+    (recipes / "r.toml").write_text(text)
+    monkeypatch.chdir(elsewhere)
+    recipe = load_recipe(recipes / "r.toml")
+    assert (recipe.data.path, recipe.tokenizer.path) == (str(recipes / "data"), str(recipes / "words"))
+    recipe = load_recipe(Path("../recipes/r.toml"), ("data.path=text", "tokenizer.path=words"))
+    assert (recipe.data.path, recipe.tokenizer.path) == (str(elsewhere / "text"), str(elsewhere / "words"))
+    recipe = load_recipe(recipes / "r.toml", (f"data.path={tmp_path}", "tokenizer.path=org/model"))
+    assert (recipe.data.path, recipe.tokenizer.path) == (str(tmp_path), "org/model")
+
+
+BAD_ENTRIES = {
+    "train.steps=0": "train.steps is 0: ",
+    "train.steps=1.5": "train.steps is 1.5: ",
+    "train.steps=many": "train.steps is 'many': ",
+    "train.step=5": "train.step is 5: Extra inputs",
+    "train.batch_size=-1": "train.batch_size is -1: ",
+    "train.micro_batch_size=3": "batch_size is 8, not a multiple of micro_batch_size 3",
+    "train.sequence_length=1": "train.sequence_length is 1: ",
+    "train.learning_rate=0": "train.learning_rate is 0: ",
+    "train.learning_rate=inf": "train.learning_rate is inf: ",
+    "train.learning_rate=nan": "train.learning_rate is nan: ",
+    "train.schedule=step": "train.schedule is 'step': ",
+    "train.precision=fp16": "train.precision is 'fp16': ",
+    "train.betas=[0.9]": "train.betas.1",
+    "train.betas=[0.9, 1.0]": "train.betas.1 is 1.0: ",
+    "train.betas=[-0.1, 0.9]": "train.betas.0 is -0.1: ",
+    "train.eps=-1": "train.eps is -1: ",
+    "train.seed=-1": "train.seed is -1: ",
+    "train.seed=99999999999999999999": "train.seed is 99999999999999999999: ",
+    "train.z_loss=inf": "train.z_loss is inf: ",
+    "train.clip_norm=0": "train.clip_norm is 0: ",
+    "train.keep_checkpoints=0": "train.keep_checkpoints is 0: ",
+    "train=5": "train is 5: ",
+    "name=../up": "name is '../up': ",
+    "name=..": "name is '..': ",
+    "name=": "name is '': ",
+    "data.mixture=[]": "data.mixture is []: ",
+    "data.seed=x": "data.seed is 'x': ",
+    "data.holdout=1": "data.holdout is 1: ",
+    "tokenizer.path=7": "tokenizer.path is 7: ",
+    "model.changes=7": "model.changes is 7: ",
+    "colour=blue": "colour is 'blue': ",
+}
+
+
+@pytest.mark.parametrize(("override", "words"), BAD_ENTRIES.items())
+def test_a_bad_entry_is_refused_by_name_value_and_rule(override, words):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(RECIPE, (override,))
+    assert words in str(caught.value)
+    assert str(caught.value).startswith(str(RECIPE))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("override", ["", "train.steps", "=5", ".steps=5", "train.=5", "train..steps=5"])
+def test_an_override_that_is_no_entry_and_value_is_wrong_usage(override):
+    with pytest.raises(UsageError, match=r"is not ENTRY=VALUE, such as train\.steps=200"):
+        load_recipe(RECIPE, (override,))
+
+
+@pytest.mark.parametrize("override", ["name.x=5", "train.steps.x=5", "data.mixture.weight=1"])
+def test_an_override_below_what_is_no_table_is_wrong_usage(override):
+    with pytest.raises(UsageError, match="is not a table of the recipe"):
+        load_recipe(RECIPE, (override,))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read: No such file"),
+        ("folder", "cannot be read: Is a directory"),
+        (b"name = ", "is not valid TOML"),
+        (b'name = "a"\nname = "b"\n', "is not valid TOML"),
+        (b"\xff\xfe", "is not valid TOML"),
+        (b"", "name: Field required"),
+        (b'name = "a"\n', "model: Field required"),
+        (b'name = "a"\nmodel = "nano"\n', "model is 'nano': "),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_one_sentence_with_its_path(content, words, tmp_path):
+    path = tmp_path / "r.toml"
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def recipe_with(**model) -> Recipe:
+    data = DataConfig(path="x", seed=0, mixture=[{"name": "a", "weight": 1, "files": "*"}])
+    tables = {"name": "r", "model": model, "tokenizer": {"path": "nano"}, "data": data, "train": table()}
+    return Recipe.model_validate(tables)
+
+
+def test_the_models_control_ids_are_the_tokenizers_unless_the_recipe_changes_them():
+    tokenizer = Tokenizer.load(find_model("nano"))
+    config = model_config(recipe_with(preset="micro"), tokenizer)
+    assert config.bos_token_id == tokenizer.bos_id
+    assert config.eos_token_id == tuple(tokenizer.stop_ids)
+    assert config.header_end_token_id == tokenizer.header_end_id
+    without = {key: None for key in vars(config) if key.endswith("token_id")} | {"eos_token_id": ()}
+    assert dataclasses.replace(config, **without) == PRESETS["micro"]
+    changes = {"eos_token_id": [7], "num_hidden_layers": 1}
+    changed = model_config(recipe_with(preset="micro", changes=changes), tokenizer)
+    assert (changed.eos_token_id, changed.num_hidden_layers) == ((7,), 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"preset": "huge"}, "there is no preset 'huge'"),
+        ({"preset": "micro", "changes": {"widht": 7}}, "model.changes.widht is not a field of a model config"),
+        ({"preset": "micro", "changes": {"raw": {}}}, "model.changes.raw is not a field"),
+        ({"preset": "micro", "changes": {"head_dim": 7}}, "head_dim is 7"),
+        ({"preset": "micro", "changes": {"head_dim": "7"}}, "head_dim is '7'"),
+        ({"preset": "micro", "changes": {"layer_types": 5}}, "layer_types is 5"),
+        ({"preset": "micro", "changes": {"num_experts_per_tok": 70}}, "num_experts_per_tok is 70, but there are only"),
+        ({"preset": "micro", "changes": {"rope_scaling": {"factor": 2}}}, "rope_scaling is {'factor': 2}"),
+        ({"preset": "micro", "changes": {"vocab_size": 16_000}}, "vocab_size is only 16000"),
+    ],
+)
+def test_a_model_that_cannot_be_is_one_sentence(model, words):
+    with pytest.raises(MobileMoEError) as caught:
+        model_config(recipe_with(**model), Tokenizer.load(find_model("nano")))
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
