@@ -71,32 +71,16 @@ def family_member(
     )
 
 
-def derive(
-    active: float,
-    expansion: int = 8,
-    granularity: int = 8,
-    shared: bool = True,
-    *,
-    layers: int | None = None,
-    vocab_size: int = 128_256,
-    rope_scaling: RopeScaling | None = None,
-) -> ModelConfig:
+def derive(active: float, expansion: int = 8, granularity: int = 8, shared: bool = True, **other: Any) -> ModelConfig:
     """The family member whose active parameters (embedding counted once) come nearest to `active`.
 
-    Widths tried are the multiples of 32 below 256 and of 64 from there to 8192. Raises ConfigError if no width can
-    come within a factor of two, which happens when the vocabulary alone is larger than `active`.
+    `other` are the further arguments of `family_member`: layers, vocab_size, rope_scaling, config fields. Widths tried
+    are the multiples of 32 below 256 and of 64 from there to 8192. Raises ConfigError if no width comes within a
+    factor of two, which happens when the vocabulary alone is larger than `active`.
     """
     widths = [*range(32, 256, 32), *range(256, 8193, 64)]
     candidates = [
-        family_member(
-            width,
-            expansion=expansion,
-            granularity=granularity,
-            shared=shared,
-            layers=layers,
-            vocab_size=vocab_size,
-            rope_scaling=rope_scaling,
-        )
+        family_member(width, expansion=expansion, granularity=granularity, shared=shared, **other)
         for width in widths
         if granularity < 1 or 4 * width % granularity == 0  # less than 1: family_member says what is wrong
     ]
