@@ -33,7 +33,7 @@ from mobilemoe.presets import preset
 from mobilemoe.tokenizer import Tokenizer
 from mobilemoe.train import balance, checkpointing
 from mobilemoe.train.loss import IGNORED, cross_entropy_sum, router_z_loss
-from mobilemoe.train.metrics import MetricsLog, ProgressReport, draw_loss, read_metrics
+from mobilemoe.train.metrics import MetricsLog, ProgressReport, draw_loss, drawing, read_metrics
 from mobilemoe.train.optimizer import make_optimizer
 from mobilemoe.train.recipe import Recipe
 from mobilemoe.train.schedule import learning_rate
@@ -54,6 +54,7 @@ def train(recipe: Recipe, run: Path) -> Result:
 
     An interrupt (Ctrl-C, SIGTERM) saves and returns with finished=False. Raises TrainError and the rooms' own errors.
     """
+    drawing()  # a missing package should not be found out at the end
     trainer = _Trainer(recipe, run)
     _keep_allocations()
     with _interrupts() as interrupted:

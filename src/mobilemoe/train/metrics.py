@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mobilemoe.errors import MissingExtraError
 from mobilemoe.files import atomic_file, write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
 PLAIN_EVERY = 10  # steps between lines where there is no terminal
 
@@ -73,15 +77,21 @@ class ProgressReport:
             self._bar.stop()
 
 
-def draw_loss(rows: list[dict[str, Any]], path: Path) -> None:
-    """Loss and expert load over tokens, as a PNG."""
+def drawing() -> tuple[type[Figure], type[FigureCanvasAgg]]:
+    """matplotlib's figure and canvas; MissingExtraError without it, which a run asks before its first step."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError("drawing the loss curve", "train") from None
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    FigureCanvasAgg(figure)
+    return Figure, FigureCanvasAgg
+
+
+def draw_loss(rows: list[dict[str, Any]], path: Path) -> None:
+    """Loss and expert load over tokens, as a PNG."""
+    figure_kind, canvas_kind = drawing()
+    figure = figure_kind(figsize=(8, 6), layout="constrained")
+    canvas_kind(figure)
     loss_axes, load_axes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     tokens = [row["tokens"] / 1e6 for row in rows]
     losses = [row["loss"] for row in rows]
