@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from mobilemoe.data.packing import NO_TARGET
 from mobilemoe.model.router import Routing
 from mobilemoe.train import loss as loss_module
-from mobilemoe.train.loss import IGNORED, cross_entropy_sum, router_z_loss
+from mobilemoe.train.loss import cross_entropy_sum, router_z_loss
 
 pytest_plugins = ["train_runs"]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def reference(x_ND, head_VD, targets_N):
     """Loss and gradients by PyTorch's own cross entropy, over all logits at once."""
     x_ND, head_VD = x_ND.detach().clone().requires_grad_(), head_VD.detach().clone().requires_grad_()
-    loss = cross_entropy(x_ND @ head_VD.t(), targets_N, ignore_index=IGNORED, reduction="sum")
+    loss = cross_entropy(x_ND @ head_VD.t(), targets_N, ignore_index=NO_TARGET, reduction="sum")
     loss.backward()
     return loss.detach(), x_ND.grad, head_VD.grad
 
@@ -37,7 +38,7 @@ def example(tokens, ignored, dtype=torch.float64, vocabulary=37, hidden=8):
     x_ND = torch.randn(tokens, hidden, generator=generator, dtype=torch.float64)
     head_VD = torch.randn(vocabulary, hidden, generator=generator, dtype=torch.float64)
     targets_N = torch.randint(vocabulary, (tokens,), generator=generator)
-    targets_N[torch.rand(tokens, generator=generator) < ignored] = IGNORED
+    targets_N[torch.rand(tokens, generator=generator) < ignored] = NO_TARGET
     return x_ND.to(dtype), head_VD.to(dtype), targets_N
 
 
@@ -90,8 +91,8 @@ def test_huge_logits_neither_overflow_nor_lose_the_loss(size):
 def test_ignored_targets_get_no_gradient_at_all():
     x_ND, head_VD, targets_N = example(40, 0.5)
     _, x_gradient, _ = chunked(x_ND, head_VD, targets_N)
-    assert (x_gradient[targets_N == IGNORED] == 0).all()
-    assert (x_gradient[targets_N != IGNORED] != 0).any(dim=1).all()
+    assert (x_gradient[targets_N == NO_TARGET] == 0).all()
+    assert (x_gradient[targets_N != NO_TARGET] != 0).any(dim=1).all()
 
 
 # ---- z-loss

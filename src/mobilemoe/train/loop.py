@@ -25,6 +25,7 @@ from mobilemoe.checkpoint.run_folder import step_folders
 from mobilemoe.config import ModelConfig
 from mobilemoe.data.loader import Batch, PackedLoader
 from mobilemoe.data.mixture import build_mixture
+from mobilemoe.data.packing import NO_TARGET
 from mobilemoe.errors import ConfigError, TokenizerError, TrainError
 from mobilemoe.files import write_json
 from mobilemoe.hub import find_model
@@ -32,7 +33,7 @@ from mobilemoe.model import MobileMoE
 from mobilemoe.presets import preset
 from mobilemoe.tokenizer import Tokenizer
 from mobilemoe.train import balance, checkpointing
-from mobilemoe.train.loss import IGNORED, cross_entropy_sum, router_z_loss
+from mobilemoe.train.loss import cross_entropy_sum, router_z_loss
 from mobilemoe.train.metrics import MetricsLog, ProgressReport, draw_loss, drawing, read_metrics
 from mobilemoe.train.optimizer import make_optimizer
 from mobilemoe.train.recipe import Recipe
@@ -138,7 +139,7 @@ class _Trainer:
         rate = learning_rate(train, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        targets = int((batch.targets_BT != IGNORED).sum())
+        targets = int((batch.targets_BT != NO_TARGET).sum())
         if targets == 0:
             raise TrainError(f"the batch of step {step + 1} holds nothing to predict: look at the data's documents")
         micro = train.micro_batch_size or train.batch_size

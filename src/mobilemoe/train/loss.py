@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mobilemoe.data.packing import NO_TARGET
 from mobilemoe.model.router import Routing
 
-IGNORED = -100  # a target that is no target: the end of a document, or padding
 CHUNK = 512  # tokens whose logits exist at a time: 33 MB in fp32 at a 16k vocabulary
 
 
@@ -27,7 +27,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dhead_VD = torch.zeros_like(head_VD)
         for start in range(0, len(x_ND), CHUNK):
             x_CD, targets_C = x_ND[start : start + CHUNK], targets_N[start : start + CHUNK]
-            kept_C = targets_C != IGNORED
+            kept_C = targets_C != NO_TARGET
             logits_CV = (x_CD @ compute_VD.t()).to(head_VD.dtype)
             log_sum_C = logits_CV.logsumexp(dim=-1)
             rows_C = torch.arange(len(targets_C), device=x_ND.device)
