@@ -8,6 +8,7 @@ print(model.generate("Once upon a time", max_new_tokens=64))
 from typing import TYPE_CHECKING, Any
 
 from mobilemoe.config import ModelConfig
+from mobilemoe.errors import MissingExtraError
 from mobilemoe.load import load
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ __all__ = ["MobileMoE", "ModelConfig", "load"]
 def __getattr__(name: str) -> Any:
     """MobileMoE, the PyTorch model, is imported when it is asked for: the package itself needs no torch."""
     if name == "MobileMoE":
-        from mobilemoe.model import MobileMoE
-
+        try:
+            from mobilemoe.model import MobileMoE
+        except ModuleNotFoundError:
+            raise MissingExtraError("the PyTorch model", "torch") from None
         return MobileMoE
     raise AttributeError(f"module 'mobilemoe' has no attribute {name!r}")
