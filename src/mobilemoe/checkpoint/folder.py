@@ -37,7 +37,7 @@ Format: TypeAlias = Literal["int4", "bf16"]
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 _FLOATS = ("BF16", "F16", "F32")
 _LISTED = 4  # names in a message before "and N more"
-_COMPANION = "sha256:"  # metadata key of a JSON file's hash, before its name
+COMPANION_HASH = "sha256:"  # before a JSON file's name: the metadata key of its hash in the safetensors file beside it
 
 
 class Checkpoint:
@@ -115,7 +115,7 @@ class Checkpoint:
         results = {file.path.name: file.verify() for file in self._files}
         for file in self._files:
             for key, digest in file.metadata.items():
-                name = key.removeprefix(_COMPANION)
+                name = key.removeprefix(COMPANION_HASH)
                 if key != name and name in (CONFIG, INDEX):
                     path = self.folder / name
                     results[name] = results.get(name, True) and path.exists() and sha256_file(path) == digest
@@ -267,7 +267,7 @@ def write_folder(
             total = sum(payload_bytes(spec) for spec in table.values())
             weight_map = {name: shard for shard, specs in shards.items() for name in specs}
             write_json(part / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        metadata = {_COMPANION + path.name: sha256_file(path) for path in sorted(part.iterdir())}
+        metadata = {COMPANION_HASH + path.name: sha256_file(path) for path in sorted(part.iterdir())}
         for shard, specs in shards.items():
             write_safetensors(part / shard, specs, produce, metadata)
         for path in extra:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mobilemoe.checkpoint import Checkpoint, SafetensorsFile, write_safetensors
+from mobilemoe.checkpoint.folder import COMPANION_HASH
 from mobilemoe.checkpoint.run_folder import step_folder, step_folders
 from mobilemoe.errors import CheckpointError, ConfigError, TrainError
 from mobilemoe.files import atomic_folder, read_json, sha256_file, write_json
@@ -77,7 +78,7 @@ def restore(run: Path, model: MobileMoE, optimizer: torch.optim.AdamW) -> dict[s
             if checkpoint.config != replace(model.config, expert_group_axis=None):
                 raise TrainError(f"{folder} is of another model than the recipe's: give this run another --out")
             state = read_json(state_path, CheckpointError)
-            digest = saved.metadata.get(_digest_key(state_path))
+            digest = saved.metadata.get(COMPANION_HASH + state_path.name)
             if digest is not None and digest != sha256_file(state_path):
                 raise CheckpointError(f"{state_path} is damaged")
             if state.get("version") != _VERSION:
@@ -90,12 +91,7 @@ def restore(run: Path, model: MobileMoE, optimizer: torch.optim.AdamW) -> dict[s
     return state
 
 
-def _digest_key(companion: Path) -> str:
-    """The metadata key of a JSON file's hash in the safetensors file beside it, as `checkpoint` writes and reads it."""
-    return f"sha256:{companion.name}"
-
-
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor], companion: Path) -> None:
     specs = {name: ("F32", tuple(tensor.shape)) for name, tensor in tensors.items()}
-    metadata = {_digest_key(companion): sha256_file(companion)}
+    metadata = {COMPANION_HASH + companion.name: sha256_file(companion)}
     write_safetensors(path, specs, lambda name: tensors[name].detach().float().cpu().numpy(), metadata)
