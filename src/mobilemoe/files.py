@@ -55,15 +55,20 @@ def write_json(path: Path | str, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def refuse_existing(path: Path, error: type[MobileMoEError]) -> None:
+    """Raises `error` if `path` exists already: a result is never overwritten in silence."""
+    if path.exists():
+        raise error(f"{path} exists already: choose another name or remove it first")
+
+
 @contextmanager
 def atomic_folder(path: Path | str, error: type[MobileMoEError] = MobileMoEError) -> Iterator[Path]:
     """Yields an empty folder beside `path` that becomes `path` in one rename when the block succeeds.
 
-    Raises `error` if `path` exists already: a result is never overwritten in silence.
+    Raises `error` if `path` exists already.
     """
     path = Path(path)
-    if path.exists():
-        raise error(f"{path} exists already: choose another name or remove it first")
+    refuse_existing(path, error)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:

@@ -7,15 +7,11 @@ from typing import Annotated
 
 import typer
 
-from mobilemoe.cli.options import JsonOption, print_json
-from mobilemoe.errors import DataError, MissingExtraError, UsageError
+from mobilemoe.cli.options import JsonOption, RecipeArgument, SetOption, print_json, read_recipe
+from mobilemoe.errors import DataError, UsageError
+from mobilemoe.files import refuse_existing
 
 app = typer.Typer(help="Tokenizers and samples from training text.", no_args_is_help=True)
-
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file whose [data] says what to read.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="ENTRY=VALUE", help="Change an entry, such as data.path=DIR.")
-]
 
 
 @app.command("tokenizer")
@@ -31,17 +27,13 @@ def tokenizer(
 
     Example: mobilemoe data tokenizer recipes/nano-cpu.toml my-tokenizer --vocab-size 8192
     """
-    try:
-        from mobilemoe.data.mixture import build_mixture
-        from mobilemoe.data.train_tokenizer import mixture_texts, train_tokenizer
-        from mobilemoe.train.recipe import load_recipe
-    except ModuleNotFoundError as missing:
-        raise MissingExtraError(f"reading recipes ({missing.name})", "train") from None
     from mobilemoe.chat import CHAT_TEMPLATE
+    from mobilemoe.data.mixture import build_mixture
+    from mobilemoe.data.train_tokenizer import mixture_texts, train_tokenizer
 
     _check_size(megabytes)
-    _check_new(out / "tokenizer.json")
-    mixture = build_mixture(load_recipe(recipe, tuple(set_ or ())).data, Path.cwd())
+    refuse_existing(out / "tokenizer.json", DataError)
+    mixture = build_mixture(read_recipe(recipe, set_).data, Path.cwd())
     texts = mixture_texts(mixture, int(megabytes * 1e6))
     trained = train_tokenizer(texts, vocab_size)
     trained.save(out, chat_template=CHAT_TEMPLATE)
@@ -64,24 +56,16 @@ def sample(
 
     Example: mobilemoe data sample recipes/nano-cpu.toml heldout.jsonl --set data.path=DIR
     """
-    try:
-        from mobilemoe.data.sample import write_sample
-        from mobilemoe.data.sources import SPLITS
-        from mobilemoe.train.recipe import load_recipe
-    except ModuleNotFoundError as missing:
-        raise MissingExtraError(f"reading recipes ({missing.name})", "train") from None
+    from mobilemoe.data.sample import write_sample
+    from mobilemoe.data.sources import SPLITS
+
     _check_size(megabytes)
-    _check_new(out)
+    refuse_existing(out, DataError)
     if split not in SPLITS:
         raise UsageError(f"--split is {split}, but must be {' or '.join(SPLITS)}")
-    loaded = load_recipe(recipe, tuple(set_ or ()))
+    loaded = read_recipe(recipe, set_)
     write_sample(loaded.data, Path.cwd(), out, int(megabytes * 1e6), split)
     print_json({"folder": str(out)}) if json else print(f"written: {out}")
-
-
-def _check_new(path: Path) -> None:
-    if path.exists():
-        raise DataError(f"{path} exists already: choose another name or remove it first")
 
 
 def _check_size(megabytes: float) -> None:

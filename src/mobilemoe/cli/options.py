@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+
+from mobilemoe.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from mobilemoe.train.recipe import Recipe
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A folder, a bundled model (nano), or a Hub id (ORG/NAME).")
@@ -14,6 +20,11 @@ ModelArgument = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 GroupAxisOption = Annotated[
     str, typer.Option(help="INT4 groups of the experts: along 'in' (exports losslessly) or 'out' (as released).")
+]
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file, such as recipes/nano-cpu.toml.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="ENTRY=VALUE", help="Change an entry of the recipe, such as data.path=DIR."),
 ]
 MaxNewTokens = Annotated[int, typer.Option(help="Stop after this many tokens.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy; higher is more varied.")]
@@ -28,6 +39,15 @@ Stop = Annotated[list[str] | None, typer.Option(help="Stop before this text (may
 def plain_console() -> Console:
     """For tables: names from files and folders are shown as they are, [brackets] and :colons: included."""
     return Console(markup=False, emoji=False, highlight=False)
+
+
+def read_recipe(path: Path, overrides: list[str] | None) -> Recipe:
+    """The recipe with its `--set` changes; MissingExtraError where what reads recipes is not installed."""
+    try:
+        from mobilemoe.train.recipe import load_recipe
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError(f"reading recipes ({missing.name})", "train") from None
+    return load_recipe(path, tuple(overrides or ()))
 
 
 def print_json(value: dict[str, Any]) -> None:

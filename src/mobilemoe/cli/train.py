@@ -8,17 +8,15 @@ from typing import Annotated
 import typer
 
 from mobilemoe import accounting
-from mobilemoe.cli.options import JsonOption, print_json
+from mobilemoe.cli.options import JsonOption, RecipeArgument, SetOption, print_json, read_recipe
 from mobilemoe.errors import MissingExtraError
 from mobilemoe.hub import find_model
 from mobilemoe.tokenizer import Tokenizer
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file, such as recipes/nano-cpu.toml.")],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="ENTRY=VALUE", help="Change an entry of the recipe.")
-    ] = None,
+    recipe: RecipeArgument,
+    set_: SetOption = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder (default: runs/NAME of the recipe).")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -29,10 +27,9 @@ def train(
     try:
         from mobilemoe.train.loop import model_config
         from mobilemoe.train.loop import train as run_training
-        from mobilemoe.train.recipe import load_recipe
     except ModuleNotFoundError as missing:
         raise MissingExtraError(f"training ({missing.name})", "train") from None
-    loaded = load_recipe(recipe, tuple(set_ or ()))
+    loaded = read_recipe(recipe, set_)
     run = out or Path("runs") / loaded.name
     config = model_config(loaded, Tokenizer.load(find_model(loaded.tokenizer.path)))
     if not json:
