@@ -1,9 +1,22 @@
 # Everything here sets itself up in .venv: Python 3.11+, a C++ compiler and make are all that must be there before.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# The build tools stay in .venv and the objects in build/native, so that a change compiles only what it touches.
+BUILD_TOOLS := cmake nanobind ninja scikit-build-core
+EDITABLE := --no-build-isolation --config-settings=build-dir=build/native --editable
+NATIVE_SOURCES := CMakeLists.txt $(shell find native/include native/src native/python -type f)
+# For the programs beside the Python module: CMake's folders build/NAME.
+CMAKE := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -S .
+BUILD := $(BIN)/cmake --build
+CPP_FILES = $(shell find native -name '*.cpp' -o -name '*.h')
+TIDY_FILES = $(shell find native -name '*.cpp' -not -path '*/neon/*' -not -path '*/fuzz/*')
+FUZZ_SECONDS ?= 60
+CLANG ?= clang++
+ARM64 ?= aarch64-linux-gnu-g++
+QEMU ?= qemu-aarch64-static
 
-.PHONY: demo setup test test-slow lint format clean
+.PHONY: demo setup test test-slow lint format clean native native-test native-arm64 sanitize tsan fuzz
 
 demo: .venv/.run-installed
 	@for prompt in \
@@ -18,7 +31,7 @@ demo: .venv/.run-installed
 
 setup: .venv/.dev-installed
 
-test: lint
+test: lint native-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 test-slow: setup
@@ -28,10 +41,59 @@ lint: setup
 	$(BIN)/ruff check src tests
 	$(BIN)/ruff format --check src tests
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+	@printf '%s\n' $(TIDY_FILES) | xargs --max-procs=2 --max-args=4 $(BIN)/clang-tidy --quiet -p build/native \
+		2>build/clang-tidy.log || { cat build/clang-tidy.log; exit 1; }  # findings go to stdout, counts of no use here
 
 format: setup
 	$(BIN)/ruff check --fix src tests
 	$(BIN)/ruff format src tests
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+# The engine alone: mobilemoe-cli and mobilemoe-tests in build/native.
+native: setup
+	$(BUILD) build/native --target mobilemoe-cli mobilemoe-tests
+
+native-test: native
+	build/native/mobilemoe-tests
+
+# The same sources for a phone: with Debian's cross compiler, tested under emulation, and with zig against musl.
+native-arm64: setup
+	@command -v $(ARM64) >/dev/null || { echo "native-arm64 needs $(ARM64) (Debian: g++-aarch64-linux-gnu)"; exit 1; }
+	@command -v $(QEMU) >/dev/null || { echo "native-arm64 needs $(QEMU) (Debian: qemu-user-static)"; exit 1; }
+	$(CMAKE) -B build/arm64 -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+		-DCMAKE_CXX_COMPILER=$(ARM64) -DCMAKE_EXE_LINKER_FLAGS=-static
+	$(BUILD) build/arm64
+	$(QEMU) -cpu max build/arm64/mobilemoe-tests
+	$(QEMU) -cpu cortex-a57 build/arm64/mobilemoe-tests instruction_set api
+	@$(BIN)/python -c 'import ziglang' || { echo "the musl build needs zig: $(BIN)/python -m pip install ziglang"; exit 1; }
+	$(CMAKE) -B build/arm64-musl -DCMAKE_TOOLCHAIN_FILE=native/zig-aarch64-musl.cmake
+	$(BUILD) build/arm64-musl --target mobilemoe-cli
+	$(QEMU) -cpu max build/arm64-musl/mobilemoe-cli --help >/dev/null
+
+SANITIZED = -g -O1 -fno-omit-frame-pointer -fno-sanitize-recover=all
+
+sanitize: setup
+	$(CMAKE) -B build/sanitize -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="$(SANITIZED) -fsanitize=address,undefined"
+	$(BUILD) build/sanitize --target mobilemoe-tests
+	build/sanitize/mobilemoe-tests
+
+tsan: setup
+	$(CMAKE) -B build/tsan -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="$(SANITIZED) -fsanitize=thread"
+	$(BUILD) build/tsan --target mobilemoe-tests
+	build/tsan/mobilemoe-tests
+
+# Throws damaged files at the readers, FUZZ_SECONDS for each program in native/fuzz.
+fuzz: setup
+	@command -v $(CLANG) >/dev/null || { echo "fuzz needs $(CLANG), with libFuzzer: make fuzz CLANG=clang++-19"; exit 1; }
+	$(CMAKE) -B build/fuzz -DMOBILEMOE_FUZZ=ON -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_COMPILER=$(CLANG) \
+		-DCMAKE_CXX_FLAGS="$(SANITIZED) -fsanitize=fuzzer-no-link,address,undefined"
+	$(BUILD) build/fuzz
+	@for source in native/fuzz/*.cpp; do \
+		name=$$(basename $$source .cpp); \
+		mkdir -p build/fuzz/corpus/$$name; \
+		build/fuzz/$$name -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=build/fuzz/ build/fuzz/corpus/$$name || exit 1; \
+	done
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -43,10 +105,14 @@ $(BIN)/python:
 		|| { rm -rf .venv; $(PYTHON) -m venv --without-pip .venv && $(PYTHON) -m pip --python .venv install --quiet pip; } \
 		|| { rm -rf .venv; echo "$(PYTHON) has neither ensurepip nor pip: install its venv module"; exit 1; }
 
-.venv/.run-installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) '.[torch]'
+.venv/.build-tools: constraints.txt | $(BIN)/python
+	$(INSTALL) $(BUILD_TOOLS)
 	@touch $@
 
-.venv/.dev-installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) '.[dev]'
+.venv/.run-installed: pyproject.toml constraints.txt $(NATIVE_SOURCES) | .venv/.build-tools
+	$(INSTALL) $(EDITABLE) .
+	@touch $@
+
+.venv/.dev-installed: pyproject.toml constraints.txt $(NATIVE_SOURCES) | .venv/.build-tools
+	$(INSTALL) $(EDITABLE) '.[dev]'
 	@touch $@ .venv/.run-installed

@@ -1,0 +1,116 @@
+/* MobileMoE: small mixture-of-experts language models on a CPU, INT4 all the way.
+ *
+ * Every function that can fail returns a status (0: fine) and leaves one sentence in mm_last_error(), which belongs to
+ * the calling thread. An engine and its sequences are for one thread at a time; other engines are independent.
+ */
+#ifndef MOBILEMOE_H
+#define MOBILEMOE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define MM_API __declspec(dllexport)
+#else
+#define MM_API __attribute__((visibility("default")))
+#endif
+
+typedef enum {
+  MM_OK = 0,
+  MM_USAGE = 1,    /* the call cannot mean anything: an id outside the vocabulary, an empty prompt */
+  MM_CONFIG = 2,   /* config.json breaks a rule */
+  MM_FILE = 3,     /* a file is missing, damaged or not what its config says */
+  MM_MEMORY = 4,   /* out of memory */
+  MM_FULL = 5,     /* the context of a sequence is used up */
+  MM_NUMERICS = 6, /* the weights hold NaN */
+  MM_INTERNAL = 7  /* a fault of the engine itself */
+} mm_status;
+
+typedef enum { MM_KV_INT8 = 0, MM_KV_F16 = 1, MM_KV_F32 = 2 } mm_kv;
+
+typedef struct mm_engine mm_engine;
+typedef struct mm_sequence mm_sequence;
+typedef struct mm_sampler mm_sampler;
+
+typedef struct {
+  int32_t threads;          /* 0: one for each core */
+  mm_kv kv;                 /* how keys and values are kept */
+  int32_t fp32_activations; /* 1: exact and slow; 0: int8 */
+} mm_options;
+
+typedef struct {
+  int32_t vocab_size, layers, context, active_experts;
+  uint64_t file_bytes;
+  int32_t threads;
+  const char* isa; /* the instruction set in use: lives as long as the engine */
+} mm_info;
+
+typedef struct {
+  mm_sequence* sequence;
+  const int32_t* tokens; /* to append */
+  int32_t count;         /* of tokens: at least 1 */
+  int32_t outputs;       /* logits are wanted behind the last `outputs` of them: 0 .. count */
+} mm_request;
+
+typedef struct {
+  float logprob;     /* of the target, in nats */
+  int32_t is_greedy; /* 1: no token is likelier */
+} mm_score;
+
+typedef struct {
+  double temperature;        /* 0: greedy */
+  int32_t top_k;             /* 0: off */
+  double top_p;              /* 1: off */
+  double min_p;              /* 0: off */
+  double repetition_penalty; /* 1: off */
+  double presence_penalty;   /* 0: off */
+  double frequency_penalty;  /* 0: off */
+  uint64_t seed;
+  const int32_t* bias_tokens; /* logit bias: bias_count ids and what is added to each */
+  const float* bias_values;
+  int32_t bias_count;
+} mm_sampling;
+
+MM_API const char* mm_last_error(void);
+MM_API const char* mm_version(void);
+/* The instruction sets that this build has and this machine can run, best first, ended by NULL. */
+MM_API const char* const* mm_instruction_sets(void);
+
+MM_API mm_options mm_default_options(void);
+MM_API mm_sampling mm_greedy(void);
+
+/* Rewrites the INT4 checkpoint in `folder` as an engine file: the same nibbles and scales in kernel-ready order. */
+MM_API mm_status mm_repack(const char* folder, const char* engine_file);
+/* `path` is an engine file, or a checkpoint's folder, which is then repacked into memory. */
+MM_API mm_status mm_open(const char* path, const mm_options* options, mm_engine** engine);
+MM_API void mm_close(mm_engine* engine); /* after all its sequences have been freed */
+MM_API mm_info mm_describe(const mm_engine* engine);
+
+MM_API mm_status mm_sequence_new(mm_engine* engine, int32_t capacity, mm_sequence** sequence); /* 0: the context */
+MM_API void mm_sequence_free(mm_sequence* sequence);
+MM_API int32_t mm_sequence_length(const mm_sequence* sequence);
+MM_API mm_status mm_sequence_truncate(mm_sequence* sequence, int32_t length);
+MM_API mm_status mm_sequence_copy(mm_sequence* to, const mm_sequence* from, int32_t length);
+MM_API mm_status mm_sequence_save(const mm_engine* engine, const mm_sequence* sequence, const char* path);
+MM_API mm_status mm_sequence_load(const mm_engine* engine, mm_sequence* sequence, const char* path);
+
+/* logits [sum of outputs][vocab_size]. What a sequence gets does not depend on the others. */
+MM_API mm_status mm_forward(mm_engine* engine, const mm_request* requests, int32_t count, float* logits);
+/* targets and scores [sum of outputs]. */
+MM_API mm_status mm_score_targets(mm_engine* engine, const mm_request* requests, int32_t count, const int32_t* targets,
+                                  mm_score* scores);
+
+MM_API mm_status mm_sampler_new(const mm_sampling* sampling, int32_t vocab_size, mm_sampler** sampler);
+MM_API void mm_sampler_free(mm_sampler* sampler);
+MM_API mm_status mm_sampler_see(mm_sampler* sampler, const int32_t* tokens, int32_t count);
+MM_API mm_status mm_sample(mm_sampler* sampler, const float* logits, int32_t* token);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,256 @@
+// The Python module mobilemoe.engine._native: the engine's classes, and nothing that Python can do as well.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unordered_map.h>
+#include <nanobind/stl/vector.h>
+
+#include "requests.h"
+#include "sampler.h"
+
+namespace mobilemoe::python {
+namespace {
+
+using namespace nb::literals;
+
+using Logits = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+const char* name_of(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::usage:
+      return "usage";
+    case ErrorCode::config:
+      return "config";
+    case ErrorCode::file:
+      return "file";
+    case ErrorCode::memory:
+      return "memory";
+    case ErrorCode::full:
+      return "full";
+    case ErrorCode::numerics:
+      return "numerics";
+  }
+  return "internal";
+}
+
+KvType kv_of(const std::string& name) {
+  if (name == "int8") return KvType::int8;
+  if (name == "f16") return KvType::f16;
+  require(name == "f32", "kv is \"" + name + "\", but must be int8, f16 or f32");
+  return KvType::f32;
+}
+
+const char* name_of(KvType kv) { return kv == KvType::int8 ? "int8" : kv == KvType::f16 ? "f16" : "f32"; }
+
+struct PySampler {
+  Sampler sampler;
+  int vocab_size;
+};
+
+// An array that owns its memory; what it held before `fill` is not defined.
+template <class T>
+struct Owned {
+  explicit Owned(size_t count) : memory(new T[count]) {}
+  template <size_t N>
+  nb::ndarray<nb::numpy, T, nb::c_contig> give(const size_t (&shape)[N]) {
+    T* data = memory.release();
+    const nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    return {data, N, shape, owner};
+  }
+  std::unique_ptr<T[]> memory;
+};
+
+auto forward(const EnginePointer& self, const nb::sequence& given, const nb::object& forced, const nb::object& chosen) {
+  const Requests requests(self, given, forced, chosen);
+  const auto vocab_size = static_cast<size_t>(self->engine.model().config.vocab_size);
+  Owned<float> logits(requests.outputs() * vocab_size);
+  self->locked([&] { self->engine.forward(requests.data(), requests.count(), logits.memory.get()); });
+  return logits.give({requests.outputs(), vocab_size});
+}
+
+auto score(const EnginePointer& self, const nb::sequence& given, nb::handle target_ids) {
+  const Requests requests(self, given, nb::none(), nb::none());
+  const std::vector<int> targets = ids_of(target_ids);
+  const size_t count = requests.outputs();
+  require(targets.size() == count,
+          "there are " + std::to_string(targets.size()) + " targets for " + std::to_string(count) + " outputs");
+  std::vector<Score> scores(count);
+  self->locked([&] { self->engine.score(requests.data(), requests.count(), targets.data(), scores.data()); });
+  Owned<float> logprobs(count);
+  Owned<bool> is_greedy(count);
+  for (size_t i = 0; i < count; ++i) {
+    logprobs.memory[i] = scores[i].logprob;
+    is_greedy.memory[i] = scores[i].is_greedy;
+  }
+  return std::make_pair(logprobs.give({count}), is_greedy.give({count}));
+}
+
+// Hands the progress of a repack to a Python function, whose exception stops the work.
+struct Progress {
+  nb::object call;
+  std::exception_ptr error;
+
+  static bool tell(size_t done, size_t total, void* context) {
+    auto& self = *static_cast<Progress*>(context);
+    const nb::gil_scoped_acquire acquire;
+    try {
+      self.call(done, total);
+      return true;
+    } catch (...) {
+      self.error = std::current_exception();
+      return false;
+    }
+  }
+};
+
+void repack(const std::string& folder, const std::string& path, const nb::object& call) {
+  Progress progress{call, nullptr};
+  try {
+    const nb::gil_scoped_release release;
+    write_engine_file(folder, path, call.is_none() ? nullptr : &Progress::tell, &progress);
+  } catch (const Error&) {
+    if (!progress.error) throw;
+  }
+  if (progress.error) std::rethrow_exception(progress.error);
+}
+
+nb::bytes bytes_of(const Fingerprint& fingerprint) { return nb::bytes(fingerprint.data(), fingerprint.size()); }
+
+std::vector<std::string> list_kernels() {
+  std::vector<std::string> names;
+  for (const char* const* name = available_kernels(); *name; ++name) names.emplace_back(*name);
+  return names;
+}
+
+void bind_error(nb::module_& m) {
+  PyObject* type = PyErr_NewException("mobilemoe.engine._native.NativeError", PyExc_Exception, nullptr);
+  m.attr("NativeError") = nb::steal(type);
+  nb::register_exception_translator(
+      [](const std::exception_ptr& thrown, void* payload) {
+        try {
+          std::rethrow_exception(thrown);
+        } catch (const Error& error) {
+          const nb::handle error_type(static_cast<PyObject*>(payload));
+          nb::object instance = error_type(error.what());
+          instance.attr("code") = name_of(error.code());
+          PyErr_SetObject(error_type.ptr(), instance.ptr());
+        }
+      },
+      type);
+}
+
+void bind_engine(nb::module_& m) {
+  const auto config = [](const EnginePointer& self) -> const Config& { return self->engine.model().config; };
+  nb::class_<PyEngine>(m, "Engine")
+      .def_static(
+          "open",
+          [](const std::string& path, int threads, const std::string& kv, bool fp32) {
+            const EngineOptions options{threads, kv_of(kv), fp32};
+            const nb::gil_scoped_release release;
+            return std::make_shared<PyEngine>(path, options);
+          },
+          "path"_a, "threads"_a = 0, "kv"_a = "int8", "fp32"_a = false)
+      .def_prop_ro("vocab_size", [config](const EnginePointer& self) { return config(self).vocab_size; })
+      .def_prop_ro("layers", [config](const EnginePointer& self) { return config(self).num_hidden_layers; })
+      .def_prop_ro("context", [config](const EnginePointer& self) { return config(self).max_position_embeddings; })
+      .def_prop_ro("experts", [config](const EnginePointer& self) { return config(self).num_local_experts; })
+      .def_prop_ro("active_experts", [config](const EnginePointer& self) { return config(self).num_experts_per_tok; })
+      .def_prop_ro("file_bytes", [](const EnginePointer& self) { return self->engine.model().file_bytes; })
+      .def_prop_ro("config_json", [](const EnginePointer& self) { return self->engine.model().config_json; })
+      .def_prop_ro("fingerprint", [](const EnginePointer& self) { return bytes_of(self->engine.model().fingerprint); })
+      .def_prop_ro("threads", [](const EnginePointer& self) { return self->engine.threads(); })
+      .def_prop_ro("isa", [](const EnginePointer& self) { return self->engine.isa(); })
+      .def_prop_ro("kv", [](const EnginePointer& self) { return name_of(self->engine.options().kv); })
+      .def_prop_ro("fp32", [](const EnginePointer& self) { return self->engine.options().fp32; })
+      .def(
+          "new_sequence",
+          [](const EnginePointer& self, int capacity) { return PySequence{self, self->engine.new_sequence(capacity)}; },
+          "capacity"_a = 0)
+      .def("forward", &forward, "requests"_a, "forced_experts"_a = nb::none(), "chosen_experts"_a = nb::none())
+      .def("score", &score, "requests"_a, "targets"_a);
+}
+
+void bind_sequence(nb::module_& m) {
+  nb::class_<PySequence>(m, "Sequence")
+      .def_prop_ro("length", [](PySequence& s) { return s.owner->locked([&] { return s.sequence->length(); }); })
+      .def_prop_ro("capacity", [](PySequence& s) { return s.sequence->capacity(); })
+      .def_prop_ro("tokens", [](PySequence& s) { return s.owner->locked([&] { return s.sequence->tokens(); }); })
+      .def(
+          "truncate", [](PySequence& s, int length) { s.owner->locked([&] { s.sequence->truncate(length); }); },
+          "length"_a)
+      .def(
+          "copy_from",
+          [](PySequence& s, const PySequence& other, int length) {
+            require(s.owner == other.owner, "the other sequence belongs to another engine");
+            s.owner->locked([&] { s.sequence->copy_from(*other.sequence, length); });
+          },
+          "other"_a, "length"_a)
+      .def(
+          "save",
+          [](PySequence& s, const std::string& path) {
+            s.owner->locked([&] { s.sequence->save(path, s.owner->engine.model().fingerprint); });
+          },
+          "path"_a)
+      .def(
+          "load",
+          [](PySequence& s, const std::string& path) {
+            s.owner->locked([&] { s.sequence->load(path, s.owner->engine.model().fingerprint); });
+          },
+          "path"_a);
+}
+
+void bind_sampler(nb::module_& m) {
+  nb::class_<PySampler>(m, "Sampler")
+      .def(
+          "__init__",
+          [](PySampler* self, int vocab_size, double temperature, int top_k, double top_p, double min_p,
+             double repetition_penalty, double presence_penalty, double frequency_penalty, uint64_t seed,
+             const std::unordered_map<int, float>& logit_bias) {
+            Sampling sampling{temperature,       top_k, top_p, min_p, repetition_penalty, presence_penalty,
+                              frequency_penalty, seed,  {}};
+            sampling.logit_bias.assign(logit_bias.begin(), logit_bias.end());
+            new (self) PySampler{Sampler(std::move(sampling), vocab_size), vocab_size};
+          },
+          "vocab_size"_a, nb::kw_only(), "temperature"_a = 0.0, "top_k"_a = 0, "top_p"_a = 1.0, "min_p"_a = 0.0,
+          "repetition_penalty"_a = 1.0, "presence_penalty"_a = 0.0, "frequency_penalty"_a = 0.0, "seed"_a = 0,
+          "logit_bias"_a = std::unordered_map<int, float>())
+      .def(
+          "see",
+          [](PySampler& self, nb::handle token_ids) {
+            const std::vector<int> ids = ids_of(token_ids);
+            self.sampler.see(ids.data(), static_cast<int>(ids.size()));
+          },
+          "tokens"_a)
+      .def(
+          "choose",
+          [](PySampler& self, const Logits& logits, bool with_logprob, int top) {
+            require(logits.size() == static_cast<size_t>(self.vocab_size),
+                    "there are " + std::to_string(logits.size()) + " logits for a vocabulary of " +
+                        std::to_string(self.vocab_size));
+            Choice choice = self.sampler.choose(logits.data(), with_logprob, top);
+            return std::make_tuple(choice.token, choice.logprob, std::move(choice.top));
+          },
+          nb::arg("logits").noconvert(), "with_logprob"_a = false, "top"_a = 0);
+}
+
+}  // namespace
+}  // namespace mobilemoe::python
+
+NB_MODULE(_native, m) {
+  namespace nb = nanobind;
+  using namespace nb::literals;
+  using namespace mobilemoe::python;
+  nb::set_leak_warnings(false);  // what is alive when the interpreter ends is no fault
+  bind_error(m);
+  bind_engine(m);
+  bind_sequence(m);
+  bind_sampler(m);
+  m.def("available_kernels", &list_kernels);
+  m.def("repack", &repack, "folder"_a, "path"_a, "progress"_a = nb::none());
+  m.def(
+      "checkpoint_fingerprint",
+      [](const std::string& folder) { return bytes_of(mobilemoe::checkpoint_fingerprint(folder)); }, "folder"_a);
+}

@@ -1,0 +1,279 @@
+// The C API over the engine: no exception leaves it.
+#include <cstdio>
+#include <new>
+#include <string>
+
+#include "engine.h"
+#include "error.h"
+#include "mobilemoe.h"
+#include "open_model.h"
+#include "sampler.h"
+
+using mobilemoe::Engine;
+using mobilemoe::EngineOptions;
+using mobilemoe::Error;
+using mobilemoe::ErrorCode;
+using mobilemoe::KvType;
+using mobilemoe::Model;
+using mobilemoe::Request;
+using mobilemoe::Sampler;
+using mobilemoe::Sampling;
+using mobilemoe::Score;
+using mobilemoe::Sequence;
+
+struct mm_engine {
+  mm_engine(Model model, const EngineOptions& options) : engine(std::move(model), options) {}
+  Engine engine;
+  std::vector<Request> requests;  // kept, so that a step allocates nothing
+  std::vector<Score> scores;
+};
+
+struct mm_sequence {
+  const mm_engine* engine;
+  std::unique_ptr<Sequence> sequence;
+};
+
+struct mm_sampler {
+  mm_sampler(const Sampling& sampling, int vocab_size) : sampler(sampling, vocab_size) {}
+  Sampler sampler;
+};
+
+namespace {
+
+static_assert(static_cast<int>(ErrorCode::usage) == MM_USAGE && static_cast<int>(ErrorCode::numerics) == MM_NUMERICS);
+static_assert(static_cast<int>(KvType::int8) == MM_KV_INT8 && static_cast<int>(KvType::f32) == MM_KV_F32);
+
+thread_local char last_error[1024] = "";  // of fixed size: telling of a lack of memory must not need any
+
+mm_status fail(mm_status status, const char* message) {
+  std::snprintf(last_error, sizeof(last_error), "%s", message);
+  return status;
+}
+
+template <class Work>
+mm_status guarded(const Work& work) noexcept {
+  try {
+    work();
+    return MM_OK;
+  } catch (const Error& error) {
+    return fail(static_cast<mm_status>(error.code()), error.what());
+  } catch (const std::bad_alloc&) {
+    return fail(MM_MEMORY, "out of memory");
+  } catch (const std::exception& error) {
+    return fail(MM_INTERNAL, error.what());
+  } catch (...) {
+    return fail(MM_INTERNAL, "an unknown fault of the engine");
+  }
+}
+
+void require(bool holds, const std::string& message) {
+  if (!holds) throw Error(ErrorCode::usage, message);
+}
+
+void require_pointer(const void* pointer, const char* name) {
+  require(pointer != nullptr, std::string(name) + " is a null pointer");
+}
+
+// Fills engine.requests and returns how many outputs they ask for.
+int take_requests(mm_engine& engine, const mm_request* requests, int32_t count) {
+  require(count > 0, "count of requests is " + std::to_string(count) + ", but must be above 0");
+  require_pointer(requests, "requests");
+  engine.requests.clear();
+  int outputs = 0;
+  for (int32_t i = 0; i < count; ++i) {
+    const mm_request& request = requests[i];
+    require_pointer(request.sequence, "the sequence of a request");
+    require(request.sequence->engine == &engine, "a request names a sequence of another engine");
+    require_pointer(request.tokens, "tokens of a request");
+    require(request.outputs >= 0 && request.outputs <= request.count,
+            "outputs is " + std::to_string(request.outputs) + ", but must be between 0 and the count of tokens, " +
+                std::to_string(request.count));
+    Request taken;
+    taken.sequence = request.sequence->sequence.get();
+    taken.tokens = request.tokens;
+    taken.count = request.count;
+    taken.outputs = request.outputs;
+    engine.requests.push_back(taken);
+    outputs += request.outputs;
+  }
+  return outputs;
+}
+
+Sampling take_sampling(const mm_sampling& given) {
+  require(given.bias_count >= 0, "bias_count is " + std::to_string(given.bias_count) + ", but must be 0 or more");
+  Sampling sampling;
+  sampling.temperature = given.temperature;
+  sampling.top_k = given.top_k;
+  sampling.top_p = given.top_p;
+  sampling.min_p = given.min_p;
+  sampling.repetition_penalty = given.repetition_penalty;
+  sampling.presence_penalty = given.presence_penalty;
+  sampling.frequency_penalty = given.frequency_penalty;
+  sampling.seed = given.seed;
+  if (given.bias_count > 0) {
+    require_pointer(given.bias_tokens, "bias_tokens");
+    require_pointer(given.bias_values, "bias_values");
+  }
+  for (int32_t i = 0; i < given.bias_count; ++i) {
+    sampling.logit_bias.emplace_back(given.bias_tokens[i], given.bias_values[i]);
+  }
+  return sampling;
+}
+
+}  // namespace
+
+const char* mm_last_error(void) { return last_error; }
+
+const char* mm_version(void) { return MOBILEMOE_VERSION; }
+
+const char* const* mm_instruction_sets(void) { return mobilemoe::available_kernels(); }
+
+mm_options mm_default_options(void) { return {0, MM_KV_INT8, 0}; }
+
+mm_sampling mm_greedy(void) {
+  mm_sampling sampling = {};
+  sampling.top_p = 1;
+  sampling.repetition_penalty = 1;
+  return sampling;
+}
+
+mm_status mm_repack(const char* folder, const char* engine_file) {
+  return guarded([&] {
+    require_pointer(folder, "folder");
+    require_pointer(engine_file, "engine_file");
+    mobilemoe::write_engine_file(folder, engine_file, nullptr, nullptr);
+  });
+}
+
+mm_status mm_open(const char* path, const mm_options* options, mm_engine** engine) {
+  return guarded([&] {
+    require_pointer(path, "path");
+    require_pointer(options, "options");
+    require_pointer(engine, "engine");
+    require(options->kv >= MM_KV_INT8 && options->kv <= MM_KV_F32,
+            "kv is " + std::to_string(options->kv) + ", but must be MM_KV_INT8, MM_KV_F16 or MM_KV_F32");
+    EngineOptions taken;
+    taken.threads = options->threads;
+    taken.kv = static_cast<KvType>(options->kv);
+    taken.fp32 = options->fp32_activations != 0;
+    *engine = std::make_unique<mm_engine>(mobilemoe::open_model(path), taken).release();
+  });
+}
+
+void mm_close(mm_engine* engine) { delete engine; }
+
+mm_info mm_describe(const mm_engine* engine) {
+  if (engine == nullptr) return {};
+  const Model& model = engine->engine.model();
+  return {model.config.vocab_size,
+          model.config.num_hidden_layers,
+          model.config.max_position_embeddings,
+          model.config.num_experts_per_tok,
+          model.file_bytes,
+          engine->engine.threads(),
+          engine->engine.isa()};
+}
+
+mm_status mm_sequence_new(mm_engine* engine, int32_t capacity, mm_sequence** sequence) {
+  return guarded([&] {
+    require_pointer(engine, "engine");
+    require_pointer(sequence, "sequence");
+    auto made = std::make_unique<mm_sequence>();
+    made->engine = engine;
+    made->sequence = engine->engine.new_sequence(capacity);
+    *sequence = made.release();
+  });
+}
+
+void mm_sequence_free(mm_sequence* sequence) { delete sequence; }
+
+int32_t mm_sequence_length(const mm_sequence* sequence) {
+  return sequence == nullptr ? 0 : sequence->sequence->length();
+}
+
+mm_status mm_sequence_truncate(mm_sequence* sequence, int32_t length) {
+  return guarded([&] {
+    require_pointer(sequence, "sequence");
+    sequence->sequence->truncate(length);
+  });
+}
+
+mm_status mm_sequence_copy(mm_sequence* to, const mm_sequence* from, int32_t length) {
+  return guarded([&] {
+    require_pointer(to, "to");
+    require_pointer(from, "from");
+    require(to->engine == from->engine, "to and from are sequences of two engines");
+    to->sequence->copy_from(*from->sequence, length);
+  });
+}
+
+mm_status mm_sequence_save(const mm_engine* engine, const mm_sequence* sequence, const char* path) {
+  return guarded([&] {
+    require_pointer(engine, "engine");
+    require_pointer(sequence, "sequence");
+    require_pointer(path, "path");
+    require(sequence->engine == engine, "the sequence belongs to another engine");
+    sequence->sequence->save(path, engine->engine.model().fingerprint);
+  });
+}
+
+mm_status mm_sequence_load(const mm_engine* engine, mm_sequence* sequence, const char* path) {
+  return guarded([&] {
+    require_pointer(engine, "engine");
+    require_pointer(sequence, "sequence");
+    require_pointer(path, "path");
+    require(sequence->engine == engine, "the sequence belongs to another engine");
+    sequence->sequence->load(path, engine->engine.model().fingerprint);
+  });
+}
+
+mm_status mm_forward(mm_engine* engine, const mm_request* requests, int32_t count, float* logits) {
+  return guarded([&] {
+    require_pointer(engine, "engine");
+    if (take_requests(*engine, requests, count) > 0) require_pointer(logits, "logits");
+    engine->engine.forward(engine->requests.data(), count, logits);
+  });
+}
+
+mm_status mm_score_targets(mm_engine* engine, const mm_request* requests, int32_t count, const int32_t* targets,
+                           mm_score* scores) {
+  return guarded([&] {
+    require_pointer(engine, "engine");
+    const int outputs = take_requests(*engine, requests, count);
+    if (outputs > 0) {
+      require_pointer(targets, "targets");
+      require_pointer(scores, "scores");
+    }
+    engine->scores.resize(static_cast<size_t>(outputs));
+    engine->engine.score(engine->requests.data(), count, targets, engine->scores.data());
+    for (const Score& score : engine->scores) *scores++ = {score.logprob, score.is_greedy ? 1 : 0};
+  });
+}
+
+mm_status mm_sampler_new(const mm_sampling* sampling, int32_t vocab_size, mm_sampler** sampler) {
+  return guarded([&] {
+    require_pointer(sampling, "sampling");
+    require_pointer(sampler, "sampler");
+    *sampler = std::make_unique<mm_sampler>(take_sampling(*sampling), vocab_size).release();
+  });
+}
+
+void mm_sampler_free(mm_sampler* sampler) { delete sampler; }
+
+mm_status mm_sampler_see(mm_sampler* sampler, const int32_t* tokens, int32_t count) {
+  return guarded([&] {
+    require_pointer(sampler, "sampler");
+    require(count >= 0, "count is " + std::to_string(count) + ", but must be 0 or more");
+    if (count > 0) require_pointer(tokens, "tokens");
+    sampler->sampler.see(tokens, count);
+  });
+}
+
+mm_status mm_sample(mm_sampler* sampler, const float* logits, int32_t* token) {
+  return guarded([&] {
+    require_pointer(sampler, "sampler");
+    require_pointer(logits, "logits");
+    require_pointer(token, "token");
+    *token = sampler->sampler.choose(logits, false, 0).token;
+  });
+}

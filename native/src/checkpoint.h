@@ -1,0 +1,36 @@
+// A checkpoint folder as it was written by training or by others: config.json beside its safetensors files.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine_file.h"
+#include "safetensors.h"
+
+namespace mobilemoe {
+
+struct Checkpoint {
+  std::string place;        // the folder, for messages
+  std::string config_json;  // as it stands in the file
+  Config config;
+  Fingerprint fingerprint{};
+  Tensors tensors;  // exactly those that the config asks for, each of the right dtype and shape
+  std::vector<std::unique_ptr<MappedFile>> files;
+};
+
+// Opens `folder`, maps its weights and checks them against its config. Throws Error(config) where that breaks a rule or
+// the weights are not INT4, and Error(file) for everything else.
+Checkpoint open_checkpoint(const std::string& folder);
+
+// The last step of `open_checkpoint`, for tensors of any origin.
+void check_checkpoint(const Checkpoint& checkpoint);
+
+// Every tensor of the INT4 checkpoint that `config` describes: dtype and shape (SPEC 3.1, 3.5).
+Tensors expected_tensors(const Config& config);
+
+// Throws Error(config) unless the engine can lay out such a model: INT4, and all that is grouped a multiple of 32.
+// `place` begins the message.
+void check_int4(const Config& config, const std::string& place);
+
+}  // namespace mobilemoe

@@ -1,0 +1,314 @@
+#include "config.h"
+
+#include <algorithm>
+#include <cmath>
+#include <initializer_list>
+
+#include "json.h"
+
+namespace mobilemoe {
+namespace {
+
+constexpr int64_t kLargest = 1 << 24;  // of every size
+constexpr std::string_view kFull = "full_attention", kSliding = "sliding_attention";
+
+[[noreturn]] void fail(const std::string& what) { throw Error(ErrorCode::config, what); }
+
+std::string show(const Json& value) {
+  if (value.text() != nullptr) return shorten(*value.text());
+  constexpr size_t kLongest = 60;
+  std::string out(value.source.substr(0, kLongest));
+  std::replace_if(out.begin(), out.end(), [](char c) { return c < ' '; }, ' ');
+  return value.source.size() > kLongest ? out + "..." : out;
+}
+
+// The fields of one object; missing and null are the same unless said otherwise.
+class Fields {
+ public:
+  Fields(const Json& object, std::string prefix) : object_(object), prefix_(std::move(prefix)) {
+    if (object.members() == nullptr) {
+      fail((prefix_.empty() ? "the config" : prefix_.substr(0, prefix_.size() - 1)) + " is " + show(object) +
+           ", not an object");
+    }
+  }
+
+  const Json* get(const char* name) const {
+    const Json* value = object_.find(name);
+    return value == nullptr || value->is_null() ? nullptr : value;
+  }
+
+  const Json& need(const char* name) const {
+    const Json* value = object_.find(name);
+    if (value == nullptr) fail(prefix_ + name + " is missing");
+    return *value;
+  }
+
+  [[noreturn]] void refuse(const char* name, const std::string& rule) const {
+    fail(prefix_ + name + " is " + show(*object_.find(name)) + rule);
+  }
+
+  // Whether the field holds a whole number within lowest .. 2^24; `out` keeps its default where the field is missing.
+  void size(const char* name, int lowest, int& out) const {
+    const Json* value = object_.find(name);
+    if (value == nullptr) return;
+    const int64_t* number = value->integer();
+    if (number == nullptr) refuse(name, ", not a whole number");
+    if (*number < lowest || *number > kLargest) {
+      refuse(name, ", but must be within " + std::to_string(lowest) + " and " + std::to_string(kLargest));
+    }
+    out = static_cast<int>(*number);
+  }
+
+  void required_size(const char* name, int& out) const {
+    need(name);
+    size(name, 1, out);
+  }
+
+  void number(const char* name, double& out) const {
+    const Json* value = object_.find(name);
+    if (value == nullptr) return;
+    const std::optional<double> number = value->number();
+    if (!number) refuse(name, ", not a number");
+    if (!std::isfinite(*number)) refuse(name, ", not a finite number");
+    out = *number;
+  }
+
+  void positive(const char* name, double& out) const {
+    number(name, out);
+    if (out <= 0) refuse(name, ", but must be positive");
+  }
+
+  void flag(const char* name, bool& out) const {
+    const Json* value = object_.find(name);
+    if (value == nullptr) return;
+    if (value->boolean() == nullptr) refuse(name, ", neither true nor false");
+    out = *value->boolean();
+  }
+
+  // The index of the field's text among `words`; `otherwise` where the field is missing.
+  size_t word(const char* name, std::initializer_list<std::string_view> words, size_t otherwise) const {
+    const Json* value = object_.find(name);
+    if (value == nullptr) return otherwise;
+    const auto* found = value->text() == nullptr ? words.end() : std::find(words.begin(), words.end(), *value->text());
+    if (found != words.end()) return static_cast<size_t>(found - words.begin());
+    std::string all;
+    for (const std::string_view each : words) all += (all.empty() ? "" : ", ") + std::string(each);
+    refuse(name, ", not one of " + all);
+  }
+
+  const Json::Items& list(const char* name) const {
+    static const Json::Items kNone;
+    const Json* value = get(name);
+    if (value == nullptr) return kNone;
+    if (value->items() == nullptr) refuse(name, ", not a list");
+    return *value->items();
+  }
+
+  // What must stand there if anything does: another value means another model. True and false count as 1 and 0.
+  void fixed(const char* name, std::string_view wanted) const {
+    const Json* value = object_.find(name);
+    if (value == nullptr || (value->text() != nullptr && *value->text() == wanted)) return;
+    refuse(name, ", but only \"" + std::string(wanted) + "\" is supported");
+  }
+  void fixed(const char* name, int wanted) const {
+    const Json* value = object_.find(name);
+    if (value == nullptr || is_number(*value, wanted)) return;
+    refuse(name, ", but only " + std::to_string(wanted) + " is supported");
+  }
+
+  static bool is_number(const Json& value, int wanted) {
+    const std::optional<double> number = value.boolean() != nullptr ? *value.boolean() : value.number();
+    return number && *number == wanted;
+  }
+
+ private:
+  const Json& object_;
+  std::string prefix_;  // "rope_scaling." in messages
+};
+
+void check_family(const Fields& fields) {
+  fields.fixed("model_type", "mobilemoe");
+  fields.fixed("hidden_act", "silu");
+  fields.fixed("interleave_moe_layer_step", 1);
+  fields.fixed("attn_temperature_tuning", 0);
+  fields.fixed("attention_bias", 0);
+  for (const Json& rope : fields.list("no_rope_layers")) {
+    if (!Fields::is_number(rope, 1)) fail("no_rope_layers is not all 1, but every layer must have RoPE");
+  }
+}
+
+void read_sizes(const Fields& fields, Config& config) {
+  fields.required_size("vocab_size", config.vocab_size);
+  fields.required_size("hidden_size", config.hidden_size);
+  fields.required_size("num_hidden_layers", config.num_hidden_layers);
+  fields.required_size("num_attention_heads", config.num_attention_heads);
+  fields.required_size("num_key_value_heads", config.num_key_value_heads);
+  fields.required_size("head_dim", config.head_dim);
+  fields.required_size("intermediate_size", config.intermediate_size);
+  config.max_position_embeddings = 8192;
+  fields.size("max_position_embeddings", 1, config.max_position_embeddings);
+  if (config.num_attention_heads % config.num_key_value_heads != 0) {
+    fail("num_attention_heads is " + std::to_string(config.num_attention_heads) +
+         ", not a multiple of num_key_value_heads " + std::to_string(config.num_key_value_heads));
+  }
+  if (config.head_dim % 2 != 0) {
+    fail("head_dim is " + std::to_string(config.head_dim) + ", but RoPE needs an even number");
+  }
+  if (static_cast<int64_t>(config.num_attention_heads) * config.head_dim > kLargest) {
+    fail("num_attention_heads is " + std::to_string(config.num_attention_heads) + " and head_dim " +
+         std::to_string(config.head_dim) + ", but their product must not be larger than " + std::to_string(kLargest));
+  }
+}
+
+void read_experts(const Fields& fields, Config& config) {
+  config.is_moe = fields.word("ffn_type", {"moe", "dense"}, 0) == 0;
+  config.router_score =
+      fields.word("router_score", {"sigmoid", "softmax"}, 0) == 0 ? RouterScore::sigmoid : RouterScore::softmax;
+  fields.flag("norm_topk_prob", config.norm_topk_prob);
+  fields.number("routed_scaling_factor", config.routed_scaling_factor);
+  fields.size("intermediate_size_mlp", 0, config.intermediate_size_mlp);
+  fields.size("num_local_experts", 0, config.num_local_experts);
+  fields.size("num_experts_per_tok", 0, config.num_experts_per_tok);
+  if (!config.is_moe) {
+    if (config.num_local_experts != 0 || config.num_experts_per_tok != 0 || config.intermediate_size_mlp != 0) {
+      fail("ffn_type is dense, so num_local_experts, num_experts_per_tok and intermediate_size_mlp must be 0");
+    }
+    return;
+  }
+  fields.positive("routed_scaling_factor", config.routed_scaling_factor);
+  if (config.num_local_experts == 0) fail("num_local_experts is 0, but must be positive");
+  if (config.num_experts_per_tok == 0) fail("num_experts_per_tok is 0, but must be positive");
+  if (config.num_experts_per_tok > config.num_local_experts) {
+    fail("num_experts_per_tok is " + std::to_string(config.num_experts_per_tok) + ", but there are only " +
+         std::to_string(config.num_local_experts) + " experts");
+  }
+}
+
+void read_attention(const Fields& fields, Config& config) {
+  bool has_norm = true;
+  fields.flag("use_qk_norm", has_norm);
+  config.qk_norm = static_cast<QkNorm>(
+      fields.word("qk_norm", {"none", "head", "head_weight", "projection_weight"}, has_norm ? 1 : 0));
+  config.attention_scale = 1 / std::sqrt(config.head_dim);
+  if (fields.get("attention_scale") != nullptr) fields.number("attention_scale", config.attention_scale);
+
+  int sliding_window = 0;
+  if (fields.get("sliding_window") != nullptr) fields.size("sliding_window", 1, sliding_window);
+  const Json::Items& types = fields.list("layer_types");
+  const auto layers = static_cast<size_t>(config.num_hidden_layers);
+  if (!types.empty() && types.size() != layers) {
+    fail("layer_types has " + std::to_string(types.size()) + " entries, but num_hidden_layers is " +
+         std::to_string(layers));
+  }
+  config.window.assign(layers, 0);
+  for (size_t layer = 0; layer < types.size(); ++layer) {
+    const std::string* kind = types[layer].text();
+    if (kind == nullptr || (*kind != kFull && *kind != kSliding)) {
+      fail("layer_types holds " + show(types[layer]) + ", but only full_attention and sliding_attention are supported");
+    }
+    if (*kind == kFull) continue;
+    if (sliding_window == 0) fail("layer_types holds sliding_attention, but sliding_window is missing");
+    config.window[layer] = sliding_window;
+  }
+}
+
+void read_rope(const Fields& fields, Config& config) {
+  fields.positive("rope_theta", config.rope_theta);
+  const Json* object = fields.get("rope_scaling");
+  if (object == nullptr) return;
+  const Fields scaling(*object, "rope_scaling.");
+  const char* key = object->find("rope_type") != nullptr ? "rope_type" : "type";
+  if (scaling.word(key, {"llama3", "default"}, 2) == 1) return;
+  scaling.need(key);
+  const auto read = [&scaling](const char* name, double& out) {
+    scaling.need(name);
+    scaling.positive(name, out);
+  };
+  config.has_rope_scaling = true;
+  read("factor", config.rope_scaling.factor);
+  read("original_max_position_embeddings", config.rope_scaling.original_max_position_embeddings);
+  read("low_freq_factor", config.rope_scaling.low_freq_factor);
+  read("high_freq_factor", config.rope_scaling.high_freq_factor);
+  if (config.rope_scaling.low_freq_factor > config.rope_scaling.high_freq_factor) {
+    scaling.refuse("low_freq_factor", ", but must not be larger than high_freq_factor");
+  }
+}
+
+void read_quantization(const Fields& fields, Config& config) {
+  const Json* object = fields.get("quantization");
+  if (object == nullptr) return;
+  const Fields quantization(*object, "quantization.");
+  quantization.fixed("format", "mobilemoe-int4-g32");
+  quantization.fixed("group_size", kGroup);
+  quantization.fixed("embedding_group_size", kGroup);
+  quantization.fixed("qmin", -8);
+  quantization.fixed("qmax", 7);
+  quantization.fixed("symmetric", 1);
+  quantization.fixed("scale_dtype", "float16");
+  quantization.fixed("linear_group_axis", "in (last dim of [out, in])");
+  quantization.fixed("packed", 1);
+  const size_t axis = quantization.word(
+      "expert_group_axis", {"out (last dim of [E, in, out])", "in (last dim of [E, out, in])", "out", "in"}, 0);
+  config.expert_axis = axis % 2 == 0 ? Axis::out : Axis::in;
+  config.is_quantized = true;
+}
+
+void read_tokens(const Fields& fields, Config& config) {
+  // An id beyond the vocabulary is no fault: a small model may carry a large one's ids, which then never occur.
+  const auto token = [](const Json& value) {
+    const int64_t* id = value.integer();
+    return id != nullptr && *id >= 0 && *id <= INT32_MAX ? static_cast<int>(*id) : -1;
+  };
+  for (const char* name : {"bos_token_id", "eot_token_id", "header_start_token_id", "header_end_token_id"}) {
+    const Json* value = fields.get(name);
+    if (value != nullptr && token(*value) < 0) fields.refuse(name, ", not a token id");
+  }
+  const Json* eos = fields.get("eos_token_id");
+  if (eos != nullptr && eos->integer() != nullptr) {
+    if (token(*eos) < 0) fields.refuse("eos_token_id", ", not a token id");
+    config.eos_token_id.push_back(token(*eos));
+    return;
+  }
+  for (const Json& value : fields.list("eos_token_id")) {
+    if (token(value) < 0) fail("eos_token_id holds " + show(value) + ", not a token id");
+    config.eos_token_id.push_back(token(value));
+  }
+}
+
+}  // namespace
+
+Config parse_config(std::string_view text) {
+  const Json object = parse_json(text, "the config", ErrorCode::config);
+  const Fields fields(object, "");
+  Config config;
+  check_family(fields);
+  read_sizes(fields, config);
+  read_experts(fields, config);
+  read_attention(fields, config);
+  fields.positive("rms_norm_eps", config.rms_norm_eps);
+  read_rope(fields, config);
+  fields.flag("tie_word_embeddings", config.tie_word_embeddings);
+  read_quantization(fields, config);
+  read_tokens(fields, config);
+  return config;
+}
+
+std::vector<double> rope_frequencies(const Config& config) {
+  constexpr double kPi = 3.14159265358979323846;
+  std::vector<double> freq_R;
+  for (int pair = 0; pair < config.head_dim; pair += 2) {
+    double freq = std::pow(config.rope_theta, -static_cast<double>(pair) / config.head_dim);
+    if (config.has_rope_scaling) {
+      const RopeScaling& scaling = config.rope_scaling;
+      const double turns = scaling.original_max_position_embeddings * freq / (2 * kPi);  // over the original context
+      const double low = scaling.low_freq_factor, high = scaling.high_freq_factor;
+      // Where both are the same, the blend would divide by zero.
+      const double keep = low == high ? turns >= low : std::clamp((turns - low) / (high - low), 0.0, 1.0);
+      freq = keep * freq + (1 - keep) * freq / scaling.factor;
+    }
+    freq_R.push_back(freq);
+  }
+  return freq_R;
+}
+
+}  // namespace mobilemoe

@@ -1,0 +1,15 @@
+// The table for machines with AVX2, FMA and F16C.
+#include "../vector/table.h"
+#include "dot.h"
+#include "products.h"
+#include "simd.h"
+
+namespace mobilemoe::avx2 {
+
+const Kernels* kernels() {
+  using Dot = Maddubs;
+  static constexpr Kernels table = vector::table<Simd<Dot>, Products<Dot>>("avx2");
+  return &table;
+}
+
+}  // namespace mobilemoe::avx2

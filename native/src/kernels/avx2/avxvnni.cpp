@@ -1,0 +1,15 @@
+// The table for machines with AVX-VNNI: the code of AVX2 with another dot product.
+#include "../vector/table.h"
+#include "dot.h"
+#include "products.h"
+#include "simd.h"
+
+namespace mobilemoe::avxvnni {
+
+const Kernels* kernels() {
+  using Dot = avx2::Vnni;
+  static constexpr Kernels table = vector::table<avx2::Simd<Dot>, avx2::Products<Dot>>("avxvnni");
+  return &table;
+}
+
+}  // namespace mobilemoe::avxvnni

@@ -1,0 +1,90 @@
+// The table of AVX-512 kernels.
+#include "../kernels.h"
+
+#include "../vector/attention.h"
+#include "../vector/elementwise.h"
+#include "../vector/products.h"
+#include "matmul.h"
+#include "simd.h"
+
+namespace mobilemoe::avx512 {
+namespace {
+
+template <int R>
+void in_rows(const Matrix& w, int panel, const uint8_t* x, size_t x_stride, float* y, size_t y_stride) {
+  tile<R, Axis::in>(w.nibbles(panel), w.scales(panel), w.groups(), BlockRows<R>(x, x_stride), false, y, y_stride);
+}
+
+// A pair of panels: slice by slice, the rows are rounded once for both.
+template <int R>
+void out_rows(const Matrix& w, int panel, const uint8_t* x, size_t x_stride, float* y, size_t y_stride) {
+  SliceRow slice[R];
+  for (int begin = 0; begin < w.groups(); begin += kSliceGroups) {
+    const int groups = w.groups() - begin < kSliceGroups ? w.groups() - begin : kSliceGroups;
+    for (int group = 0; group < groups; group += 2) {
+      const bool second = group + 1 < groups;
+      const GroupScales scales(w.scales(panel) + (begin + group) * kGroup, second);
+      for (int r = 0; r < R; ++r) {
+        const auto* row = reinterpret_cast<const ScaledBlock*>(x + static_cast<size_t>(r) * x_stride);
+        round_groups(row + begin + group, scales, second, group, &slice[r]);
+      }
+    }
+    for (int side = 0; side < 2; ++side) {
+      const uint8_t* nibbles = w.nibbles(panel + side) + static_cast<size_t>(begin) * kGroupBytes;
+      tile<R, Axis::out>(nibbles, nullptr, groups, SliceRows<R>(slice), begin > 0, y + side * kPanel, y_stride);
+    }
+  }
+}
+
+using TileFunction = void (*)(const Matrix&, int, const uint8_t*, size_t, float*, size_t);
+constexpr TileFunction kInRows[] = {in_rows<1>, in_rows<2>, in_rows<3>, in_rows<4>, in_rows<5>,
+                                    in_rows<6>, in_rows<7>, in_rows<8>, in_rows<9>, in_rows<10>};
+constexpr TileFunction kOutRows[] = {out_rows<1>, out_rows<2>, out_rows<3>, out_rows<4>, out_rows<5>,
+                                     out_rows<6>, out_rows<7>, out_rows<8>, out_rows<9>, out_rows<10>};
+static_assert(sizeof kInRows / sizeof *kInRows == kRows && sizeof kOutRows / sizeof *kOutRows == kRows);
+
+// Panels outermost: their weights stay in L1 for all rows. Rows are dealt evenly to tiles.
+void matmul(const TileFunction* functions, int step, const Matrix& w, int begin, int end, const void* x,
+            size_t x_stride, int rows, float* y, size_t y_stride) {
+  const int tiles = (rows + kRows - 1) / kRows;
+  for (int panel = begin; panel < end; panel += step, y += step * kPanel) {
+    for (int i = 0, row = 0; i < tiles; ++i) {
+      const int count = (rows - row + tiles - i - 1) / (tiles - i);
+      const auto* from = static_cast<const uint8_t*>(x) + static_cast<size_t>(row) * x_stride;
+      functions[count - 1](w, panel, from, x_stride, y + static_cast<size_t>(row) * y_stride, y_stride);
+      row += count;
+    }
+  }
+}
+
+void matmul_blocks(const Matrix& w, int begin, int end, const void* x, size_t x_stride, int rows, float* y,
+                   size_t y_stride) {
+  matmul(kInRows, 1, w, begin, end, x, x_stride, rows, y, y_stride);
+}
+
+void matmul_scaled(const Matrix& w, int begin, int end, const void* x, size_t x_stride, int rows, float* y,
+                   size_t y_stride) {
+  matmul(kOutRows, 2, w, begin, end, x, x_stride, rows, y, y_stride);
+}
+
+}  // namespace
+
+const Kernels* kernels() {
+  namespace v = vector;
+  static constexpr Kernels table = {
+      "avx512",
+      {v::prepare_blocks<Simd>, v::prepare_scaled<Simd>, v::prepare_floats<Simd>},
+      {matmul_blocks, matmul_scaled, v::matmul_floats<Simd>},
+      {v::swiglu<Simd, Form::blocks>, v::swiglu<Simd, Form::scaled>, v::swiglu<Simd, Form::floats>},
+      v::rms_norm<Simd>,
+      v::router<Simd>,
+      v::rope<Simd>,
+      v::add_scaled<Simd>,
+      {v::kv_append<Simd, KvType::int8>, v::kv_append<Simd, KvType::f16>, v::kv_append<Simd, KvType::f32>},
+      {v::attend<Simd, KvType::int8>, v::attend<Simd, KvType::f16>, v::attend<Simd, KvType::f32>},
+      v::log_sum_exp<Simd>,
+  };
+  return &table;
+}
+
+}  // namespace mobilemoe::avx512

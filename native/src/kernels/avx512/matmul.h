@@ -1,0 +1,133 @@
+// INT4 x INT8 products on AVX-512 with VNNI: nibbles are split in registers and met by 4 inputs at a time.
+#pragma once
+
+#include <cstddef>
+
+#include "../kernels.h"
+#include "simd.h"
+
+namespace mobilemoe::avx512 {
+
+constexpr int kRows = 10;             // rows of one tile: 10 integer and 10 float accumulators, 2 of weights, 1 mask
+constexpr int kPrefetch = 16 * kRun;  // bytes ahead: panels follow each other, so this runs on into the next one
+
+inline __m512i broadcast4(const uint8_t* p) {
+  int32_t x;
+  __builtin_memcpy(&x, p, 4);
+  return _mm512_set1_epi32(x);
+}
+
+// Rows of Blocks: the input of Axis::in. Row r is reached from every third row, so that no row needs a register.
+template <int R>
+struct BlockRows {
+  const uint8_t* base[(R + 2) / 3];
+  size_t stride;
+
+  BlockRows(const uint8_t* x, size_t row_stride) : stride(row_stride) {
+    for (int i = 0; i < (R + 2) / 3; ++i) base[i] = x + static_cast<size_t>(3 * i) * row_stride;
+  }
+  const uint8_t* row(int r) const { return base[r / 3] + static_cast<size_t>(r % 3) * stride; }
+  __m512i offset(int r) const { return broadcast4(row(r) + offsetof(Block, offset)); }
+  __m512 scale(int r) const { return _mm512_castsi512_ps(broadcast4(row(r) + offsetof(Block, scale))); }
+  __m512i four(int r, int i) const { return broadcast4(row(r) + 4 * i); }
+  void next_group() {
+    for (const uint8_t*& p : base) p += sizeof(Block);
+  }
+};
+
+// What `scaled` inputs become for one pair of panels: up to 32 groups of one row. Two groups share 64 bytes, in the
+// order in which the pack instructions leave them: 4 inputs i (0..15) of the pair stand at 4 (i % 4) + i / 4.
+constexpr int kSliceGroups = 32;
+struct SliceRow {
+  uint8_t q[kSliceGroups * kGroup];
+  int32_t offset[kSliceGroups];
+  float scale[kSliceGroups];
+};
+
+template <int R>
+struct SliceRows {
+  const SliceRow* rows;
+  int group = 0;
+
+  explicit SliceRows(const SliceRow* slice) : rows(slice) {}
+  __m512i offset(int r) const { return _mm512_set1_epi32(rows[r].offset[group]); }
+  __m512 scale(int r) const { return _mm512_set1_ps(rows[r].scale[group]); }
+  __m512i four(int r, int i) const {
+    return broadcast4(rows[r].q + group / 2 * 64 + group % 2 * 8 + 4 * (i % 4 * 4 + i / 4));
+  }
+  void next_group() { ++group; }
+};
+
+// One panel times R rows: y[r] of `groups` groups, on top of what y holds if `go_on`.
+template <int R, Axis axis, class Rows>
+inline void tile(const uint8_t* nibbles, const uint16_t* scales, int groups, Rows in, bool go_on, float* y,
+                 size_t y_stride) {
+  const __m512i low_mask = _mm512_set1_epi8(15);
+  __m512 acc[R];
+  for (int r = 0; r < R; ++r) acc[r] = go_on ? _mm512_loadu_ps(y + r * y_stride) : _mm512_setzero_ps();
+  for (int group = 0; group < groups; ++group) {
+    __m512i dot[R];
+    for (int r = 0; r < R; ++r) dot[r] = in.offset(r);
+    for (int run = 0; run < 4; ++run) {
+      _mm_prefetch(reinterpret_cast<const char*>(nibbles + run * kRun + kPrefetch), _MM_HINT_T0);
+      const __m512i packed = _mm512_loadu_si512(nibbles + run * kRun);
+      const __m512i low = _mm512_and_si512(packed, low_mask);
+      const __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_mask);
+      for (int r = 0; r < R; ++r) dot[r] = _mm512_dpbusd_epi32(dot[r], low, in.four(r, 2 * run));
+      for (int r = 0; r < R; ++r) dot[r] = _mm512_dpbusd_epi32(dot[r], high, in.four(r, 2 * run + 1));
+    }
+    if constexpr (axis == Axis::in) {
+      const __m512 by_output = Simd::load_f16(scales + group * kPanel);
+      for (int r = 0; r < R; ++r)
+        acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r]), _mm512_mul_ps(by_output, in.scale(r)), acc[r]);
+    } else {
+      for (int r = 0; r < R; ++r) acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r]), in.scale(r), acc[r]);
+    }
+    nibbles += kGroupBytes;
+    in.next_group();
+  }
+  for (int r = 0; r < R; ++r) _mm512_storeu_ps(y + r * y_stride, acc[r]);
+}
+
+// The scales of two groups of inputs (of one, if `second` is false) over the largest of each: at most 1.
+struct GroupScales {
+  __m512 share[4];
+  float largest[2];
+
+  GroupScales(const uint16_t* scales, bool second) {
+    for (int half = 0; half < 2; ++half) {
+      __m512 a = _mm512_setzero_ps(), b = a;
+      if (half == 0 || second) {
+        a = Simd::load_f16(scales + half * kGroup);
+        b = Simd::load_f16(scales + half * kGroup + 16);
+      }
+      largest[half] = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
+      const __m512 inverse = _mm512_set1_ps(largest[half] > 0 ? 1.0f / largest[half] : 0.0f);
+      share[2 * half] = _mm512_mul_ps(a, inverse);
+      share[2 * half + 1] = _mm512_mul_ps(b, inverse);
+    }
+  }
+};
+
+// Two groups of one row (of one, if `second` is false), times the weights' scales and rounded to int8.
+inline void round_groups(const ScaledBlock* x, const GroupScales& scales, bool second, int group, SliceRow* out) {
+  __m512i q[4];
+  for (int i = 0; i < 4; ++i) {
+    const float* v = (i < 2 ? x[0].v : x[second ? 1 : 0].v) + i % 2 * 16;
+    q[i] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(v), scales.share[i]));
+  }
+  const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
+  _mm512_storeu_si512(out->q + group * kGroup, bytes);
+  // Sums of the bytes + 128, by group: 64-bit element 2 i belongs to the first group, 2 i + 1 to the second.
+  const __m512i sums = _mm512_sad_epu8(_mm512_xor_si512(bytes, _mm512_set1_epi8(-128)), _mm512_setzero_si512());
+  const __m256i halves = _mm256_add_epi64(_mm512_castsi512_si256(sums), _mm512_extracti64x4_epi64(sums, 1));
+  const __m128i both = _mm_add_epi64(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+  const int32_t first_sum = _mm_cvtsi128_si32(both), second_sum = _mm_extract_epi32(both, 2);
+  out->offset[group] = 8 * (128 * kGroup - first_sum);
+  out->scale[group] = scales.largest[0] * x[0].scale;
+  if (!second) return;
+  out->offset[group + 1] = 8 * (128 * kGroup - second_sum);
+  out->scale[group + 1] = scales.largest[1] * x[1].scale;
+}
+
+}  // namespace mobilemoe::avx512

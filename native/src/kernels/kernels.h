@@ -1,0 +1,110 @@
+// One table of functions per instruction set; `choose_kernels` picks it once, when an engine is opened.
+//
+// Every result is the same, bit for bit, for any number of rows, any split into calls and any thread, and (but for the
+// exponential function) for every instruction set: integer sums are exact, and floats are added in the order
+// that the scalar reference (kernels/scalar) spells out.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../matrix.h"
+
+namespace mobilemoe {
+
+// The forms in which a matrix wants its input; all are cut into groups of 32.
+enum class Form : uint8_t {
+  blocks,  // int8, for Axis::in: Block
+  scaled,  // for Axis::out: ScaledBlock, which the kernel multiplies by the weights' scales and then rounds to int8
+  floats,  // fp32: 32 floats; the weights are expanded in registers (activations="fp32")
+};
+
+// 32 inputs as int8: x = q * scale, scale = max|x| / 127, q rounded to nearest even.
+struct Block {
+  int8_t q[kGroup];
+  float scale;
+  int32_t offset;  // -8 * sum(q): what the nibbles' offset of 8 adds to a dot product, taken back
+};
+
+// 32 inputs in units of their scale: x = v * scale, scale = max|x| / 127, so |v| <= 127, not rounded yet.
+struct ScaledBlock {
+  float v[kGroup];
+  float scale;
+  float unused[3];
+};
+
+constexpr size_t form_bytes(Form form) {
+  return form == Form::blocks ? sizeof(Block) : form == Form::scaled ? sizeof(ScaledBlock) : kGroup * sizeof(float);
+}
+
+enum class KvType : uint8_t { int8, f16, f32 };
+
+constexpr int kKvBlock = 64;  // keys that one step of the online softmax takes together
+
+// One block of 64 keys and values of one KV head; zeros where no token has been written. h is head_dim, H is h rounded
+// up to 16.
+//   int8: k [h rounded up to 4, / 4][64 keys][4] int8; v [16 keys / 4][H][4 keys] int8;
+//         float k_scale[64], v_scale[64]; int32 k_offset[64] = -128 * sum of the key's int8 values
+//   f16:  k [h][64 keys] fp16; v [64 keys][H] fp16           f32: the same in fp32
+size_t kv_block_bytes(KvType type, int head_dim);
+
+struct AttendArgs {
+  const float* q;  // [rows][h] rows at distance q_stride: queries of all heads that share one KV head
+  size_t q_stride;
+  const int* position;  // [rows]: the last key that the row sees
+  int rows;
+  int window;         // keys that a row sees, its own included; 0: all
+  const uint8_t* kv;  // blocks of this sequence, layer and KV head, one after the other
+  int head_dim;
+  float scale;  // of the scores
+  float* out;   // [rows][h] rows at distance out_stride
+  size_t out_stride;
+};
+
+struct Kernels {
+  const char* isa;
+
+  // x [count] -> groups of `form`; count is padded with zeros to a multiple of 32.
+  void (*prepare[3])(const float* x, int count, void* out);
+
+  // y[r * y_stride + i] = dot(row 16 begin + i of the matrix, input r) for panels [begin, end).
+  // Inputs are rows of prepared groups, x_stride bytes apart. Axis::out with `scaled`: begin and end are even.
+  void (*matmul[3])(const Matrix& w, int begin, int end, const void* x, size_t x_stride, int rows, float* y,
+                    size_t y_stride);
+
+  // 32 gates and 32 ups of each row -> silu(gate) * up as one prepared group; rows of `out` are out_stride bytes apart.
+  void (*swiglu[3])(const float* gate_up, size_t stride, int rows, void* out, size_t out_stride);
+
+  // y = x / sqrt(mean(x^2) + eps) * weight; weight may be null (all ones).
+  void (*rms_norm)(const float* x, const float* weight, int count, float eps, float* y);
+
+  // logits[r * 16 panels + e] of `experts` (padded to 16 panels) for rows of x; weights are [inputs][16 panels].
+  void (*router)(const float* weights, int panels, int inputs, const float* x, size_t x_stride, int rows,
+                 float* logits);
+
+  // Adjacent pairs of x [count] turned by (cos, sin) [head_dim / 2][2], head by head.
+  void (*rope)(float* x, int count, int head_dim, const float* cos_sin);
+
+  // y += scale * x
+  void (*add_scaled)(const float* x, float scale, int count, float* y);
+
+  // One token's key and value into slot `slot` of a block.
+  void (*kv_append[3])(const float* k, const float* v, int head_dim, int slot, uint8_t* block);
+
+  // Causal attention with an online softmax over blocks of 64 keys, in order.
+  void (*attend[3])(const AttendArgs& args);
+
+  // log(sum(exp(logits))), for scores.
+  float (*log_sum_exp)(const float* logits, int count);
+};
+
+// "scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "neon_i8mm"; null if this build or this machine has it not.
+const Kernels* find_kernels(const char* isa);
+
+// The names that `find_kernels` would answer here, best first, ended by null.
+const char* const* available_kernels();
+
+// The best, or what the environment's MOBILEMOE_ISA names; throws Error(usage) if that is not to be had here.
+const Kernels& choose_kernels();
+
+}  // namespace mobilemoe

@@ -1,0 +1,38 @@
+// Where the parts of a block of keys and values lie (see kernels.h). The functions are static: every instruction set
+// compiles its own copy of them.
+#pragma once
+
+#include "kernels.h"
+
+namespace mobilemoe {
+
+constexpr int kMaxHeadDim = 256;
+
+// int8: offsets in bytes; k begins at 0.
+struct KvInt8Layout {
+  int quads;  // head_dim / 4, rounded up
+  int width;  // head_dim rounded up to 16
+  size_t v, k_scale, v_scale, k_offset, bytes;
+};
+
+static constexpr KvInt8Layout kv_int8_layout(int head_dim) {
+  const int quads = round_up(head_dim, 4) / 4, width = round_up(head_dim, 16);
+  const size_t v = static_cast<size_t>(quads) * 4 * kKvBlock;
+  const size_t scales = v + static_cast<size_t>(width) * kKvBlock;
+  constexpr size_t row = sizeof(float) * kKvBlock;
+  return {quads, width, v, scales, scales + row, scales + 2 * row, scales + 3 * row};
+}
+
+// f16 and f32: offsets in elements; k begins at 0.
+struct KvFloatLayout {
+  int width;  // head_dim rounded up to 16
+  size_t v, elements;
+};
+
+static constexpr KvFloatLayout kv_float_layout(int head_dim) {
+  const int width = round_up(head_dim, 16);
+  const size_t v = static_cast<size_t>(head_dim) * kKvBlock;
+  return {width, v, v + static_cast<size_t>(width) * kKvBlock};
+}
+
+}  // namespace mobilemoe

@@ -1,0 +1,15 @@
+// The table for machines with the dot product of Armv8.2.
+#include "../vector/table.h"
+#include "dot.h"
+#include "products.h"
+#include "simd.h"
+
+namespace mobilemoe::neon {
+
+const Kernels* kernels() {
+  using Dot = Sdot;
+  static constexpr Kernels table = vector::table<Simd<Dot>, Products<Dot>>("neon");
+  return &table;
+}
+
+}  // namespace mobilemoe::neon

@@ -1,0 +1,23 @@
+// The table of the scalar reference.
+#include "scalar.h"
+
+namespace mobilemoe::scalar {
+
+const Kernels* kernels() {
+  static constexpr Kernels table = {
+      "scalar",
+      {prepare_blocks, prepare_scaled, prepare_floats},
+      {matmul_blocks, matmul_scaled, matmul_floats},
+      {swiglu_blocks, swiglu_scaled, swiglu_floats},
+      rms_norm,
+      router,
+      rope,
+      add_scaled,
+      {kv_append_int8, kv_append_f16, kv_append_f32},
+      {attend_int8, attend_f16, attend_f32},
+      log_sum_exp,
+  };
+  return &table;
+}
+
+}  // namespace mobilemoe::scalar

@@ -1,0 +1,173 @@
+// A tile of query rows that goes over the blocks of keys together, and its online softmax. S is the Simd struct.
+#pragma once
+
+#include "../kernels.h"
+#include "../kv_layout.h"
+#include "math.h"
+
+namespace mobilemoe::vector {
+
+template <int n>
+struct Count {
+  static constexpr int value = n;
+  constexpr operator int() const { return n; }
+};
+
+// step(Count<0>()), ..., step(Count<n - 1>()). After a loop instead, GCC 12 would leave arrays of vectors in memory.
+template <int n, class Step>
+__attribute__((always_inline)) inline void unroll(const Step& step) {
+  if constexpr (n > 0) {
+    unroll<n - 1>(step);
+    step(Count<n - 1>());
+  }
+}
+
+// The largest lane. NaN lanes may be ignored.
+template <class S>
+inline float largest_lane(typename S::F x) {
+  using Four = float __attribute__((vector_size(16)));
+  alignas(64) float lane[16];
+  S::store(lane, x);
+  Four part[4];
+  __builtin_memcpy(part, lane, sizeof part);
+  const Four low = part[0] > part[1] ? part[0] : part[1], high = part[2] > part[3] ? part[2] : part[3];
+  const Four all = low > high ? low : high;
+  const float a = all[0] > all[1] ? all[0] : all[1], b = all[2] > all[3] ? all[2] : all[3];
+  return a > b ? a : b;
+}
+
+constexpr int kTileRows = 24;  // the tile's state and one block fit into 32 KB of L1 for head_dim 64
+constexpr int kUnits = kKvBlock / 16;
+constexpr float kTiny = 1e-30f;  // divided by no less than this, 127 stays finite
+
+// What all types of cache share. It depends on S so that no two instruction sets share its functions.
+template <class S>
+struct Tile {
+  int rows;
+  int begin[kTileRows], end[kTileRows];  // keys that the row sees
+  // Of the block at hand: what the row sees of its slots; none if first > last.
+  int first[kTileRows], last[kTileRows];
+  bool whole;                                      // every row sees all of the block
+  alignas(64) float largest[kTileRows + 8];        // score so far
+  alignas(64) float rescale[kTileRows + 8];        // e^(largest before the block - largest now)
+  alignas(64) float sum[kTileRows][16];            // of e^(score - largest), by lane
+  alignas(64) float p[kTileRows][kKvBlock];        // the block's scores, then e^(score - largest)
+  alignas(64) float acc[kTileRows * kMaxHeadDim];  // [rows][width]
+
+  bool sees(int row) const { return first[row] <= last[row]; }
+  bool sees_all(int row) const { return first[row] == 0 && last[row] == kKvBlock - 1; }
+};
+static_assert((kTileRows + 8) % 16 == 0);
+
+template <class S>
+inline void start_tile(const AttendArgs& args, int row, int rows, int width, Tile<S>* tile) {
+  tile->rows = rows;
+  for (int r = 0; r < rows; ++r) {
+    const int position = args.position[row + r];
+    tile->begin[r] = args.window > 0 && position >= args.window ? position - args.window + 1 : 0;
+    tile->end[r] = position + 1;
+    S::store(tile->sum[r], S::zero());
+  }
+  for (float& x : tile->largest) x = -__builtin_inff();
+  for (int i = 0; i < rows * width; i += 16) S::store(tile->acc + i, S::zero());
+}
+
+// Says what the rows see of block `block`.
+template <class S>
+inline void enter_block(int block, Tile<S>* tile) {
+  tile->whole = true;
+  for (int r = 0; r < tile->rows; ++r) {
+    const int before = block * kKvBlock;
+    tile->first[r] = tile->begin[r] > before ? tile->begin[r] - before : 0;
+    tile->last[r] = tile->end[r] < before + kKvBlock ? tile->end[r] - before - 1 : kKvBlock - 1;
+    tile->whole &= tile->sees_all(r);
+  }
+}
+
+// 64 slots that are not seen, 64 that are, 64 that are not: read at an offset, it masks either end of a block.
+struct SeenTable {
+  int32_t mask[3 * kKvBlock];
+  float bias[3 * kKvBlock];
+  constexpr SeenTable() : mask(), bias() {
+    for (int i = 0; i < 3 * kKvBlock; ++i) {
+      const bool seen = i / kKvBlock == 1;
+      mask[i] = seen ? -1 : 0;
+      bias[i] = seen ? 0.0f : -__builtin_inff();
+    }
+  }
+};
+static constexpr SeenTable kSeen;
+
+// 16 values of a block from slot `slot` on, 0 where the row does not see them. Slots that are not seen may hold
+// anything, NaN too, so their bits are cleared, not multiplied.
+template <class S>
+inline typename S::F seen_values(const Tile<S>& tile, int row, const float* values, int slot) {
+  const typename S::I from = S::load_i(kSeen.mask + kKvBlock - tile.first[row] + slot);
+  const typename S::I to = S::load_i(kSeen.mask + 2 * kKvBlock - 1 - tile.last[row] + slot);
+  return S::as_float(S::and_i(S::load_i(values + slot), S::and_i(from, to)));
+}
+
+// The row's scores, -inf where it does not see the key.
+template <class S>
+inline void mask_scores(Tile<S>* tile, int row) {
+  const float* from = kSeen.bias + kKvBlock - tile->first[row];
+  const float* to = kSeen.bias + 2 * kKvBlock - 1 - tile->last[row];
+  float* scores = tile->p[row];
+  for (int slot = 0; slot < kKvBlock; slot += 16) {
+    const typename S::F bias = S::add(S::load(from + slot), S::load(to + slot));
+    S::store(scores + slot, S::add(seen_values<S>(*tile, row, scores, slot), bias));
+  }
+}
+
+// Scores to e^(score - largest). Rows that see nothing of the block keep their state.
+template <class S>
+inline void softmax_step(Tile<S>* tile) {
+  using F = typename S::F;
+  alignas(64) float largest[kTileRows + 8];
+  for (int r = 0; r < kTileRows + 8; r += 16) S::store(largest + r, S::load(tile->largest + r));
+  for (int r = 0; r < tile->rows; ++r) {
+    if (!tile->sees(r)) continue;
+    float* p = tile->p[r];
+    if (!tile->sees_all(r)) mask_scores<S>(tile, r);
+    const F low = S::max(S::load(p), S::load(p + 16)), high = S::max(S::load(p + 32), S::load(p + 48));
+    const float of_block = largest_lane<S>(S::max(low, high));
+    if (of_block > largest[r]) largest[r] = of_block;
+  }
+  for (int r = 0; r < kTileRows + 8; r += 16) {
+    S::store(tile->rescale + r, exp<S>(S::sub(S::load(tile->largest + r), S::load(largest + r))));
+    S::store(tile->largest + r, S::load(largest + r));
+  }
+  for (int r = 0; r < tile->rows; ++r) {
+    if (!tile->sees(r)) continue;
+    const F most = S::set(largest[r]);
+    F total = S::zero();
+    unroll<kUnits>([&](auto u) {
+      const F p = exp<S>(S::sub(S::load(tile->p[r] + 16 * u), most));
+      S::store(tile->p[r] + 16 * u, p);
+      total = S::add(total, p);
+    });
+    S::store(tile->sum[r], S::fma(S::load(tile->sum[r]), S::set(tile->rescale[r]), total));
+  }
+}
+
+template <class S>
+inline void finish_tile(const AttendArgs& args, int row, int width, Tile<S>* tile) {
+  for (int r = 0; r < tile->rows; ++r) {
+    float* acc = tile->acc + r * width;
+    float* out = args.out + static_cast<size_t>(row + r) * args.out_stride;
+    const typename S::F total = S::set(sum<S>(S::load(tile->sum[r])));
+    for (int i = 0; i < width; i += 16) S::store(acc + i, S::div(S::load(acc + i), total));
+    __builtin_memcpy(out, acc, static_cast<size_t>(args.head_dim) * sizeof(float));
+  }
+}
+
+// step(row, Count<n>()) for groups of n = kRows rows, and one smaller group at the end.
+template <int kRows, class Step>
+inline void for_each_group_of(int row, int end, const Step& step) {
+  for (; row + kRows <= end; row += kRows) step(row, Count<kRows>());
+  if constexpr (kRows > 1) {
+    if (row < end) for_each_group_of<kRows - 1>(row, end, step);
+  }
+}
+
+}  // namespace mobilemoe::vector

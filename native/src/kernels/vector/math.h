@@ -1,0 +1,48 @@
+// Sums and the exponential function over 16-lane vectors. S is the Simd struct of an instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace mobilemoe::vector {
+
+// The 16 lanes added as a tree: i with i + 8, then 4, 2, 1.
+template <class S>
+inline float sum(typename S::F x) {
+  float lane[16];
+  S::store(lane, x);
+  for (int step = 8; step > 0; step /= 2)
+    for (int i = 0; i < step; ++i) lane[i] += lane[i + step];
+  return lane[0];
+}
+
+// The largest lane; 0 for an empty comparison cannot happen. NaN lanes may be ignored.
+template <class S>
+inline float max_lane(typename S::F x) {
+  float lane[16];
+  S::store(lane, x);
+  for (int step = 8; step > 0; step /= 2)
+    for (int i = 0; i < step; ++i) lane[i] = lane[i] > lane[i + step] ? lane[i] : lane[i + step];
+  return lane[0];
+}
+
+// e^x within 2 ulp; 0 below -87.7 (-inf included), the largest finite power above 88.3; NaN stays NaN.
+// Cody-Waite reduction to |r| <= ln(2) / 2, then a polynomial fitted for that range.
+template <class S>
+inline typename S::F exp(typename S::F x) {
+  using F = typename S::F;
+  x = S::min(S::set(88.3f), S::max(S::set(-88.0f), x));  // this order keeps NaN
+  const typename S::I n = S::round(S::mul(x, S::set(1.44269504f)));
+  const F nf = S::to_float(n);
+  F r = S::fma(nf, S::set(-0.693359375f), x);  // ln(2) in two parts, the first with few bits
+  r = S::fma(nf, S::set(2.12194440e-4f), r);
+  F p = S::set(1.9875691e-4f);
+  p = S::fma(p, r, S::set(1.3981999e-3f));
+  p = S::fma(p, r, S::set(8.3334519e-3f));
+  p = S::fma(p, r, S::set(4.1665796e-2f));
+  p = S::fma(p, r, S::set(1.6666665e-1f));
+  p = S::fma(p, r, S::set(5.0000000e-1f));
+  p = S::fma(S::mul(p, r), r, S::add(r, S::set(1.0f)));
+  return S::mul(p, S::as_float(S::shift_left(S::add_i(n, S::set_i(127)), 23)));  // n = -127 makes the factor 0
+}
+
+}  // namespace mobilemoe::vector

@@ -1,0 +1,67 @@
+// Products in fp32: the router, and matrices whose nibbles are expanded in registers. S is the Simd struct.
+#pragma once
+
+#include "../kernels.h"
+
+namespace mobilemoe::vector {
+
+// Inputs i go to partial sum i % 4; then (p0 + p1) + (p2 + p3).
+template <class S>
+void router(const float* weights, int panels, int inputs, const float* x, size_t x_stride, int rows, float* logits) {
+  const size_t width = static_cast<size_t>(panels) * kPanel;
+  for (int row = 0; row < rows; ++row) {
+    const float* in = x + row * x_stride;
+    for (int panel = 0; panel < panels; ++panel) {
+      const float* w = weights + panel * kPanel;
+      typename S::F partial[4] = {S::zero(), S::zero(), S::zero(), S::zero()};
+      int i = 0;
+      for (; i + 4 <= inputs; i += 4, w += 4 * width)
+        for (int k = 0; k < 4; ++k) partial[k] = S::fma(S::set(in[i + k]), S::load(w + k * width), partial[k]);
+      for (; i < inputs; ++i, w += width) partial[i % 4] = S::fma(S::set(in[i]), S::load(w), partial[i % 4]);
+      S::store(logits + row * width + panel * kPanel,
+               S::add(S::add(partial[0], partial[1]), S::add(partial[2], partial[3])));
+    }
+  }
+}
+
+// One panel times `R` rows of floats, input by input.
+template <class S, int R>
+inline void float_tile(const Matrix& w, int panel, const float* x, size_t x_stride, float* y, size_t y_stride) {
+  const bool in = w.axis == Axis::in;
+  const uint8_t* nibbles = w.nibbles(panel);
+  const uint16_t* scales = w.scales(panel);
+  typename S::F acc[R];
+  for (int r = 0; r < R; ++r) acc[r] = S::zero();
+  for (int group = 0; group < w.groups(); ++group, x += kGroup) {
+    const typename S::F by_output = in ? S::load_f16(scales + group * kPanel) : S::zero();
+    float by_input[kGroup];
+    if (!in) {
+      S::store(by_input, S::load_f16(scales + group * kGroup));
+      S::store(by_input + 16, S::load_f16(scales + group * kGroup + 16));
+    }
+    for (int i = 0; i < kGroup; ++i) {
+      const typename S::I run = S::load_i(nibbles + group * kGroupBytes + i / 8 * kRun);
+      const int bit = 8 * (i % 4) + (i % 8 >= 4 ? 4 : 0);
+      const typename S::I nibble = S::and_i(S::shift_right(run, bit), S::set_i(15));
+      const typename S::F q = S::to_float(S::add_i(nibble, S::set_i(-8)));
+      const typename S::F weight = S::mul(q, in ? by_output : S::set(by_input[i]));
+      for (int r = 0; r < R; ++r) acc[r] = S::fma(S::set(x[r * x_stride + i]), weight, acc[r]);
+    }
+  }
+  for (int r = 0; r < R; ++r) S::store(y + r * y_stride, acc[r]);
+}
+
+template <class S>
+void matmul_floats(const Matrix& w, int begin, int end, const void* x, size_t x_stride, int rows, float* y,
+                   size_t y_stride) {
+  const float* in = static_cast<const float*>(x);
+  const size_t stride = x_stride / sizeof(float);
+  for (int panel = begin; panel < end; ++panel, y += kPanel) {
+    int row = 0;
+    for (; row + 4 <= rows; row += 4)
+      float_tile<S, 4>(w, panel, in + row * stride, stride, y + row * y_stride, y_stride);
+    for (; row < rows; ++row) float_tile<S, 1>(w, panel, in + row * stride, stride, y + row * y_stride, y_stride);
+  }
+}
+
+}  // namespace mobilemoe::vector

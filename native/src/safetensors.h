@@ -1,0 +1,28 @@
+// The safetensors container: 8 bytes of header length, a JSON table of tensors, then their bytes, end to end.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace mobilemoe {
+
+struct Tensor {
+  std::string dtype;  // as in the file: "U8", "F16", "BF16", "F32", ...
+  std::vector<int64_t> shape;
+  const uint8_t* data = nullptr;  // of any alignment: read it with memcpy
+  size_t bytes = 0;
+};
+
+using Tensors = std::map<std::string, Tensor>;
+
+// Bytes of the length and the table, once checked against the file's size. Throws Error(file).
+size_t safetensors_header_bytes(const uint8_t* data, size_t size, const std::string& path);
+
+// The table of a file in memory, believed only after every claim in it has been checked: the tensors are views of the
+// bytes, neither overlap nor leave holes, and end where the file ends. Throws Error(file) that begins with `path`.
+Tensors read_safetensors(const uint8_t* data, size_t size, const std::string& path);
+
+}  // namespace mobilemoe

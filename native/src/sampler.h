@@ -1,0 +1,50 @@
+// From logits to the next token (the rules of mobilemoe.sampling, in the same order).
+#pragma once
+
+#include <cstdint>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace mobilemoe {
+
+struct Sampling {
+  double temperature = 0;  // 0: greedy
+  int top_k = 0;           // 0: off
+  double top_p = 1;
+  double min_p = 0;
+  double repetition_penalty = 1;  // divides positive and multiplies negative logits of tokens seen, prompt included
+  double presence_penalty = 0;    // taken once from the logits of tokens made so far (without the prompt)
+  double frequency_penalty = 0;   // taken for each time that the token was made
+  uint64_t seed = 0;
+  std::vector<std::pair<int, float>> logit_bias;  // added first
+};
+
+struct Choice {
+  int token;
+  float logprob;                           // under the model itself: before bias, penalties and temperature
+  std::vector<std::pair<int, float>> top;  // the likeliest tokens under the model, best first
+};
+
+class Sampler {
+ public:
+  Sampler(Sampling sampling, int vocab_size);  // throws Error(usage) that names the field
+  void see(const int* tokens, int count);      // the prompt
+  // Ties go to the lowest id, NaN ranks below everything; throws Error(numerics) if nothing is usable. `top`: how many
+  // likeliest tokens to report; with_logprob false leaves logprob 0 and saves the sum over the vocabulary.
+  Choice choose(const float* logits, bool with_logprob, int top);
+
+ private:
+  int next_token(const float* logits);
+  bool has_penalties() const;
+  void adjust();  // bias and penalties, on scores_
+
+  Sampling sampling_;
+  int vocab_size_;
+  uint64_t state_;
+  std::unordered_map<int, int> seen_;  // how often each token was made; 0: stood in the prompt only
+  std::vector<double> scores_;
+  std::vector<int> order_;
+};
+
+}  // namespace mobilemoe

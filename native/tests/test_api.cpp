@@ -1,0 +1,244 @@
+// The C API as an app would call it, on the bundled nano model.
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <thread>
+
+#include "check.h"
+#include "mobilemoe.h"
+
+namespace {
+
+using EnginePointer = std::unique_ptr<mm_engine, void (*)(mm_engine*)>;
+using SequencePointer = std::unique_ptr<mm_sequence, void (*)(mm_sequence*)>;
+
+const std::vector<int32_t> kPrompt = {16378, 791, 640, 300, 41, 7};
+
+EnginePointer open_nano() {
+  mm_options options = mm_default_options();
+  options.threads = 2;
+  mm_engine* engine = nullptr;
+  CHECK_EQ(mm_open(MOBILEMOE_NANO, &options, &engine), MM_OK);
+  return {engine, mm_close};
+}
+
+SequencePointer new_sequence(const EnginePointer& engine, int32_t capacity = 0) {
+  mm_sequence* sequence = nullptr;
+  CHECK_EQ(mm_sequence_new(engine.get(), capacity, &sequence), MM_OK);
+  return {sequence, mm_sequence_free};
+}
+
+mm_request request_of(const SequencePointer& sequence, const std::vector<int32_t>& tokens, int32_t outputs) {
+  return {sequence.get(), tokens.data(), static_cast<int32_t>(tokens.size()), outputs};
+}
+
+std::vector<float> forward(const EnginePointer& engine, const SequencePointer& sequence,
+                           const std::vector<int32_t>& tokens, int32_t outputs = 1) {
+  std::vector<float> logits(static_cast<size_t>(outputs * mm_describe(engine.get()).vocab_size));
+  const mm_request request = request_of(sequence, tokens, outputs);
+  CHECK_EQ(mm_forward(engine.get(), &request, 1, logits.data()), MM_OK);
+  return logits;
+}
+
+void check_refused(mm_status status, const char* words, mm_status wanted = MM_USAGE) {
+  CHECK_EQ(status, wanted);
+  if (!std::strstr(mm_last_error(), words)) CHECK_EQ(std::string(mm_last_error()), words);
+}
+
+}  // namespace
+
+TEST(api_describes_the_model_and_the_machine) {
+  const EnginePointer engine = open_nano();
+  const mm_info info = mm_describe(engine.get());
+  CHECK_EQ(info.vocab_size, 16384);
+  CHECK_EQ(info.layers, 6);
+  CHECK_EQ(info.context, 2048);
+  CHECK_EQ(info.active_experts, 4);
+  CHECK_EQ(info.threads, 2);
+  CHECK(info.file_bytes > 10'000'000);
+  CHECK(std::strlen(info.isa) > 0);
+  CHECK(mm_instruction_sets()[0] != nullptr);
+  CHECK(std::strchr(mm_version(), '.') != nullptr);
+}
+
+TEST(api_gives_the_same_logits_for_a_prompt_at_once_and_token_by_token) {
+  const EnginePointer engine = open_nano();
+  const SequencePointer whole = new_sequence(engine);
+  const SequencePointer pieces = new_sequence(engine, 16);
+  const std::vector<float> wanted = forward(engine, whole, kPrompt);
+  std::vector<float> got;
+  for (const int32_t token : kPrompt) got = forward(engine, pieces, {token});
+  CHECK(wanted == got);
+  CHECK_EQ(mm_sequence_length(whole.get()), static_cast<int32_t>(kPrompt.size()));
+}
+
+TEST(api_continues_copies_truncated_and_saved_sequences_alike) {
+  const EnginePointer engine = open_nano();
+  const SequencePointer first = new_sequence(engine);
+  forward(engine, first, kPrompt);
+  const SequencePointer copy = new_sequence(engine);
+  CHECK_EQ(mm_sequence_copy(copy.get(), first.get(), 4), MM_OK);
+  const std::string path = (std::filesystem::temp_directory_path() / "mobilemoe-test-api.session").string();
+  CHECK_EQ(mm_sequence_truncate(first.get(), 4), MM_OK);
+  CHECK_EQ(mm_sequence_save(engine.get(), first.get(), path.c_str()), MM_OK);
+  const SequencePointer loaded = new_sequence(engine);
+  CHECK_EQ(mm_sequence_load(engine.get(), loaded.get(), path.c_str()), MM_OK);
+  std::filesystem::remove(path);
+  CHECK_EQ(mm_sequence_length(loaded.get()), 4);
+  const std::vector<float> wanted = forward(engine, first, {99, 100});
+  CHECK(forward(engine, copy, {99, 100}) == wanted);
+  CHECK(forward(engine, loaded, {99, 100}) == wanted);
+}
+
+TEST(api_scores_are_the_log_softmax_of_the_logits) {
+  const EnginePointer engine = open_nano();
+  const SequencePointer one = new_sequence(engine);
+  const SequencePointer two = new_sequence(engine);
+  const std::vector<float> logits = forward(engine, one, kPrompt, 2);
+  const size_t vocab_size = logits.size() / 2;
+  const int32_t targets[] = {500, 0};
+  mm_score scores[2];
+  const mm_request request = request_of(two, kPrompt, 2);
+  CHECK_EQ(mm_score_targets(engine.get(), &request, 1, targets, scores), MM_OK);
+  for (size_t row = 0; row < 2; ++row) {
+    double sum = 0;
+    for (size_t i = 0; i < vocab_size; ++i) sum += std::exp(static_cast<double>(logits[row * vocab_size + i]));
+    const auto target = static_cast<size_t>(targets[row]);
+    CHECK_NEAR(scores[row].logprob, static_cast<double>(logits[row * vocab_size + target]) - std::log(sum), 1e-4);
+  }
+}
+
+TEST(api_samples_the_likeliest_token_without_temperature) {
+  const mm_sampling greedy = mm_greedy();
+  mm_sampler* sampler = nullptr;
+  CHECK_EQ(mm_sampler_new(&greedy, 3, &sampler), MM_OK);
+  const float logits[] = {1, 5, 2};
+  int32_t token = -1;
+  CHECK_EQ(mm_sampler_see(sampler, &token, 0), MM_OK);
+  CHECK_EQ(mm_sample(sampler, logits, &token), MM_OK);
+  CHECK_EQ(token, 1);
+  mm_sampler_free(sampler);
+
+  mm_sampling biased = mm_greedy();
+  const int32_t bias_token = 2;
+  const float bias_value = 10;
+  biased.bias_tokens = &bias_token;
+  biased.bias_values = &bias_value;
+  biased.bias_count = 1;
+  CHECK_EQ(mm_sampler_new(&biased, 3, &sampler), MM_OK);
+  CHECK_EQ(mm_sample(sampler, logits, &token), MM_OK);
+  CHECK_EQ(token, 2);
+  mm_sampler_free(sampler);
+}
+
+TEST(api_refuses_null_pointers_with_a_sentence) {
+  const EnginePointer engine = open_nano();
+  const SequencePointer sequence = new_sequence(engine);
+  const mm_options options = mm_default_options();
+  const mm_sampling greedy = mm_greedy();
+  mm_engine* no_engine = nullptr;
+  mm_sampler* no_sampler = nullptr;
+  const mm_request request = request_of(sequence, kPrompt, 1);
+  check_refused(mm_repack(nullptr, "x"), "folder is a null pointer");
+  check_refused(mm_repack("x", nullptr), "engine_file is a null pointer");
+  check_refused(mm_open(nullptr, &options, &no_engine), "path is a null pointer");
+  check_refused(mm_open(MOBILEMOE_NANO, nullptr, &no_engine), "options is a null pointer");
+  check_refused(mm_open(MOBILEMOE_NANO, &options, nullptr), "engine is a null pointer");
+  check_refused(mm_sequence_new(nullptr, 0, nullptr), "engine is a null pointer");
+  check_refused(mm_sequence_new(engine.get(), 0, nullptr), "sequence is a null pointer");
+  check_refused(mm_sequence_truncate(nullptr, 0), "sequence is a null pointer");
+  check_refused(mm_sequence_copy(sequence.get(), nullptr, 0), "from is a null pointer");
+  check_refused(mm_sequence_save(engine.get(), sequence.get(), nullptr), "path is a null pointer");
+  check_refused(mm_sequence_load(engine.get(), nullptr, "x"), "sequence is a null pointer");
+  check_refused(mm_forward(nullptr, &request, 1, nullptr), "engine is a null pointer");
+  check_refused(mm_forward(engine.get(), nullptr, 1, nullptr), "requests is a null pointer");
+  check_refused(mm_forward(engine.get(), &request, 1, nullptr), "logits is a null pointer");
+  check_refused(mm_score_targets(engine.get(), &request, 1, nullptr, nullptr), "targets is a null pointer");
+  check_refused(mm_sampler_new(nullptr, 3, &no_sampler), "sampling is a null pointer");
+  check_refused(mm_sampler_new(&greedy, 3, nullptr), "sampler is a null pointer");
+  check_refused(mm_sample(nullptr, nullptr, nullptr), "sampler is a null pointer");
+  check_refused(mm_sampler_see(nullptr, nullptr, 0), "sampler is a null pointer");
+  mm_close(nullptr);
+  mm_sequence_free(nullptr);
+  mm_sampler_free(nullptr);
+  CHECK_EQ(mm_sequence_length(nullptr), 0);
+  CHECK_EQ(mm_describe(nullptr).vocab_size, 0);
+  CHECK_EQ(mm_sequence_length(sequence.get()), 0);  // nothing was appended by all that
+}
+
+TEST(api_refuses_calls_that_mean_nothing_and_changes_nothing) {
+  const EnginePointer engine = open_nano();
+  const SequencePointer sequence = new_sequence(engine, 8);
+  std::vector<float> logits(16384);
+  const auto refused = [&](const std::vector<int32_t>& tokens, int32_t outputs, const char* words,
+                           mm_status wanted = MM_USAGE) {
+    const mm_request request = request_of(sequence, tokens, outputs);
+    check_refused(mm_forward(engine.get(), &request, 1, logits.data()), words, wanted);
+    CHECK_EQ(mm_sequence_length(sequence.get()), 0);
+  };
+  const std::vector<int32_t> nine(9, 1);
+  refused({16384}, 1, "16384");
+  refused({-1}, 1, "-1");
+  refused({1}, 2, "outputs is 2");
+  refused({1}, -1, "outputs is -1");
+  refused(nine, 1, "8", MM_FULL);
+  const mm_request empty = {sequence.get(), nine.data(), 0, 0};
+  check_refused(mm_forward(engine.get(), &empty, 1, logits.data()), "at least one");
+  check_refused(mm_forward(engine.get(), &empty, 0, logits.data()), "count of requests is 0");
+  const mm_request once = {sequence.get(), nine.data(), 1, 0};
+  const mm_request twice[] = {once, once};
+  check_refused(mm_forward(engine.get(), twice, 2, logits.data()), "same sequence");
+  check_refused(mm_sequence_truncate(sequence.get(), 5), "5");
+  check_refused(mm_sequence_truncate(sequence.get(), -1), "-1");
+  mm_sequence* none = nullptr;
+  check_refused(mm_sequence_new(engine.get(), -3, &none), "-3");
+  CHECK_EQ(none, nullptr);
+}
+
+TEST(api_keeps_the_sequences_of_two_engines_apart) {
+  const EnginePointer one = open_nano();
+  const EnginePointer two = open_nano();
+  const SequencePointer sequence = new_sequence(one);
+  const SequencePointer other = new_sequence(two);
+  std::vector<float> logits(16384);
+  const mm_request request = request_of(sequence, kPrompt, 1);
+  check_refused(mm_forward(two.get(), &request, 1, logits.data()), "another engine");
+  check_refused(mm_sequence_copy(other.get(), sequence.get(), 0), "two engines");
+  check_refused(mm_sequence_save(two.get(), sequence.get(), "x"), "another engine");
+  check_refused(mm_sequence_load(two.get(), sequence.get(), "x"), "another engine");
+}
+
+TEST(api_names_the_option_that_is_wrong_when_an_engine_is_opened) {
+  mm_engine* engine = nullptr;
+  mm_options options = mm_default_options();
+  check_refused(mm_open("/no/such/model", &options, &engine), "/no/such/model", MM_FILE);
+  options.threads = -1;
+  check_refused(mm_open(MOBILEMOE_NANO, &options, &engine), "threads is -1");
+  options = mm_default_options();
+  const int beyond = 9;
+  std::memcpy(&options.kv, &beyond, sizeof(options.kv));
+  check_refused(mm_open(MOBILEMOE_NANO, &options, &engine), "kv is 9");
+  CHECK_EQ(engine, nullptr);
+}
+
+TEST(api_refuses_samplers_that_mean_nothing) {
+  mm_sampler* sampler = nullptr;
+  mm_sampling sampling = mm_greedy();
+  sampling.top_p = 0;
+  check_refused(mm_sampler_new(&sampling, 10, &sampler), "top_p is 0");
+  sampling = mm_greedy();
+  check_refused(mm_sampler_new(&sampling, 0, &sampler), "vocab_size is 0");
+  sampling.bias_count = -1;
+  check_refused(mm_sampler_new(&sampling, 10, &sampler), "bias_count is -1");
+  sampling.bias_count = 1;
+  check_refused(mm_sampler_new(&sampling, 10, &sampler), "bias_tokens is a null pointer");
+  CHECK_EQ(sampler, nullptr);
+}
+
+TEST(api_errors_belong_to_the_thread_that_made_them) {
+  check_refused(mm_sequence_truncate(nullptr, 0), "sequence is a null pointer");
+  std::string elsewhere = "unset";
+  std::thread([&] { elsewhere = mm_last_error(); }).join();
+  CHECK_EQ(elsewhere, "");
+}
