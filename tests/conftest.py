@@ -15,8 +15,16 @@ from mobilemoe.tokenizer import Tokenizer
 # Read when torch is first imported, later than this. On busy cores its threads spin: 12 times the processor time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest.register_assert_rewrite("cli_calls", "config_cases", "random_models", "train_runs")
-pytest_plugins = ["cli_calls"]
+pytest.register_assert_rewrite("cli_calls", "config_cases", "engine_models", "random_models", "train_runs")
+pytest_plugins = ["cli_calls", "engine_models"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engine_cache(tmp_path_factory) -> Path:
+    """Engine files are kept here, also by the processes that tests start, and not in the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    return folder
 
 
 def write_model(folder: Path, *, seed: int = 1, tokenizer: bool = True, **changes) -> Path:

@@ -44,14 +44,25 @@ def test_config_names_the_tokenizers_control_ids(nano: Model) -> None:
     assert set(config.eos_token_id) == set(tokenizer.stop_ids)
 
 
-def test_held_out_bits_per_byte_are_those_of_the_model_card(nano: Model) -> None:
+def test_held_out_bits_per_byte_are_those_of_the_model_card() -> None:
     card = (NANO / "README.md").read_text()
-    stated = {
-        name: float(int4) for name, _, int4 in re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \|$", card, re.MULTILINE)
-    }
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \|$", card, re.MULTILINE)
+    stated = {name: float(int4) for name, _, int4 in rows}
     assert set(stated) == {"books", "textbooks", "code", "specs", "docs", "chat", "all"}
-    measured = {name: score.bits_per_byte for name, score in score_file(nano, HELDOUT, window=512).items()}
+    exact = mobilemoe.load("nano", backend="torch")
+    measured = {name: score.bits_per_byte for name, score in score_file(exact, HELDOUT, window=512).items()}
     assert measured == pytest.approx(stated, abs=0.002)
+
+
+def test_int8_activations_cost_at_most_half_a_percent_of_bits(nano: Model, tmp_path: Path) -> None:
+    lines = HELDOUT.read_text().splitlines(keepends=True)[::12]  # some of every domain
+    (tmp_path / "part.jsonl").write_text("".join(lines))
+    exact, native = (
+        score_file(model, tmp_path / "part.jsonl", window=512)["all"]
+        for model in (mobilemoe.load("nano", backend="torch"), nano)
+    )
+    assert native.tokens > 10_000
+    assert native.bits_per_byte == pytest.approx(exact.bits_per_byte, rel=0.005)
 
 
 def test_it_has_learnt_english(nano: Model) -> None:

@@ -7,7 +7,7 @@ import pytest
 from cli_calls import RECIPE, recipe_options
 from mobilemoe.cli import main as cli_main
 
-VERBS = ["run", "chat", "info", "train", "quantize", "convert", "eval", "data tokenizer", "data sample"]
+VERBS = ["run", "chat", "info", "bench", "train", "quantize", "convert", "eval", "data tokenizer", "data sample"]
 
 
 # Help and wrong usage
@@ -43,7 +43,16 @@ def test_every_verb_is_tried_here(mobilemoe_cli):
         ["run", "MODEL", "x", "--stop", ""],
         ["run", "MODEL", "word " * 300],
         ["run", "MODEL", "x", "--nonsense"],
+        ["run", "MODEL", "x", "--presence-penalty", "inf"],
+        ["run", "MODEL", "x", "--backend", "cuda"],
+        ["run", "MODEL", "x", "--backend", "torch", "--activations", "int8"],
+        ["run", "MODEL", "x", "--activations", "int4"],
+        ["run", "MODEL", "x", "--kv", "int2"],
+        ["run", "MODEL", "x", "--threads", "0"],
+        ["run", "MODEL", "x", "--quantize", "int8"],
         ["chat"],
+        ["info"],
+        ["info", "S", "--engine"],
         ["info", "S", "--context", "0"],
         ["info", "S", "--context", "x"],
         ["convert", "MODEL", "OUT"],
@@ -84,6 +93,10 @@ def test_wrong_usage_ends_with_2(fails, tiny_folder, tmp_path, arguments):
         ["convert", "no-model", "OUT", "--format", "int4"],
         ["convert", "MODEL", "MODEL/config.json/x", "--format", "int4"],
         ["convert", "MODEL", "/proc/no/x", "--format", "int4"],
+        ["convert", "no-model", "OUT", "--format", "engine"],
+        ["convert", "EMPTY", "OUT", "--format", "engine"],
+        ["convert", "MODEL", "MODEL", "--format", "engine"],
+        ["convert", "MODEL", "/proc/no/x", "--format", "engine"],
         ["quantize", "EMPTY", "OUT"],
         ["eval", "MODEL", "--text", "EMPTY"],
         ["eval", "MODEL", "--text", "EMPTY/none"],
@@ -173,3 +186,19 @@ def test_names_are_shown_as_they_are(mobilemoe_cli, tiny_folder, tmp_path):
     assert ended.status == 0
     (tmp_path / "t.jsonl").write_text('{"text": "a", "domain": "[/b]"}\n')
     assert "[/b]" in mobilemoe_cli("eval", tiny_folder, "--text", tmp_path / "t.jsonl").out
+
+
+def test_info_tells_what_the_engine_computes_with(mobilemoe_cli, fails, monkeypatch, engine_cache):
+    values = mobilemoe_cli("info", "--engine", "--json").json
+    assert values["isa"] in values["instruction_sets"]
+    assert "scalar" in values["instruction_sets"]
+    assert values["threads"] >= 1
+    assert values["cache"].startswith(str(engine_cache))
+    shown = mobilemoe_cli("info", "--engine").out
+    assert values["isa"] in shown
+    assert "MOBILEMOE_ISA" in shown
+    monkeypatch.setenv("MOBILEMOE_ISA", "scalar")
+    assert mobilemoe_cli("info", "--engine", "--json").json["isa"] == "scalar"
+    monkeypatch.setenv("MOBILEMOE_ISA", "mmx")
+    assert "mmx" in fails(2, "info", "--engine")
+    assert "mmx" in fails(2, "run", "nano", "x")

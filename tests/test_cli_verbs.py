@@ -31,6 +31,7 @@ def test_run_continues_a_prompt(mobilemoe_cli, tiny_folder):
 
 def test_run_passes_every_option_on(mobilemoe_cli, tiny_folder):
     options = {"temperature": 1.5, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.3, "seed": 5}
+    options |= {"presence_penalty": 0.5, "frequency_penalty": 0.25}
     flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
     free = mobilemoe.load(tiny_folder).generate("x", max_new_tokens=12, **options)
     values = mobilemoe_cli("run", tiny_folder, "x", "--max-new-tokens", 12, *flags, "--json").json
@@ -38,6 +39,30 @@ def test_run_passes_every_option_on(mobilemoe_cli, tiny_folder):
     stop = free[4:6]
     stopped = mobilemoe_cli("run", tiny_folder, "x", *flags, "--stop", "\0", "--stop", stop, "--json").json
     assert (stopped["text"], stopped["finish_reason"]) == (free[: free.index(stop)], "stop")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backend": "torch"},
+        {"activations": "fp32", "threads": 1},
+        {"kv": "fp16", "threads": 3},
+        {"quantize": "int4"},
+    ],
+    ids=str,
+)
+def test_run_chat_and_eval_compute_as_they_are_told(mobilemoe_cli, monkeypatch, tiny_folder, tmp_path, options):
+    taken = []
+    load = mobilemoe.load
+    monkeypatch.setattr(mobilemoe, "load", lambda name, **given: taken.append(given) or load(name, **given))
+    flags = [part for name, value in options.items() for part in (f"--{name}", value)]
+    (tmp_path / "t.jsonl").write_text('{"text": "one"}\n')
+    assert mobilemoe_cli("run", tiny_folder, "x", "--max-new-tokens", 2, *flags).status == 0
+    assert mobilemoe_cli("chat", tiny_folder, "--max-new-tokens", 2, *flags, stdin="Hi\n").status == 0
+    assert mobilemoe_cli("eval", tiny_folder, "--text", tmp_path / "t.jsonl", *flags).status == 0
+    assert len(taken) == 3
+    for given in taken:
+        assert {name: value for name, value in given.items() if value is not None} == {"backend": "native", **options}
 
 
 def test_one_token_and_an_empty_prompt_are_enough(mobilemoe_cli, tiny_folder):
@@ -60,7 +85,7 @@ def heard(monkeypatch):
             calls.append([message["content"] for message in messages])
             return iter(["answer ", str(len(calls))])
 
-    monkeypatch.setattr(mobilemoe, "load", lambda name: Echo())
+    monkeypatch.setattr(mobilemoe, "load", lambda name, **options: Echo())
     return calls
 
 
@@ -118,6 +143,23 @@ def test_convert_goes_both_ways_and_tells_what_it_cost(mobilemoe_cli, fails, tin
     assert not list(tmp_path.glob(".*"))
 
 
+def test_convert_to_an_engine_file_keeps_the_model(mobilemoe_cli, fails, tiny_folder, tmp_path):
+    target = tmp_path / "engine"
+    done = mobilemoe_cli("convert", tiny_folder, target, "--format", "engine", "--json").json
+    assert done == {"folder": str(target), "lossless": True, "errors": {}}
+    names = {path.name for path in tiny_folder.iterdir()} - {"model.safetensors"} | {"model.mobilemoe"}
+    assert {path.name for path in target.iterdir()} == names
+    shown = [mobilemoe_cli("run", model, "Once", "--max-new-tokens", 8).out for model in (tiny_folder, target)]
+    assert shown[0] == shown[1]
+    values = mobilemoe_cli("info", target, "--json").json
+    assert (values["files"], values["file_bytes"]) == (["model.mobilemoe"], (target / "model.mobilemoe").stat().st_size)
+    assert "model.mobilemoe" in mobilemoe_cli("info", target).out
+    assert "exists already" in fails(1, "convert", tiny_folder, target, "--format", "engine")
+    assert mobilemoe_cli("convert", tiny_folder, tmp_path / "bf16", "--format", "bf16").status == 0
+    assert "--format int4" in fails(2, "convert", tmp_path / "bf16", tmp_path / "no", "--format", "engine")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bf16", "engine"]
+
+
 def test_train_then_quantize_then_run(mobilemoe_cli, fails, tiny_folder, tmp_path):
     run = tmp_path / "run"
     options = [*recipe_options(tiny_folder), "--out", run, "--json", "--set", "train.checkpoint_every=2"]
@@ -136,8 +178,11 @@ def test_train_then_quantize_then_run(mobilemoe_cli, fails, tiny_folder, tmp_pat
     with Checkpoint.open(tmp_path / "int4") as checkpoint:
         assert checkpoint.config.expert_group_axis == "in"
     assert "exists already" in fails(1, "quantize", run, tmp_path / "int4")
-    for model in (run, tmp_path / "int4"):
-        assert mobilemoe_cli("run", model, "The", "--max-new-tokens", 2, "--json").json["new_tokens"] == 2
+    line = fails(2, "run", run, "The")
+    assert "--quantize int4" in line
+    assert "--backend torch" in line
+    for model, *flags in ((tmp_path / "int4",), (run, "--quantize", "int4"), (run, "--backend", "torch")):
+        assert mobilemoe_cli("run", model, "The", "--max-new-tokens", 2, "--json", *flags).json["new_tokens"] == 2
 
 
 def test_eval_measures_by_source(mobilemoe_cli, tiny_folder, tmp_path):

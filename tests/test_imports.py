@@ -11,7 +11,7 @@ import pytest
 import mobilemoe
 
 ROOT = Path(mobilemoe.__file__).parent
-LEAVES = {"errors", "files", "config_rules", "config", "accounting", "presets", "sampling"}
+LEAVES = {"errors", "files", "config_rules", "config", "accounting", "presets", "sampling", "ids"}
 
 # "A -> B": what a room may import besides itself. The leaves are open to all, and strict among themselves.
 RULES: dict[str, set[str]] = {
@@ -22,6 +22,7 @@ RULES: dict[str, set[str]] = {
     "accounting": {"config", "errors", "files"},
     "presets": {"config", "config_rules", "accounting", "errors"},
     "sampling": {"errors"},
+    "ids": {"errors"},
     "tokenizer": LEAVES,
     "chat": LEAVES,
     "hub": LEAVES,
@@ -145,6 +146,19 @@ def test_importing_what_the_runtime_needs_imports_no_torch_nor_any_extra(modules
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_run_and_chat_import_no_torch():
+    script = (
+        "import sys\n"
+        "from mobilemoe.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as ended: print(ended.code, 'torch' in sys.modules)\n"
+    )
+    for verb, *arguments in (("run", "nano", "Hi", "--max-new-tokens", "2"), ("chat", "nano", "--max-new-tokens", "2")):
+        command = [sys.executable, "-c", script, verb, *arguments]
+        done = subprocess.run(command, input="Hi\n", capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "0 False", done
 
 
 def test_the_model_is_had_from_the_package_when_it_is_asked_for():

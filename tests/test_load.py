@@ -2,6 +2,8 @@
 
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,9 @@ import pytest
 
 import mobilemoe
 from conftest import write_model
-from mobilemoe.checkpoint import write_random
+from mobilemoe.checkpoint import convert, write_random
 from mobilemoe.checkpoint.run_folder import step_folder
+from mobilemoe.engine import Engine
 from mobilemoe.errors import CheckpointError, MobileMoEError, ModelNotFoundError, TokenizerError, UsageError
 from mobilemoe.hub import find_model
 from mobilemoe.presets import family_member
@@ -25,27 +28,30 @@ def model(tiny_folder):
     return mobilemoe.load(tiny_folder)
 
 
+@pytest.fixture(scope="module", params=["native", "torch"])
+def either(request, tiny_folder):
+    """The model on each backend in turn."""
+    return mobilemoe.load(tiny_folder, backend=request.param)
+
+
 @pytest.fixture
 def script(monkeypatch):
-    """Makes every model write given ids instead of what it computes; returns what was fed to it."""
+    """Makes every native model write given ids instead of what it computes; returns what is fed to it, by pass."""
+    forward = Engine.forward
 
     def install(ids: list[int]) -> list[list[int]]:
         fed: list[list[int]] = []
+        coming = iter(ids)
 
-        class Decoder:
-            def __init__(self, torch_model, prompts, new_tokens):
-                self._rows, self._vocab, self._ids = len(prompts), torch_model.config.vocab_size, iter(ids)
+        def scripted(engine, requests):
+            logits = forward(engine, requests)
+            fed.append([token for _, tokens, _ in requests for token in tokens])
+            if len(logits):
+                logits[:] = 0
+                logits[:, next(coming)] = 1
+            return logits
 
-            def prefill(self):
-                logits_BV = np.zeros((self._rows, self._vocab), np.float32)
-                logits_BV[:, next(self._ids)] = 1
-                return logits_BV
-
-            def step(self, tokens):
-                fed.append(list(tokens))
-                return self.prefill()
-
-        monkeypatch.setattr("mobilemoe.model.generate.Decoder", Decoder)
+        monkeypatch.setattr(Engine, "forward", scripted)
         return fed
 
     return install
@@ -85,10 +91,60 @@ def test_logits_need_config_and_weights_alone(tmp_path):
     assert "neither tokenizer.json" in refusal(lambda: model.generate("Hi"), TokenizerError)
 
 
-def test_only_fp32_activations_are_there_yet(tiny_folder):
-    text = refusal(lambda: mobilemoe.load(tiny_folder, activations="int8"))
-    assert "int8" in text
-    assert "fp32" in text
+def test_the_native_engine_computes_in_int8_unless_asked_for_fp32(tiny_folder):
+    ids = list(range(40))
+    exact = mobilemoe.load(tiny_folder, backend="torch").logits(ids)
+    fp32 = mobilemoe.load(tiny_folder, activations="fp32").logits(ids)
+    int8 = mobilemoe.load(tiny_folder).logits(ids)
+    np.testing.assert_array_equal(int8, mobilemoe.load(tiny_folder, activations="int8", kv="int8").logits(ids))
+    assert np.abs(fp32 - exact).max() < 1e-3 * np.abs(exact).max()
+    assert np.abs(int8 - exact).max() > 1e-3 * np.abs(exact).max()
+
+
+def test_options_that_cannot_be_are_one_sentence(tiny_folder):
+    cases = {
+        "backend is 'cuda'": {"backend": "cuda"},
+        "activations is 'int4'": {"activations": "int4"},
+        "kv is 'int2'": {"kv": "int2"},
+        "'fp32' are exact": {"activations": "fp32", "kv": "int8"},
+        "threads is 0": {"threads": 0},
+        "threads is 'two'": {"threads": "two"},
+        "quantize is 'int8'": {"quantize": "int8"},
+        "'torch' computes in fp32": {"backend": "torch", "activations": "int8"},
+    }
+    for words, options in cases.items():
+        assert words in refusal(lambda o=options: mobilemoe.load(tiny_folder, **o))
+
+
+@pytest.fixture(scope="module")
+def bf16_folder(tiny_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "bf16"
+    convert(tiny_folder, folder, format="bf16")
+    return folder
+
+
+def test_bf16_weights_are_never_rounded_in_silence(bf16_folder, tmp_path, capsys):
+    text = refusal(lambda: mobilemoe.load(bf16_folder))
+    for words in (str(bf16_folder), "BF16", "quantize='int4'", "backend='torch'"):
+        assert words in text
+    assert mobilemoe.load(bf16_folder, backend="torch").generate("Hi", max_new_tokens=2)
+    assert capsys.readouterr().err == ""
+    rounded = mobilemoe.load(bf16_folder, quantize="int4")
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1
+    assert "INT4" in told
+    assert "'in'" in told
+    convert(bf16_folder, tmp_path / "int4", format="int4", group_axis="in")
+    np.testing.assert_array_equal(rounded.logits(range(9)), mobilemoe.load(tmp_path / "int4").logits(range(9)))
+    again = mobilemoe.load(bf16_folder, quantize="int4")
+    assert capsys.readouterr().err == ""
+    np.testing.assert_array_equal(again.logits(range(9)), rounded.logits(range(9)))
+
+
+def test_int4_weights_stay_what_they_are_when_int4_is_asked_for(tiny_folder, capsys):
+    asked = mobilemoe.load(tiny_folder, quantize="int4")
+    np.testing.assert_array_equal(asked.logits([1, 2]), mobilemoe.load(tiny_folder).logits([1, 2]))
+    assert capsys.readouterr().err == ""
 
 
 def test_the_newest_step_of_a_run_is_loaded(tmp_path):
@@ -135,40 +191,56 @@ def test_nano_is_bundled():
 # What a model writes
 
 
-def test_generate_gives_the_continuation_that_argmax_of_logits_gives(model):
-    ids = model.encode("Once upon")
+def test_generate_gives_the_continuation_that_argmax_of_logits_gives(either):
+    ids = either.encode("Once upon")
     grown = list(ids)
     for _ in range(6):
-        grown.append(int(model.logits(grown)[-1].argmax()))
-    assert model.generate("Once upon", max_new_tokens=6) == model.tokenizer.decode(grown[len(ids) :])
+        grown.append(int(either.logits(grown)[-1].argmax()))
+    assert either.generate("Once upon", max_new_tokens=6) == either.tokenizer.decode(grown[len(ids) :])
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.5, "seed": 7}, {"temperature": 2.0, "top_k": 50, "seed": 1}])
-def test_the_pieces_of_a_stream_join_to_generate(model, options):
+def test_the_pieces_of_a_stream_join_to_generate(either, options):
     for prompt in PROMPTS:
-        stream = model.stream(prompt, max_new_tokens=24, **options)
+        stream = either.stream(prompt, max_new_tokens=24, **options)
         pieces = list(stream)
         assert all(pieces)
-        assert "".join(pieces) == model.generate(prompt, max_new_tokens=24, **options)
+        assert "".join(pieces) == either.generate(prompt, max_new_tokens=24, **options)
         assert stream.finished in ("stop", "length")
-        assert stream.prompt_tokens == len(model.encode(prompt))
+        assert stream.prompt_tokens == len(either.encode(prompt))
         assert 1 <= stream.new_tokens <= 24
 
 
-def test_a_batch_gives_what_each_prompt_gives_alone(model):
-    alone = [model.generate(prompt, max_new_tokens=16) for prompt in PROMPTS]
-    assert model.generate_batch(PROMPTS, max_new_tokens=16) == alone
-    assert model.generate_batch(PROMPTS[::-1], max_new_tokens=16) == alone[::-1]
-    assert model.generate_batch(PROMPTS[:1], max_new_tokens=16) == alone[:1]
-    assert model.generate_batch([]) == []
+def test_a_batch_gives_what_each_prompt_gives_alone(either):
+    alone = [either.generate(prompt, max_new_tokens=16) for prompt in PROMPTS]
+    assert either.generate_batch(PROMPTS, max_new_tokens=16) == alone
+    assert either.generate_batch(PROMPTS[::-1], max_new_tokens=16) == alone[::-1]
+    assert either.generate_batch(PROMPTS[:1], max_new_tokens=16) == alone[:1]
+    assert either.generate_batch([]) == []
 
 
-def test_a_batch_ends_each_row_where_it_would_end_alone(model):
-    full = model.generate_batch(PROMPTS, max_new_tokens=12)
+def test_a_batch_ends_each_row_where_it_would_end_alone(either):
+    full = either.generate_batch(PROMPTS, max_new_tokens=12)
     stop = full[0][3:6]
-    alone = [model.generate(prompt, max_new_tokens=12, stop=[stop]) for prompt in PROMPTS]
-    assert model.generate_batch(PROMPTS, max_new_tokens=12, stop=[stop]) == alone
+    alone = [either.generate(prompt, max_new_tokens=12, stop=[stop]) for prompt in PROMPTS]
+    assert either.generate_batch(PROMPTS, max_new_tokens=12, stop=[stop]) == alone
     assert len({len(text) for text in alone}) > 1
+
+
+def test_threads_may_share_a_model(model):
+    alone = [model.generate(prompt, max_new_tokens=24) for prompt in PROMPTS]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            assert list(pool.map(lambda prompt: model.generate(prompt, max_new_tokens=24), PROMPTS)) == alone
+
+
+def test_streams_may_be_read_in_turns_and_dropped(model):
+    alone = [model.generate(prompt, max_new_tokens=8) for prompt in PROMPTS]
+    streams = [model.stream(prompt, max_new_tokens=8) for prompt in PROMPTS]
+    texts = ["".join(pieces) for pieces in zip(*zip_longest(*streams, fillvalue=""), strict=True)]
+    assert texts == alone
+    next(model.stream(PROMPTS[3], max_new_tokens=8))
+    assert model.generate(PROMPTS[3], max_new_tokens=8) == alone[3]
 
 
 def test_messages_are_the_rendered_template(model):
@@ -186,23 +258,23 @@ def test_a_prompt_cannot_hold_control_tokens(model):
 
 
 @pytest.mark.parametrize("length", [1, 2, 7])
-def test_max_new_tokens_are_never_exceeded(model, length):
-    stream = model.stream("Once", max_new_tokens=length)
+def test_max_new_tokens_are_never_exceeded(either, length):
+    stream = either.stream("Once", max_new_tokens=length)
     list(stream)
     assert (stream.new_tokens, stream.finished) == (length, "length")
     assert list(stream) == []
 
 
-def test_generation_ends_with_the_context(model):
-    context = model.config.max_position_embeddings
+def test_generation_ends_with_the_context(either):
+    context = either.config.max_position_embeddings
     word = "a b c d e f g h " * 60
     for room in (1, 2, 5):
-        count = next(n for n in range(len(word)) if len(model.encode(word[:n])) == context + 1 - room)
-        stream = model.stream(word[:count], max_new_tokens=100)
+        count = next(n for n in range(len(word)) if len(either.encode(word[:n])) == context + 1 - room)
+        stream = either.stream(word[:count], max_new_tokens=100)
         list(stream)
         assert (stream.new_tokens, stream.finished) == (room, "length")
-    assert str(context) in refusal(lambda: model.generate(word))
-    assert str(context) in refusal(lambda: model.generate_batch(["a", word]))
+    assert str(context) in refusal(lambda: either.generate(word))
+    assert str(context) in refusal(lambda: either.generate_batch(["a", word]))
 
 
 def test_an_empty_prompt_starts_from_begin_of_text(model):
@@ -282,24 +354,25 @@ def test_each_token_is_fed_once_and_the_last_never(model, script):
     ids = byte_ids(model, b"abcd")
     fed = script(ids)
     model.generate("x", max_new_tokens=4)
-    assert fed == [[token] for token in ids[:-1]]
+    assert fed[0][-1] == model.encode("x")[-1]
+    assert fed[1:] == [[token] for token in ids[:-1]]
 
 
 # What is refused
 
 
-def test_bad_calls_are_one_sentence(model):
+def test_bad_calls_are_one_sentence(either):
     calls = {
-        "prompt or messages": [lambda: model.generate(), lambda: model.generate("a", messages=[USER])],
-        "prompts is one text": [lambda: model.generate_batch("ab")],
-        "prompt is a": [lambda: model.generate(5), lambda: model.generate(("a", "b")), lambda: model.stream(["a"])],
-        "max_new_tokens is": [lambda n=n: model.generate("a", max_new_tokens=n) for n in (0, -1, 1.5, "3", None)],
-        "stop": [lambda s=s: model.generate("a", stop=s) for s in ("", [""], ["a", ""], [None], [5])],
-        "temperature is -1": [lambda: model.generate("a", temperature=-1)],
-        "outside the vocabulary": [lambda: model.logits([-1]), lambda: model.logits([0, 16_384])],
-        "not a whole number": [lambda: model.logits([0.5]), lambda: model.logits(["a"]), lambda: model.logits("ab")],
-        "at least one": [lambda: model.logits([])],
-        "context of 256": [lambda: model.logits([0] * 257)],
+        "prompt or messages": [lambda: either.generate(), lambda: either.generate("a", messages=[USER])],
+        "prompts is one text": [lambda: either.generate_batch("ab")],
+        "prompt is a": [lambda: either.generate(5), lambda: either.generate(("a", "b")), lambda: either.stream(["a"])],
+        "max_new_tokens is": [lambda n=n: either.generate("a", max_new_tokens=n) for n in (0, -1, 1.5, "3", None)],
+        "stop": [lambda s=s: either.generate("a", stop=s) for s in ("", [""], ["a", ""], [None], [5])],
+        "temperature is -1": [lambda: either.generate("a", temperature=-1)],
+        "outside the vocabulary": [lambda: either.logits([-1]), lambda: either.logits([0, 16_384])],
+        "not a whole number": [lambda: either.logits([0.5]), lambda: either.logits(["a"]), lambda: either.logits("ab")],
+        "at least one": [lambda: either.logits([])],
+        "context of 256": [lambda: either.logits([0] * 257)],
     }
     for words, each in calls.items():
         for call in each:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mobilemoe.errors import UsageError
-from mobilemoe.sampling import Sampler, Sampling
+from mobilemoe.sampling import Sampler, Sampling, with_logprobs
 
 LOGITS = np.array([1.0, 3.0, -2.0, 2.5, 0.0, 3.0, -np.inf, 1.5], np.float32)  # ids 1 and 5 tie
 DRAWS = 2000
@@ -135,6 +135,33 @@ def test_an_extreme_temperature_or_penalty_is_no_trap():
         Sampler(Sampling(temperature=1.0, repetition_penalty=penalty, seed=0), seen=range(8)).choose(LOGITS)
 
 
+def test_presence_and_frequency_penalties_count_what_was_made_and_not_the_prompt():
+    logits = np.array([4.0, 3.5, 2.2], np.float32)
+    presence = Sampler(Sampling(presence_penalty=1.0), seen=[0])
+    assert [presence.choose(logits) for _ in range(5)] == [0, 1, 0, 0, 0]  # once each: 3, 2.5, 2.2
+    frequency = Sampler(Sampling(frequency_penalty=1.0), seen=[0])
+    assert [frequency.choose(logits) for _ in range(5)] == [0, 1, 0, 1, 2]  # 4 3.5 3 2.5 2.2
+    inviting = Sampler(Sampling(presence_penalty=-1.0))
+    assert [inviting.choose(np.array([1.0, 1.0], np.float32)) for _ in range(3)] == [0, 0, 0]
+
+
+def test_logit_bias_comes_before_the_penalties():
+    logits = np.array([1.0, 2.0, 3.0], np.float32)
+    assert Sampler(Sampling(logit_bias={0: 2.5})).choose(logits) == 0
+    assert Sampler(Sampling(logit_bias={2: -100})).choose(logits) == 1
+    assert Sampler(Sampling(logit_bias={0: 6.0}, repetition_penalty=2.0), seen=[0]).choose(logits) == 0  # 7 / 2
+    assert Sampler(Sampling(logit_bias={0: 4.0}, repetition_penalty=2.0), seen=[0]).choose(logits) == 2  # 5 / 2
+
+
+def test_logprobs_are_those_of_the_model_itself():
+    choice = with_logprobs(3, LOGITS, top=3)
+    total = math.log(math.fsum(math.exp(float(x)) for x in LOGITS))
+    assert choice.token == 3
+    assert choice.logprob == pytest.approx(2.5 - total)
+    assert [token for token, _ in choice.top] == [1, 5, 3]
+    assert [logprob for _, logprob in choice.top] == pytest.approx([3 - total, 3 - total, 2.5 - total])
+
+
 @pytest.mark.parametrize("values", [[np.nan] * 3, [-np.inf] * 3, [np.nan, -np.inf]])
 def test_no_usable_logit_is_one_sentence(values):
     with pytest.raises(UsageError, match="no usable logits"):
@@ -149,7 +176,10 @@ def test_no_usable_logit_is_one_sentence(values):
         ("top_p", [0, -1, 1.01, math.nan, "x"]),
         ("min_p", [-0.1, 1.1, math.nan, "x"]),
         ("repetition_penalty", [0, -1, math.inf, math.nan, "x"]),
-        ("seed", [-1, 0.5, "x"]),
+        ("presence_penalty", [math.inf, math.nan, "x", None]),
+        ("frequency_penalty", [-math.inf, math.nan, "x", None]),
+        ("logit_bias", [[(1, 2.0)], "x", None, 5]),
+        ("seed", [-1, 0.5, "x", 2**64]),
     ],
 )
 def test_a_bad_value_is_named_with_its_rule(name, values):
@@ -157,6 +187,12 @@ def test_a_bad_value_is_named_with_its_rule(name, values):
         with pytest.raises(UsageError, match=rf"^{name} is .*, but must be ") as caught:
             Sampling(**{name: value})
         assert str(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("bias", [{"a": 1.0}, {0.5: 1.0}, {1: "x"}, {1: math.nan}, {1: -math.inf}, {1: None}])
+def test_a_bad_bias_is_refused(bias):
+    with pytest.raises(UsageError, match=r"^logit_bias has .*, but must be "):
+        Sampling(logit_bias=bias)
 
 
 def test_values_of_numpy_are_taken():

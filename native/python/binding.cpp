@@ -8,6 +8,7 @@
 #include <nanobind/stl/unordered_map.h>
 #include <nanobind/stl/vector.h>
 
+#include "machine_speed.h"
 #include "requests.h"
 #include "sampler.h"
 
@@ -123,6 +124,14 @@ std::vector<std::string> list_kernels() {
   std::vector<std::string> names;
   for (const char* const* name = available_kernels(); *name; ++name) names.emplace_back(*name);
   return names;
+}
+
+std::pair<double, double> machine_speed(int threads) {
+  constexpr size_t kBytes = size_t{1} << 30;  // no cache is as large
+  const nb::gil_scoped_release release;
+  ThreadPool pool(threads);
+  const double bytes = read_bandwidth(pool, kBytes, 1.0);
+  return {bytes, integer_peak(pool, choose_kernels(), 0.5)};
 }
 
 void bind_error(nb::module_& m) {
@@ -249,6 +258,7 @@ NB_MODULE(_native, m) {
   bind_sequence(m);
   bind_sampler(m);
   m.def("available_kernels", &list_kernels);
+  m.def("machine_speed", &machine_speed, "threads"_a);
   m.def("repack", &repack, "folder"_a, "path"_a, "progress"_a = nb::none());
   m.def(
       "checkpoint_fingerprint",

@@ -217,8 +217,8 @@ void Forward::attend(int index, const Span& span, int first_row, int head, int b
 void Forward::matmul(const Matrix& matrix, const uint8_t* inputs, size_t stride, int rows, float* outputs,
                      size_t out_stride) {
   const int pieces = divide_up(rows, kTaskRows), rows_each = divide_up(rows, pieces);
-  // One row: enough tasks for balance, large enough to stream. Axis::out needs pairs.
-  const int decode_panels = round_up(std::clamp(matrix.panels() / (8 * pool_.threads()), 2, 32), 2);
+  // One row: 8 panels at once reach the memory's full speed, if that leaves enough tasks for balance.
+  const int decode_panels = std::max(2, std::min(matrix.panels() / (3 * pool_.threads()), 32) / 8 * 8);
   const int panels = rows == 1 ? decode_panels : kTaskPanels, columns = divide_up(matrix.panels(), panels);
   pool_.run(pieces * columns, [&](int task, int) {
     const int row = task / columns * rows_each, begin = task % columns * panels;

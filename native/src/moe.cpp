@@ -13,8 +13,9 @@ constexpr int kGateUpPanels = 4;  // 32 gates and 32 ups: what one group of hidd
 constexpr int kTaskRows = 60;     // rows of a prefill task: its inputs stay in L2 beside the weights
 constexpr int kTaskGroups = 4;    // groups of hidden units of a prefill task
 constexpr int kTaskPanels = 16;   // panels of a prefill task's outputs
-constexpr int kDecodePanels = 2;  // panels of a decode task's outputs: a pair, as Axis::out needs
-constexpr int kRowsPerTask = 8;   // rows of a task that is not a matrix product
+constexpr int kDecodePanels = 8;  // panels that one token's task takes at once: as many streams from memory
+constexpr int kDecodeGroups = kDecodePanels / kGateUpPanels;
+constexpr int kRowsPerTask = 8;  // rows of a task that is not a matrix product
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
 
@@ -98,29 +99,31 @@ void FeedForward::decode(const LayerWeights& layer, float* x, const RoutingHooks
     kernels_.prepare[static_cast<int>(form_of(layer.experts[0].gate_up))](normed_.data(), hidden_, inputs_.data());
   }
   const int router_tasks = routed ? 1 : 0;  // the router runs beside the shared expert, which does not wait for it
-  pool_.run(router_tasks + shared_groups, [&](int task, int) {
+  pool_.run(router_tasks + divide_up(shared_groups, kDecodeGroups), [&](int task, int) {
     if (task < router_tasks) {
       kernels_.router(layer.router, padded_experts_ / kPanel, hidden_, normed_.data(), 0, 1, logits_.data());
     } else {
-      gate_up({&shared, 0, 0, 1, task - router_tasks, task - router_tasks + 1, true});
+      const int group = (task - router_tasks) * kDecodeGroups;
+      gate_up({&shared, 0, 0, 1, group, std::min(group + kDecodeGroups, shared_groups), true});
     }
   });
   if (routed) {
     route(layer, 0, hooks);
-    pool_.run(active_ * groups, [&](int task, int) {
-      const int slot = task / groups, group = task % groups;
+    const int tasks = divide_up(groups, kDecodeGroups);
+    pool_.run(active_ * tasks, [&](int task, int) {
+      const int slot = task / tasks, group = task % tasks * kDecodeGroups;
       const Ffn& expert = layer.experts[static_cast<size_t>(chosen_[static_cast<size_t>(slot)])];
-      gate_up({&expert, 0, static_cast<size_t>(slot), 1, group, group + 1, false});
+      gate_up({&expert, 0, static_cast<size_t>(slot), 1, group, std::min(group + kDecodeGroups, groups), false});
     });
   }
-  const int panels = round_up(hidden_, kGroup) / kPanel;
-  const int have = routed ? layer.experts[0].down.panels() : shared.down.panels();
-  pool_.run(divide_up(std::min(panels, have), kDecodePanels), [&](int task, int) {
-    const int begin = task * kDecodePanels, first = begin * kPanel;
-    const int count = std::min(kDecodePanels * kPanel, hidden_ - first);
+  const int panels = routed ? layer.experts[0].down.panels() : shared.down.panels();
+  const int each = std::clamp(panels / (3 * pool_.threads()) / 2 * 2, 2, kDecodePanels);  // Axis::out needs pairs
+  pool_.run(divide_up(panels, each), [&](int task, int) {
+    const int begin = task * each, first = begin * kPanel;
+    const int count = std::min(each * kPanel, hidden_ - first);
     float y[kDecodePanels * kPanel];
     const auto add = [&](const Ffn& ffn, const uint8_t* units, float weight) {
-      const int end = std::min(begin + kDecodePanels, ffn.down.panels());
+      const int end = std::min(begin + each, ffn.down.panels());
       kernels_.matmul[static_cast<int>(form_of(ffn.down))](ffn.down, begin, end, units, 0, 1, y, 0);
       kernels_.add_scaled(y, weight, count, x + first);
     };
@@ -135,36 +138,36 @@ void FeedForward::decode(const LayerWeights& layer, float* x, const RoutingHooks
 void FeedForward::prefill(const LayerWeights& layer, int rows, float* x, const RoutingHooks* hooks) {
   const float eps = static_cast<float>(config_.rms_norm_eps);
   const bool routed = experts_ > 0, has_shared = layer.shared.width > 0;
-  const auto for_rows = [&](auto work) {
+  const auto for_rows = [&](auto work) {  // work(first, end)
     pool_.run(divide_up(rows, kRowsPerTask), [&](int task, int) {
-      for (int row = task * kRowsPerTask; row < std::min(rows, (task + 1) * kRowsPerTask); ++row) {
-        work(row, static_cast<size_t>(row));
-      }
+      work(static_cast<size_t>(task) * kRowsPerTask, static_cast<size_t>(std::min(rows, (task + 1) * kRowsPerTask)));
     });
   };
   const size_t hidden = static_cast<size_t>(hidden_);
-  for_rows([&](int row, size_t r) {
-    float* normed = &normed_[r * hidden];
-    kernels_.rms_norm(x + r * hidden, layer.post_attention_norm, hidden_, eps, normed);
-    if (has_shared) {
+  for_rows([&](size_t first, size_t end) {
+    for (size_t r = first; r < end; ++r) {
+      float* normed = &normed_[r * hidden];
+      kernels_.rms_norm(x + r * hidden, layer.post_attention_norm, hidden_, eps, normed);
+      if (!has_shared) continue;
       const int form = static_cast<int>(form_of(layer.shared.gate_up));
       kernels_.prepare[form](normed, hidden_, &shared_inputs_[r * shared_input_stride_]);
     }
-    if (routed) {
-      float* logits = &logits_[r * static_cast<size_t>(padded_experts_)];
-      kernels_.router(layer.router, padded_experts_ / kPanel, hidden_, normed, 0, 1, logits);
-      route(layer, row, hooks);
-    }
+    if (!routed) return;
+    kernels_.router(layer.router, padded_experts_ / kPanel, hidden_, &normed_[first * hidden], hidden,
+                    static_cast<int>(end - first), &logits_[first * static_cast<size_t>(padded_experts_)]);
+    for (size_t r = first; r < end; ++r) route(layer, static_cast<int>(r), hooks);
   });
   if (routed) {
     sort_pairs(rows);
-    for_rows([&](int, size_t r) {  // each token is quantised once, then copied to where its experts read
+    for_rows([&](size_t begin, size_t end) {  // each token is quantised once, then copied to where its experts read
       const int form = static_cast<int>(form_of(layer.experts[0].gate_up));
-      const int* pairs = &pair_of_[r * static_cast<size_t>(active_)];
-      uint8_t* first = &inputs_[static_cast<size_t>(pairs[0]) * input_stride_];
-      kernels_.prepare[form](&normed_[r * hidden], hidden_, first);
-      for (int slot = 1; slot < active_; ++slot) {
-        std::memcpy(&inputs_[static_cast<size_t>(pairs[slot]) * input_stride_], first, input_stride_);
+      for (size_t r = begin; r < end; ++r) {
+        const int* pairs = &pair_of_[r * static_cast<size_t>(active_)];
+        uint8_t* first = &inputs_[static_cast<size_t>(pairs[0]) * input_stride_];
+        kernels_.prepare[form](&normed_[r * hidden], hidden_, first);
+        for (int slot = 1; slot < active_; ++slot) {
+          std::memcpy(&inputs_[static_cast<size_t>(pairs[slot]) * input_stride_], first, input_stride_);
+        }
       }
     });
   }
@@ -175,11 +178,13 @@ void FeedForward::prefill(const LayerWeights& layer, int rows, float* x, const R
              has_shared ? layer.shared.down.panels() : 0);
   pool_.run(static_cast<int>(tasks_.size()), [&](int task, int) { down(tasks_[static_cast<size_t>(task)]); });
   const size_t outputs = static_cast<size_t>(round_up(hidden_, kGroup));
-  for_rows([&](int, size_t r) {
-    float* sum = x + r * hidden;
-    if (has_shared) kernels_.add_scaled(&shared_outputs_[r * outputs], 1.0f, hidden_, sum);
-    for (size_t pair = r * static_cast<size_t>(active_); pair < (r + 1) * static_cast<size_t>(active_); ++pair) {
-      kernels_.add_scaled(&outputs_[static_cast<size_t>(pair_of_[pair]) * outputs], weights_[pair], hidden_, sum);
+  for_rows([&](size_t first, size_t end) {
+    for (size_t r = first; r < end; ++r) {
+      float* sum = x + r * hidden;
+      if (has_shared) kernels_.add_scaled(&shared_outputs_[r * outputs], 1.0f, hidden_, sum);
+      for (size_t pair = r * static_cast<size_t>(active_); pair < (r + 1) * static_cast<size_t>(active_); ++pair) {
+        kernels_.add_scaled(&outputs_[static_cast<size_t>(pair_of_[pair]) * outputs], weights_[pair], hidden_, sum);
+      }
     }
   });
 }
@@ -228,11 +233,15 @@ void FeedForward::gate_up(const Task& task) {
   const Form out_form = form_of(task.ffn->down);
   constexpr size_t width = kGateUpPanels * kPanel;
   float both[kTaskRows * width];
-  for (int group = task.begin; group < task.end; ++group) {
-    const int panel = group * kGateUpPanels;
-    kernels_.matmul[in_form](matrix, panel, panel + kGateUpPanels, in, in_stride, task.rows, both, width);
-    kernels_.swiglu[static_cast<int>(out_form)](both, width, task.rows,
-                                                out + static_cast<size_t>(group) * form_bytes(out_form), out_stride);
+  const int step = task.rows == 1 ? kDecodeGroups : 1;
+  for (int group = task.begin; group < task.end; group += step) {
+    const int here = std::min(step, task.end - group), panel = group * kGateUpPanels;
+    const size_t stride = static_cast<size_t>(here) * width;
+    kernels_.matmul[in_form](matrix, panel, panel + here * kGateUpPanels, in, in_stride, task.rows, both, stride);
+    for (size_t i = 0; i < static_cast<size_t>(here); ++i) {
+      uint8_t* to = out + (static_cast<size_t>(group) + i) * form_bytes(out_form);
+      kernels_.swiglu[static_cast<int>(out_form)](both + i * width, stride, task.rows, to, out_stride);
+    }
   }
 }
 

@@ -117,6 +117,14 @@ def kv_bytes(config: ModelConfig, context: int, bits: int = 8) -> int:
     return 2 * kept * config.num_key_value_heads * config.head_dim * bits // 8
 
 
+def decode_bytes(config: ModelConfig, context: int = 0, kv_bits: int = 8) -> int:
+    """Bytes that one decoded token reads: the weights that it uses, in INT4, and the keys and values of `context`."""
+    weights = sum(part.int4_bytes * part.active // part.count for part in parts(config))
+    if not config.tie_word_embeddings:  # of which only a row is looked up
+        weights -= next(part.int4_bytes for part in parts(config) if part.name == "embedding")
+    return weights + kv_bytes(config, context, kv_bits)
+
+
 def _matmul_flops(config: ModelConfig) -> int:
     """2 N_act, less an input embedding that is only looked up (untied models)."""
     lookup = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size

@@ -5,11 +5,9 @@ T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import operator
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,31 +15,69 @@ import numpy.typing as npt
 from mobilemoe.chat import ChatTemplate, encode_chat
 from mobilemoe.checkpoint import Checkpoint
 from mobilemoe.checkpoint.run_folder import newest_model
+from mobilemoe.config import ModelConfig
 from mobilemoe.errors import MissingExtraError, TokenizerError, UsageError
 from mobilemoe.hub import find_model
+from mobilemoe.ids import check_ids
 from mobilemoe.sampling import Sampling
 from mobilemoe.tokenizer import Tokenizer
-from mobilemoe.writer import Writer
+from mobilemoe.writer import Batch, Stream, Writer, write_all
 
 if TYPE_CHECKING:
-    from mobilemoe.model import MobileMoE
+    from mobilemoe.engine import Activations, KvCache
 
-Activations = Literal["fp32", "int8"]
 Message = dict[str, str]
 
 
-def load(name: str | Path, *, activations: Activations = "fp32") -> Model:
+class Backend(Protocol):
+    """What computes: the native engine, or the PyTorch model."""
+
+    def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]: ...
+
+    def loglikelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]: ...
+
+    def start(
+        self, prompts: Sequence[list[int]], room: int, sampling: Sampling, logprobs: int | None = None
+    ) -> Batch: ...
+
+
+def load(
+    name: str | Path,
+    *,
+    backend: Literal["native", "torch"] = "native",
+    activations: Activations | None = None,
+    kv: KvCache | None = None,
+    threads: int | None = None,
+    quantize: Literal["int4"] | None = None,
+) -> Model:
     """Loads a Hub id, a folder, a training run's folder, or a bundled model ("nano").
 
-    activations: only "fp32" until the native engine is there. Raises ModelNotFoundError, ConfigError, CheckpointError.
+    The native engine runs INT4 weights with `activations` "int8" (its default) or "fp32" (exact, slow), keys and
+    values in `kv` "int8", "fp16" or "fp32" (default: as the activations), on `threads` (default: one per core).
+    BF16 weights need quantize="int4", which rounds them to nearest, or backend="torch", which computes in fp32 and
+    needs the extra. Raises ModelNotFoundError, UsageError, ConfigError, CheckpointError, MissingExtraError.
     """
-    if activations != "fp32":
-        raise UsageError(f"activations is {activations!r}, but this version computes with 'fp32' only")
+    if backend not in ("native", "torch"):
+        raise UsageError(f"backend is {backend!r}, but must be 'native' or 'torch'")
     folder = newest_model(find_model(name))
+    if backend == "torch":
+        if not (activations in (None, "fp32") and kv in (None, "fp32") and threads is None and quantize is None):
+            raise UsageError(
+                "backend 'torch' computes in fp32: activations and kv can only be 'fp32', threads and quantize not set"
+            )
+        return _load_torch(folder)
+    from mobilemoe.engine import Engine
+
+    engine = Engine(folder, threads=threads, activations=activations or "int8", kv=kv, quantize=quantize)
+    return Model(folder, engine.config, engine)
+
+
+def _load_torch(folder: Path) -> Model:
     try:
         import torch
 
         from mobilemoe.model import MobileMoE
+        from mobilemoe.model.generate import TorchBackend
     except ImportError:
         raise MissingExtraError("computing with PyTorch", "torch") from None
     with Checkpoint.open(folder) as checkpoint:
@@ -49,14 +85,14 @@ def load(name: str | Path, *, activations: Activations = "fp32") -> Model:
             torch_model = MobileMoE(checkpoint.config)
         torch_model.to_empty(device="cpu")
         torch_model.load_weights(checkpoint.weight)
-    return Model(folder, torch_model.eval())
+    return Model(folder, checkpoint.config, TorchBackend(torch_model))
 
 
 class Model:
     """A model that writes text. The tokenizer is read when it is first needed: `logits` works without one."""
 
-    def __init__(self, folder: Path, torch_model: MobileMoE) -> None:
-        self.folder, self.config, self._torch_model = folder, torch_model.config, torch_model
+    def __init__(self, folder: Path, config: ModelConfig, backend: Backend) -> None:
+        self.folder, self.config, self.backend = folder, config, backend
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
 
@@ -95,13 +131,15 @@ class Model:
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """logits_TV: after each of the T ids, what comes next. Raises UsageError for ids that cannot be."""
-        import torch
+        return self.backend.logits(ids)
 
-        self._check(ids)
-        with torch.inference_mode():
-            logits_BTV = self._torch_model(torch.tensor([list(ids)]))
-        result: npt.NDArray[np.float32] = logits_BTV[0].float().numpy()
-        return result
+    def loglikelihood(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
+        """log P(continuation | context) in nats, and whether greedy decoding would give just that; ids both."""
+        return self.loglikelihoods([(context, continuation)])[0]
+
+    def loglikelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
+        """`loglikelihood` of each (context, continuation); the native engine computes shared prefixes once."""
+        return self.backend.loglikelihoods(pairs)
 
     def stream(
         self,
@@ -110,10 +148,17 @@ class Model:
         messages: Sequence[Message] | None = None,
         max_new_tokens: int = 256,
         stop: str | Sequence[str] = (),
+        logprobs: int | None = None,
         **sampling: Any,
     ) -> Stream:
-        """The continuation, piece by piece as it is made; `sampling` are the fields of `Sampling`."""
-        return Stream(self, self.encode(prompt, messages), max_new_tokens, stop, Sampling(**sampling))
+        """The continuation, piece by piece as it is made; `sampling` are the fields of `Sampling`.
+
+        With `logprobs`, the stream's `choices` have the log-probability of each token and of that many likeliest ones.
+        """
+        ids = self.encode(prompt, messages)
+        room = self.room(ids, max_new_tokens)
+        writer = self.writer(room, stop)
+        return Stream(self.backend.start([ids], room, Sampling(**sampling), logprobs), writer, len(ids))
 
     def generate(
         self,
@@ -137,89 +182,23 @@ class Model:
         **sampling: Any,
     ) -> list[str]:
         """The continuations of several prompts, computed together; each as `generate` gives it."""
-        from mobilemoe.model.generate import Decoder
-
         if isinstance(prompts, str):
             raise UsageError("prompts is one text, but must be a list of them")
         if not prompts:
             return []
         encoded = [self.encode(prompt) for prompt in prompts]
         rooms = [self.room(ids, max_new_tokens) for ids in encoded]
-        settings = Sampling(**sampling)
-        writers = [self.writer(ids, room, stop, settings) for ids, room in zip(encoded, rooms, strict=True)]
-        decoder = Decoder(self._torch_model, encoded, max(rooms))
-        texts = [""] * len(prompts)
-        logits_BV = decoder.prefill()
-        while True:
-            for row, writer in enumerate(writers):
-                if not writer.finished:
-                    texts[row] += writer.push(logits_BV[row])
-            if all(writer.finished for writer in writers):
-                return texts
-            logits_BV = decoder.step([writer.last for writer in writers])
+        writers = [self.writer(room, stop) for room in rooms]
+        return write_all(self.backend.start(encoded, max(rooms), Sampling(**sampling)), writers)
 
     def room(self, ids: Sequence[int], max_new_tokens: int) -> int:
         """How many of `max_new_tokens` fit behind the prompt `ids` into the context."""
-        self._check(ids)
+        context = self.config.max_position_embeddings
+        check_ids(ids, self.config.vocab_size, context)
         if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {max_new_tokens!r}, but must be a whole number of at least 1")
-        return max(1, min(max_new_tokens, self.config.max_position_embeddings - len(ids) + 1))
+        return max(1, min(max_new_tokens, context - len(ids) + 1))
 
-    def writer(self, ids: Sequence[int], room: int, stop: str | Sequence[str], sampling: Sampling) -> Writer:
-        """What turns this model's logits behind `ids` into text."""
-        return Writer(self.tokenizer, ids, room=room, stop_ids=self.stop_ids, stop=stop, sampling=sampling)
-
-    def _check(self, ids: Sequence[int]) -> None:
-        if len(ids) == 0:
-            raise UsageError("there are no token ids: give at least one")
-        if len(ids) > self.config.max_position_embeddings:
-            raise UsageError(
-                f"the prompt has {len(ids)} tokens, more than the context of {self.config.max_position_embeddings}"
-            )
-        for token in ids:
-            try:
-                known = 0 <= operator.index(token) < self.config.vocab_size
-            except TypeError:
-                raise UsageError(f"token id {token!r} is not a whole number") from None
-            if not known:
-                raise UsageError(f"token id {token} is outside the vocabulary of {self.config.vocab_size}")
-
-
-class Stream(Iterator[str]):
-    """Pieces of a continuation; beside them what it took.
-
-    `finished` is None while it goes on, then "stop" (a stop token or string) or "length". `prefill_seconds` and
-    `decode_seconds` are wall-clock time in the model, without the caller's.
-    """
-
-    def __init__(
-        self, model: Model, ids: list[int], max_new_tokens: int, stop: str | Sequence[str], sampling: Sampling
-    ) -> None:
-        from mobilemoe.model.generate import Decoder
-
-        room = model.room(ids, max_new_tokens)
-        self._writer = model.writer(ids, room, stop, sampling)
-        self._decoder = Decoder(model._torch_model, [ids], room)
-        self.prompt_tokens = len(ids)
-        self.prefill_seconds = self.decode_seconds = 0.0
-
-    @property
-    def new_tokens(self) -> int:
-        return self._writer.new_tokens
-
-    @property
-    def finished(self) -> str | None:
-        return self._writer.finished
-
-    def __next__(self) -> str:
-        while not self._writer.finished:
-            began = time.perf_counter()
-            if self._writer.new_tokens == 0:
-                logits_BV = self._decoder.prefill()
-                self.prefill_seconds = time.perf_counter() - began
-            else:
-                logits_BV = self._decoder.step([self._writer.last])
-                self.decode_seconds += time.perf_counter() - began
-            if piece := self._writer.push(logits_BV[0]):
-                return piece
-        raise StopIteration
+    def writer(self, room: int, stop: str | Sequence[str] = ()) -> Writer:
+        """What turns this model's tokens into text."""
+        return Writer(self.tokenizer, room=room, stop_ids=self.stop_ids, stop=stop)

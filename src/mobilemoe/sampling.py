@@ -1,25 +1,35 @@
-"""From logits to the next token: greedy, temperature, top-k, top-p, min-p, repetition penalty.
+"""From logits to the next token: bias, penalties, then greedy or temperature, top-k, top-p and min-p.
 
-V vocabulary. The filters act in the order in which they are named above, as most runtimes have it.
+V vocabulary. The steps act in the order in which they are named above, as most runtimes have it. The native engine has
+its own sampler with the same rules; `Sampler` here serves the PyTorch model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mobilemoe.errors import UsageError
 
+MAX_SEED = 2**64 - 1
+_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to choose: temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off.
+    """How to choose: temperature 0 is greedy; top_k 0, top_p 1, min_p 0, repetition_penalty 1 and the other penalties
+    0 are off.
 
-    Raises UsageError naming the value and its range.
+    `repetition_penalty` divides positive and multiplies negative logits of ids seen, the prompt's included;
+    `presence_penalty` is taken once, `frequency_penalty` each time, from logits of ids that were made here.
+    `logit_bias` is added to the logits of its ids. Raises UsageError naming the value and its range.
     """
 
     temperature: float = 0.0
@@ -27,29 +37,56 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+        for name in _NUMBERS:
             self._check_kind(name, Real, "a number")
         for name in ("top_k", "seed"):
             if name != "seed" or self.seed is not None:
                 self._check_kind(name, Integral, "a whole number")
+        self._check_kind("logit_bias", Mapping, "a mapping from token ids to numbers")
         rules = (
-            ("temperature", 0 <= self.temperature < float("inf"), "must be 0 or more"),
+            ("temperature", 0 <= self.temperature < math.inf, "must be 0 or more"),
             ("top_k", self.top_k >= 0, "must be 0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "must be above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "must be between 0 and 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "must be above 0"),
-            ("seed", self.seed is None or self.seed >= 0, "must be 0 or more"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "must be above 0"),
+            ("presence_penalty", math.isfinite(self.presence_penalty), "must be finite"),
+            ("frequency_penalty", math.isfinite(self.frequency_penalty), "must be finite"),
+            ("seed", self.seed is None or 0 <= self.seed <= MAX_SEED, f"must be from 0 to {MAX_SEED}"),
         )
         for name, holds, rule in rules:
             if not holds:
                 raise UsageError(f"{name} is {getattr(self, name)}, but {rule}")
+        given: Any = self.logit_bias  # by anybody
+        for token, bias in given.items():
+            if not (isinstance(token, Integral) and isinstance(bias, Real) and math.isfinite(bias)):
+                raise UsageError(f"logit_bias has {token!r}: {bias!r}, but must be of token ids and finite numbers")
+
+    def check_for(self, vocab_size: int, logprobs: int | None) -> None:
+        """UsageError unless this bias, and so many log-probabilities of likeliest ids, fit the vocabulary."""
+        if unknown := [token for token in self.logit_bias if not 0 <= token < vocab_size]:
+            raise UsageError(f"logit_bias has token id {unknown[0]}, outside the vocabulary of {vocab_size}")
+        if logprobs is not None and not (isinstance(logprobs, int) and 0 <= logprobs <= vocab_size):
+            raise UsageError(f"logprobs is {logprobs!r}, but must be a whole number from 0 to {vocab_size}")
 
     def _check_kind(self, name: str, kind: type, words: str) -> None:
         if not isinstance(getattr(self, name), kind):
             raise UsageError(f"{name} is {getattr(self, name)!r}, but must be {words}")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A chosen token and, where they were asked for, log-probabilities in nats under the model itself: before bias,
+    penalties and temperature. `top` are the likeliest ids with theirs, best first."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 class Sampler:
@@ -59,12 +96,13 @@ class Sampler:
         self._sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
         self._seen = set(seen)
+        self._made: Counter[int] = Counter()
 
     def choose(self, logits_V: npt.NDArray[np.float32]) -> int:
         """The next token; ties go to the lowest id. Raises UsageError where every logit is NaN."""
         scores_V = logits_V.astype(np.float64)
         scores_V[np.isnan(scores_V)] = -np.inf
-        self._penalise(scores_V)
+        self._change(scores_V)
         token = int(scores_V.argmax())
         if scores_V[token] == -np.inf:
             raise UsageError("the model gave no usable logits: its weights hold NaN")
@@ -72,15 +110,22 @@ class Sampler:
             with np.errstate(over="ignore"):  # a tiny temperature pushes all but the best to -infinity
                 token = self._draw((scores_V - scores_V[token]) / self._sampling.temperature)
         self._seen.add(token)
+        self._made[token] += 1
         return token
 
-    def _penalise(self, scores_V: npt.NDArray[np.float64]) -> None:
-        """Divides positive and multiplies negative scores of ids already seen (CTRL, arXiv 1909.05858)."""
-        if self._sampling.repetition_penalty != 1 and self._seen:
+    def _change(self, scores_V: npt.NDArray[np.float64]) -> None:
+        """Bias, then the penalty of CTRL (arXiv 1909.05858), then those of OpenAI's interface."""
+        sampling = self._sampling
+        for token, bias in sampling.logit_bias.items():
+            scores_V[token] += bias
+        if sampling.repetition_penalty != 1 and self._seen:
             seen = np.fromiter(self._seen, np.int64)
-            penalty = self._sampling.repetition_penalty
+            penalty = sampling.repetition_penalty
             with np.errstate(over="ignore", divide="ignore"):
                 scores_V[seen] = np.where(scores_V[seen] > 0, scores_V[seen] / penalty, scores_V[seen] * penalty)
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            for token, times in self._made.items():
+                scores_V[token] -= sampling.presence_penalty + times * sampling.frequency_penalty
 
     def _draw(self, scores_V: npt.NDArray[np.float64]) -> int:
         order_V = np.argsort(-scores_V, kind="stable")
@@ -92,3 +137,18 @@ class Sampler:
         kept = (before < self._sampling.top_p) & (shares >= self._sampling.min_p * shares[0])
         shares = np.where(kept, shares, 0.0)
         return int(order_V[self._random.choice(len(shares), p=shares / shares.sum())])
+
+
+def log_softmax(logits_TV: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Log-probabilities in nats, along the last axis."""
+    shifted_TV = logits_TV.astype(np.float64)
+    shifted_TV -= shifted_TV.max(axis=-1, keepdims=True)
+    shifted_TV -= np.log(np.exp(shifted_TV).sum(axis=-1, keepdims=True))
+    return shifted_TV
+
+
+def with_logprobs(token: int, logits_V: npt.NDArray[np.float32], top: int) -> Choice:
+    """The choice of `token` with its log-probability and those of the `top` likeliest ids."""
+    logprobs_V = log_softmax(logits_V)
+    best = np.argsort(-logprobs_V, kind="stable")[:top]
+    return Choice(token, float(logprobs_V[token]), tuple((int(i), float(logprobs_V[i])) for i in best))

@@ -1,56 +1,42 @@
-"""From logits to text, token by token: sampling, UTF-8 that never breaks, and stop texts."""
+"""From chosen tokens to text, token by token: UTF-8 that never breaks, stop texts, and the streams of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
-
-import numpy as np
-import numpy.typing as npt
+import time
+from collections.abc import Iterator, Sequence
+from typing import Literal, Protocol
 
 from mobilemoe.errors import UsageError
-from mobilemoe.sampling import Sampler, Sampling
+from mobilemoe.sampling import Choice
 from mobilemoe.tokenizer import StreamDecoder, Tokenizer
 
 
 class Writer:
-    """The text of one sequence behind `prompt_ids`: at most `room` tokens, up to a stop id or stop text.
+    """The text of one sequence: at most `room` tokens, up to a stop id or stop text.
 
-    `last` is the newest token, `new_tokens` how many there are, `finished` why the text ended (None while it goes on).
+    `new_tokens` is how many there are, `finished` why the text ended (None while it goes on).
     Raises UsageError for stop texts that cannot be.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prompt_ids: Sequence[int],
-        *,
-        room: int,
-        stop_ids: frozenset[int],
-        stop: str | Sequence[str],
-        sampling: Sampling,
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, room: int, stop_ids: frozenset[int], stop: str | Sequence[str]) -> None:
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if not all(isinstance(text, str) for text in stop):
             raise UsageError(f"stop is {stop!r}, but must be a text or several")
         if "" in stop:
             raise UsageError("a stop string is empty: it would stop before the first word")
-        self._sampler = Sampler(sampling, seen=prompt_ids)
         self._decoder = StreamDecoder(tokenizer)
         self._stop_ids, self._stop, self._room = stop_ids, stop, room
         self._held = ""
-        self.last = prompt_ids[-1]
         self.new_tokens = 0
         self.finished: Literal["stop", "length"] | None = None
 
-    def push(self, logits_V: npt.NDArray[np.float32]) -> str:
-        """Chooses a token and returns the text that is certain now; sets `finished` with the last one."""
-        self.last = self._sampler.choose(logits_V)
+    def push(self, token: int) -> str:
+        """The text that is certain with one more token; sets `finished` with the last one."""
         self.new_tokens += 1
-        if self.last in self._stop_ids:
+        if token in self._stop_ids:
             self.finished = "stop"
             return self._release(self._decoder.flush())
-        text = self._decoder.push(self.last)
+        text = self._decoder.push(token)
         if self.new_tokens == self._room:
             self.finished = "length"
             text += self._decoder.flush()
@@ -69,3 +55,67 @@ class Writer:
         )
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+
+class Batch(Protocol):
+    """Texts that a backend continues together, numbered 0, 1, 2 ...
+
+    `step` gives their next tokens; of one whose prompt takes several steps, nothing yet. One that has left goes no
+    further.
+    """
+
+    def step(self) -> list[tuple[int, Choice]]: ...
+
+    def leave(self, number: int) -> None: ...
+
+
+class Stream(Iterator[str]):
+    """Pieces of the continuation that `batch` gives to its text 0; beside them what it took.
+
+    `finished` is None while it goes on, then "stop" (a stop token or string) or "length". `prefill_seconds` (up to the
+    first token) and `decode_seconds` are wall-clock time in the model, without the caller's. `choices` are the tokens
+    so far, with log-probabilities if these were asked for.
+    """
+
+    def __init__(self, batch: Batch, writer: Writer, prompt_tokens: int) -> None:
+        self._batch, self._writer = batch, writer
+        self.prompt_tokens = prompt_tokens
+        self.prefill_seconds = self.decode_seconds = 0.0
+        self.choices: list[Choice] = []
+
+    @property
+    def new_tokens(self) -> int:
+        return self._writer.new_tokens
+
+    @property
+    def finished(self) -> str | None:
+        return self._writer.finished
+
+    def __next__(self) -> str:
+        while not self._writer.finished:
+            began = time.perf_counter()
+            given = self._batch.step()
+            seconds = time.perf_counter() - began
+            if self._writer.new_tokens == 0:
+                self.prefill_seconds += seconds
+            else:
+                self.decode_seconds += seconds
+            for number, choice in given:
+                self.choices.append(choice)
+                piece = self._writer.push(choice.token)
+                if self.finished:
+                    self._batch.leave(number)
+                if piece:
+                    return piece
+        raise StopIteration
+
+
+def write_all(batch: Batch, writers: Sequence[Writer]) -> list[str]:
+    """The whole texts of a batch, each as it would be alone."""
+    texts = [""] * len(writers)
+    while not all(writer.finished for writer in writers):
+        for number, choice in batch.step():
+            texts[number] += writers[number].push(choice.token)
+            if writers[number].finished:
+                batch.leave(number)
+    return texts

@@ -96,6 +96,10 @@ struct Kernels {
 
   // log(sum(exp(logits))), for scores.
   float (*log_sum_exp)(const float* logits, int count);
+
+  // Multiplies int8 registers for some ten microseconds and returns how many multiply-adds that were, for
+  // `integer_peak`; null in the scalar table.
+  double (*multiply_adds)();
 };
 
 // "scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "neon_i8mm"; null if this build or this machine has it not.

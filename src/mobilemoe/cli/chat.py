@@ -7,17 +7,24 @@ from typing import Annotated
 
 import typer
 
-import mobilemoe
 from mobilemoe.cli.options import (
+    ActivationsOption,
+    BackendOption,
+    FrequencyPenalty,
     JsonOption,
+    KvOption,
     MaxNewTokens,
     MinP,
     ModelArgument,
+    PresencePenalty,
+    QuantizeOption,
     RepetitionPenalty,
     Seed,
     Temperature,
+    ThreadsOption,
     TopK,
     TopP,
+    load_model,
     print_json,
 )
 from mobilemoe.errors import UsageError
@@ -32,14 +39,21 @@ def chat(
     top_p: TopP = 1.0,
     min_p: MinP = 0.0,
     repetition_penalty: RepetitionPenalty = 1.0,
+    presence_penalty: PresencePenalty = 0.0,
+    frequency_penalty: FrequencyPenalty = 0.0,
     seed: Seed = None,
+    backend: BackendOption = "native",
+    activations: ActivationsOption = None,
+    kv: KvOption = None,
+    threads: ThreadsOption = None,
+    quantize: QuantizeOption = None,
     json: JsonOption = False,
 ) -> None:
     """Talk with a model; it remembers the conversation. /reset starts anew, /exit or Ctrl-D ends.
 
     Example: mobilemoe chat nano --temperature 0.7
     """
-    loaded = mobilemoe.load(model)
+    loaded = load_model(model, backend, activations, kv, threads, quantize)
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
     while (text := _ask()) is not None:
@@ -58,6 +72,8 @@ def chat(
                 top_p=top_p,
                 min_p=min_p,
                 repetition_penalty=repetition_penalty,
+                presence_penalty=presence_penalty,
+                frequency_penalty=frequency_penalty,
                 seed=seed,
             )
         except UsageError as fault:

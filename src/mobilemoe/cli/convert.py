@@ -1,4 +1,4 @@
-"""`mobilemoe convert`: between BF16 and INT4, and between the two group axes."""
+"""`mobilemoe convert`: between BF16 and INT4, between the two group axes, and to the native engine's own files."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from mobilemoe.hub import find_model
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="The model to read: folder, bundled or Hub id.")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make; it must not exist.")],
-    format: Annotated[str, typer.Option(help="What to write: bf16 or int4.")],
+    format: Annotated[str, typer.Option(help="What to write: bf16, int4, or engine (INT4, ready to run).")],
     group_axis: GroupAxisOption = "in",
     json: JsonOption = False,
 ) -> None:
     """Rewrite a checkpoint and report the error that this added.
+
+    "engine" keeps every INT4 weight as it is, in the order in which the native engine maps it from the file.
 
     Example: mobilemoe convert my-model my-model-int4 --format int4 --group-axis in
     """
@@ -31,12 +33,22 @@ def convert(
 
 def write(source: Path, target: Path, format: str, group_axis: str, json: bool) -> None:
     """Converts and prints the report; `quantize` ends in it too."""
+    if format == "engine":
+        from mobilemoe.engine import write_engine_folder
+
+        write_engine_folder(source, target)
+        _print(target, checkpoint.Report({}, lossless=True), json)
+        return
     report = checkpoint.convert(
         source,
         target,
         format=cast(checkpoint.Format, format),  # checked by the room itself, with a sentence
         group_axis=cast(GroupAxis, group_axis),
     )
+    _print(target, report, json)
+
+
+def _print(target: Path, report: checkpoint.Report, json: bool) -> None:
     if json:
         errors = {kind: {"max_abs": e.max_abs, "relative_rms": e.relative_rms} for kind, e in report.kinds.items()}
         print_json({"folder": str(target), "lossless": report.lossless, "errors": errors})

@@ -11,8 +11,18 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-import mobilemoe
-from mobilemoe.cli.options import JsonOption, ModelArgument, plain_console, print_json
+from mobilemoe.cli.options import (
+    ActivationsOption,
+    BackendOption,
+    JsonOption,
+    KvOption,
+    ModelArgument,
+    QuantizeOption,
+    ThreadsOption,
+    load_model,
+    plain_console,
+    print_json,
+)
 from mobilemoe.evaluate.bits_per_byte import score_file
 
 
@@ -20,13 +30,18 @@ def evaluate(
     model: ModelArgument,
     text: Annotated[Path, typer.Option(help='JSONL of {"text"} or {"messages"}, grouped by "domain" or "source".')],
     window: Annotated[int | None, typer.Option(help="Tokens scored together (default: the model's context).")] = None,
+    backend: BackendOption = "native",
+    activations: ActivationsOption = None,
+    kv: KvOption = None,
+    threads: ThreadsOption = None,
+    quantize: QuantizeOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure the bits that a model needs for each byte of a text.
 
     Example: mobilemoe eval nano --text tests/data/heldout.jsonl --window 512
     """
-    loaded = mobilemoe.load(model)
+    loaded = load_model(model, backend, activations, kv, threads, quantize)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("texts", total=None)
         scores = score_file(loaded, text, window=window, on_text=lambda done: progress.update(task, completed=done))

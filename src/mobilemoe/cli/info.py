@@ -20,16 +20,25 @@ from mobilemoe.presets import PRESETS
 
 def info(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help=f"A preset ({', '.join(PRESETS)}), folder or Hub id (ORG/NAME).")
-    ],
+        str | None,
+        typer.Argument(metavar="MODEL", help=f"A preset ({', '.join(PRESETS)}), folder or Hub id (ORG/NAME)."),
+    ] = None,
     context: Annotated[int, typer.Option(help="Tokens of context for KV cache, prefill and training figures.")] = 1024,
     verify: Annotated[bool, typer.Option("--verify", help="Check every file against the hashes kept in it.")] = False,
+    engine: Annotated[
+        bool, typer.Option("--engine", help="What the native engine computes with here; takes no MODEL.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Parameters by part, bytes, KV cache and FLOPs of a model.
+    """Parameters by part, bytes, KV cache and FLOPs of a model; with --engine, the engine on this machine.
 
     Example: mobilemoe info S --json
     """
+    if (model is None) != engine:
+        raise UsageError("give either a MODEL or --engine")
+    if model is None:
+        _describe_engine(json)
+        return
     if context < 1:
         raise UsageError(f"--context is {context}, but must be at least 1")
     folder = None if model in PRESETS and not verify else newest_model(find_model(model))
@@ -45,8 +54,32 @@ def info(
         raise CheckpointError(f"{folder} is damaged: {', '.join(values['damaged'])} differ from what was written")
 
 
+def _describe_engine(json: bool) -> None:
+    from mobilemoe.engine import Engine, cache_folder, instruction_sets
+
+    engine = Engine(find_model("nano"))  # opened, because this is what chooses
+    known = instruction_sets()
+    values = {
+        "instruction_sets": known,
+        "isa": engine.isa,
+        "threads": engine.threads,
+        "cache": str(cache_folder()),
+    }
+    if json:
+        print_json(values)
+        return
+    print(f"instruction sets  {', '.join(known)}")
+    print(f"computes with     {values['isa']} (MOBILEMOE_ISA=NAME takes another)")
+    print(f"threads           {values['threads']}")
+    print(f"engine files in   {values['cache']}")
+
+
 def _read_files(folder: Path, verify: bool) -> dict[str, Any]:
     """Opens the checkpoint, which checks its header against the config, and its hashes where asked for."""
+    from mobilemoe.engine import ENGINE_FILE, has_engine_file
+
+    if has_engine_file(folder) and not verify:  # it keeps no hashes
+        return {"files": [ENGINE_FILE], "file_bytes": (folder / ENGINE_FILE).stat().st_size}
     with Checkpoint.open(folder) as checkpoint:
         values: dict[str, Any] = {
             "files": [path.name for path in checkpoint.files],
@@ -83,7 +116,8 @@ def _print(config: ModelConfig, values: dict[str, Any]) -> None:
         f"FLOPs per trained token at {context:,}": f"{values['training_flops_per_token'] / 1e9:.3f} G",
     }
     if "files" in values:
-        rows["files"] = f"{', '.join(values['files'])}: {values['file_bytes']:,} bytes, {values['tensors']} tensors"
+        tensors = f", {values['tensors']} tensors" if "tensors" in values else ""
+        rows["files"] = f"{', '.join(values['files'])}: {values['file_bytes']:,} bytes{tensors}"
     if values.get("without_hash"):
         rows["without a hash"] = ", ".join(values["without_hash"])
     if values.get("verified"):

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from mobilemoe.cli import chat, convert, data, evaluate, info, quantize, run, train
+from mobilemoe.cli import bench, chat, convert, data, evaluate, info, quantize, run, train
 from mobilemoe.errors import MobileMoEError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
 app.command("info")(info.info)
+app.command("bench")(bench.bench)
 app.command("train")(train.train)
 app.command("quantize")(quantize.quantize)
 app.command("convert")(convert.convert)

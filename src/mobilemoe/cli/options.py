@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+import mobilemoe
 from mobilemoe.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from mobilemoe.load import Model
     from mobilemoe.train.recipe import Recipe
 
 ModelArgument = Annotated[
@@ -26,14 +28,31 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="ENTRY=VALUE", help="Change an entry of the recipe, such as data.path=DIR."),
 ]
+BackendOption = Annotated[str, typer.Option("--backend", help="native (INT4 on the CPU) or torch (fp32; an extra).")]
+ActivationsOption = Annotated[
+    str | None, typer.Option("--activations", help="int8 (the native default) or fp32: exact, slow.")
+]
+KvOption = Annotated[str | None, typer.Option("--kv", help="Keys and values in int8, fp16 or fp32.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", help="By default one for each core.")]
+QuantizeOption = Annotated[str | None, typer.Option("--quantize", help="int4: round BF16 weights to nearest and run.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Stop after this many tokens.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy; higher is more varied.")]
 TopK = Annotated[int, typer.Option(help="Choose among the k likeliest tokens (0: all).")]
 TopP = Annotated[float, typer.Option(help="Choose among the likeliest tokens that make up this share.")]
 MinP = Annotated[float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 makes tokens already seen less likely.")]
+PresencePenalty = Annotated[float, typer.Option(help="Above 0 makes tokens already written less likely, once each.")]
+FrequencyPenalty = Annotated[float, typer.Option(help="As the presence penalty, for each time that they were written.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Stop before this text (may be given several times).")]
+
+
+def load_model(
+    name: str, backend: str, activations: str | None, kv: str | None, threads: int | None, quantize: str | None
+) -> Model:
+    """The model as these options want it; `load` checks them, with a sentence each."""
+    options: dict[str, Any] = {"backend": backend, "activations": activations, "kv": kv, "quantize": quantize}
+    return mobilemoe.load(name, threads=threads, **options)
 
 
 def plain_console() -> Console:

@@ -8,18 +8,25 @@ from typing import Annotated
 
 import typer
 
-import mobilemoe
 from mobilemoe.cli.options import (
+    ActivationsOption,
+    BackendOption,
+    FrequencyPenalty,
     JsonOption,
+    KvOption,
     MaxNewTokens,
     MinP,
     ModelArgument,
+    PresencePenalty,
+    QuantizeOption,
     RepetitionPenalty,
     Seed,
     Stop,
     Temperature,
+    ThreadsOption,
     TopK,
     TopP,
+    load_model,
     print_json,
 )
 from mobilemoe.errors import UsageError
@@ -34,8 +41,15 @@ def run(
     top_p: TopP = 1.0,
     min_p: MinP = 0.0,
     repetition_penalty: RepetitionPenalty = 1.0,
+    presence_penalty: PresencePenalty = 0.0,
+    frequency_penalty: FrequencyPenalty = 0.0,
     seed: Seed = None,
     stop: Stop = None,
+    backend: BackendOption = "native",
+    activations: ActivationsOption = None,
+    kv: KvOption = None,
+    threads: ThreadsOption = None,
+    quantize: QuantizeOption = None,
     json: JsonOption = False,
 ) -> None:
     """Stream the continuation of a prompt; speed and memory go to standard error.
@@ -44,7 +58,7 @@ def run(
     """
     if prompt is None:
         prompt = _read_stdin()
-    stream = mobilemoe.load(model).stream(
+    stream = load_model(model, backend, activations, kv, threads, quantize).stream(
         prompt,
         max_new_tokens=max_new_tokens,
         stop=stop or (),
@@ -53,6 +67,8 @@ def run(
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
         seed=seed,
     )
     pieces = []

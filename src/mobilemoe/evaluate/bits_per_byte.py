@@ -1,18 +1,14 @@
-"""Bits per byte: how many bits a model needs for each byte of a text; it compares models of any tokenizer.
-
-T tokens, V vocabulary.
-"""
+"""Bits per byte: how many bits a model needs for each byte of a text; it compares models of any tokenizer."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from mobilemoe.chat import ChatTemplate, encode_chat
 from mobilemoe.errors import DataError, TokenizerError, UsageError
@@ -57,7 +53,7 @@ def score_file(
             raise DataError(f"{place}: {fault}") from None
         if size == 0:
             raise DataError(f"{place}: its messages are empty")
-        bits = sum(_bits(model, [ids[0], *ids[at : at + window - 1]]) for at in range(1, len(ids), window - 1))
+        bits = _bits(model, ids, window)
         for name in {str(entry.get("domain") or entry.get("source") or "text"): None, "all": None}:
             scores[name].add(bits, size, len(ids) - 1)
         if on_text is not None:
@@ -67,13 +63,10 @@ def score_file(
     return dict(scores)
 
 
-def _bits(model: Model, ids: list[int]) -> float:
-    """-log2 of the probability of ids[1:] behind ids[0]."""
-    logits_TV = model.logits(ids)[:-1].astype(np.float64)
-    logits_TV -= logits_TV.max(axis=1, keepdims=True)
-    log_sum_T = np.log(np.exp(logits_TV).sum(axis=1))
-    chosen_T = logits_TV[np.arange(len(logits_TV)), ids[1:]]
-    return float((log_sum_T - chosen_T).sum() / np.log(2))
+def _bits(model: Model, ids: list[int], window: int) -> float:
+    """-log2 of the probability of ids[1:] behind ids[0], in windows that each begin anew behind it."""
+    windows = [(ids[:1], ids[at : at + window - 1]) for at in range(1, len(ids), window - 1)]
+    return -sum(logprob for logprob, _ in model.loglikelihoods(windows)) / math.log(2)
 
 
 def _encode(model: Model, entry: dict[str, Any]) -> tuple[list[int], int]:

@@ -1,18 +1,87 @@
-"""Batched decoding on the PyTorch model: prefill with left padding, then one token a sequence and step.
+"""The PyTorch model as a backend: batched decoding, with left padding and one token a text and step, and scoring.
 
 B sequences, T tokens of the longest prompt, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from mobilemoe.ids import check_ids
 from mobilemoe.model.cache import KVCache
 from mobilemoe.model.transformer import MobileMoE
+from mobilemoe.sampling import Choice, Sampler, Sampling, log_softmax, with_logprobs
 
 _TEXT, _PADDING = 0, 1  # segments: padding sees and is seen by padding only
+
+
+class TorchBackend:
+    """What `mobilemoe.load` computes with when it is asked for PyTorch."""
+
+    def __init__(self, model: MobileMoE) -> None:
+        self._model = model.eval()
+
+    def logits(self, ids: Iterable[int]) -> npt.NDArray[np.float32]:
+        """logits_TV: after each of the T ids, what comes next."""
+        config = self._model.config
+        checked = check_ids(ids, config.vocab_size, config.max_position_embeddings)
+        with torch.inference_mode():
+            logits_BTV = self._model(torch.tensor([checked]))
+        result: npt.NDArray[np.float32] = logits_BTV[0].float().numpy()
+        return result
+
+    def loglikelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
+        """Of each (context, continuation): log-probability in nats, and whether greedy decoding would give it."""
+        results: list[tuple[float, bool]] = []
+        vocab_size, room = self._model.config.vocab_size, self._model.config.max_position_embeddings
+        for context, continuation in pairs:
+            before = check_ids(context, vocab_size, room)
+            if len(continuation) == 0:
+                results.append((0.0, True))
+                continue
+            after = check_ids(continuation, vocab_size, room + 1, behind=len(before))
+            logprobs_TV = log_softmax(self.logits([*before, *after[:-1]])[len(before) - 1 :])
+            chosen_T = logprobs_TV[np.arange(len(after)), after]
+            results.append((float(chosen_T.sum()), bool((logprobs_TV.argmax(axis=1) == after).all())))
+        return results
+
+    def start(
+        self, prompts: Sequence[list[int]], room: int, sampling: Sampling, logprobs: int | None = None
+    ) -> TorchBatch:
+        """The continuations of `prompts`, of at most `room` tokens each, computed together."""
+        sampling.check_for(self._model.config.vocab_size, logprobs)
+        return TorchBatch(Decoder(self._model, list(prompts), room), prompts, sampling, logprobs)
+
+
+class TorchBatch:
+    """Texts that are continued together; all begin at the first step. One that has left is computed to no end."""
+
+    def __init__(
+        self, decoder: Decoder, prompts: Sequence[list[int]], sampling: Sampling, logprobs: int | None
+    ) -> None:
+        self._decoder, self._logprobs = decoder, logprobs
+        self._samplers = [Sampler(sampling, seen=prompt) for prompt in prompts]
+        self._last = [0] * len(prompts)
+        self._running = set(range(len(prompts)))
+        self._started = False
+
+    def step(self) -> list[tuple[int, Choice]]:
+        """The next token of every text that has not left."""
+        logits_BV = self._decoder.step(self._last) if self._started else self._decoder.prefill()
+        self._started = True
+        return [(number, self._choose(number, logits_BV[number])) for number in sorted(self._running)]
+
+    def leave(self, number: int) -> None:
+        """Ends a text."""
+        self._running.remove(number)
+
+    def _choose(self, number: int, logits_V: npt.NDArray[np.float32]) -> Choice:
+        token = self._last[number] = self._samplers[number].choose(logits_V)
+        return Choice(token) if self._logprobs is None else with_logprobs(token, logits_V, self._logprobs)
 
 
 class Decoder:

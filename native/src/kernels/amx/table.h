@@ -19,12 +19,35 @@ void matmul_int8(const Matrix& w, int begin, int end, const void* x, size_t x_st
   product(w, begin, end, x, x_stride, rows, y, y_stride);
 }
 
+// Sixteen rows and columns of sums in each of four tiles, which do not wait for each other.
+template <class Tiles>
+double multiply_adds() {
+  constexpr int kSize = 16, kRounds = 256, kProducts = 4 * kSize * kSize * 4 * kSize;
+  TileConfig config;
+  for (int tile = 0; tile < 8; ++tile) {
+    config.rows[tile] = kSize;
+    config.row_bytes[tile] = 4 * kSize;
+  }
+  Tiles::configure(config);
+  Tiles::template zero<0>(), Tiles::template zero<1>(), Tiles::template zero<2>(), Tiles::template zero<3>();
+  Tiles::template zero<4>(), Tiles::template zero<5>(), Tiles::template zero<6>(), Tiles::template zero<7>();
+  for (int round = 0; round < kRounds; ++round) {
+    Tiles::template dot<0, 4, 6>();
+    Tiles::template dot<1, 4, 7>();
+    Tiles::template dot<2, 5, 6>();
+    Tiles::template dot<3, 5, 7>();
+  }
+  Tiles::release();
+  return static_cast<double>(kProducts) * kRounds;
+}
+
 template <class Tiles>
 Kernels table() {
   Kernels table = *avx512::kernels();
   table.isa = "amx";
   table.matmul[static_cast<int>(Form::blocks)] = matmul_int8<Tiles, Form::blocks>;
   table.matmul[static_cast<int>(Form::scaled)] = matmul_int8<Tiles, Form::scaled>;
+  table.multiply_adds = multiply_adds<Tiles>;
   return table;
 }
 

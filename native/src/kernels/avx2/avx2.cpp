@@ -8,7 +8,7 @@ namespace mobilemoe::avx2 {
 
 const Kernels* kernels() {
   using Dot = Maddubs;
-  static constexpr Kernels table = vector::table<Simd<Dot>, Products<Dot>>("avx2");
+  static constexpr Kernels table = vector::table<Simd<Dot>, Products<Dot>, Peak<Dot>>("avx2");
   return &table;
 }
 

@@ -8,7 +8,7 @@ namespace mobilemoe::avxvnni {
 
 const Kernels* kernels() {
   using Dot = avx2::Vnni;
-  static constexpr Kernels table = vector::table<avx2::Simd<Dot>, avx2::Products<Dot>>("avxvnni");
+  static constexpr Kernels table = vector::table<avx2::Simd<Dot>, avx2::Products<Dot>, avx2::Peak<Dot>>("avxvnni");
   return &table;
 }
 

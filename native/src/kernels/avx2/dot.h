@@ -48,4 +48,13 @@ struct Vnni {
 
 #endif
 
+template <class Dot>
+struct Peak {
+  using V = __m256i;
+  static constexpr int kProducts = 32;
+  static V fill(int8_t x) { return _mm256_set1_epi8(x); }
+  static V dot(V acc, V a, V b) { return Dot::add(acc, a, b); }
+  static void hide(V& v) { __asm__ volatile("" : "+x"(v)); }
+};
+
 }  // namespace mobilemoe::avx2

@@ -12,7 +12,6 @@ template <class Dot>
 struct Products {
   using Tile = vector::PanelTile;
   static constexpr int kTileRows = 4;
-  static constexpr int kPrefetch = 4096;  // bytes ahead, where a single row leaves no time to wait for the weights
 
   static int rows_of_tile(int rows_left) { return rows_left < kTileRows ? rows_left : kTileRows; }
 
@@ -65,7 +64,7 @@ struct Products {
     const uint16_t* scales = tile.scales;
     const uint8_t* x = tile.x;
     for (int group = 0; group < tile.groups; ++group) {
-      if (kRows == 1) prefetch_group(nibbles + kPrefetch);
+      if (kRows == 1) vector::prefetch_group(tile.ahead, group);
       __m256i dot[kRows][2];
       multiply_group<kRows>(nibbles, x, tile.x_stride, dot);
       for (int row = 0; row < kRows; ++row) {
@@ -119,10 +118,6 @@ struct Products {
   }
   static __m256 load_f16(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  }
-  static void prefetch_group(const uint8_t* p) {
-    for (int line = 0; line < kGroupBytes; line += 64)
-      _mm_prefetch(reinterpret_cast<const char*>(p + line), _MM_HINT_T0);
   }
   // fp16 without its sign is ordered as an integer is.
   static float largest_magnitude(const uint16_t* scales) {

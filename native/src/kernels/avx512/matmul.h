@@ -9,7 +9,16 @@
 namespace mobilemoe::avx512 {
 
 constexpr int kRows = 10;             // rows of one tile: 10 integer and 10 float accumulators, 2 of weights, 1 mask
+constexpr int kStreams = 8;           // panels that one row meets at once
 constexpr int kPrefetch = 16 * kRun;  // bytes ahead: panels follow each other, so this runs on into the next one
+
+struct Peak {
+  using V = __m512i;
+  static constexpr int kProducts = 64;
+  static V fill(int8_t x) { return _mm512_set1_epi8(x); }
+  static V dot(V acc, V a, V b) { return _mm512_dpbusd_epi32(acc, a, b); }
+  static void hide(V& v) { __asm__ volatile("" : "+v"(v)); }
+};
 
 inline __m512i broadcast4(const uint8_t* p) {
   int32_t x;
@@ -87,6 +96,42 @@ inline void tile(const uint8_t* nibbles, const uint16_t* scales, int groups, Row
     in.next_group();
   }
   for (int r = 0; r < R; ++r) _mm512_storeu_ps(y + r * y_stride, acc[r]);
+}
+
+// `P` panels times one row, as decoding wants it: so many streams of weights at once reach the memory's full speed.
+// Meanwhile the panels that this thread is likely to take next come nearer. Panel p meets row `row(p)` of `in`.
+template <int P, Axis axis, class Rows>
+inline void stream(const Matrix& w, int panel, int begin, int groups, Rows in, bool go_on, float* y) {
+  const __m512i low_mask = _mm512_set1_epi8(15);
+  const auto row = [](int p) { return axis == Axis::in ? 0 : p / 2; };
+  const size_t ahead = Matrix::bytes(2 * kStreams * kPanel, w.inputs);
+  const uint8_t* nibbles[P];
+  for (int p = 0; p < P; ++p) nibbles[p] = w.nibbles(panel + p) + static_cast<size_t>(begin) * kGroupBytes;
+  __m512 acc[P];
+  for (int p = 0; p < P; ++p) acc[p] = go_on ? _mm512_loadu_ps(y + p * kPanel) : _mm512_setzero_ps();
+  for (int group = 0; group < groups; ++group) {
+    __m512i dot[P];
+    for (int p = 0; p < P; ++p) dot[p] = in.offset(row(p));
+    for (int run = 0; run < 4; ++run) {
+      for (int p = 0; p < P; ++p) {
+        const uint8_t* at = nibbles[p] + group * kGroupBytes + run * kRun;
+        _mm_prefetch(reinterpret_cast<const char*>(at + ahead), _MM_HINT_T1);
+        const __m512i packed = _mm512_loadu_si512(at);
+        const __m512i low = _mm512_and_si512(packed, low_mask);
+        const __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_mask);
+        dot[p] = _mm512_dpbusd_epi32(dot[p], low, in.four(row(p), 2 * run));
+        dot[p] = _mm512_dpbusd_epi32(dot[p], high, in.four(row(p), 2 * run + 1));
+      }
+    }
+    for (int p = 0; p < P; ++p) {
+      __m512 scale = in.scale(row(p));
+      if constexpr (axis == Axis::in)
+        scale = _mm512_mul_ps(Simd::load_f16(w.scales(panel + p) + group * kPanel), scale);
+      acc[p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[p]), scale, acc[p]);
+    }
+    in.next_group();
+  }
+  for (int p = 0; p < P; ++p) _mm512_storeu_ps(y + p * kPanel, acc[p]);
 }
 
 // The scales of two groups of inputs (of one, if `second` is false) over the largest of each: at most 1.

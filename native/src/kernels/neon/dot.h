@@ -28,6 +28,14 @@ inline const Block* block(const uint8_t* x, size_t x_stride, int row) {
 
 // One row after the other, 4 inputs of 4 outputs at a time.
 struct Sdot {
+  struct Peak {
+    using V = int32x4_t;
+    static constexpr int kProducts = 16;
+    static V fill(int8_t x) { return vreinterpretq_s32_s8(vdupq_n_s8(x)); }
+    static V dot(V acc, V a, V b) { return vdotq_s32(acc, vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b)); }
+    static void hide(V& v) { __asm__ volatile("" : "+w"(v)); }
+  };
+
   template <int kRows>
   static void multiply(const uint8_t* nibbles, const uint8_t* x, size_t x_stride, int32x4_t (&dot)[kRows][4]) {
     for (int row = 0; row < kRows; ++row)
@@ -47,6 +55,11 @@ struct Sdot {
 
 // Two rows at once, 8 inputs of 2 outputs at a time: each product of matrices gives 2 rows x 2 outputs.
 struct Smmla {
+  struct Peak : Sdot::Peak {
+    static constexpr int kProducts = 32;
+    static V dot(V acc, V a, V b) { return vmmlaq_s32(acc, vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b)); }
+  };
+
   template <int kRows>
   static void multiply(const uint8_t* nibbles, const uint8_t* x, size_t x_stride, int32x4_t (&dot)[kRows][4]) {
     if constexpr (kRows == 1) {

@@ -8,7 +8,7 @@ namespace mobilemoe::neon {
 
 const Kernels* kernels() {
   using Dot = Sdot;
-  static constexpr Kernels table = vector::table<Simd<Dot>, Products<Dot>>("neon");
+  static constexpr Kernels table = vector::table<Simd<Dot>, Products<Dot>, Dot::Peak>("neon");
   return &table;
 }
 

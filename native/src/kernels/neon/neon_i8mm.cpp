@@ -8,7 +8,7 @@ namespace mobilemoe::neon_i8mm {
 
 const Kernels* kernels() {
   using Dot = neon::Smmla;
-  static constexpr Kernels table = vector::table<neon::Simd<Dot>, neon::Products<Dot>>("neon_i8mm");
+  static constexpr Kernels table = vector::table<neon::Simd<Dot>, neon::Products<Dot>, Dot::Peak>("neon_i8mm");
   return &table;
 }
 

@@ -13,7 +13,6 @@ template <class Dot>
 struct Products {
   using Tile = vector::PanelTile;
   static constexpr int kTileRows = 4;
-  static constexpr int kPrefetch = 1024;  // bytes ahead, where a single row leaves no time to wait for the weights
 
   static int rows_of_tile(int rows_left) { return rows_left >= 4 ? 4 : rows_left >= 2 ? 2 : 1; }
 
@@ -63,8 +62,7 @@ struct Products {
     const uint16_t* scales = tile.scales;
     const uint8_t* x = tile.x;
     for (int group = 0; group < tile.groups; ++group) {
-      if (kRows == 1)
-        for (int line = 0; line < kGroupBytes; line += 64) __builtin_prefetch(nibbles + kPrefetch + line);
+      if (kRows == 1) vector::prefetch_group(tile.ahead, group);
       int32x4_t dot[kRows][4];
       Dot::template multiply<kRows>(nibbles, x, tile.x_stride, dot);
       for (int row = 0; row < kRows; ++row) {

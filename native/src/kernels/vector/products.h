@@ -5,22 +5,40 @@
 
 namespace mobilemoe::vector {
 
-// Inputs i go to partial sum i % 4; then (p0 + p1) + (p2 + p3).
+// One panel of the router times R rows: inputs i go to partial sum i % 4; then (p0 + p1) + (p2 + p3).
+template <class S, int R>
+inline void router_tile(const float* weights, size_t width, int inputs, const float* x, size_t x_stride, float* logits,
+                        size_t logits_stride) {
+  typename S::F partial[4][R];
+  for (auto& part : partial)
+    for (auto& sum : part) sum = S::zero();
+  int i = 0;
+  for (; i + 4 <= inputs; i += 4) {
+    for (int k = 0; k < 4; ++k, weights += width) {
+      const typename S::F weight = S::load(weights);
+      for (int r = 0; r < R; ++r) partial[k][r] = S::fma(S::set(x[r * x_stride + i + k]), weight, partial[k][r]);
+    }
+  }
+  for (int k = 0; i < inputs; ++i, ++k, weights += width) {
+    for (int r = 0; r < R; ++r) partial[k][r] = S::fma(S::set(x[r * x_stride + i]), S::load(weights), partial[k][r]);
+  }
+  for (int r = 0; r < R; ++r) {
+    S::store(logits + r * logits_stride,
+             S::add(S::add(partial[0][r], partial[1][r]), S::add(partial[2][r], partial[3][r])));
+  }
+}
+
 template <class S>
 void router(const float* weights, int panels, int inputs, const float* x, size_t x_stride, int rows, float* logits) {
   const size_t width = static_cast<size_t>(panels) * kPanel;
-  for (int row = 0; row < rows; ++row) {
-    const float* in = x + row * x_stride;
-    for (int panel = 0; panel < panels; ++panel) {
-      const float* w = weights + panel * kPanel;
-      typename S::F partial[4] = {S::zero(), S::zero(), S::zero(), S::zero()};
-      int i = 0;
-      for (; i + 4 <= inputs; i += 4, w += 4 * width)
-        for (int k = 0; k < 4; ++k) partial[k] = S::fma(S::set(in[i + k]), S::load(w + k * width), partial[k]);
-      for (; i < inputs; ++i, w += width) partial[i % 4] = S::fma(S::set(in[i]), S::load(w), partial[i % 4]);
-      S::store(logits + row * width + panel * kPanel,
-               S::add(S::add(partial[0], partial[1]), S::add(partial[2], partial[3])));
-    }
+  for (int panel = 0; panel < panels; ++panel) {
+    const float* w = weights + panel * kPanel;
+    float* out = logits + panel * kPanel;
+    int row = 0;
+    for (; row + 4 <= rows; row += 4)
+      router_tile<S, 4>(w, width, inputs, x + row * x_stride, x_stride, out + row * width, width);
+    for (; row < rows; ++row)
+      router_tile<S, 1>(w, width, inputs, x + row * x_stride, x_stride, out + row * width, width);
   }
 }
 

@@ -1,0 +1,200 @@
+"""`mobilemoe bench`: how fast a model is on this machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from mobilemoe.cli.options import (
+    ActivationsOption,
+    JsonOption,
+    KvOption,
+    QuantizeOption,
+    ThreadsOption,
+    load_model,
+    plain_console,
+    print_json,
+)
+from mobilemoe.config import GroupAxis
+from mobilemoe.errors import ModelNotFoundError, UsageError
+from mobilemoe.load import Model
+from mobilemoe.presets import PRESETS, preset
+
+if TYPE_CHECKING:
+    from mobilemoe.profile.benchmark import Plan, Ratio, Result
+    from mobilemoe.profile.machine import Machine
+
+LENGTHS = (128, 512, 2048, 4096)
+PAPERS_LENGTHS = (1024, 4096)  # measured too when models are compared
+SHORT_NAMES = {"olmoe": "olmoe-1b-7b"}
+MOST_REPEATS = 1000
+
+
+def bench(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder, a bundled model or a Hub id; with --random a preset.")
+    ],
+    random: Annotated[
+        bool, typer.Option("--random", help=f"Random weights of a preset's shape ({', '.join(PRESETS)}).")
+    ] = False,
+    compare: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Presets to measure beside it, as mobilellm-pro,olmoe.")
+    ] = None,
+    group_axis: Annotated[
+        str, typer.Option(help="INT4 groups of random experts: along 'out' (as released) or 'in'.")
+    ] = "out",
+    prefill: Annotated[str | None, typer.Option(metavar="LENGTHS", help="Prompt lengths, as 128,512.")] = None,
+    depths: Annotated[str | None, typer.Option(metavar="DEPTHS", help="Tokens to decode behind, as 0,1024.")] = None,
+    repeats: Annotated[int, typer.Option(help="The median of so many measurements counts.")] = 3,
+    dummy: Annotated[bool, typer.Option("--dummy", help="Pseudo-random tokens in place of text.")] = False,
+    activations: ActivationsOption = None,
+    kv: KvOption = None,
+    threads: ThreadsOption = None,
+    quantize: QuantizeOption = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the speeds into this file.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Prefill and decode speed, time to the first token and memory, with their shares of what the machine can do.
+
+    MFU: share of the int8 multiply-adds that prefill uses; MBU: share of the read bandwidth that decoding
+    uses, above 100% where the caches hold the weights. --json: MFU is null where the engine multiplies no int8.
+
+    Example: mobilemoe bench S --random --compare mobilellm-pro
+    """
+    from mobilemoe.profile import benchmark, picture
+
+    wanted = [(SHORT_NAMES.get(model, model) if random else model, random)]
+    if compare is not None:
+        wanted += [(SHORT_NAMES.get(name, name), True) for name in compare.split(",")]
+    lengths = LENGTHS if compare is None else tuple(sorted({*LENGTHS, *PAPERS_LENGTHS}))
+    lengths = _numbers("--prefill", prefill, 1) or lengths
+    plan = benchmark.Plan(lengths, _numbers("--depths", depths, 0) or (0, *lengths), repeats, dummy)
+    _check(wanted, group_axis, repeats)
+    if png is not None:
+        picture.drawing()
+    options = {"activations": activations, "kv": kv, "threads": threads, "quantize": quantize}
+    models = [(name, _load(name, is_random, group_axis, options), options) for name, is_random in wanted]
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        bar = progress.add_task("", total=1 + plan.steps * len(models))
+        results, machine = benchmark.run(
+            models, plan, lambda what: progress.update(bar, advance=1, description=escape(what))
+        )
+    if png is not None:
+        picture.draw_speeds(results, machine, png)
+    compared = [(baseline, benchmark.ratios(results[0], baseline)) for baseline in results[1:]]
+    if json:
+        print_json(_values(results[0], machine, compared))
+        return
+    for result in results:
+        _print(result, machine, plan)
+    for baseline, found in compared:
+        _print_ratios(results[0], baseline, found)
+    peak = machine.multiply_adds_per_s
+    print(f"read bandwidth {machine.bytes_per_s / 1e9:.1f} GB/s", end="")
+    print(f", int8 peak {peak / 1e9:,.0f} G multiply-adds/s" if peak else "")
+
+
+def _numbers(option: str, text: str | None, least: int) -> tuple[int, ...]:
+    """The numbers of an option, in order and each once; none if it is not given."""
+    if text is None:
+        return ()
+    try:
+        numbers = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise UsageError(f"{option} is {text!r}, but must be whole numbers with commas between them") from None
+    if numbers[0] < least:
+        raise UsageError(f"{option} is {text!r}, but none of them may be below {least}")
+    return tuple(numbers)
+
+
+def _check(wanted: Sequence[tuple[str, bool]], group_axis: str, repeats: int) -> None:
+    """Before anything is written or measured: a preset for each random model, and options that can be."""
+    for name, is_random in wanted:
+        if is_random:
+            preset(name)
+    if group_axis not in ("in", "out"):
+        raise UsageError(f"--group-axis is {group_axis!r}, but must be 'in' or 'out'")
+    if not 1 <= repeats <= MOST_REPEATS:
+        raise UsageError(f"--repeats is {repeats}, but must be from 1 to {MOST_REPEATS}")
+
+
+def _load(name: str, is_random: bool, group_axis: str, options: dict[str, Any]) -> Model:
+    from mobilemoe.profile.random_model import random_model
+
+    def tell(sentence: str) -> None:
+        print(f"mobilemoe: {sentence}", file=sys.stderr)
+
+    if is_random:
+        return load_model(str(random_model(name, cast(GroupAxis, group_axis), tell)), "native", **options)
+    try:
+        return load_model(name, "native", **options)
+    except ModelNotFoundError:
+        if name not in PRESETS:
+            raise
+        raise UsageError(f"{name} is a shape without weights: add --random to measure it with random ones") from None
+
+
+def _values(result: Result, machine: Machine, compared: Sequence[tuple[Result, list[Ratio]]]) -> dict[str, Any]:
+    engine = result.engine
+    values = result.values(machine) | {
+        "threads": engine.threads,
+        "isa": engine.isa,
+        "bytes_per_s": machine.bytes_per_s,
+        "multiply_adds_per_s": machine.multiply_adds_per_s,
+    }
+    if compared:
+        values["compared"] = [
+            baseline.values(machine) | {"ratios": [vars(ratio) for ratio in found]} for baseline, found in compared
+        ]
+    return values
+
+
+def _print(result: Result, machine: Machine, plan: Plan) -> None:
+    s, engine = result.subject, result.engine
+    print(f"{s.name}: {engine.threads} threads, {engine.isa}, {result.tokens.source}")
+    table = Table("tokens", "prefill tok/s", "MFU", "decode tok/s", "MBU")
+    for column in table.columns:
+        column.justify = "right"
+    for n in sorted({*s.prefill, *s.decode}):
+        mfu = s.mfu(n, machine) if n in s.prefill else None
+        table.add_row(
+            f"{n:,}",
+            f"{s.prefill_speed(n):,.1f}" if n in s.prefill else "",
+            "" if mfu is None else f"{mfu:.1%}",
+            f"{s.decode_speed(n):,.1f}" if n in s.decode else "",
+            f"{s.mbu(n, machine):.1%}" if n in s.decode else "",
+        )
+    plain_console().print(table)
+    for what, wanted, measured in (("prefill", plan.lengths, s.prefill), ("decode", plan.depths, s.decode)):
+        if left_out := [f"{n:,}" for n in wanted if n not in measured]:
+            print(f"left out: {what} at {', '.join(left_out)}, which the context of {engine.context:,} has no room for")
+    print(f"first token        {result.cold.from_import_s:.3f} s from before `import mobilemoe`", end="")
+    print(f", {result.cold.from_load_s:.3f} s from load(), in a new process")
+    print(f"peak memory        {result.cold.peak_rss_bytes / 1e6:,.0f} MB, after {result.rss_tokens:,} tokens there")
+    print()
+
+
+def _print_ratios(result: Result, baseline: Result, found: Sequence[Ratio]) -> None:
+    from mobilemoe.profile import paper
+
+    devices = list(paper.RATIOS) if any(ratio.paper for ratio in found) else []
+    print(f"how many times as fast {result.subject.name} is as {baseline.subject.name}")
+    table = Table("", "tokens", "here", *(f"paper, {device}" for device in devices))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for ratio in found:
+        published = (f"{ratio.paper[device]:.2f}" if device in ratio.paper else "" for device in devices)
+        table.add_row(ratio.kind, f"{ratio.tokens:,}", f"{ratio.ratio:.2f}", *published)
+    plain_console().print(table)
+    if baseline.subject.name == paper.BASELINE:
+        best = ", ".join(f"{kind} {ratio}" for kind, ratio in paper.BEST.items())
+        print(f"The paper compares MobileMoE-S with MobileLLM-Pro; its best ratios: {best}")
+    print()

@@ -1,0 +1,113 @@
+"""The compiled engine (native/python/binding.cpp). O outputs of a call, L layers, A active experts, V vocabulary."""
+
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as _List
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+_Ids = _List[int] | npt.NDArray[np.int32]
+_Experts = _List[npt.NDArray[np.int32] | None]
+
+class NativeError(Exception):
+    code: Literal["usage", "config", "file", "memory", "full", "numerics"]
+
+class Engine:
+    """An open model. One call computes at a time, without the interpreter's lock: other threads wait for their turn."""
+
+    @staticmethod
+    def open(path: str, threads: int = 0, kv: str = "int8", fp32: bool = False) -> Engine:
+        """`path`: an engine file, or a checkpoint's folder; `kv`: int8, f16 or f32; threads 0: one for each core."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def context(self) -> int: ...
+    @property
+    def experts(self) -> int: ...
+    @property
+    def active_experts(self) -> int: ...
+    @property
+    def file_bytes(self) -> int: ...
+    @property
+    def config_json(self) -> str: ...
+    @property
+    def fingerprint(self) -> bytes: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def kv(self) -> str: ...
+    @property
+    def fp32(self) -> bool: ...
+    def new_sequence(self, capacity: int = 0) -> Sequence:
+        """With room for `capacity` tokens; 0: the context."""
+
+    def forward(
+        self,
+        requests: _List[tuple[Sequence, _Ids, int]],
+        forced_experts: _Experts | None = None,
+        chosen_experts: _Experts | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Appends the ids of each request to its sequence: logits_OV of the last `int` positions of each.
+
+        Experts are one entry for each request, None or an array [ids, L, A]: `forced_experts` are taken in place of
+        the router's choice, into `chosen_experts` the choice is written.
+        """
+
+    def score(
+        self, requests: _List[tuple[Sequence, _Ids, int]], targets: _Ids
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """As `forward`, but of each of the O targets its log-probability, and whether no token is likelier."""
+
+class Sequence:
+    """One text in progress; keeps its engine alive."""
+
+    @property
+    def length(self) -> int: ...
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def tokens(self) -> list[int]: ...
+    def truncate(self, length: int) -> None: ...
+    def copy_from(self, other: Sequence, length: int) -> None: ...
+    def save(self, path: str) -> None: ...
+    def load(self, path: str) -> None: ...
+
+class Sampler:
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        seed: int = 0,
+        logit_bias: Mapping[int, float] = {},
+    ) -> None: ...
+    def see(self, tokens: _Ids) -> None:
+        """The prompt, for the repetition penalty."""
+
+    def choose(
+        self, logits: npt.NDArray[np.float32], with_logprob: bool = False, top: int = 0
+    ) -> tuple[int, float, list[tuple[int, float]]]:
+        """The next token, its log-probability under the model itself, and the `top` likeliest with theirs."""
+
+def available_kernels() -> list[str]:
+    """The instruction sets that this build has and this machine can run, best first."""
+
+def repack(folder: str, path: str, progress: Callable[[int, int], object] | None = None) -> None:
+    """Writes the checkpoint in `folder` as the engine file `path`; an exception of progress(done, total) stops it."""
+
+def machine_speed(threads: int) -> tuple[float, float]:
+    """Bytes per second read from memory, and int8 multiply-adds per second (0 with scalar kernels): about 2 s, 1 GiB."""
+
+def checkpoint_fingerprint(folder: str) -> bytes: ...

@@ -1,0 +1,118 @@
+"""A whole benchmark: models side by side, with cold starts and the limits of the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from mobilemoe.engine import Engine
+from mobilemoe.load import Model
+from mobilemoe.profile import paper
+from mobilemoe.profile.cold import ColdStart, cold_start
+from mobilemoe.profile.machine import Machine, measure_machine
+from mobilemoe.profile.speed import DECODED, Subject, measure
+from mobilemoe.profile.tokens import Tokens, tokens_for
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: prompts of these lengths, decoding at these depths; each `repeats` times, the median counts."""
+
+    lengths: tuple[int, ...]
+    depths: tuple[int, ...]
+    repeats: int
+    dummy: bool  # pseudo-random tokens in place of text
+
+    @property
+    def steps(self) -> int:
+        """How often `run` tells of progress, for each model."""
+        return self.repeats * (len({*self.lengths, *self.depths}) + 1)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model's speeds; those that do not fit into its context are not there."""
+
+    subject: Subject
+    tokens: Tokens
+    cold: ColdStart
+    rss_tokens: int  # behind which the memory was read
+
+    @property
+    def engine(self) -> Engine:
+        return self.subject.engine
+
+    def values(self, machine: Machine) -> dict[str, Any]:
+        """As JSON."""
+        s = self.subject
+        return {
+            "model": s.name,
+            "input": self.tokens.source,
+            "prefill": [
+                {"tokens": n, "tok_s": s.prefill_speed(n), "mfu": s.mfu(n, machine)} for n in sorted(s.prefill)
+            ],
+            "decode": [{"depth": n, "tok_s": s.decode_speed(n), "mbu": s.mbu(n, machine)} for n in sorted(s.decode)],
+            "ttft_cold_s": self.cold.from_import_s,
+            "ttft_load_s": self.cold.from_load_s,
+            "peak_rss_bytes": self.cold.peak_rss_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast as the baseline; `paper` by device, where it has measured that point."""
+
+    kind: str  # "prefill" or "decode"
+    tokens: int
+    ratio: float
+    paper: dict[str, float]
+
+
+def run(
+    models: Sequence[tuple[str, Model, dict[str, Any]]], plan: Plan, on_step: Callable[[str], None]
+) -> tuple[list[Result], Machine]:
+    """Measures named models, each with the options of `load` that it was opened with, taking turns."""
+    subjects, texts = [], []
+    for name, model, _ in models:
+        engine = model.backend
+        assert isinstance(engine, Engine)  # no other backend is asked for
+        longest = min(engine.context, max(*plan.lengths, *plan.depths) + DECODED)
+        texts.append(tokens_for(model, longest, dummy=plan.dummy))
+        subjects.append(Subject(name, engine, texts[-1].ids))
+    threads = subjects[0].engine.threads
+    on_step("the machine's limits")
+    before = measure_machine(threads)
+    measure(subjects, plan.lengths, plan.depths, plan.repeats, on_step)
+    starts: list[list[ColdStart]] = [[] for _ in models]
+    for _ in range(plan.repeats):
+        for (name, model, options), tokens, found in zip(models, texts, starts, strict=True):
+            found.append(cold_start(str(model.folder.absolute()), options, tokens.ids, is_text=tokens.is_text))
+            on_step(f"{name}: cold start")
+    results = [
+        Result(subject, tokens, _middle(found), len(tokens.ids))
+        for subject, tokens, found in zip(subjects, texts, starts, strict=True)
+    ]
+    return results, before.better(measure_machine(threads))
+
+
+def _middle(starts: Sequence[ColdStart]) -> ColdStart:
+    return ColdStart(
+        median(start.from_import_s for start in starts),
+        median(start.from_load_s for start in starts),
+        max(start.peak_rss_bytes for start in starts),
+    )
+
+
+def ratios(result: Result, baseline: Result) -> list[Ratio]:
+    """At every point that both have."""
+    ours, theirs = result.subject, baseline.subject
+    lengths, depths = sorted({*ours.prefill} & {*theirs.prefill}), sorted({*ours.decode} & {*theirs.decode})
+    found = [("prefill", n, ours.prefill_speed(n) / theirs.prefill_speed(n)) for n in lengths]
+    found += [("decode", n, ours.decode_speed(n) / theirs.decode_speed(n)) for n in depths]
+    published = paper.RATIOS if theirs.name == paper.BASELINE else {}
+    return [
+        Ratio(kind, n, ratio, {device: by[kind][n] for device, by in published.items() if n in by[kind]})
+        for kind, n, ratio in found
+    ]

@@ -1,0 +1,69 @@
+"""A cold start: a fresh process of this Python loads a model, gives its first token, and tells how much memory it took.
+
+What counts is the model's: the page cache is warm, as the caller has opened the model before.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mobilemoe.errors import MobileMoEError
+
+PROMPT = "Once upon a time, in a small village by the sea,"
+# The clock starts before anything of ours is imported; -P: a folder of that name where we are must not be taken.
+_CHILD = "import time\nbegan = time.perf_counter()\nfrom mobilemoe.profile.cold import child_main\nchild_main(began)\n"
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """Seconds to the first token, from before our import and from `load`; the most memory, after a long prompt."""
+
+    from_import_s: float
+    from_load_s: float
+    peak_rss_bytes: int
+
+
+def cold_start(folder: str, options: dict[str, Any], ids: Sequence[int], *, is_text: bool) -> ColdStart:
+    """Starts a process that loads `folder` with `options` of `load`, writes a token, and then computes all `ids`.
+
+    The first token follows a short prompt, which is encoded with the tokenizer if `is_text`, else the first of `ids`.
+    """
+    job = {"folder": folder, "options": options, "ids": list(ids), "is_text": is_text}
+    done = subprocess.run([sys.executable, "-P", "-c", _CHILD], input=json.dumps(job), capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise MobileMoEError(f"the process that measures a cold start failed: {reason}")
+    return ColdStart(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def child_main(began: float) -> None:
+    """The other process: a job on standard input, a ColdStart as JSON on standard output."""
+    from mobilemoe.load import load
+
+    job = json.load(sys.stdin)
+    load_began = time.perf_counter()
+    model = load(job["folder"], **job["options"])
+    if job["is_text"]:
+        model.generate(PROMPT, max_new_tokens=1)
+    else:
+        model.logits(job["ids"][:1])
+    first = time.perf_counter()
+    model.loglikelihood(job["ids"][:-1], job["ids"][-1:])
+    result = {"from_import_s": first - began, "from_load_s": first - load_began, "peak_rss_bytes": _peak_rss_bytes()}
+    print(json.dumps(result))
+
+
+def _peak_rss_bytes() -> int:
+    """Of this process alone: what getrusage says also covers the one that started it, on Linux."""
+    try:
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,67 @@
+"""The speeds as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mobilemoe.errors import MissingExtraError
+from mobilemoe.files import atomic_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from mobilemoe.profile.benchmark import Result
+    from mobilemoe.profile.machine import Machine
+
+
+def drawing() -> tuple[type[Figure], type[FigureCanvasAgg]]:
+    """matplotlib's figure and canvas; MissingExtraError without it, to be asked before anything is measured."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("drawing the speeds", "train") from None
+    return Figure, FigureCanvasAgg
+
+
+def draw_speeds(results: Sequence[Result], machine: Machine, path: Path) -> None:
+    """Prefill over the prompt's length and decoding over depth, each point with its share of the limit, as a PNG."""
+    figure_kind, canvas_kind = drawing()
+    figure = figure_kind(figsize=(11, 5), layout="constrained")
+    canvas_kind(figure)
+    prefill_axes, decode_axes = figure.subplots(1, 2)
+    for result in results:
+        s = result.subject
+        prefill = [(n, s.prefill_speed(n), s.mfu(n, machine)) for n in sorted(s.prefill)]
+        decode = [(n, s.decode_speed(n), s.mbu(n, machine)) for n in sorted(s.decode)]
+        _draw_line(prefill_axes, s.name, prefill)
+        _draw_line(decode_axes, s.name, decode)
+    engine = results[0].engine
+    figure.suptitle(f"{engine.threads} threads, {engine.isa}")
+    peak = machine.multiply_adds_per_s
+    shares = f" (% of {peak / 1e9:,.0f} G multiply-adds/s)" if peak else ""
+    _label(prefill_axes, f"prefill{shares}", "tokens of the prompt")
+    _label(decode_axes, f"decode (% of {machine.bytes_per_s / 1e9:.1f} GB/s)", "tokens before")
+    with atomic_file(path) as handle:
+        figure.savefig(handle, format="png", dpi=120)
+
+
+def _draw_line(axes: Axes, name: str, points: Sequence[tuple[int, float, float | None]]) -> None:
+    places = [str(n) for n, _, _ in points]
+    axes.plot(places, [speed for _, speed, _ in points], marker="o", label=name)
+    for place, (_, speed, share) in zip(places, points, strict=True):
+        if share is not None:
+            axes.annotate(f"{share:.0%}", (place, speed), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+
+
+def _label(axes: Axes, title: str, x: str) -> None:
+    axes.set_title(title)
+    axes.set_xlabel(x)
+    axes.set_ylabel("tokens per second")
+    axes.set_ylim(0, 1.15 * axes.get_ylim()[1])  # room for the shares above the points
+    axes.grid(alpha=0.3)
+    axes.legend()

@@ -1,0 +1,92 @@
+"""Tokens per second: prefill of prompts of several lengths, and decoding behind them.
+
+Models take turns, length by length, so that what else the machine does falls on all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from mobilemoe import accounting
+from mobilemoe.engine import Engine
+from mobilemoe.profile.machine import Machine
+
+DECODED = 32  # tokens that one measurement of decoding takes
+WARM_UP = 512  # tokens computed before anything is measured
+KV_BITS = {"int8": 8, "f16": 16, "f32": 32}
+
+
+@dataclass
+class Subject:
+    """A model under measurement, the ids that it is given, and the seconds per token that each point took."""
+
+    name: str
+    engine: Engine
+    ids: Sequence[int]
+    prefill: dict[int, list[float]] = field(default_factory=dict)
+    decode: dict[int, list[float]] = field(default_factory=dict)
+
+    def has_room(self, tokens: int) -> bool:
+        return tokens <= self.engine.context
+
+    def prefill_speed(self, tokens: int) -> float:
+        """Tokens per second: the median of the repeats."""
+        return 1 / median(self.prefill[tokens])
+
+    def decode_speed(self, depth: int) -> float:
+        return 1 / median(self.decode[depth])
+
+    def mfu(self, tokens: int, machine: Machine) -> float | None:
+        """Share of the int8 peak that a prefill takes; None for fp32 activations, or where the peak is not known."""
+        if machine.multiply_adds_per_s is None or self.engine.native.fp32:
+            return None
+        products = accounting.prefill_flops(self.engine.config, tokens) / 2
+        return products * self.prefill_speed(tokens) / tokens / machine.multiply_adds_per_s
+
+    def mbu(self, depth: int, machine: Machine) -> float:
+        """Share of the read bandwidth that decoding takes: active weights, and the keys and values at `depth`."""
+        bits = KV_BITS[self.engine.native.kv]
+        read = accounting.decode_bytes(self.engine.config, depth + DECODED // 2, bits)
+        return read * self.decode_speed(depth) / machine.bytes_per_s
+
+
+def measure(
+    subjects: Sequence[Subject],
+    lengths: Sequence[int],
+    depths: Sequence[int],
+    repeats: int,
+    on_point: Callable[[str], None] = lambda what: None,
+) -> None:
+    """Adds `repeats` times of each point that fits to each subject; `on_point` hears what has been measured.
+
+    A depth of 0 is one token. Decoding computes the next tokens of the same ids, not the model's own choice.
+    """
+    for subject in subjects:
+        count = min(WARM_UP, subject.engine.context - 1)
+        subject.engine.session(count).append(subject.ids[:count])
+    for _ in range(repeats):
+        for length in sorted({*lengths, *depths}):
+            for subject in subjects:
+                _measure_point(subject, length, length in lengths, length in depths)
+                on_point(f"{subject.name}: {length} tokens")
+
+
+def _measure_point(subject: Subject, length: int, with_prefill: bool, with_decode: bool) -> None:
+    start = max(length, 1)
+    with_prefill = with_prefill and subject.has_room(start)
+    with_decode = with_decode and subject.has_room(start + DECODED)
+    if not (with_prefill or with_decode):
+        return
+    session = subject.engine.session(start + DECODED * with_decode)
+    began = time.perf_counter()
+    session.append(subject.ids[:start])
+    if with_prefill:
+        subject.prefill.setdefault(length, []).append((time.perf_counter() - began) / start)
+    if with_decode:
+        began = time.perf_counter()
+        for token in subject.ids[start : start + DECODED]:
+            session.append([token])
+        subject.decode.setdefault(length, []).append((time.perf_counter() - began) / DECODED)

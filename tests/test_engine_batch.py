@@ -1,0 +1,211 @@
+"""A batch computes what it must and no more, goes on after an interrupt, and samples as the rules say."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import mobilemoe
+from engine_models import fed_tokens, ids_for
+from mobilemoe.engine.batch import CHUNK
+from mobilemoe.errors import UsageError
+from mobilemoe.sampling import Sampler, Sampling, log_softmax
+
+
+@pytest.fixture
+def engine(make_engine):
+    return make_engine()
+
+
+def test_a_long_prompt_does_not_hold_up_the_others(engine, monkeypatch):
+    batch = engine.batch()
+    batch.join(ids_for(engine, 3))
+    assert [number for number, _ in batch.step()] == [0]
+    batch.join(ids_for(engine, 2 * CHUNK, seed=1))
+    batch.join(ids_for(engine, 5, seed=2))
+    fed = fed_tokens(engine, monkeypatch)
+    given = [[number for number, _ in batch.step()] for _ in range(4)]
+    assert given == [[0], [0], [0, 1, 2], [0, 1, 2]]
+    assert max(fed) <= CHUNK
+    assert sum(fed) == 4 + 2 * CHUNK + 5 + 2
+
+
+def test_what_has_left_is_computed_no_further(engine, monkeypatch):
+    batch = engine.batch()
+    for seed in range(3):
+        batch.join(ids_for(engine, 4, seed=seed))
+    batch.step()
+    batch.leave(1)
+    fed = fed_tokens(engine, monkeypatch)
+    assert [number for number, _ in batch.step()] == [0, 2]
+    assert fed == [2]
+    batch.leave(0)
+    batch.leave(2)
+    assert batch.step() == []
+    assert (fed, len(batch)) == ([2], 0)
+    assert batch.join([1]) == 3
+
+
+def test_an_interrupt_loses_and_repeats_nothing(engine, monkeypatch):
+    ids = ids_for(engine, CHUNK + 20)
+    expected = engine.generate_ids(ids, max_new_tokens=6)
+    batch, made = engine.batch(), []
+    batch.join(ids)
+    forward = type(engine).forward
+
+    def interrupted(self, requests):
+        forward(self, requests)  # the work is done, but Ctrl-C comes before its result is taken
+        raise KeyboardInterrupt
+
+    for turn in range(20):
+        if turn % 3 == 1:
+            with monkeypatch.context() as patch:
+                patch.setattr(type(engine), "forward", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    batch.step()
+        made += [choice.token for _, choice in batch.step()]
+    assert made[:6] == expected
+
+
+def test_a_text_whose_context_is_full_is_refused_before_anything_changes(make_engine):
+    engine = make_engine(context=8)
+    assert (engine.context, engine.session().context) == (8, 8)
+    batch = engine.batch()
+    batch.join([1, 2, 3])
+    batch.join([4, 5, 6, 7, 8, 9, 10])
+    first = [batch.step() for _ in range(2)]
+    assert [len(given) for given in first] == [2, 2]
+    for _ in range(2):
+        with pytest.raises(UsageError, match="context"):
+            batch.step()
+    batch.leave(1)
+    made = [choice.token for given in first for number, choice in given if number == 0]
+    made += [choice.token for _ in range(4) for _, choice in batch.step()]
+    assert made == engine.generate_ids([1, 2, 3], max_new_tokens=6)
+
+
+def test_a_conversation_computes_only_what_is_new(engine, monkeypatch):
+    fed = fed_tokens(engine, monkeypatch)
+
+    def answer(ids: list[int], count: int) -> list[int]:
+        batch = engine.start([ids], count, Sampling())
+        made = [choice.token for _ in range(count) for _, choice in batch.step()]
+        batch.leave(0)
+        return made
+
+    ids = ids_for(engine, 50)
+    ids += answer(ids, 4)
+    assert sum(fed) == 50 + 3
+    fed.clear()
+    longer = [*ids, *ids_for(engine, 10, seed=1)]
+    made = answer(longer, 2)
+    assert sum(fed) == 1 + 10 + 1  # the last token of the first answer was never fed
+    assert made == engine.generate_ids(longer, max_new_tokens=2)
+    fed.clear()
+    assert answer(longer, 2) == made
+    assert sum(fed) == 1 + 1
+
+
+def test_two_texts_at_once_do_not_disturb_each_other(engine):
+    one, other = ids_for(engine, 30), [*ids_for(engine, 20), 5]
+    expected = [engine.generate_ids(ids, max_new_tokens=5) for ids in (one, other)]
+    first = engine.start([one], 5, Sampling())
+    made: tuple[list[int], list[int]] = ([], [])
+    made[0].extend(choice.token for _, choice in first.step())
+    second = engine.start([other], 5, Sampling())
+    for batch, tokens in ((first, made[0]), (second, made[1])) * 5:
+        tokens += [choice.token for _, choice in batch.step()]
+    assert [tokens[:5] for tokens in made] == expected
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {},
+        {"repetition_penalty": 1.5},
+        {"presence_penalty": 1.5},
+        {"frequency_penalty": 0.75},
+        {"logit_bias": {7: 3.0, 9: 2.5, 11: -5.0}},
+        {"repetition_penalty": 0.9, "presence_penalty": 1.0, "frequency_penalty": 0.5, "logit_bias": {7: 4.0}},
+        {"temperature": 1.5, "top_k": 1, "frequency_penalty": 2.0},
+    ],
+    ids=str,
+)
+def test_tokens_and_logprobs_are_those_of_the_rules_in_numpy(engine, sampling):
+    ids = ids_for(engine, 12)
+    batch, sampler = engine.batch(), Sampler(Sampling(**sampling), seen=ids)
+    batch.join(ids, Sampling(**sampling), logprobs=4)
+    for _ in range(12):
+        logits_V = engine.logits(ids)[-1]
+        ((_, choice),) = batch.step()
+        assert choice.token == sampler.choose(logits_V)
+        logprobs_V = log_softmax(logits_V)
+        assert choice.logprob == pytest.approx(logprobs_V[choice.token], abs=1e-4)
+        best = np.argsort(-logprobs_V, kind="stable")[:4]
+        assert [token for token, _ in choice.top] == best.tolist()
+        assert [logprob for _, logprob in choice.top] == pytest.approx(logprobs_V[best].tolist(), abs=1e-4)
+        ids.append(choice.token)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.7, "top_k": 5},
+        {"temperature": 2.0, "top_p": 0.5},
+        {"temperature": 1.0, "min_p": 0.2},
+    ],
+    ids=str,
+)
+def test_sampled_frequencies_follow_the_probabilities(engine, sampling):
+    ids, draws = ids_for(engine, 6), 300
+    session = engine.session()
+    logits_V = session.append(ids)
+    expected, taken = Counter(), Counter()
+    for seed in range(draws):
+        expected[Sampler(Sampling(**sampling, seed=seed)).choose(logits_V)] += 1
+        taken[engine.generate_ids(ids, max_new_tokens=1, session=session, seed=seed, **sampling)[0]] += 1
+    for token in expected | taken:
+        share = (expected[token] + taken[token]) / (2 * draws)
+        assert abs(expected[token] - taken[token]) <= 5 * math.sqrt(2 * draws * share * (1 - share)) + 1, token
+
+
+def test_seeds_repeat_and_their_absence_does_not(engine):
+    ids = ids_for(engine, 6)
+    made = [engine.generate_ids(ids, max_new_tokens=8, temperature=5.0, seed=seed) for seed in (1, 1, 2, None, None)]
+    assert made[0] == made[1]
+    assert len({tuple(tokens) for tokens in made[1:]}) == 4
+
+
+def test_what_cannot_join_is_refused(engine):
+    batch = engine.batch()
+    calls = {
+        "at least one": lambda: batch.join([]),
+        "outside the vocabulary": lambda: batch.join([10**12]),
+        "not a whole number": lambda: batch.join(["a"]),
+        "more than the context": lambda: batch.join([1] * (engine.context + 1)),
+        "logprobs is -1": lambda: batch.join([1], logprobs=-1),
+        "logit_bias has token id 1000000": lambda: batch.join([1], Sampling(logit_bias={10**6: 1.0})),
+    }
+    for words, call in calls.items():
+        with pytest.raises(UsageError, match=words):
+            call()
+    assert len(batch) == 0
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_a_stream_keeps_its_choices(backend):
+    model = mobilemoe.load("nano", backend=backend)
+    stream = model.stream("The old man", max_new_tokens=5, logprobs=3)
+    text = "".join(stream)
+    assert model.tokenizer.decode([choice.token for choice in stream.choices]) == text
+    for choice in stream.choices:
+        assert choice.top[0] == (choice.token, pytest.approx(choice.logprob))
+        assert len(choice.top) == 3
+    plain = model.stream("The old man", max_new_tokens=2)
+    assert "".join(plain)
+    assert [(choice.logprob, choice.top) for choice in plain.choices] == [(None, ())] * 2
+    for logprobs in (-1, 1.5, "all", 10**9):
+        with pytest.raises(UsageError, match="logprobs is"):
+            model.stream("x", logprobs=logprobs)

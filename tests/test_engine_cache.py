@@ -1,0 +1,198 @@
+"""Engine files: made once, kept in the cache, made again when damaged, and done without where nothing can be kept."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from conftest import write_model
+from mobilemoe.engine import Engine, cache, cache_folder, write_engine_folder
+from mobilemoe.errors import CheckpointError, ConfigError, MobileMoEError, UsageError
+
+IDS = [1, 2, 3, 500, 16_000]
+LOAD = (
+    "import sys, hashlib\n"
+    "from mobilemoe.engine import Engine\n"
+    "logits = Engine(sys.argv[1], threads=1).logits([1, 2, 3, 500, 16_000])\n"
+    "print(hashlib.sha256(logits.tobytes()).hexdigest())"
+)
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """The folder of an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "mobilemoe" / "engine"
+
+
+@pytest.fixture
+def rewrites(monkeypatch):
+    """Notes every rewriting of a checkpoint."""
+    calls = []
+    rewrite = cache._rewrite
+    monkeypatch.setattr(cache, "_rewrite", lambda folder, path: calls.append(folder) or rewrite(folder, path))
+    return calls
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_folder):
+    return Engine(tiny_folder).logits(IDS)
+
+
+def test_a_model_is_rewritten_once(tiny_folder, kept, rewrites, expected, capsys):
+    for _ in range(3):
+        np.testing.assert_array_equal(Engine(tiny_folder).logits(IDS), expected)
+    assert rewrites == [tiny_folder]
+    assert [path.suffix for path in kept.iterdir()] == [".mobilemoe"]
+    assert cache_folder() == kept
+    assert capsys.readouterr().err == ""
+
+
+def test_a_changed_model_is_another(tmp_path, kept, expected):
+    folder = write_model(tmp_path / "model", seed=1)
+    np.testing.assert_array_equal(Engine(folder).logits(IDS), expected)
+    shutil.rmtree(folder)
+    write_model(folder, seed=2)
+    changed = Engine(folder).logits(IDS)
+    assert not np.array_equal(changed, expected)
+    assert len(list(kept.iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "magic", "version", "sizes", "json"])
+def test_a_damaged_or_older_file_is_made_again(tiny_folder, kept, rewrites, expected, damage):
+    Engine(tiny_folder)
+    (path,) = kept.iterdir()
+    data = path.read_bytes()
+    changed = {
+        "empty": b"",
+        "cut": data[:-1],
+        "longer": data + b"\0",
+        "magic": b"X" + data[1:],
+        "version": data[:8] + (0).to_bytes(4, "little") + data[12:],
+        "sizes": data[:16] + b"\xff" * 16 + data[32:],
+        "json": data[:64] + b"[" + data[65:],
+    }[damage]
+    path.write_bytes(changed)
+    np.testing.assert_array_equal(Engine(tiny_folder).logits(IDS), expected)
+    assert len(rewrites) == 2
+    assert path.read_bytes() == data
+    assert list(kept.iterdir()) == [path]
+
+
+def test_processes_that_start_together_get_one_whole_file(tiny_folder, kept):
+    for _ in range(3):
+        shutil.rmtree(kept, ignore_errors=True)
+        started = [
+            subprocess.Popen([sys.executable, "-c", LOAD, tiny_folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            for _ in range(3)
+        ]
+        ended = [process.communicate(timeout=120) for process in started]
+        assert [err for _, err in ended] == [b""] * 3
+        assert len({out for out, _ in ended}) == 1
+        assert [path.suffix for path in kept.iterdir()] == [".mobilemoe"]
+
+
+@pytest.mark.parametrize("obstacle", ["file", "proc", "full"])
+def test_without_a_cache_the_model_runs_all_the_same(tiny_folder, tmp_path, monkeypatch, expected, capsys, obstacle):
+    (tmp_path / "file").write_text("")
+    places = {"file": tmp_path / "file", "proc": "/proc/none", "full": tmp_path / "full"}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(places[obstacle]))
+    if obstacle == "full":
+
+        def rewrite(folder, path):
+            raise CheckpointError("no space left on device")
+
+        monkeypatch.setattr(cache, "_rewrite", rewrite)
+    np.testing.assert_array_equal(Engine(tiny_folder).logits(IDS), expected)
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1
+    assert "rewritten in memory" in told
+
+
+def test_without_a_home_there_is_no_cache(tiny_folder, monkeypatch, expected, capsys):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def home():
+        raise RuntimeError("no home folder")
+
+    monkeypatch.setattr(cache.Path, "home", home)
+    np.testing.assert_array_equal(Engine(tiny_folder).logits(IDS), expected)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_relative_cache_folder_is_not_taken(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert str(cache_folder()) == "/somewhere/.cache/mobilemoe/engine"
+
+
+def test_bf16_weights_are_rounded_once(tmp_path, kept, rewrites, tiny_folder, capsys):
+    from mobilemoe.checkpoint import convert
+
+    convert(tiny_folder, tmp_path / "bf16", format="bf16")
+    convert(tmp_path / "bf16", tmp_path / "int4", format="int4", group_axis="in")
+    with pytest.raises(UsageError, match="BF16"):
+        Engine(tmp_path / "bf16")
+    assert not kept.exists()
+    expected = Engine(tmp_path / "int4").logits(IDS)
+    for _ in range(2):
+        np.testing.assert_array_equal(Engine(tmp_path / "bf16", quantize="int4").logits(IDS), expected)
+    assert len(rewrites) == 2
+    assert capsys.readouterr().err.count("rounding") == 1
+
+
+def test_an_engine_folder_is_used_in_place(tiny_folder, tmp_path, kept, rewrites, expected):
+    write_engine_folder(tiny_folder, tmp_path / "engine")
+    rewrites.clear()
+    np.testing.assert_array_equal(Engine(tmp_path / "engine").logits(IDS), expected)
+    assert rewrites == []
+    assert not kept.exists()
+    text = (tmp_path / "engine/config.json").read_text()
+    (tmp_path / "engine/config.json").write_text(text.replace("16384", "16383"))
+    with pytest.raises(MobileMoEError, match=str(tmp_path / "engine")):
+        Engine(tmp_path / "engine")
+    (tmp_path / "engine/config.json").write_text(text)
+    path = tmp_path / "engine/model.mobilemoe"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"model\.mobilemoe"):
+        Engine(tmp_path / "engine")
+
+
+def test_weights_beside_an_engine_file_come_first(tiny_folder, tmp_path, kept, expected):
+    """An engine file beside newer weights would be a model of the past."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "both")
+    (folder / "model.mobilemoe").write_bytes(b"of the past")
+    np.testing.assert_array_equal(Engine(folder).logits(IDS), expected)
+
+
+def test_a_damaged_checkpoint_is_named_and_nothing_is_kept(tiny_folder, tmp_path, kept):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    data = (folder / "model.safetensors").read_bytes()
+    for bad in (b"", data[:-1], data[:4], b"\xff" * 100, data.replace(b"router", b"ROUTER", 1)):
+        (folder / "model.safetensors").write_bytes(bad)
+        with pytest.raises(CheckpointError, match=str(folder)) as caught:
+            Engine(folder)
+        assert len(str(caught.value).splitlines()) == 1
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        Engine(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        Engine(folder)
+    assert not kept.exists() or not list(kept.iterdir())
+
+
+def test_nano_gives_its_first_token_within_a_fifth_of_a_second():
+    script = (
+        "import mobilemoe, time\n"
+        "began = time.perf_counter()\n"
+        "next(mobilemoe.load('nano').stream('The old man', max_new_tokens=2))\n"
+        "print(time.perf_counter() - began)"
+    )
+    seconds = []
+    for _ in range(6):  # the first fills the cache, and another process may get in the way of some
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        seconds.append(float(done.stdout))
+    assert min(seconds) < 0.2
