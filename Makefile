@@ -11,6 +11,7 @@ CMAKE := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -S .
 BUILD := $(BIN)/cmake --build
 CPP_FILES = $(shell find native -name '*.cpp' -o -name '*.h')
 TIDY_FILES = $(shell find native -name '*.cpp' -not -path '*/neon/*' -not -path '*/fuzz/*')
+FUZZERS := $(notdir $(basename $(wildcard native/fuzz/*.cpp)))
 FUZZ_SECONDS ?= 60
 CLANG ?= clang++
 ARM64 ?= aarch64-linux-gnu-g++
@@ -88,9 +89,8 @@ fuzz: setup
 	@command -v $(CLANG) >/dev/null || { echo "fuzz needs $(CLANG), with libFuzzer: make fuzz CLANG=clang++-19"; exit 1; }
 	$(CMAKE) -B build/fuzz -DMOBILEMOE_FUZZ=ON -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_COMPILER=$(CLANG) \
 		-DCMAKE_CXX_FLAGS="$(SANITIZED) -fsanitize=fuzzer-no-link,address,undefined"
-	$(BUILD) build/fuzz
-	@for source in native/fuzz/*.cpp; do \
-		name=$$(basename $$source .cpp); \
+	$(BUILD) build/fuzz --target $(FUZZERS)
+	@for name in $(FUZZERS); do \
 		mkdir -p build/fuzz/corpus/$$name; \
 		build/fuzz/$$name -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=build/fuzz/ build/fuzz/corpus/$$name || exit 1; \
 	done

@@ -1,5 +1,6 @@
 // The C API over the engine: no exception leaves it.
 #include <cstdio>
+#include <cstring>
 #include <new>
 #include <string>
 
@@ -150,11 +151,14 @@ mm_status mm_open(const char* path, const mm_options* options, mm_engine** engin
     require_pointer(path, "path");
     require_pointer(options, "options");
     require_pointer(engine, "engine");
-    require(options->kv >= MM_KV_INT8 && options->kv <= MM_KV_F32,
-            "kv is " + std::to_string(options->kv) + ", but must be MM_KV_INT8, MM_KV_F16 or MM_KV_F32");
+    int kv = 0;  // an enum of C may hold any number, one of C++ may not
+    static_assert(sizeof(kv) == sizeof(options->kv));
+    std::memcpy(&kv, &options->kv, sizeof(kv));
+    require(kv >= MM_KV_INT8 && kv <= MM_KV_F32,
+            "kv is " + std::to_string(kv) + ", but must be MM_KV_INT8, MM_KV_F16 or MM_KV_F32");
     EngineOptions taken;
     taken.threads = options->threads;
-    taken.kv = static_cast<KvType>(options->kv);
+    taken.kv = static_cast<KvType>(kv);
     taken.fp32 = options->fp32_activations != 0;
     *engine = std::make_unique<mm_engine>(mobilemoe::open_model(path), taken).release();
   });

@@ -108,6 +108,6 @@ def repack(folder: str, path: str, progress: Callable[[int, int], object] | None
     """Writes the checkpoint in `folder` as the engine file `path`; an exception of progress(done, total) stops it."""
 
 def machine_speed(threads: int) -> tuple[float, float]:
-    """Bytes per second read from memory, and int8 multiply-adds per second (0 with scalar kernels): about 2 s, 1 GiB."""
+    """Bytes read and int8 multiply-adds (0: not known) per second, by all threads; takes about 2 s and 1 GiB."""
 
 def checkpoint_fingerprint(folder: str) -> bytes: ...
