@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # The build tools stay in .venv and the objects in build/native, so that a change compiles only what it touches.
-BUILD_TOOLS := cmake nanobind ninja scikit-build-core
+BUILD_TOOLS := cmake nanobind ninja scikit-build-core setuptools wheel  # the last two: dependencies that come as source
 EDITABLE := --no-build-isolation --config-settings=build-dir=build/native --editable
 NATIVE_SOURCES := CMakeLists.txt $(shell find native/include native/src native/python -type f)
 # For the programs beside the Python module: CMake's folders build/NAME.

@@ -48,7 +48,7 @@ class Forward {
   const Kernels& kernels_;
   ThreadPool& pool_;
   bool fp32_;
-  int rows_ = 0, qkv_width_, k_begin_, v_begin_, attended_width_;
+  int rows_ = 0, qkv_width_, k_begin_, v_begin_;
   std::vector<double> frequencies_;
   FeedForward feed_forward_;
 

@@ -71,7 +71,7 @@ TEST(fp16_of_the_reference_rounds_to_nearest_even_and_returns_every_value) {
   CHECK_EQ(scalar::float_to_half(1.0f + 0x3p-11f), 0x3c02);  // a tie, up to even
   CHECK_EQ(scalar::float_to_half(0x1p-25f), 0);              // a tie between 0 and the least subnormal
   CHECK_EQ(scalar::float_to_half(0x1.8p-25f), 1);
-  CHECK_EQ(scalar::float_to_half(-0x1.ffcp-15f), 0x8400);    // a tie, up to the least normal
+  CHECK_EQ(scalar::float_to_half(-0x1.ffcp-15f), 0x8400);  // a tie, up to the least normal
 }
 
 TEST(prepared_inputs_equal_the_reference_bit_for_bit) {
