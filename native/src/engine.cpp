@@ -1,6 +1,7 @@
 #include "engine.h"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <thread>
 
@@ -14,34 +15,20 @@ constexpr int kScoredRows = 16;  // rows of logits in memory at once while scori
 
 int default_threads() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
 
-// A request's part of one pass, and which of its rows give outputs.
+// A request's part of one pass.
 struct Part {
   const Request* request;
   int begin, end;
 };
 
-// Cuts requests into passes of at most kMaxRows rows, in order, and calls run(parts) for each.
-template <class Run>
-void for_each_pass(const Request* requests, int count, const Run& run) {
-  std::vector<Part> parts;
-  int rows = 0;
-  for (int i = 0; i < count; ++i) {
-    for (int begin = 0; begin < requests[i].count;) {
-      const int end = std::min(requests[i].count, begin + kMaxRows - rows);
-      parts.push_back({&requests[i], begin, end});
-      rows += end - begin;
-      begin = end;
-      if (rows == kMaxRows) {
-        run(parts);
-        parts.clear();
-        rows = 0;
-      }
-    }
-  }
-  if (!parts.empty()) run(parts);
-}
-
 }  // namespace
+
+// Working memory of `run_passes`, kept from call to call.
+struct Pass {
+  std::vector<Part> parts;
+  std::vector<Span> spans;
+  std::vector<int> rows;  // that give outputs
+};
 
 Engine::Engine(Model model, const EngineOptions& options)
     : model_(std::move(model)),
@@ -50,6 +37,7 @@ Engine::Engine(Model model, const EngineOptions& options)
       pool_(options.threads == 0 ? default_threads() : options.threads) {
   if (options_.fp32) options_.kv = KvType::f32;
   forward_ = std::make_unique<Forward>(model_, kernels_, pool_, options_.fp32);
+  pass_ = std::make_unique<Pass>();
 }
 
 Engine::~Engine() = default;
@@ -101,34 +89,53 @@ void Engine::check(const Request* requests, int count) const {
   }
 }
 
+// Cuts the requests into passes of at most kMaxRows rows, in order; use(rows) reads the outputs of each.
 template <class Use>
 void Engine::run_passes(const Request* requests, int count, const Use& use) {
   check(requests, count);
-  const int per_token = model_.config.num_hidden_layers * model_.config.num_experts_per_tok;
-  std::vector<Span> spans;
-  std::vector<int> rows;
-  for_each_pass(requests, count, [&](const std::vector<Part>& parts) {
-    spans.clear();
-    rows.clear();
-    int row = 0;
-    for (const Part& part : parts) {
-      const Request& request = *part.request;
-      const ptrdiff_t experts = static_cast<ptrdiff_t>(part.begin) * per_token;
-      spans.push_back({&request.sequence->kv_, request.tokens + part.begin, part.end - part.begin,
-                       request.sequence->length(),
-                       request.forced_experts == nullptr ? nullptr : request.forced_experts + experts,
-                       request.chosen_experts == nullptr ? nullptr : request.chosen_experts + experts});
-      for (int t = part.begin; t < part.end; ++t, ++row) {
-        if (t >= request.count - request.outputs) rows.push_back(row);
+  auto& parts = pass_->parts;
+  parts.clear();
+  int pass_rows = 0;
+  for (int i = 0; i < count; ++i) {
+    for (int begin = 0; begin < requests[i].count;) {
+      const int end = std::min(requests[i].count, begin + kMaxRows - pass_rows);
+      parts.push_back({&requests[i], begin, end});
+      pass_rows += end - begin;
+      begin = end;
+      if (pass_rows == kMaxRows) {
+        run_pass(use);
+        parts.clear();
+        pass_rows = 0;
       }
     }
-    forward_->run(spans.data(), static_cast<int>(spans.size()));
-    for (const Part& part : parts) {
-      auto& tokens = part.request->sequence->tokens_;
-      tokens.insert(tokens.end(), part.request->tokens + part.begin, part.request->tokens + part.end);
+  }
+  if (!parts.empty()) run_pass(use);
+}
+
+template <class Use>
+void Engine::run_pass(const Use& use) {
+  const int per_token = model_.config.num_hidden_layers * model_.config.num_experts_per_tok;
+  auto& [parts, spans, rows] = *pass_;
+  spans.clear();
+  rows.clear();
+  int row = 0;
+  for (const Part& part : parts) {
+    const Request& request = *part.request;
+    const ptrdiff_t experts = static_cast<ptrdiff_t>(part.begin) * per_token;
+    spans.push_back({&request.sequence->kv_, request.tokens + part.begin, part.end - part.begin,
+                     request.sequence->length(),
+                     request.forced_experts == nullptr ? nullptr : request.forced_experts + experts,
+                     request.chosen_experts == nullptr ? nullptr : request.chosen_experts + experts});
+    for (int t = part.begin; t < part.end; ++t, ++row) {
+      if (t >= request.count - request.outputs) rows.push_back(row);
     }
-    if (!rows.empty()) use(rows);
-  });
+  }
+  forward_->run(spans.data(), static_cast<int>(spans.size()));
+  for (const Part& part : parts) {
+    auto& tokens = part.request->sequence->tokens_;
+    tokens.insert(tokens.end(), part.request->tokens + part.begin, part.request->tokens + part.end);
+  }
+  if (!rows.empty()) use(rows);
 }
 
 void Engine::forward(const Request* requests, int count, float* logits) {
@@ -164,6 +171,11 @@ void Engine::score(const Request* requests, int count, const int* targets, Score
         }
         scores[row] = {row_logits[target] - kernels_.log_sum_exp(row_logits, vocab), greedy};
       });
+      for (int row = 0; row < here; ++row) {
+        if (std::isnan(scores[row].logprob)) {
+          throw Error(ErrorCode::numerics, "the model gave no usable logits: its weights hold NaN");
+        }
+      }
       targets += here;
       scores += here;
     }

@@ -20,7 +20,9 @@ struct EngineOptions {
 // One text in progress: its tokens and their keys and values.
 class Sequence {
  public:
-  Sequence(const Model& model, KvType kv, int capacity) : kv_(model.config, kv, capacity) {}
+  Sequence(const Model& model, KvType kv, int capacity) : kv_(model.config, kv, capacity) {
+    tokens_.reserve(static_cast<size_t>(capacity));  // so that decoding takes no memory
+  }
   int length() const { return static_cast<int>(tokens_.size()); }
   int capacity() const { return kv_.capacity(); }
   const std::vector<int>& tokens() const { return tokens_; }
@@ -54,6 +56,7 @@ struct Score {
 };
 
 class Forward;
+struct Pass;
 
 class Engine {
  public:
@@ -78,12 +81,15 @@ class Engine {
   void check(const Request* requests, int count) const;
   template <class Use>
   void run_passes(const Request* requests, int count, const Use& use);
+  template <class Use>
+  void run_pass(const Use& use);
 
   Model model_;
   EngineOptions options_;
   const Kernels& kernels_;
   ThreadPool pool_;
   std::unique_ptr<Forward> forward_;
+  std::unique_ptr<Pass> pass_;
 };
 
 }  // namespace mobilemoe

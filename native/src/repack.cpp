@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <exception>
 #include <mutex>
 #include <thread>
@@ -23,6 +24,23 @@ struct Progress {
   bool (*call)(size_t, size_t, void*) = nullptr;
   void* context = nullptr;
 };
+
+// Scales, norms and routers that are NaN or infinite would only show in the text.
+void check_finite(const Checkpoint& checkpoint) {
+  for (const auto& [name, tensor] : checkpoint.tensors) {
+    const bool is_f32 = tensor.dtype == "F32";
+    if (!is_f32 && tensor.dtype != "F16" && tensor.dtype != "BF16") continue;
+    const size_t width = is_f32 ? 4 : 2;
+    const uint16_t exponent = tensor.dtype == "F16" ? 0x7c00 : 0x7f80;
+    for (size_t at = width - 2; at < tensor.bytes; at += width) {  // the upper half of an fp32
+      uint16_t bits;
+      std::memcpy(&bits, tensor.data + at, sizeof bits);
+      if ((bits & exponent) == exponent) {
+        throw Error(ErrorCode::file, checkpoint.place + ": tensor " + name + " holds NaN or infinity");
+      }
+    }
+  }
+}
 
 // The pages that have been read need not count against this process any longer; those still wanted come back.
 void release(const Checkpoint& checkpoint) {
@@ -76,6 +94,7 @@ std::shared_ptr<uint8_t> allocate(size_t bytes) {
 void write_engine_file(const std::string& folder, const std::string& path, bool (*progress)(size_t, size_t, void*),
                        void* context) {
   const Checkpoint checkpoint = open_checkpoint(folder);
+  check_finite(checkpoint);
   const Pieces pieces = cut_engine_file(checkpoint);
   AtomicFile file(path);
   const int threads = thread_count();
@@ -94,6 +113,7 @@ void write_engine_file(const std::string& folder, const std::string& path, bool 
 }
 
 Model repack_in_memory(const Checkpoint& checkpoint) {
+  check_finite(checkpoint);
   const Pieces pieces = cut_engine_file(checkpoint);
   const std::shared_ptr<uint8_t> memory = allocate(pieces.file_bytes);
   make_all(checkpoint, pieces, thread_count(), {},

@@ -205,3 +205,23 @@ TEST(log_sum_exp_is_that_of_double_arithmetic) {
         [&](const Kernels& kernels) { CHECK_NEAR(kernels.log_sum_exp(logits.data(), count), std::log(sum), 4e-6); });
   }
 }
+
+TEST(an_input_that_is_not_finite_makes_the_scale_of_its_group_nan) {
+  for (const char* const* isa = available_kernels(); *isa != nullptr; ++isa) {
+    const Kernels* kernels = find_kernels(*isa);
+    for (const float bad : {NAN, INFINITY, -INFINITY}) {
+      for (int at = 0; at < 2 * kGroup; ++at) {
+        std::vector<float> x(2 * kGroup, 0.5f);
+        x[static_cast<size_t>(at)] = bad;
+        Block blocks[2];
+        ScaledBlock scaled[2];
+        kernels->prepare[static_cast<int>(Form::blocks)](x.data(), 2 * kGroup, blocks);
+        kernels->prepare[static_cast<int>(Form::scaled)](x.data(), 2 * kGroup, scaled);
+        for (int group = 0; group < 2; ++group) {
+          CHECK_EQ(std::isnan(blocks[group].scale), group == at / kGroup);
+          CHECK_EQ(std::isnan(scaled[group].scale), group == at / kGroup);
+        }
+      }
+    }
+  }
+}

@@ -19,7 +19,10 @@ void for_each_group(const float* x, int count, const Work& work) {
 
 float largest_magnitude(const float* group) {
   float largest = 0;
-  for (int i = 0; i < kGroup; ++i) largest = std::max(largest, std::fabs(group[i]));
+  for (int i = 0; i < kGroup; ++i) {
+    if (!std::isfinite(group[i])) return NAN;  // it must not be hidden by rounding
+    largest = std::max(largest, std::fabs(group[i]));
+  }
   return largest;
 }
 

@@ -17,10 +17,12 @@ inline void for_each_group(const float* x, int count, const Work& work) {
   work(tail, whole);
 }
 
-// max|x| of 32 floats, and what turns them into -127 .. 127.
+// max|x| of 32 floats, and what turns them into -127 .. 127. One that is not finite makes the scale NaN: rounding would
+// hide it.
 template <class S>
 inline float inverse_scale(const float* x, float* scale) {
-  const float largest = max_lane<S>(S::max(S::abs(S::load(x)), S::abs(S::load(x + 16))));
+  const typename S::F low = S::load(x), high = S::load(x + 16), zero = S::zero();
+  const float largest = max_lane<S>(S::fma(low, zero, S::fma(high, zero, S::max(S::abs(low), S::abs(high)))));
   *scale = largest / 127.0f;
   return largest > 0 ? 127.0f / largest : 0.0f;
 }

@@ -15,13 +15,13 @@ inline float sum(typename S::F x) {
   return lane[0];
 }
 
-// The largest lane; 0 for an empty comparison cannot happen. NaN lanes may be ignored.
+// The largest lane; NaN if there is one.
 template <class S>
 inline float max_lane(typename S::F x) {
   float lane[16];
   S::store(lane, x);
   for (int step = 8; step > 0; step /= 2)
-    for (int i = 0; i < step; ++i) lane[i] = lane[i] > lane[i + step] ? lane[i] : lane[i + step];
+    for (int i = 0; i < step; ++i) lane[i] = lane[i] > lane[i + step] || lane[i] != lane[i] ? lane[i] : lane[i + step];
   return lane[0];
 }
 
