@@ -10,7 +10,7 @@
 #pragma once
 
 #include "../avx512/matmul.h"
-#include "../vector/attention_tile.h"
+#include "../vector/unroll.h"
 #include "slice.h"
 #include "tiles.h"
 

@@ -8,7 +8,8 @@ namespace mobilemoe::avx2 {
 
 const Kernels* kernels() {
   using Dot = Maddubs;
-  static constexpr Kernels table = vector::table<Simd<Dot>, Products<Dot>, Peak<Dot>>("avx2");
+  static constexpr Kernels table = vector::table<Simd<Dot>, Peak<Dot>>("avx2", vector::matmul_blocks<Products<Dot>>,
+                                                                       vector::matmul_scaled<Products<Dot>>);
   return &table;
 }
 

@@ -8,7 +8,8 @@ namespace mobilemoe::avxvnni {
 
 const Kernels* kernels() {
   using Dot = avx2::Vnni;
-  static constexpr Kernels table = vector::table<avx2::Simd<Dot>, avx2::Products<Dot>, avx2::Peak<Dot>>("avxvnni");
+  static constexpr Kernels table = vector::table<avx2::Simd<Dot>, avx2::Peak<Dot>>(
+      "avxvnni", vector::matmul_blocks<avx2::Products<Dot>>, vector::matmul_scaled<avx2::Products<Dot>>);
   return &table;
 }
 

@@ -1,10 +1,5 @@
 // The table of AVX-512 kernels.
-#include "../kernels.h"
-
-#include "../vector/attention.h"
-#include "../vector/elementwise.h"
-#include "../vector/peak.h"
-#include "../vector/products.h"
+#include "../vector/table.h"
 #include "matmul.h"
 #include "simd.h"
 
@@ -109,21 +104,7 @@ void matmul_scaled(const Matrix& w, int begin, int end, const void* x, size_t x_
 }  // namespace
 
 const Kernels* kernels() {
-  namespace v = vector;
-  static constexpr Kernels table = {
-      "avx512",
-      {v::prepare_blocks<Simd>, v::prepare_scaled<Simd>, v::prepare_floats<Simd>},
-      {matmul_blocks, matmul_scaled, v::matmul_floats<Simd>},
-      {v::swiglu<Simd, Form::blocks>, v::swiglu<Simd, Form::scaled>, v::swiglu<Simd, Form::floats>},
-      v::rms_norm<Simd>,
-      v::router<Simd>,
-      v::rope<Simd>,
-      v::add_scaled<Simd>,
-      {v::kv_append<Simd, KvType::int8>, v::kv_append<Simd, KvType::f16>, v::kv_append<Simd, KvType::f32>},
-      {v::attend<Simd, KvType::int8>, v::attend<Simd, KvType::f16>, v::attend<Simd, KvType::f32>},
-      v::log_sum_exp<Simd>,
-      v::multiply_adds<Peak>,
-  };
+  static constexpr Kernels table = vector::table<Simd, Peak>("avx512", matmul_blocks, matmul_scaled);
   return &table;
 }
 

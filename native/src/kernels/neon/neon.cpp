@@ -8,7 +8,8 @@ namespace mobilemoe::neon {
 
 const Kernels* kernels() {
   using Dot = Sdot;
-  static constexpr Kernels table = vector::table<Simd<Dot>, Products<Dot>, Dot::Peak>("neon");
+  static constexpr Kernels table = vector::table<Simd<Dot>, Dot::Peak>("neon", vector::matmul_blocks<Products<Dot>>,
+                                                                       vector::matmul_scaled<Products<Dot>>);
   return &table;
 }
 

@@ -8,7 +8,8 @@ namespace mobilemoe::neon_i8mm {
 
 const Kernels* kernels() {
   using Dot = neon::Smmla;
-  static constexpr Kernels table = vector::table<neon::Simd<Dot>, neon::Products<Dot>, Dot::Peak>("neon_i8mm");
+  static constexpr Kernels table = vector::table<neon::Simd<Dot>, Dot::Peak>(
+      "neon_i8mm", vector::matmul_blocks<neon::Products<Dot>>, vector::matmul_scaled<neon::Products<Dot>>);
   return &table;
 }
 

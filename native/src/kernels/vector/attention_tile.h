@@ -4,37 +4,9 @@
 #include "../kernels.h"
 #include "../kv_layout.h"
 #include "math.h"
+#include "unroll.h"
 
 namespace mobilemoe::vector {
-
-template <int n>
-struct Count {
-  static constexpr int value = n;
-  constexpr operator int() const { return n; }
-};
-
-// step(Count<0>()), ..., step(Count<n - 1>()). After a loop instead, GCC 12 would leave arrays of vectors in memory.
-template <int n, class Step>
-__attribute__((always_inline)) inline void unroll(const Step& step) {
-  if constexpr (n > 0) {
-    unroll<n - 1>(step);
-    step(Count<n - 1>());
-  }
-}
-
-// The largest lane. NaN lanes may be ignored.
-template <class S>
-inline float largest_lane(typename S::F x) {
-  using Four = float __attribute__((vector_size(16)));
-  alignas(64) float lane[16];
-  S::store(lane, x);
-  Four part[4];
-  __builtin_memcpy(part, lane, sizeof part);
-  const Four low = part[0] > part[1] ? part[0] : part[1], high = part[2] > part[3] ? part[2] : part[3];
-  const Four all = low > high ? low : high;
-  const float a = all[0] > all[1] ? all[0] : all[1], b = all[2] > all[3] ? all[2] : all[3];
-  return a > b ? a : b;
-}
 
 constexpr int kTileRows = 24;  // the tile's state and one block fit into 32 KB of L1 for head_dim 64
 constexpr int kUnits = kKvBlock / 16;

@@ -25,6 +25,20 @@ inline float max_lane(typename S::F x) {
   return lane[0];
 }
 
+// The largest lane, sooner; NaN lanes may be ignored.
+template <class S>
+inline float largest_lane(typename S::F x) {
+  using Four = float __attribute__((vector_size(16)));
+  alignas(64) float lane[16];
+  S::store(lane, x);
+  Four part[4];
+  __builtin_memcpy(part, lane, sizeof part);
+  const Four low = part[0] > part[1] ? part[0] : part[1], high = part[2] > part[3] ? part[2] : part[3];
+  const Four all = low > high ? low : high;
+  const float a = all[0] > all[1] ? all[0] : all[1], b = all[2] > all[3] ? all[2] : all[3];
+  return a > b ? a : b;
+}
+
 // e^x within 2 ulp; 0 below -87.7 (-inf included), the largest finite power above 88.3; NaN stays NaN.
 // Cody-Waite reduction to |r| <= ln(2) / 2, then a polynomial fitted for that range.
 template <class S>

@@ -1,21 +1,22 @@
-// A table of kernels made of the templates of this folder: S is the Simd struct of an instruction set, P its INT8
-// products (int8_products.h), Peak its fastest instruction for these (peak.h).
+// A table of kernels made of the templates of this folder: S is the Simd struct of an instruction set, Peak its fastest
+// instruction for INT8 products (peak.h), which the instruction set brings itself.
 #pragma once
 
 #include "attention.h"
 #include "elementwise.h"
-#include "int8_products.h"
 #include "peak.h"
 #include "products.h"
 
 namespace mobilemoe::vector {
 
-template <class S, class P, class Peak>
-constexpr Kernels table(const char* isa) {
+using Matmul = void (*)(const Matrix&, int, int, const void*, size_t, int, float*, size_t);
+
+template <class S, class Peak>
+constexpr Kernels table(const char* isa, Matmul blocks, Matmul scaled) {
   return {
       isa,
       {prepare_blocks<S>, prepare_scaled<S>, prepare_floats<S>},
-      {matmul_blocks<P>, matmul_scaled<P>, matmul_floats<S>},
+      {blocks, scaled, matmul_floats<S>},
       {swiglu<S, Form::blocks>, swiglu<S, Form::scaled>, swiglu<S, Form::floats>},
       rms_norm<S>,
       router<S>,

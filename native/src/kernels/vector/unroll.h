@@ -1,0 +1,21 @@
+// Loops that are gone after compilation.
+#pragma once
+
+namespace mobilemoe::vector {
+
+template <int n>
+struct Count {
+  static constexpr int value = n;
+  constexpr operator int() const { return n; }
+};
+
+// step(Count<0>()), ..., step(Count<n - 1>()). After a loop instead, GCC 12 would leave arrays of vectors in memory.
+template <int n, class Step>
+__attribute__((always_inline)) inline void unroll(const Step& step) {
+  if constexpr (n > 0) {
+    unroll<n - 1>(step);
+    step(Count<n - 1>());
+  }
+}
+
+}  // namespace mobilemoe::vector
