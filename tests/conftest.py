@@ -14,6 +14,9 @@ from mobilemoe.tokenizer import Tokenizer
 
 # Read when torch is first imported, later than this. On busy cores its threads spin: 12 times the processor time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Triton decides when it is first imported whether its kernels are interpreted, as they must be without a GPU.
+if not Path("/dev/nvidia0").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 pytest.register_assert_rewrite("cli_calls", "config_cases", "engine_models", "random_models", "train_runs")
 pytest_plugins = ["cli_calls", "engine_models"]

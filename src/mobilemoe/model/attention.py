@@ -5,13 +5,37 @@ B batch, T query tokens, S key tokens, D hidden, H query heads, K key/value head
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from mobilemoe.config import ModelConfig
+from mobilemoe.model import kernels
 from mobilemoe.model.cache import KVCache
+from mobilemoe.model.linear import linears
 from mobilemoe.model.norm import RMSNorm, rms_norm
-from mobilemoe.model.rope import apply_rope
+from mobilemoe.model.rope import RopeTable, apply_rope
+
+
+class Documents(NamedTuple):
+    """Where the documents of B rows of T tokens begin in the flattened rows (int32, and last the end of all): causal
+    attention within each of them, for GPUs, where a mask of T x T would cost more than the attention."""
+
+    starts: Tensor
+    longest: int
+
+
+def documents(segments_BT: Tensor) -> Documents:
+    """The documents of packed rows, each a run of equal segments."""
+    rows, tokens = segments_BT.shape
+    begins_BT = torch.ones_like(segments_BT, dtype=torch.bool)
+    begins_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
+    starts = begins_BT.flatten().nonzero().squeeze(1).to(torch.int32)
+    # Filled up with empty documents, so that few lengths occur and compiled code meets few shapes.
+    room = 1 << len(starts).bit_length()
+    starts = nn.functional.pad(starts, (0, room + 1 - len(starts)), value=rows * tokens)
+    return Documents(starts, tokens)
 
 
 def visible(segments_BT: Tensor, segments_BS: Tensor, window: int | None) -> Tensor:
@@ -27,6 +51,17 @@ def visible(segments_BT: Tensor, segments_BS: Tensor, window: int | None) -> Ten
     if window is not None:
         near_TS &= key_S > query_T1 - window
     return (near_TS & (segments_BT.unsqueeze(2) == segments_BS.unsqueeze(1))).unsqueeze(1)
+
+
+def rotate_and_norm(x_BTHh: Tensor, rope: RopeTable, eps: float) -> Tensor:
+    """RoPE, then the norm of each head without a weight."""
+    head_dim = x_BTHh.shape[-1]
+    if x_BTHh.dtype == torch.bfloat16 and head_dim & (head_dim - 1) == 0 and kernels.usable(x_BTHh):
+        from mobilemoe.model.kernels import heads
+
+        table_Nh = (part.flatten(0, 2) for part in rope)
+        return heads.rotate_and_norm(x_BTHh.flatten(0, 1), *table_Nh, eps).view(x_BTHh.shape)
+    return rms_norm(apply_rope(x_BTHh, rope), None, eps)
 
 
 class Attention(nn.Module):
@@ -45,21 +80,24 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim if per_head else q_width, config.rms_norm_eps)
             self.k_norm = RMSNorm(config.head_dim if per_head else kv_width, config.rms_norm_eps)
 
-    def forward(self, x_BTD: Tensor, rope: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rope: RopeTable, mask: Tensor | Documents | None, cache: KVCache | None) -> Tensor:
         """`mask` is what `visible` gives for this layer; None means plain causal attention over x itself."""
         head_dim, eps = self.config.head_dim, self.config.rms_norm_eps
-        q_BTC, k_BTC = self.q_proj(x_BTD), self.k_proj(x_BTD)
+        q_BTC, k_BTC, v_BTC = linears(x_BTD, self.q_proj, self.k_proj, self.v_proj)
         if self.config.qk_norm == "projection_weight":
             q_BTC, k_BTC = self.q_norm(q_BTC), self.k_norm(k_BTC)
         q_BTHh, k_BTKh = q_BTC.unflatten(-1, (-1, head_dim)), k_BTC.unflatten(-1, (-1, head_dim))
         if self.config.qk_norm == "head_weight":
             q_BTHh, k_BTKh = self.q_norm(q_BTHh), self.k_norm(k_BTKh)
-        v_BTKh = self.v_proj(x_BTD).unflatten(-1, (-1, head_dim))
-        q_BTHh, k_BTKh = apply_rope(q_BTHh, rope), apply_rope(k_BTKh, rope)
+        v_BTKh = v_BTC.unflatten(-1, (-1, head_dim))
         if self.config.qk_norm == "head":
-            q_BTHh, k_BTKh = rms_norm(q_BTHh, None, eps), rms_norm(k_BTKh, None, eps)
+            q_BTHh, k_BTKh = rotate_and_norm(q_BTHh, rope, eps), rotate_and_norm(k_BTKh, rope, eps)
+        else:
+            q_BTHh, k_BTKh = apply_rope(q_BTHh, rope), apply_rope(k_BTKh, rope)
         q_BTHh, k_BTKh = q_BTHh.to(v_BTKh.dtype), k_BTKh.to(v_BTKh.dtype)
         k_BSKh, v_BSKh = (k_BTKh, v_BTKh) if cache is None else cache.append(self.layer, k_BTKh, v_BTKh)
+        if isinstance(mask, Documents):
+            return self.o_proj(self._within_documents(q_BTHh, k_BSKh, v_BSKh, mask).flatten(-2))
         out_BHTh = nn.functional.scaled_dot_product_attention(
             q_BTHh.transpose(1, 2),
             k_BSKh.transpose(1, 2),
@@ -70,3 +108,11 @@ class Attention(nn.Module):
             enable_gqa=self.config.num_attention_heads != self.config.num_key_value_heads,
         )
         return self.o_proj(out_BHTh.transpose(1, 2).flatten(-2))
+
+    def _within_documents(self, q_BTHh: Tensor, k_BTKh: Tensor, v_BTKh: Tensor, rows: Documents) -> Tensor:
+        """FlashAttention over documents of any length; torch 2.11 has no public function that takes grouped queries."""
+        flat = (x.flatten(0, 1) for x in (q_BTHh, k_BTKh, v_BTKh))
+        bounds = (rows.starts, rows.starts, rows.longest, rows.longest)
+        out = torch.ops.aten._flash_attention_forward(*flat, *bounds, 0.0, True, False, scale=self.config.scale)
+        out_BTHh: Tensor = out[0].view_as(q_BTHh)
+        return out_BTHh

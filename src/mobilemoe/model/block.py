@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from mobilemoe.config import ModelConfig
-from mobilemoe.model.attention import Attention
+from mobilemoe.model.attention import Attention, Documents
 from mobilemoe.model.cache import KVCache
 from mobilemoe.model.experts import Experts
+from mobilemoe.model.linear import linears
 from mobilemoe.model.norm import RMSNorm
+from mobilemoe.model.rope import RopeTable
 from mobilemoe.model.router import Router, Routing
 
 
@@ -26,7 +28,8 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(width, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = linears(x, self.gate_proj, self.up_proj)
+        return self.down_proj(nn.functional.silu(gate) * up)
 
 
 class MoE(nn.Module):
@@ -67,7 +70,7 @@ class Block(nn.Module):
             self.feed_forward = SwiGLU(config.hidden_size, config.intermediate_size)
 
     def forward(
-        self, x_BTD: Tensor, rope: Tensor, mask: Tensor | None, cache: KVCache | None
+        self, x_BTD: Tensor, rope: RopeTable, mask: Tensor | Documents | None, cache: KVCache | None
     ) -> tuple[Tensor, Routing | None]:
         h_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rope, mask, cache)
         normed_BTD = self.post_attention_layernorm(h_BTD)

@@ -1,18 +1,23 @@
-"""Routed experts: the obvious loop, the sorted grouped path, and drop-and-pad.
+"""Routed experts: the obvious loop, the sorted grouped path, its twin in Triton kernels, and drop-and-pad.
 
 N tokens, D hidden, E experts, A active experts per token, F expert width, P = N A (token, expert) pairs, C capacity.
 Each path takes x_ND, experts_NA, weights_NA, gate_up_ED2F (first half gate, second half up) and down_EFD, and returns
-sum over a of weights[n, a] * expert[experts[n, a]](x[n]) as y_ND.
+sum over a of weights[n, a] * expert[experts[n, a]](x[n]) as y_ND. `inner` changes the input of the down product, whose
+rows the caller may want quantised.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from mobilemoe.config import ModelConfig
+from mobilemoe.model import kernels
+
+Inner = Callable[[Tensor], Tensor]
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -37,32 +42,77 @@ def loop_experts(
 
 
 def grouped_experts(
-    x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate_up_ED2F: Tensor, down_EFD: Tensor
+    x_ND: Tensor,
+    experts_NA: Tensor,
+    weights_NA: Tensor,
+    gate_up_ED2F: Tensor,
+    down_EFD: Tensor,
+    inner: Inner | None = None,
 ) -> Tensor:
     """Dropless: pairs sorted by expert, one grouped matmul over all experts for each of the two matrices."""
     active = experts_NA.shape[1]
     order_P = experts_NA.flatten().argsort(stable=True)
-    load_E = torch.bincount(experts_NA.flatten(), minlength=gate_up_ED2F.shape[0])
+    load_E = load_of(experts_NA, gate_up_ED2F.shape[0])
     x_PD = x_ND.index_select(0, order_P // active)
-    out_PD = grouped_matmul(swiglu(grouped_matmul(x_PD, gate_up_ED2F, load_E)), down_EFD, load_E)
+    act_PF = swiglu(grouped_matmul(x_PD, gate_up_ED2F, load_E))
+    out_PD = grouped_matmul(act_PF if inner is None else inner(act_PF), down_EFD, load_E)
     # Back to token order by a gather, so that the sum over A has a fixed order.
     place_P = torch.empty_like(order_P).scatter_(0, order_P, torch.arange(len(order_P), device=order_P.device))
     out_NAD = out_PD.index_select(0, place_P).unflatten(0, (-1, active))
     return torch.einsum("nad,na->nd", out_NAD, weights_NA.to(out_NAD.dtype))
 
 
+def fused_experts(
+    x_ND: Tensor,
+    experts_NA: Tensor,
+    weights_NA: Tensor,
+    gate_up_ED2F: Tensor,
+    down_EFD: Tensor,
+    inner: Inner | None = None,
+) -> Tensor:
+    """`grouped_experts` on a GPU: a counting sort, and no scattered addition in either direction.
+
+    The routing weight goes into SwiGLU, before the down product instead of after it, so that the products of the down
+    matrix need not be kept for the weight's gradient.
+    """
+    from mobilemoe.model.kernels import routing, rows
+
+    pair_P, slot_P, ends_E = routing.sort_pairs(experts_NA, gate_up_ED2F.shape[0])
+    x_PD = rows.gather_rows(x_ND, pair_P, slot_P)
+    h_P2F = grouped_product(x_PD, gate_up_ED2F, ends_E)
+    act_PF = rows.weighted_swiglu(h_P2F, weights_NA, pair_P)
+    y_PD = grouped_product(act_PF if inner is None else inner(act_PF), down_EFD, ends_E)
+    return rows.sum_rows(y_PD, pair_P, slot_P, experts_NA.shape[1])
+
+
+def load_of(experts_NA: Tensor, experts: int) -> Tensor:
+    """load_E (int64): the pairs of each expert. Unlike `bincount` it does not wait for a GPU."""
+    expert_P = experts_NA.flatten()
+    return expert_P.new_zeros(experts).scatter_add_(0, expert_P, torch.ones_like(expert_P))
+
+
+def grouped_product(x_PC: Tensor, weight_ECF: Tensor, ends_E: Tensor) -> Tensor:
+    """Rows of x, sorted by expert (those of expert e end before ends[e], int32), each times its expert's matrix, in
+    bf16: what `grouped_mm` takes everywhere, with strides of 16 bytes."""
+    grouped_mm = getattr(nn.functional, "grouped_mm", None) or torch._grouped_mm
+    product_PF: Tensor = grouped_mm(x_PC, weight_ECF.to(x_PC.dtype), offs=ends_E)
+    return product_PF
+
+
 def grouped_matmul(x_PC: Tensor, weight_ECF: Tensor, load_E: Tensor) -> Tensor:
     """Rows of x, sorted by expert (load[e] rows for expert e), each times its expert's matrix: [P, F]."""
+    if x_PC.dtype == torch.bfloat16 and is_aligned(weight_ECF):
+        return grouped_product(x_PC, weight_ECF, load_E.cumsum(0).to(torch.int32))
     weight_ECF = weight_ECF.to(x_PC.dtype)
-    aligned = weight_ECF.shape[1] % 8 == 0 and weight_ECF.shape[2] % 8 == 0
-    if x_PC.dtype == torch.bfloat16 and aligned:  # what grouped_mm takes everywhere: bf16, strides of 16 bytes
-        grouped_mm = getattr(nn.functional, "grouped_mm", None) or torch._grouped_mm
-        ends_E = load_E.cumsum(0).to(torch.int32)
-        return grouped_mm(x_PC, weight_ECF, offs=ends_E)
     if len(x_PC) == 0:
         return x_PC.new_zeros(0, weight_ECF.shape[2])
     pairs = zip(x_PC.split(load_E.tolist()), weight_ECF.unbind(), strict=True)
     return torch.cat([rows @ weight for rows, weight in pairs if len(rows)])
+
+
+def is_aligned(weight_ECF: Tensor) -> bool:
+    """Whether `grouped_product` takes the shape."""
+    return weight_ECF.shape[1] % 8 == 0 and weight_ECF.shape[2] % 8 == 0
 
 
 def capacity_experts(
@@ -72,13 +122,14 @@ def capacity_experts(
     gate_up_ED2F: Tensor,
     down_EFD: Tensor,
     capacity_factor: float,
+    inner: Inner | None = None,
 ) -> Tensor:
     """Drop-and-pad: every expert takes C = ceil(factor * N A / E) pairs in token order; later ones add nothing."""
     (tokens, active), experts = experts_NA.shape, gate_up_ED2F.shape[0]
     capacity = math.ceil(capacity_factor * tokens * active / experts)
     expert_P = experts_NA.flatten()
     order_P = expert_P.argsort(stable=True)
-    load_E = torch.bincount(expert_P, minlength=experts)
+    load_E = load_of(experts_NA, experts)
     first_E = load_E.cumsum(0) - load_E
     sorted_P = expert_P[order_P]
     rank_P = torch.arange(len(order_P), device=order_P.device) - first_E[sorted_P]  # place in its expert's queue
@@ -88,6 +139,7 @@ def capacity_experts(
         0, slot_Q, x_ND.index_select(0, pair_Q // active)
     )
     h_ECF = swiglu(x_SD.unflatten(0, (experts, capacity)) @ gate_up_ED2F.to(x_ND.dtype))
+    h_ECF = h_ECF if inner is None else inner(h_ECF)
     out_SD = (h_ECF @ down_EFD.to(x_ND.dtype)).flatten(0, 1)
     out_PD = out_SD.new_zeros(tokens * active, x_ND.shape[1]).index_copy(0, pair_Q, out_SD.index_select(0, slot_Q))
     return torch.einsum("nad,na->nd", out_PD.unflatten(0, (tokens, active)), weights_NA.to(out_PD.dtype))
@@ -103,8 +155,18 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(shape[0], shape[2], shape[1]))
         self.capacity_factor: float | None = None
 
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """gate_up_ED2F and down_EFD as the products take them; quantisation-aware training overrides it."""
+        return self.gate_up_proj, self.down_proj
+
+    inner: Inner | None = None
+
     def forward(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
-        arguments = (x_ND, experts_NA, weights_NA, self.gate_up_proj, self.down_proj)
+        gate_up_ED2F, down_EFD = self.weights()
+        arguments = (x_ND, experts_NA, weights_NA, gate_up_ED2F, down_EFD)
         if self.training and self.capacity_factor is not None:
-            return capacity_experts(*arguments, self.capacity_factor)
-        return grouped_experts(*arguments)
+            return capacity_experts(*arguments, self.capacity_factor, self.inner)
+        bf16 = x_ND.dtype == torch.bfloat16 and is_aligned(gate_up_ED2F) and is_aligned(down_EFD)
+        if bf16 and kernels.usable(x_ND):
+            return fused_experts(*arguments, self.inner)
+        return grouped_experts(*arguments, self.inner)

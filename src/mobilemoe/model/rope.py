@@ -6,6 +6,7 @@ B batch, T tokens, H heads, h head_dim, R = h / 2 rotated pairs.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,16 +30,24 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     return keep_R * freq_R + (1 - keep_R) * freq_R / scaling.factor
 
 
-def rope_table(freq_R: Tensor, positions_BT: Tensor, dtype: torch.dtype) -> Tensor:
-    """exp(i angle) for every position and pair, complex [B, T, 1, R], with parts of `dtype`.
+class RopeTable(NamedTuple):
+    """For every position the cosines of its angles and, with the sign that rotation gives them, the sines; each angle
+    stands twice, once for either half of its pair: [B, T, 1, h]."""
 
-    The angles are made in float64, since fp32 loses them far from the start.
-    """
-    angle_BTR = positions_BT.double().unsqueeze(-1) * freq_R.to(positions_BT.device)
-    return torch.polar(torch.ones_like(angle_BTR), angle_BTR).to(dtype.to_complex()).unsqueeze(2)
+    cos_BT1h: Tensor
+    sin_BT1h: Tensor
 
 
-def apply_rope(x_BTHh: Tensor, rope_BT1R: Tensor) -> Tensor:
-    """Rotates each pair (x[2i], x[2i+1]), taken as one complex number; returned in the precision of the table."""
-    pairs_BTHR = torch.view_as_complex(x_BTHh.to(rope_BT1R.dtype.to_real()).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs_BTHR * rope_BT1R).flatten(-2)
+def rope_table(freq_R: Tensor, positions_BT: Tensor, dtype: torch.dtype) -> RopeTable:
+    """The table in `dtype`. The angles are made in float64, since fp32 loses them far from the start."""
+    angle_BT1R = (positions_BT.double().unsqueeze(-1) * freq_R).unsqueeze(2)
+    sin_BT1R = angle_BT1R.sin()
+    sin_BT1h = torch.stack((-sin_BT1R, sin_BT1R), -1).flatten(-2)
+    return RopeTable(angle_BT1R.cos().repeat_interleave(2, -1).to(dtype), sin_BT1h.to(dtype))
+
+
+def apply_rope(x_BTHh: Tensor, rope: RopeTable) -> Tensor:
+    """Rotates each pair (x[2i], x[2i+1]) by its angle; returned in the precision of the table."""
+    x_BTHh = x_BTHh.to(rope.cos_BT1h.dtype)
+    swapped_BTHh = x_BTHh.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return x_BTHh * rope.cos_BT1h + swapped_BTHh * rope.sin_BT1h

@@ -5,17 +5,18 @@ N tokens, D hidden, E experts, A active experts per token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mobilemoe.config import ModelConfig
+from mobilemoe.model import kernels
+from mobilemoe.model.experts import load_of
 from mobilemoe.model.norm import at_least_fp32
 
 
-@dataclass(frozen=True)
-class Routing:
+class Routing(NamedTuple):
     """What the router said: logits_NE, the chosen experts_NA (best first) and their weights_NA; numbers in fp32."""
 
     logits_NE: Tensor
@@ -24,13 +25,55 @@ class Routing:
 
     def load_E(self) -> Tensor:
         """Tokens that chose each expert, [E]."""
-        return torch.bincount(self.experts_NA.flatten(), minlength=self.logits_NE.shape[1])
+        return load_of(self.experts_NA, self.logits_NE.shape[1])
 
 
 def choose(scores_NE: Tensor, active: int) -> Tensor:
     """Indices of the `active` largest scores, ties to the lowest index; NaN ranks below everything."""
+    if scores_NE.dtype == torch.float32 and kernels.usable(scores_NE):
+        from mobilemoe.model.kernels import routing
+
+        chosen_NA: Tensor = routing.choose(scores_NE, active)
+        return chosen_NA
     ranked_NE = torch.where(scores_NE.isnan(), -torch.inf, scores_NE)
     return ranked_NE.sort(dim=-1, descending=True, stable=True).indices[:, :active]
+
+
+@torch.library.custom_op("mobilemoe::split_product", mutates_args=(), device_types="cuda")
+def split_product(x_ND: Tensor, weight_ED: Tensor) -> Tensor:
+    """x weight^T of a bf16 x in fp32, on bf16 matrix units: the weight is a sum of three bf16 numbers, exact to fp32's
+    24 bits, and the sums are in fp32. Gradients are rounded to bf16, as those of every other matrix."""
+    rest_ED, pieces = _pad_rows(weight_ED.float()), []
+    for _ in range(3):
+        pieces.append(rest_ED.to(torch.bfloat16))
+        rest_ED = rest_ED - pieces[-1]
+    product = torch.mm(x_ND, torch.cat(pieces).t(), out_dtype=torch.float32)
+    high_NE, middle_NE, low_NE = product.chunk(3, dim=1)
+    return (high_NE + (middle_NE + low_NE))[:, : len(weight_ED)].contiguous()
+
+
+@split_product.register_fake
+def _(x_ND: Tensor, weight_ED: Tensor) -> Tensor:
+    return x_ND.new_empty(len(x_ND), len(weight_ED), dtype=torch.float32)
+
+
+def _save_factors(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _split_product_backward(ctx: Any, grad_NE: Tensor) -> tuple[Tensor, Tensor]:
+    x_ND, weight_ED = ctx.saved_tensors
+    grad_NE = nn.functional.pad(grad_NE.to(x_ND.dtype), (0, -grad_NE.shape[1] % 8))
+    dweight_ED = (grad_NE.t() @ x_ND)[: len(weight_ED)].to(weight_ED.dtype)
+    return grad_NE @ _pad_rows(weight_ED.to(x_ND.dtype)), dweight_ED
+
+
+split_product.register_autograd(_split_product_backward, setup_context=_save_factors)
+
+
+def _pad_rows(x_ED: Tensor) -> Tensor:
+    """Zeros below, up to a multiple of 8 rows: what matrix units want of a dimension."""
+    return nn.functional.pad(x_ED, (0, 0, 0, -len(x_ED) % 8))
 
 
 class Router(nn.Module):
@@ -44,8 +87,11 @@ class Router(nn.Module):
     def forward(self, x_ND: Tensor, expert_bias_E: Tensor | None) -> Routing:
         """The bias takes part in the choice only, never in the weights."""
         with torch.autocast(x_ND.device.type, enabled=False):
-            x_ND = at_least_fp32(x_ND)
-            logits_NE = x_ND @ self.weight.to(x_ND.dtype).t()
+            if x_ND.is_cuda and x_ND.dtype == torch.bfloat16:
+                logits_NE = split_product(x_ND, self.weight)
+            else:
+                x_ND = at_least_fp32(x_ND)
+                logits_NE = x_ND @ self.weight.to(x_ND.dtype).t()
             if self.config.router_score == "sigmoid":
                 scores_NE = logits_NE.sigmoid()
             else:

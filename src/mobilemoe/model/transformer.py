@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilemoe.config import ModelConfig
-from mobilemoe.model.attention import visible
+from mobilemoe.model.attention import Documents, documents, visible
 from mobilemoe.model.block import Block, MoE
 from mobilemoe.model.cache import KVCache
 from mobilemoe.model.norm import RMSNorm, at_least_fp32
@@ -44,8 +44,10 @@ class MobileMoE(nn.Module):
 
     @property
     def head_VD(self) -> Tensor:
-        """The output head's weight: the embedding itself where tied."""
-        return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+        """The output head's weight: the embedding itself where tied, as quantisation-aware training sees it."""
+        head = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        effective = getattr(head, "effective_weight", None)
+        return head.weight if effective is None else effective()
 
     def hidden(
         self,
@@ -65,6 +67,8 @@ class MobileMoE(nn.Module):
         if positions_BT is None:
             positions_BT = torch.arange(past, past + tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
         x_BTD = self.model.embed_tokens(tokens_BT)
+        if self.freq_R.device != tokens_BT.device:  # moved once: a copy to a GPU waits for it
+            self.freq_R = self.freq_R.to(tokens_BT.device)
         rope = rope_table(self.freq_R, positions_BT, at_least_fp32(x_BTD).dtype)
         mask_for = self._masks(tokens_BT, segments_BT, cache)
         routings = []
@@ -119,17 +123,29 @@ class MobileMoE(nn.Module):
 
     def _masks(
         self, tokens_BT: Tensor, segments_BT: Tensor | None, cache: KVCache | None
-    ) -> Callable[[int | None], Tensor | None]:
+    ) -> Callable[[int | None], Tensor | Documents | None]:
         """The mask for a window, built once per window; None where plain causal attention says the same."""
         plain = segments_BT is None and (cache is None or cache.length == 0)
         segments_BT = torch.zeros_like(tokens_BT) if segments_BT is None else segments_BT
         segments_BS = segments_BT if cache is None else cache.append_segments(segments_BT)
-        made: dict[int | None, Tensor | None] = {}
+        flash = cache is None and tokens_BT.is_cuda and self._computes_in_bf16()
+        made: dict[int | None, Tensor | Documents | None] = {}
 
-        def mask_for(window: int | None) -> Tensor | None:
+        def mask_for(window: int | None) -> Tensor | Documents | None:
             window = None if window is None or window >= segments_BS.shape[1] else window
             if window not in made:
-                made[window] = None if plain and window is None else visible(segments_BT, segments_BS, window)
+                if plain and window is None:
+                    made[window] = None
+                elif flash and window is None:
+                    made[window] = documents(segments_BT)
+                else:
+                    made[window] = visible(segments_BT, segments_BS, window)
             return made[window]
 
         return mask_for
+
+    def _computes_in_bf16(self) -> bool:
+        """Whether matrix products run in bf16: the only kind that FlashAttention takes here."""
+        weight = self.model.norm.weight
+        autocast = torch.is_autocast_enabled(weight.device.type)
+        return (torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype) == torch.bfloat16

@@ -11,9 +11,47 @@ import torch
 from torch import Tensor
 
 from mobilemoe.data.packing import NO_TARGET
+from mobilemoe.model import kernels
 from mobilemoe.model.router import Routing
 
 CHUNK = 512  # tokens whose logits exist at a time: 33 MB in fp32 at a 16k vocabulary
+GPU_LOGITS = 2**31  # of them at a time in bf16, 4 GB: few additions to the head's gradient, which is large
+
+
+class _FusedCrossEntropy(torch.autograd.Function):
+    """`_ChunkedCrossEntropy` in bf16 on a GPU: one kernel turns a chunk's logits into their gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
+        from mobilemoe.model.kernels.cross_entropy import cross_entropy_in_place
+
+        compute_VD = head_VD.to(x_ND.dtype)
+        loss = torch.zeros((), dtype=torch.float64, device=x_ND.device)
+        dx_ND = torch.empty_like(x_ND)
+        dhead_VD: Tensor | None = None
+        chunk = max(1, GPU_LOGITS // len(head_VD))
+        for start in range(0, len(x_ND), chunk):
+            x_CD = x_ND[start : start + chunk]
+            grad_CV = x_CD @ compute_VD.t()
+            loss += cross_entropy_in_place(grad_CV, targets_N[start : start + chunk]).sum(dtype=torch.float64)
+            torch.mm(grad_CV, compute_VD, out=dx_ND[start : start + chunk])
+            part_VD = product_in_fp32(grad_CV.t(), x_CD)
+            dhead_VD = part_VD if dhead_VD is None else dhead_VD.add_(part_VD)
+        ctx.save_for_backward(dx_ND, dhead_VD)
+        ctx.head_dtype = head_VD.dtype
+        return loss.float()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        dx_ND, dhead_VD = ctx.saved_tensors
+        return dx_ND * grads[0].to(dx_ND.dtype), (dhead_VD * grads[0]).to(ctx.head_dtype), None
+
+
+def product_in_fp32(a: Tensor, b: Tensor) -> Tensor:
+    """a b of bf16 matrices, kept in the fp32 in which a GPU adds it up."""
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -51,9 +89,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def cross_entropy_sum(x_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Sum over tokens of -log softmax(x head^T)[target], in nats; targets of -100 count nothing.
 
-    The logits are computed in the dtype of x and summed up in that of the head.
+    The logits are computed in the dtype of x and summed up in that of the head, or in fp32 on a GPU.
     """
-    result: Tensor = _ChunkedCrossEntropy.apply(x_ND, head_VD, targets_N)  # type: ignore[no-untyped-call]
+    fused = x_ND.dtype == torch.bfloat16 and kernels.usable(x_ND)
+    function = _FusedCrossEntropy if fused else _ChunkedCrossEntropy
+    result: Tensor = function.apply(x_ND, head_VD, targets_N)  # type: ignore[no-untyped-call]
     return result
 
 
