@@ -4,28 +4,14 @@
 #include <cmath>
 #include <cstring>
 
+#include "rows.h"
+
 namespace mobilemoe {
 namespace {
 
-constexpr int kTaskRows = 60;     // rows of a matrix task: their inputs stay in L2 beside the weights
 constexpr int kTaskPanels = 8;    // panels of a matrix task over many rows
-constexpr int kRowsPerTask = 8;   // rows of a task that is not a matrix product
 constexpr int kTaskQueries = 96;  // query rows of an attention task
 constexpr int kLogitPanels = 4;   // panels of an output head's piece, which is copied to its place
-
-int divide_up(int a, int b) { return (a + b - 1) / b; }
-
-template <class Buffer>
-void grow(Buffer& buffer, size_t size) {
-  if (buffer.size() < size) buffer.resize(size);
-}
-
-template <class Work>
-void for_rows(ThreadPool& pool, int rows, const Work& work) {
-  pool.run(divide_up(rows, kRowsPerTask), [&](int task, int) {
-    for (int row = task * kRowsPerTask; row < std::min(rows, (task + 1) * kRowsPerTask); ++row) work(row);
-  });
-}
 
 }  // namespace
 
@@ -40,11 +26,6 @@ Forward::Forward(const Model& model, const Kernels& kernels, ThreadPool& pool, b
       frequencies_(rope_frequencies(config_)),
       feed_forward_(config_, kernels, pool, fp32) {
   qkv_width_ = v_begin_ + round_up(config_.kv_width(), kPanel);
-}
-
-Form Forward::form_of(const Matrix& matrix) const {
-  if (fp32_) return Form::floats;
-  return matrix.axis == Axis::in ? Form::blocks : Form::scaled;
 }
 
 void Forward::reserve(int rows) {
@@ -68,11 +49,11 @@ void Forward::embed(const Span* spans, int count) {
   for (int i = 0; i < count; ++i) span_begin_.push_back(span_begin_.back() + spans[i].count);
   rows_ = span_begin_.back();
   reserve(rows_);
-  for_rows(pool_, rows_, [&](int row) {
+  for_rows(pool_, rows_, [&](size_t r) {
+    const int row = static_cast<int>(r);
     const auto after = std::upper_bound(span_begin_.begin(), span_begin_.end(), row);
     const Span& span = spans[after - span_begin_.begin() - 1];
     const int token = row - *(after - 1), position = span.position + token;
-    const size_t r = static_cast<size_t>(row);
     read_row(model_.embedding, span.tokens[token], config_.hidden_size,
              &x_[r * static_cast<size_t>(config_.hidden_size)]);
     float* cos_sin = &cos_sin_[r * static_cast<size_t>(config_.head_dim)];
@@ -108,18 +89,17 @@ void Forward::run(const Span* spans, int count) {
 void Forward::attention(const LayerWeights& layer, int index, const Span* spans, int count) {
   const size_t hidden = static_cast<size_t>(config_.hidden_size), heads = static_cast<size_t>(config_.q_width());
   const float eps = static_cast<float>(config_.rms_norm_eps);
-  const auto stride = [&](const Matrix& w) { return static_cast<size_t>(w.groups()) * form_bytes(form_of(w)); };
-  for_rows(pool_, rows_, [&](int row) {
-    const size_t r = static_cast<size_t>(row);
+  const auto stride = [&](const Matrix& w) { return input_bytes(w, form_of(w, fp32_)); };
+  for_rows(pool_, rows_, [&](size_t r) {
     float* normed = &outputs_[r * hidden];
     kernels_.rms_norm(&x_[r * hidden], layer.input_norm, config_.hidden_size, eps, normed);
-    kernels_.prepare[static_cast<int>(form_of(layer.qkv))](normed, config_.hidden_size,
-                                                           &inputs_[r * stride(layer.qkv)]);
+    kernels_.prepare[static_cast<int>(form_of(layer.qkv, fp32_))](normed, config_.hidden_size,
+                                                                  &inputs_[r * stride(layer.qkv)]);
   });
   matmul(layer.qkv, inputs_.data(), stride(layer.qkv), rows_, qkv_.data(), static_cast<size_t>(qkv_width_));
   if (config_.qk_norm == QkNorm::projection_weight) {
-    for_rows(pool_, rows_, [&](int row) {
-      float* q = &qkv_[static_cast<size_t>(row) * static_cast<size_t>(qkv_width_)];
+    for_rows(pool_, rows_, [&](size_t r) {
+      float* q = &qkv_[r * static_cast<size_t>(qkv_width_)];
       kernels_.rms_norm(q, layer.q_norm, config_.q_width(), eps, q);
       kernels_.rms_norm(q + k_begin_, layer.k_norm, config_.kv_width(), eps, q + k_begin_);
     });
@@ -151,21 +131,20 @@ void Forward::attention(const LayerWeights& layer, int index, const Span* spans,
       attend(index, spans[task.span], first_row, task.head, task.begin, task.end);
     });
   }
-  for_rows(pool_, rows_, [&](int row) {  // from [KV head][row] back to [row][head]
-    const size_t r = static_cast<size_t>(row), part = heads / static_cast<size_t>(kv_heads);
+  for_rows(pool_, rows_, [&](size_t r) {  // from [KV head][row] back to [row][head]
+    const size_t part = heads / static_cast<size_t>(kv_heads);
     float* mixed = &outputs_[r * heads];
     for (size_t head = 0; head < static_cast<size_t>(kv_heads); ++head) {
       std::memcpy(mixed + head * part, &attended_[(head * static_cast<size_t>(rows_) + r) * part],
                   part * sizeof(float));
     }
-    kernels_.prepare[static_cast<int>(form_of(layer.o))](mixed, config_.q_width(), &inputs_[r * stride(layer.o)]);
+    kernels_.prepare[static_cast<int>(form_of(layer.o, fp32_))](mixed, config_.q_width(),
+                                                                &inputs_[r * stride(layer.o)]);
   });
   const size_t padded = static_cast<size_t>(layer.o.outputs);
   matmul(layer.o, inputs_.data(), stride(layer.o), rows_, outputs_.data(), padded);
-  for_rows(pool_, rows_, [&](int row) {
-    const size_t r = static_cast<size_t>(row);
-    kernels_.add_scaled(&outputs_[r * padded], 1.0f, config_.hidden_size, &x_[r * hidden]);
-  });
+  for_rows(pool_, rows_,
+           [&](size_t r) { kernels_.add_scaled(&outputs_[r * padded], 1.0f, config_.hidden_size, &x_[r * hidden]); });
 }
 
 // Turns and norms one KV head's keys and queries of a span; keys and values go into the cache.
@@ -223,17 +202,17 @@ void Forward::matmul(const Matrix& matrix, const uint8_t* inputs, size_t stride,
   pool_.run(pieces * columns, [&](int task, int) {
     const int row = task / columns * rows_each, begin = task % columns * panels;
     const size_t r = static_cast<size_t>(row);
-    kernels_.matmul[static_cast<int>(form_of(matrix))](matrix, begin, std::min(begin + panels, matrix.panels()),
-                                                       inputs + r * stride, stride, std::min(rows_each, rows - row),
-                                                       outputs + r * out_stride + begin * kPanel, out_stride);
+    kernels_.matmul[static_cast<int>(form_of(matrix, fp32_))](
+        matrix, begin, std::min(begin + panels, matrix.panels()), inputs + r * stride, stride,
+        std::min(rows_each, rows - row), outputs + r * out_stride + begin * kPanel, out_stride);
   });
 }
 
 void Forward::logits(const int* rows, int count, float* logits) {
   const size_t hidden = static_cast<size_t>(config_.hidden_size), vocab = static_cast<size_t>(config_.vocab_size);
   const Matrix& head = model_.head;
-  const Form form = form_of(head);
-  const size_t stride = static_cast<size_t>(head.groups()) * form_bytes(form);
+  const Form form = form_of(head, fp32_);
+  const size_t stride = input_bytes(head, form);
   grow(inputs_, static_cast<size_t>(count) * stride);
   for (int i = 0; i < count; ++i) {
     float* normed = outputs_.data();

@@ -35,7 +35,6 @@ class Forward {
     int span, head, begin, end;  // tokens of the span
   };
 
-  Form form_of(const Matrix& matrix) const;
   void reserve(int rows);
   void embed(const Span* spans, int count);
   void attention(const LayerWeights& layer, int index, const Span* spans, int count);

@@ -22,7 +22,8 @@ constexpr int kGroupBytes = kPanel * kGroup / 2;  // nibbles of a panel's group
 
 enum class Axis : uint8_t { in, out };
 
-constexpr int round_up(int value, int unit) { return (value + unit - 1) / unit * unit; }
+constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
+constexpr int round_up(int value, int unit) { return divide_up(value, unit) * unit; }
 
 struct Matrix {
   const uint8_t* data = nullptr;

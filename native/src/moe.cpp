@@ -1,23 +1,19 @@
 #include "moe.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "routing.h"
+#include "rows.h"
 
 namespace mobilemoe {
 namespace {
 
 constexpr int kGateUpPanels = 4;  // 32 gates and 32 ups: what one group of hidden units is made from
-constexpr int kTaskRows = 60;     // rows of a prefill task: its inputs stay in L2 beside the weights
 constexpr int kTaskGroups = 4;    // groups of hidden units of a prefill task
 constexpr int kTaskPanels = 16;   // panels of a prefill task's outputs
 constexpr int kDecodePanels = 8;  // panels that one token's task takes at once: as many streams from memory
 constexpr int kDecodeGroups = kDecodePanels / kGateUpPanels;
-constexpr int kRowsPerTask = 8;  // rows of a task that is not a matrix product
-
-int divide_up(int a, int b) { return (a + b - 1) / b; }
 
 }  // namespace
 
@@ -31,18 +27,8 @@ FeedForward::FeedForward(const Config& config, const Kernels& kernels, ThreadPoo
       padded_experts_(round_up(experts_, kPanel)),
       hidden_(config.hidden_size) {}
 
-Form FeedForward::form_of(const Matrix& matrix) const {
-  if (fp32_) return Form::floats;
-  return matrix.axis == Axis::in ? Form::blocks : Form::scaled;
-}
-
 void FeedForward::reserve(const LayerWeights& layer, int rows) {
-  const auto grow = [](auto& buffer, size_t size) {
-    if (buffer.size() < size) buffer.resize(size);
-  };
-  const auto row_bytes = [&](const Matrix& matrix) {
-    return static_cast<size_t>(matrix.groups()) * form_bytes(form_of(matrix));
-  };
+  const auto row_bytes = [&](const Matrix& matrix) { return input_bytes(matrix, form_of(matrix, fp32_)); };
   const size_t n = static_cast<size_t>(rows), pairs = n * static_cast<size_t>(active_);
   const size_t outputs = static_cast<size_t>(round_up(hidden_, kGroup));
   grow(normed_, n * static_cast<size_t>(hidden_));
@@ -93,10 +79,11 @@ void FeedForward::decode(const LayerWeights& layer, float* x, const RoutingHooks
   const bool routed = experts_ > 0;
   const int shared_groups = shared.width / kGroup, groups = routed ? layer.experts[0].width / kGroup : 0;
   if (shared_groups > 0) {
-    kernels_.prepare[static_cast<int>(form_of(shared.gate_up))](normed_.data(), hidden_, shared_inputs_.data());
+    kernels_.prepare[static_cast<int>(form_of(shared.gate_up, fp32_))](normed_.data(), hidden_, shared_inputs_.data());
   }
   if (routed) {
-    kernels_.prepare[static_cast<int>(form_of(layer.experts[0].gate_up))](normed_.data(), hidden_, inputs_.data());
+    kernels_.prepare[static_cast<int>(form_of(layer.experts[0].gate_up, fp32_))](normed_.data(), hidden_,
+                                                                                 inputs_.data());
   }
   const int router_tasks = routed ? 1 : 0;  // the router runs beside the shared expert, which does not wait for it
   pool_.run(router_tasks + divide_up(shared_groups, kDecodeGroups), [&](int task, int) {
@@ -124,7 +111,7 @@ void FeedForward::decode(const LayerWeights& layer, float* x, const RoutingHooks
     float y[kDecodePanels * kPanel];
     const auto add = [&](const Ffn& ffn, const uint8_t* units, float weight) {
       const int end = std::min(begin + each, ffn.down.panels());
-      kernels_.matmul[static_cast<int>(form_of(ffn.down))](ffn.down, begin, end, units, 0, 1, y, 0);
+      kernels_.matmul[static_cast<int>(form_of(ffn.down, fp32_))](ffn.down, begin, end, units, 0, 1, y, 0);
       kernels_.add_scaled(y, weight, count, x + first);
     };
     if (shared_groups > 0) add(shared, shared_hidden_units_.data(), 1.0f);
@@ -138,18 +125,13 @@ void FeedForward::decode(const LayerWeights& layer, float* x, const RoutingHooks
 void FeedForward::prefill(const LayerWeights& layer, int rows, float* x, const RoutingHooks* hooks) {
   const float eps = static_cast<float>(config_.rms_norm_eps);
   const bool routed = experts_ > 0, has_shared = layer.shared.width > 0;
-  const auto for_rows = [&](auto work) {  // work(first, end)
-    pool_.run(divide_up(rows, kRowsPerTask), [&](int task, int) {
-      work(static_cast<size_t>(task) * kRowsPerTask, static_cast<size_t>(std::min(rows, (task + 1) * kRowsPerTask)));
-    });
-  };
   const size_t hidden = static_cast<size_t>(hidden_);
-  for_rows([&](size_t first, size_t end) {
+  for_row_ranges(pool_, rows, [&](size_t first, size_t end) {
     for (size_t r = first; r < end; ++r) {
       float* normed = &normed_[r * hidden];
       kernels_.rms_norm(x + r * hidden, layer.post_attention_norm, hidden_, eps, normed);
       if (!has_shared) continue;
-      const int form = static_cast<int>(form_of(layer.shared.gate_up));
+      const int form = static_cast<int>(form_of(layer.shared.gate_up, fp32_));
       kernels_.prepare[form](normed, hidden_, &shared_inputs_[r * shared_input_stride_]);
     }
     if (!routed) return;
@@ -159,15 +141,13 @@ void FeedForward::prefill(const LayerWeights& layer, int rows, float* x, const R
   });
   if (routed) {
     sort_pairs(rows);
-    for_rows([&](size_t begin, size_t end) {  // each token is quantised once, then copied to where its experts read
-      const int form = static_cast<int>(form_of(layer.experts[0].gate_up));
-      for (size_t r = begin; r < end; ++r) {
-        const int* pairs = &pair_of_[r * static_cast<size_t>(active_)];
-        uint8_t* first = &inputs_[static_cast<size_t>(pairs[0]) * input_stride_];
-        kernels_.prepare[form](&normed_[r * hidden], hidden_, first);
-        for (int slot = 1; slot < active_; ++slot) {
-          std::memcpy(&inputs_[static_cast<size_t>(pairs[slot]) * input_stride_], first, input_stride_);
-        }
+    const int form = static_cast<int>(form_of(layer.experts[0].gate_up, fp32_));
+    for_rows(pool_, rows, [&](size_t r) {  // each token is quantised once, then copied to where its experts read
+      const int* pairs = &pair_of_[r * static_cast<size_t>(active_)];
+      uint8_t* first = &inputs_[static_cast<size_t>(pairs[0]) * input_stride_];
+      kernels_.prepare[form](&normed_[r * hidden], hidden_, first);
+      for (int slot = 1; slot < active_; ++slot) {
+        std::memcpy(&inputs_[static_cast<size_t>(pairs[slot]) * input_stride_], first, input_stride_);
       }
     });
   }
@@ -178,13 +158,11 @@ void FeedForward::prefill(const LayerWeights& layer, int rows, float* x, const R
              has_shared ? layer.shared.down.panels() : 0);
   pool_.run(static_cast<int>(tasks_.size()), [&](int task, int) { down(tasks_[static_cast<size_t>(task)]); });
   const size_t outputs = static_cast<size_t>(round_up(hidden_, kGroup));
-  for_rows([&](size_t first, size_t end) {
-    for (size_t r = first; r < end; ++r) {
-      float* sum = x + r * hidden;
-      if (has_shared) kernels_.add_scaled(&shared_outputs_[r * outputs], 1.0f, hidden_, sum);
-      for (size_t pair = r * static_cast<size_t>(active_); pair < (r + 1) * static_cast<size_t>(active_); ++pair) {
-        kernels_.add_scaled(&outputs_[static_cast<size_t>(pair_of_[pair]) * outputs], weights_[pair], hidden_, sum);
-      }
+  for_rows(pool_, rows, [&](size_t r) {
+    float* sum = x + r * hidden;
+    if (has_shared) kernels_.add_scaled(&shared_outputs_[r * outputs], 1.0f, hidden_, sum);
+    for (size_t pair = r * static_cast<size_t>(active_); pair < (r + 1) * static_cast<size_t>(active_); ++pair) {
+      kernels_.add_scaled(&outputs_[static_cast<size_t>(pair_of_[pair]) * outputs], weights_[pair], hidden_, sum);
     }
   });
 }
@@ -229,8 +207,8 @@ void FeedForward::gate_up(const Task& task) {
   const size_t out_stride = task.shared ? shared_hidden_stride_ : hidden_stride_;
   const uint8_t* in = (task.shared ? shared_inputs_ : inputs_).data() + task.input_row * in_stride;
   uint8_t* out = (task.shared ? shared_hidden_units_ : hidden_units_).data() + task.row * out_stride;
-  const int in_form = static_cast<int>(form_of(matrix));
-  const Form out_form = form_of(task.ffn->down);
+  const int in_form = static_cast<int>(form_of(matrix, fp32_));
+  const Form out_form = form_of(task.ffn->down, fp32_);
   constexpr size_t width = kGateUpPanels * kPanel;
   float both[kTaskRows * width];
   const int step = task.rows == 1 ? kDecodeGroups : 1;
@@ -251,8 +229,8 @@ void FeedForward::down(const Task& task) {
   const uint8_t* in = (task.shared ? shared_hidden_units_ : hidden_units_).data() + task.input_row * in_stride;
   const size_t outputs = static_cast<size_t>(round_up(hidden_, kGroup));
   float* out = (task.shared ? shared_outputs_ : outputs_).data() + task.row * outputs;
-  kernels_.matmul[static_cast<int>(form_of(matrix))](matrix, task.begin, task.end, in, in_stride, task.rows,
-                                                     out + task.begin * kPanel, outputs);
+  kernels_.matmul[static_cast<int>(form_of(matrix, fp32_))](matrix, task.begin, task.end, in, in_stride, task.rows,
+                                                            out + task.begin * kPanel, outputs);
 }
 
 }  // namespace mobilemoe

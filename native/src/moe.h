@@ -33,7 +33,6 @@ class FeedForward {
     bool shared;
   };
 
-  Form form_of(const Matrix& matrix) const;
   void reserve(const LayerWeights& layer, int rows);
   void decode(const LayerWeights& layer, float* x, const RoutingHooks* hooks);
   void prefill(const LayerWeights& layer, int rows, float* x, const RoutingHooks* hooks);

@@ -7,7 +7,7 @@
 #include "../src/engine_layout.h"
 #include "../src/repack.h"
 #include "check.h"
-#include "tiny_checkpoint.h"
+#include "tiny_engine_file.h"
 
 namespace mobilemoe {
 namespace {
@@ -254,58 +254,25 @@ TEST(engine_file_refuses_what_is_not_a_whole_file) {
   CHECK_THROWS_SAYING(map_engine_file(out / "other"), ErrorCode::file, "is not an engine file");
 }
 
-// A tiny engine file's bytes, to be damaged.
-class Damaged {
- public:
-  Damaged() {
-    const Tiny tiny(config_json());
-    Checkpoint checkpoint;
-    checkpoint.place = "memory";
-    checkpoint.config_json = tiny.config;
-    checkpoint.config = parse_config(tiny.config);
-    checkpoint.tensors = tiny.tensors;
-    const Model model = repack_in_memory(checkpoint);
-    whole_.assign(static_cast<const char*>(model.storage.get()), model.file_bytes);
-    uint64_t json_bytes;
-    std::memcpy(&json_bytes, whole_.data() + 16, 8);
-    header_bytes_ = 64 + json_bytes;
-  }
-
-  const std::string& whole() const { return whole_; }
-  size_t header_bytes() const { return header_bytes_; }
-
-  // Read from a copy of exactly this size and of the file's alignment, so that a sanitizer sees each byte too far.
-  static Model read(const std::string& bytes) {
-    const std::shared_ptr<uint8_t> copy(static_cast<uint8_t*>(std::aligned_alloc(64, bytes.size() / 64 * 64 + 64)),
-                                        std::free);
-    std::memcpy(copy.get(), bytes.data(), bytes.size());
-    return read_engine_file(copy.get(), bytes.size(), "it", copy);
-  }
-
- private:
-  std::string whole_;
-  size_t header_bytes_ = 0;
-};
-
 TEST(engine_file_of_another_version_or_size_is_refused) {
-  const Damaged file;
-  CHECK_EQ(Damaged::read(file.whole()).layers.size(), 2u);
-  std::string other = file.whole();
+  const std::string file = tiny::engine_file(Tiny(config_json()));
+  CHECK_EQ(tiny::read_engine_file(file).layers.size(), 2u);
+  std::string other = file;
   other[8] = 9;
-  CHECK_THROWS_SAYING(Damaged::read(other), ErrorCode::file, "version 9");
-  CHECK_THROWS_SAYING(Damaged::read(file.whole() + std::string(64, '\0')), ErrorCode::file, "bytes appended");
-  for (size_t size = 0; size < file.whole().size(); size += size < 4096 ? 17 : 4099) {
-    CHECK_THROWS(Damaged::read(file.whole().substr(0, size)), ErrorCode::file);
+  CHECK_THROWS_SAYING(tiny::read_engine_file(other), ErrorCode::file, "version 9");
+  CHECK_THROWS_SAYING(tiny::read_engine_file(file + std::string(64, '\0')), ErrorCode::file, "bytes appended");
+  for (size_t size = 0; size < file.size(); size += size < 4096 ? 17 : 4099) {
+    CHECK_THROWS(tiny::read_engine_file(file.substr(0, size)), ErrorCode::file);
   }
 }
 
 TEST(engine_file_that_is_not_what_its_config_says_is_refused) {
-  const Damaged file;
+  const std::string file = tiny::engine_file(Tiny(config_json()));
   const auto with = [&file](const std::string& from, const std::string& to) {
-    std::string bytes = file.whole();
+    std::string bytes = file;
     const size_t place = bytes.find(from);
     if (place == std::string::npos) throw std::runtime_error(from + " is not there");
-    return Damaged::read(bytes.replace(place, from.size(), to));
+    return tiny::read_engine_file(bytes.replace(place, from.size(), to));
   };
   CHECK_THROWS_SAYING(with("\"hidden_size\": 64", "\"hidden_size\": 96"), ErrorCode::file, "is not where");
   CHECK_THROWS_SAYING(with("\"vocab_size\": 50", "\"vocab_size\": 99"), ErrorCode::file, "is not where");
@@ -317,16 +284,17 @@ TEST(engine_file_that_is_not_what_its_config_says_is_refused) {
 }
 
 TEST(engine_file_with_any_damage_to_its_header_is_refused_or_read) {
-  const Damaged file;
+  const std::string file = tiny::engine_file(Tiny(config_json()));
+  const size_t header_bytes = tiny::header_bytes(file);
   std::mt19937 random(1);
   int refused = 0;
   for (int round = 0; round < 600; ++round) {
-    std::string bytes = file.whole();
+    std::string bytes = file;
     for (auto edits = 1 + random() % 3; edits > 0; --edits) {
-      bytes[random() % file.header_bytes()] = static_cast<char>(random() % 2 == 0 ? random() : '0' + random() % 10);
+      bytes[random() % header_bytes] = static_cast<char>(random() % 2 == 0 ? random() : '0' + random() % 10);
     }
     try {
-      Damaged::read(bytes);
+      tiny::read_engine_file(bytes);
     } catch (const Error& error) {
       CHECK_EQ(error.code(), ErrorCode::file);
       ++refused;

@@ -37,6 +37,17 @@ constexpr size_t form_bytes(Form form) {
   return form == Form::blocks ? sizeof(Block) : form == Form::scaled ? sizeof(ScaledBlock) : kGroup * sizeof(float);
 }
 
+// The form that a matrix wants; `fp32`: activations are not to be rounded.
+constexpr Form form_of(const Matrix& matrix, bool fp32) {
+  if (fp32) return Form::floats;
+  return matrix.axis == Axis::in ? Form::blocks : Form::scaled;
+}
+
+// What a matrix reads for one row.
+inline size_t input_bytes(const Matrix& matrix, Form form) {
+  return static_cast<size_t>(matrix.groups()) * form_bytes(form);
+}
+
 enum class KvType : uint8_t { int8, f16, f32 };
 
 constexpr int kKvBlock = 64;  // keys that one step of the online softmax takes together

@@ -76,7 +76,7 @@ constexpr BlockFunction kBlocks[] = {block_of<Tiles, 6, axis>, block_of<Tiles, 7
 template <class Tiles, Axis axis>
 void matmul(const Matrix& w, int begin, int end, const void* x, size_t x_stride, int rows, float* y, size_t y_stride) {
   constexpr size_t group_bytes = axis == Axis::in ? sizeof(Block) : sizeof(ScaledBlock);
-  const int blocks = (rows + kRows - 1) / kRows, height = (rows + blocks - 1) / blocks;
+  const int blocks = divide_up(rows, kRows), height = divide_up(rows, blocks);
   configure<Tiles>(height);
   Slice slice;
   for (int panel = begin; panel < end; panel += 2, y += 2 * kPanel) {
@@ -89,7 +89,7 @@ void matmul(const Matrix& w, int begin, int end, const void* x, size_t x_stride,
       const size_t next_from = is_last ? 0 : static_cast<size_t>(to) * kGroupBytes;
       Prefetch prefetch = {{w.nibbles(next) + next_from, w.nibbles(next + second - panel) + next_from}, 0, blocks};
       for (int row = 0; prefetch.first < blocks; ++prefetch.first) {
-        const int left = blocks - prefetch.first, count = (rows - row + left - 1) / left;
+        const int count = divide_up(rows - row, blocks - prefetch.first);
         const uint8_t* in = static_cast<const uint8_t*>(x) + static_cast<size_t>(row) * x_stride +
                             static_cast<size_t>(from) * group_bytes;
         const BlockInput input = {in, x_stride, to - from, height, height - count};

@@ -41,7 +41,7 @@ void out_rows(const Matrix& w, int panel, const uint8_t* x, size_t x_stride, flo
     round_slice<R>(w, panel, begin, groups, x, x_stride, slice);
     for (int side = 0; side < 2; ++side) {
       const uint8_t* nibbles = w.nibbles(panel + side) + static_cast<size_t>(begin) * kGroupBytes;
-      tile<R, Axis::out>(nibbles, nullptr, groups, SliceRows<R>(slice), begin > 0, y + side * kPanel, y_stride);
+      tile<R, Axis::out>(nibbles, nullptr, groups, SliceRows(slice), begin > 0, y + side * kPanel, y_stride);
     }
   });
 }
@@ -57,7 +57,7 @@ void out_row(const Matrix& w, int panel, const uint8_t* x, float* y) {
   for_each_slice(w, [&](int begin, int groups) {
     SliceRow slice[P / 2];
     for (int pair = 0; pair < P / 2; ++pair) round_slice<1>(w, panel + 2 * pair, begin, groups, x, 0, &slice[pair]);
-    stream<P, Axis::out>(w, panel, begin, groups, SliceRows<P / 2>(slice), begin > 0, y);
+    stream<P, Axis::out>(w, panel, begin, groups, SliceRows(slice), begin > 0, y);
   });
 }
 
@@ -71,10 +71,10 @@ static_assert(sizeof kInRows / sizeof *kInRows == kRows && sizeof kOutRows / siz
 // Panels outermost: their weights stay in L1 for all rows. Rows are dealt evenly to tiles.
 void matmul_rows(const TileFunction* functions, int step, const Matrix& w, int begin, int end, const uint8_t* x,
                  size_t x_stride, int rows, float* y, size_t y_stride) {
-  const int tiles = (rows + kRows - 1) / kRows;
+  const int tiles = divide_up(rows, kRows);
   for (int panel = begin; panel < end; panel += step, y += step * kPanel) {
     for (int i = 0, row = 0; i < tiles; ++i) {
-      const int count = (rows - row + tiles - i - 1) / (tiles - i);
+      const int count = divide_up(rows - row, tiles - i);
       functions[count - 1](w, panel, x + static_cast<size_t>(row) * x_stride, x_stride,
                            y + static_cast<size_t>(row) * y_stride, y_stride);
       row += count;

@@ -20,12 +20,6 @@ struct Peak {
   static void hide(V& v) { __asm__ volatile("" : "+v"(v)); }
 };
 
-inline __m512i broadcast4(const uint8_t* p) {
-  int32_t x;
-  __builtin_memcpy(&x, p, 4);
-  return _mm512_set1_epi32(x);
-}
-
 // Rows of Blocks: the input of Axis::in. Row r is reached from every third row, so that no row needs a register.
 template <int R>
 struct BlockRows {
@@ -36,9 +30,9 @@ struct BlockRows {
     for (int i = 0; i < (R + 2) / 3; ++i) base[i] = x + static_cast<size_t>(3 * i) * row_stride;
   }
   const uint8_t* row(int r) const { return base[r / 3] + static_cast<size_t>(r % 3) * stride; }
-  __m512i offset(int r) const { return broadcast4(row(r) + offsetof(Block, offset)); }
-  __m512 scale(int r) const { return _mm512_castsi512_ps(broadcast4(row(r) + offsetof(Block, scale))); }
-  __m512i four(int r, int i) const { return broadcast4(row(r) + 4 * i); }
+  Simd::I offset(int r) const { return Simd::broadcast(row(r) + offsetof(Block, offset)); }
+  Simd::F scale(int r) const { return Simd::as_float(Simd::broadcast(row(r) + offsetof(Block, scale))); }
+  Simd::I four(int r, int i) const { return Simd::broadcast(row(r) + 4 * i); }
   void next_group() {
     for (const uint8_t*& p : base) p += sizeof(Block);
   }
@@ -53,16 +47,15 @@ struct SliceRow {
   float scale[kSliceGroups];
 };
 
-template <int R>
 struct SliceRows {
   const SliceRow* rows;
   int group = 0;
 
   explicit SliceRows(const SliceRow* slice) : rows(slice) {}
-  __m512i offset(int r) const { return _mm512_set1_epi32(rows[r].offset[group]); }
-  __m512 scale(int r) const { return _mm512_set1_ps(rows[r].scale[group]); }
-  __m512i four(int r, int i) const {
-    return broadcast4(rows[r].q + group / 2 * 64 + group % 2 * 8 + 4 * (i % 4 * 4 + i / 4));
+  Simd::I offset(int r) const { return Simd::set_i(rows[r].offset[group]); }
+  Simd::F scale(int r) const { return Simd::set(rows[r].scale[group]); }
+  Simd::I four(int r, int i) const {
+    return Simd::broadcast(rows[r].q + group / 2 * 64 + group % 2 * 8 + 4 * (i % 4 * 4 + i / 4));
   }
   void next_group() { ++group; }
 };
@@ -71,67 +64,65 @@ struct SliceRows {
 template <int R, Axis axis, class Rows>
 inline void tile(const uint8_t* nibbles, const uint16_t* scales, int groups, Rows in, bool go_on, float* y,
                  size_t y_stride) {
-  const __m512i low_mask = _mm512_set1_epi8(15);
-  __m512 acc[R];
-  for (int r = 0; r < R; ++r) acc[r] = go_on ? _mm512_loadu_ps(y + r * y_stride) : _mm512_setzero_ps();
+  const Simd::I low_mask = Simd::set_i(0x0f0f0f0f);
+  Simd::F acc[R];
+  for (int r = 0; r < R; ++r) acc[r] = go_on ? Simd::load(y + r * y_stride) : Simd::zero();
   for (int group = 0; group < groups; ++group) {
-    __m512i dot[R];
+    Simd::I dot[R];
     for (int r = 0; r < R; ++r) dot[r] = in.offset(r);
     for (int run = 0; run < 4; ++run) {
       _mm_prefetch(reinterpret_cast<const char*>(nibbles + run * kRun + kPrefetch), _MM_HINT_T0);
-      const __m512i packed = _mm512_loadu_si512(nibbles + run * kRun);
-      const __m512i low = _mm512_and_si512(packed, low_mask);
-      const __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_mask);
-      for (int r = 0; r < R; ++r) dot[r] = _mm512_dpbusd_epi32(dot[r], low, in.four(r, 2 * run));
-      for (int r = 0; r < R; ++r) dot[r] = _mm512_dpbusd_epi32(dot[r], high, in.four(r, 2 * run + 1));
+      const Simd::I packed = Simd::load_i(nibbles + run * kRun);
+      const Simd::I low = Simd::and_i(packed, low_mask);
+      const Simd::I high = Simd::and_i(Simd::shift_right(packed, 4), low_mask);
+      for (int r = 0; r < R; ++r) dot[r] = Simd::dot(dot[r], low, in.four(r, 2 * run));
+      for (int r = 0; r < R; ++r) dot[r] = Simd::dot(dot[r], high, in.four(r, 2 * run + 1));
     }
     if constexpr (axis == Axis::in) {
-      const __m512 by_output = Simd::load_f16(scales + group * kPanel);
-      for (int r = 0; r < R; ++r)
-        acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r]), _mm512_mul_ps(by_output, in.scale(r)), acc[r]);
+      const Simd::F by_output = Simd::load_f16(scales + group * kPanel);
+      for (int r = 0; r < R; ++r) acc[r] = Simd::fma(Simd::to_float(dot[r]), Simd::mul(by_output, in.scale(r)), acc[r]);
     } else {
-      for (int r = 0; r < R; ++r) acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r]), in.scale(r), acc[r]);
+      for (int r = 0; r < R; ++r) acc[r] = Simd::fma(Simd::to_float(dot[r]), in.scale(r), acc[r]);
     }
     nibbles += kGroupBytes;
     in.next_group();
   }
-  for (int r = 0; r < R; ++r) _mm512_storeu_ps(y + r * y_stride, acc[r]);
+  for (int r = 0; r < R; ++r) Simd::store(y + r * y_stride, acc[r]);
 }
 
 // `P` panels times one row, as decoding wants it: so many streams of weights at once reach the memory's full speed.
 // Meanwhile the panels that this thread is likely to take next come nearer. Panel p meets row `row(p)` of `in`.
 template <int P, Axis axis, class Rows>
 inline void stream(const Matrix& w, int panel, int begin, int groups, Rows in, bool go_on, float* y) {
-  const __m512i low_mask = _mm512_set1_epi8(15);
+  const Simd::I low_mask = Simd::set_i(0x0f0f0f0f);
   const auto row = [](int p) { return axis == Axis::in ? 0 : p / 2; };
   const size_t ahead = Matrix::bytes(2 * kStreams * kPanel, w.inputs);
   const uint8_t* nibbles[P];
   for (int p = 0; p < P; ++p) nibbles[p] = w.nibbles(panel + p) + static_cast<size_t>(begin) * kGroupBytes;
-  __m512 acc[P];
-  for (int p = 0; p < P; ++p) acc[p] = go_on ? _mm512_loadu_ps(y + p * kPanel) : _mm512_setzero_ps();
+  Simd::F acc[P];
+  for (int p = 0; p < P; ++p) acc[p] = go_on ? Simd::load(y + p * kPanel) : Simd::zero();
   for (int group = 0; group < groups; ++group) {
-    __m512i dot[P];
+    Simd::I dot[P];
     for (int p = 0; p < P; ++p) dot[p] = in.offset(row(p));
     for (int run = 0; run < 4; ++run) {
       for (int p = 0; p < P; ++p) {
         const uint8_t* at = nibbles[p] + group * kGroupBytes + run * kRun;
         _mm_prefetch(reinterpret_cast<const char*>(at + ahead), _MM_HINT_T1);
-        const __m512i packed = _mm512_loadu_si512(at);
-        const __m512i low = _mm512_and_si512(packed, low_mask);
-        const __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_mask);
-        dot[p] = _mm512_dpbusd_epi32(dot[p], low, in.four(row(p), 2 * run));
-        dot[p] = _mm512_dpbusd_epi32(dot[p], high, in.four(row(p), 2 * run + 1));
+        const Simd::I packed = Simd::load_i(at);
+        const Simd::I low = Simd::and_i(packed, low_mask);
+        const Simd::I high = Simd::and_i(Simd::shift_right(packed, 4), low_mask);
+        dot[p] = Simd::dot(dot[p], low, in.four(row(p), 2 * run));
+        dot[p] = Simd::dot(dot[p], high, in.four(row(p), 2 * run + 1));
       }
     }
     for (int p = 0; p < P; ++p) {
-      __m512 scale = in.scale(row(p));
-      if constexpr (axis == Axis::in)
-        scale = _mm512_mul_ps(Simd::load_f16(w.scales(panel + p) + group * kPanel), scale);
-      acc[p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[p]), scale, acc[p]);
+      Simd::F scale = in.scale(row(p));
+      if constexpr (axis == Axis::in) scale = Simd::mul(Simd::load_f16(w.scales(panel + p) + group * kPanel), scale);
+      acc[p] = Simd::fma(Simd::to_float(dot[p]), scale, acc[p]);
     }
     in.next_group();
   }
-  for (int p = 0; p < P; ++p) _mm512_storeu_ps(y + p * kPanel, acc[p]);
+  for (int p = 0; p < P; ++p) Simd::store(y + p * kPanel, acc[p]);
 }
 
 // The scales of two groups of inputs (of one, if `second` is false) over the largest of each: at most 1.

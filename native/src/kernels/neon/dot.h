@@ -3,9 +3,12 @@
 
 #include <arm_neon.h>
 
-#include "../kernels.h"
+#include "../vector/int8_products.h"
+#include "simd.h"
 
 namespace mobilemoe::neon {
+
+using vector::block_of;
 
 // The nibbles of one run: inputs 0 .. 3 (low) and 4 .. 7 (high) of outputs 4 i .. 4 i + 3.
 struct Run {
@@ -22,10 +25,6 @@ inline Run split_run(const uint8_t* packed) {
   return run;
 }
 
-inline const Block* block(const uint8_t* x, size_t x_stride, int row) {
-  return reinterpret_cast<const Block*>(x + static_cast<size_t>(row) * x_stride);
-}
-
 // One row after the other, 4 inputs of 4 outputs at a time.
 struct Sdot {
   struct Peak {
@@ -37,15 +36,15 @@ struct Sdot {
   };
 
   template <int kRows>
-  static void multiply(const uint8_t* nibbles, const uint8_t* x, size_t x_stride, int32x4_t (&dot)[kRows][4]) {
+  static void multiply_group(const uint8_t* nibbles, const uint8_t* x, size_t x_stride, Ints (&dot)[kRows]) {
     for (int row = 0; row < kRows; ++row)
-      for (int i = 0; i < 4; ++i) dot[row][i] = vdupq_n_s32(block(x, x_stride, row)->offset);
+      for (int i = 0; i < 4; ++i) dot[row].part[i] = vdupq_n_s32(block_of(x, x_stride, row)->offset);
     for (int r = 0; r < 4; ++r) {
       const Run run = split_run(nibbles + r * kRun);
       for (int row = 0; row < kRows; ++row) {
-        const int8x8_t inputs = vld1_s8(block(x, x_stride, row)->q + 8 * r);
-        for (int i = 0; i < 4; ++i) dot[row][i] = vdotq_lane_s32(dot[row][i], run.low[i], inputs, 0);
-        for (int i = 0; i < 4; ++i) dot[row][i] = vdotq_lane_s32(dot[row][i], run.high[i], inputs, 1);
+        const int8x8_t inputs = vld1_s8(block_of(x, x_stride, row)->q + 8 * r);
+        for (int i = 0; i < 4; ++i) dot[row].part[i] = vdotq_lane_s32(dot[row].part[i], run.low[i], inputs, 0);
+        for (int i = 0; i < 4; ++i) dot[row].part[i] = vdotq_lane_s32(dot[row].part[i], run.high[i], inputs, 1);
       }
     }
   }
@@ -61,9 +60,9 @@ struct Smmla {
   };
 
   template <int kRows>
-  static void multiply(const uint8_t* nibbles, const uint8_t* x, size_t x_stride, int32x4_t (&dot)[kRows][4]) {
+  static void multiply_group(const uint8_t* nibbles, const uint8_t* x, size_t x_stride, Ints (&dot)[kRows]) {
     if constexpr (kRows == 1) {
-      Sdot::multiply<1>(nibbles, x, x_stride, dot);
+      Sdot::multiply_group<1>(nibbles, x, x_stride, dot);
     } else {
       multiply_pairs<kRows / 2>(nibbles, x, x_stride, dot);
     }
@@ -71,12 +70,11 @@ struct Smmla {
 
  private:
   template <int kPairs>
-  static void multiply_pairs(const uint8_t* nibbles, const uint8_t* x, size_t x_stride,
-                             int32x4_t (&dot)[2 * kPairs][4]) {
+  static void multiply_pairs(const uint8_t* nibbles, const uint8_t* x, size_t x_stride, Ints (&dot)[2 * kPairs]) {
     int32x4_t square[kPairs][8];  // of outputs 2 i and 2 i + 1
     for (int pair = 0; pair < kPairs; ++pair) {
-      const int32x2_t first = vdup_n_s32(block(x, x_stride, 2 * pair)->offset);
-      const int32x2_t second = vdup_n_s32(block(x, x_stride, 2 * pair + 1)->offset);
+      const int32x2_t first = vdup_n_s32(block_of(x, x_stride, 2 * pair)->offset);
+      const int32x2_t second = vdup_n_s32(block_of(x, x_stride, 2 * pair + 1)->offset);
       for (int i = 0; i < 8; ++i) square[pair][i] = vcombine_s32(first, second);
     }
     for (int r = 0; r < 4; ++r) {
@@ -88,16 +86,16 @@ struct Smmla {
         weights[2 * i + 1] = vreinterpretq_s8_s32(vzip2q_s32(low, high));
       }
       for (int pair = 0; pair < kPairs; ++pair) {
-        const int8x16_t inputs = vcombine_s8(vld1_s8(block(x, x_stride, 2 * pair)->q + 8 * r),
-                                             vld1_s8(block(x, x_stride, 2 * pair + 1)->q + 8 * r));
+        const int8x16_t inputs = vcombine_s8(vld1_s8(block_of(x, x_stride, 2 * pair)->q + 8 * r),
+                                             vld1_s8(block_of(x, x_stride, 2 * pair + 1)->q + 8 * r));
         for (int i = 0; i < 8; ++i) square[pair][i] = vmmlaq_s32(square[pair][i], inputs, weights[i]);
       }
     }
     for (int pair = 0; pair < kPairs; ++pair)
       for (int i = 0; i < 4; ++i) {
         const int32x4_t left = square[pair][2 * i], right = square[pair][2 * i + 1];
-        dot[2 * pair][i] = vcombine_s32(vget_low_s32(left), vget_low_s32(right));
-        dot[2 * pair + 1][i] = vcombine_s32(vget_high_s32(left), vget_high_s32(right));
+        dot[2 * pair].part[i] = vcombine_s32(vget_low_s32(left), vget_low_s32(right));
+        dot[2 * pair + 1].part[i] = vcombine_s32(vget_high_s32(left), vget_high_s32(right));
       }
   }
 };

@@ -1,11 +1,14 @@
-// INT4 x INT8 products panel by panel and tile by tile, for instruction sets whose arithmetic is a struct P:
-//   P::rows_of_tile(rows_left)              how many rows the next tile takes, at most P::kTileRows
-//   P::multiply<kHasScales>(tile, rows)     one panel times the rows of a tile
-//   P::split_scales(scales, share)          returns the largest magnitude of 32 fp16 scales; share = scale / largest
-//   P::round_inputs(v, share, q)            q = round(v * share) of 32 inputs; returns their sum
+// INT4 x INT8 products panel by panel and tile by tile: a panel times a tile of rows, so that nibbles are split once
+// for all rows of the tile. The arithmetic of an instruction set is a struct P:
+//   P::S                                          its Simd struct
+//   P::rows_of_tile(rows_left)                    how many rows the next tile takes, at most P::kTileRows
+//   P::multiply_group(nibbles, x, x_stride, dot)  dot[row] = a panel's group times the Block of each row, exactly
+//   P::largest_magnitude(scales)                  of 32 fp16 scales
+//   P::round_inputs(v, share, q)                  q = round(v * share) of 32 inputs; returns their sum
 #pragma once
 
 #include "../kernels.h"
+#include "unroll.h"
 
 namespace mobilemoe::vector {
 
@@ -39,6 +42,44 @@ inline __attribute__((always_inline)) void prefetch_group(const uint8_t* ahead, 
   for (int line = 0; line < kGroupStep; line += 64) prefetch(at + line);
 }
 
+inline __attribute__((always_inline)) const Block* block_of(const uint8_t* x, size_t x_stride, int row) {
+  return reinterpret_cast<const Block*>(x + static_cast<size_t>(row) * x_stride);
+}
+
+// One panel times the rows of a tile.
+template <class P, bool kHasScales, int kRows>
+inline void multiply_rows(const PanelTile& tile) {
+  using S = typename P::S;
+  const auto output = [&](int row) { return tile.y + static_cast<size_t>(row) * tile.y_stride; };
+  typename S::F sum[kRows];
+  unroll<kRows>([&](auto row) { sum[row] = tile.is_first ? S::zero() : S::load(output(row)); });
+  const uint8_t* nibbles = tile.nibbles;
+  const uint16_t* scales = tile.scales;
+  const uint8_t* x = tile.x;
+  for (int group = 0; group < tile.groups; ++group) {
+    if (kRows == 1) prefetch_group(tile.ahead, group);
+    typename S::I dot[kRows];
+    P::multiply_group(nibbles, x, tile.x_stride, dot);
+    unroll<kRows>([&](auto row) {
+      const typename S::F scale = S::set(block_of(x, tile.x_stride, row)->scale);
+      sum[row] = S::fma(S::to_float(dot[row]), kHasScales ? S::mul(S::load_f16(scales), scale) : scale, sum[row]);
+    });
+    nibbles += kGroupBytes;
+    if (kHasScales) scales += kPanel;
+    x += sizeof(Block);
+  }
+  unroll<kRows>([&](auto row) { S::store(output(row), sum[row]); });
+}
+
+// The same for `rows`, which P::rows_of_tile gave.
+template <class P, bool kHasScales, int kRows = P::kTileRows>
+inline void multiply(const PanelTile& tile, int rows) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return multiply<P, kHasScales, P::rows_of_tile(kRows - 1)>(tile, rows);
+  }
+  multiply_rows<P, kHasScales, kRows>(tile);
+}
+
 template <class P>
 void matmul_blocks(const Matrix& w, int begin, int end, const void* x, size_t x_stride, int rows, float* y,
                    size_t y_stride) {
@@ -48,7 +89,7 @@ void matmul_blocks(const Matrix& w, int begin, int end, const void* x, size_t x_
                       ahead_of(w, panel, 0)};
     for (int left = rows; left > 0;) {
       const int taken = P::rows_of_tile(left);
-      P::template multiply<true>(tile, taken);
+      multiply<P, true>(tile, taken);
       tile.x += static_cast<size_t>(taken) * x_stride;
       tile.y += static_cast<size_t>(taken) * y_stride;
       left -= taken;
@@ -61,13 +102,17 @@ constexpr int kChunk = 32;  // groups whose inputs, rounded for a pair of panels
 // The scales of a chunk, and a tile's inputs multiplied by them.
 template <class P>
 struct Chunk {
-  float share[kChunk][kGroup];
+  float share[kChunk][kGroup];  // of the largest of each group: at most 1
   float largest[kChunk];
   Block blocks[P::kTileRows][kChunk];
 
   void set_scales(const uint16_t* scales, int groups) {
-    for (int group = 0; group < groups; ++group)
-      largest[group] = P::split_scales(scales + group * kGroup, share[group]);
+    using S = typename P::S;
+    for (int group = 0; group < groups; ++group, scales += kGroup) {
+      largest[group] = P::largest_magnitude(scales);
+      const typename S::F inverse = S::set(largest[group] > 0 ? 1.0f / largest[group] : 0.0f);
+      for (int i = 0; i < kGroup; i += 16) S::store(share[group] + i, S::mul(S::load_f16(scales + i), inverse));
+    }
   }
   void round_row(const ScaledBlock* in, int groups, Block* out) const {
     for (int group = 0; group < groups; ++group) {
@@ -101,10 +146,9 @@ void matmul_scaled(const Matrix& w, int begin, int end, const void* x, size_t x_
         for (int side = 0; side < 2; ++side) {
           const uint8_t* nibbles = w.nibbles(panel + side) + static_cast<size_t>(first) * kGroupBytes;
           float* out = y + static_cast<size_t>(row) * y_stride + side * kPanel;
-          P::template multiply<false>(
-              {nibbles, nullptr, groups, reinterpret_cast<const uint8_t*>(chunk.blocks), sizeof chunk.blocks[0], out,
-               y_stride, first == 0, ahead_of(w, panel + side, first)},
-              taken);
+          multiply<P, false>({nibbles, nullptr, groups, reinterpret_cast<const uint8_t*>(chunk.blocks),
+                              sizeof chunk.blocks[0], out, y_stride, first == 0, ahead_of(w, panel + side, first)},
+                             taken);
         }
       }
     }

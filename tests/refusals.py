@@ -1,0 +1,13 @@
+"""What a refused call must say."""
+
+import pytest
+
+from mobilemoe.errors import UsageError
+
+
+def refusal(call, kind=UsageError) -> str:
+    with pytest.raises(kind) as caught:
+        call()
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1
+    return text
