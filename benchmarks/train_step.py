@@ -79,7 +79,7 @@ def make_step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if not pure:
-            balance.move_biases(layers, balance.loads(routings), 1e-3)
+            balance.move_biases(layers, torch.stack([routing.load_E() for routing in routings]), 1e-3)
         return loss.detach()
 
     return step

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mobilemoe.chat import CHAT_TEMPLATE, MARKS, ChatTemplate, encode_chat
+from mobilemoe.chat import CHAT_TEMPLATE, MARKS, ChatTemplate, chat_parts, encode_chat
 from mobilemoe.data.train_tokenizer import train_tokenizer
 from mobilemoe.errors import TokenizerError
 from mobilemoe.tokenizer import SPECIAL_NAMES, Tokenizer
@@ -97,6 +97,58 @@ def test_overlapping_control_names_are_hidden_too(template: ChatTemplate) -> Non
 
     plain = ChatTemplate("{{ messages[0].content }}")
     assert encode_chat(Letters(), plain, [{"role": "user", "content": "abcab"}]) == [ord(c) for c in "abcab"]
+
+
+TURN = "{% for m in messages %}<|header_start|>{{ m.role }}<|header_end|>\n"
+TEMPLATES = {
+    "ours": (CHAT_TEMPLATE, "{}<|eot|>"),
+    "strips": (TURN + "{{ m.content | trim }}<|eot|>{% endfor %}", "{}<|eot|>"),
+    "ends the line": (TURN + "{{ m.content }}<|eot|>\n{% endfor %}", "{}<|eot|>"),
+    "blanks before the end": (TURN + "{{ m.content | trim }} <|eom|>{% endfor %}", "{} <|eom|>"),
+    "no end": (TURN + "{{ m.content }} Over.{% endfor %}", "{}"),
+    "system in the last question": (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ messages[0].content if loop.last }}{{ m.content }}"
+        " [/INST]{% elif m.role == 'assistant' %} {{ m.content }}<|eot|>{% endif %}{% endfor %}",
+        "{}<|eot|>",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("answer", ["Kotlin.", "<|eot|>, yes.", "zażółć 🙂", "two\n\nlines"])
+def test_the_assistants_part_of_a_conversation_is_known(tokenizer: Tokenizer, name: str, answer: str) -> None:
+    source, closed = TEMPLATES[name]
+    template = ChatTemplate(source)
+    messages = [*CONVERSATION[:2], {"role": "assistant", "content": answer}, *CONVERSATION[1:]]
+    parts = chat_parts(tokenizer.special_pattern, template, messages)
+    taught = b"".join(part.text.encode()[begin:end] for part in parts for begin, end in part.taught)
+    assert taught.decode() == closed.format(answer) + closed.format("Kotlin.")
+    assert "".join(part.text for part in parts) == template.render(messages, add_generation_prompt=False)
+    ids = [i for part in parts for i in tokenizer.encode(part.text, special=part.special)]
+    assert ids == encode_chat(tokenizer, template, messages, add_generation_prompt=False)
+
+
+def test_blanks_at_the_ends_of_an_answer_are_its_own_unless_the_template_takes_them(tokenizer: Tokenizer) -> None:
+    for name, expected in (("ours", " \n Hi \n<|eot|>"), ("strips", "Hi<|eot|>")):
+        messages = [*HI, {"role": "assistant", "content": " \n Hi \n"}]
+        parts = chat_parts(tokenizer.special_pattern, ChatTemplate(TEMPLATES[name][0]), messages)
+        assert "".join(p.text[begin:end] for p in parts for begin, end in p.taught) == expected
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for m in messages %}{{ m.content | upper | replace('I', 'Y') | reverse }}{% endfor %}",
+        "{{ messages[-1].content[1:] }}",
+        "{{ messages[-1].content | length }}",
+        "{{ messages[-1].content.split('there') | join('<|eot|>') }}",
+    ],
+)
+def test_a_template_that_rewrites_the_answer_is_refused(tokenizer: Tokenizer, source: str) -> None:
+    messages = [*HI, {"role": "assistant", "content": "Hi there, you"}]
+    assert encode_chat(tokenizer, ChatTemplate(source), messages)
+    with pytest.raises(TokenizerError, match="rewrites what the assistant says"):
+        chat_parts(tokenizer.special_pattern, ChatTemplate(source), messages)
 
 
 @pytest.mark.parametrize(

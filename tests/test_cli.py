@@ -8,6 +8,7 @@ from cli_calls import RECIPE, recipe_options
 from mobilemoe.cli import main as cli_main
 
 VERBS = ["run", "chat", "info", "bench", "train", "quantize", "convert", "eval", "data tokenizer", "data sample"]
+VERBS += ["data prepare", "data chats"]
 
 
 # Help and wrong usage

@@ -86,7 +86,7 @@ def test_closed_narrow_and_full_streams_are_no_fault(start, tiny_folder):
     closed = start("run", tiny_folder, preexec_fn=lambda: os.close(0))
     assert b"standard input is closed" in closed.communicate(timeout=120)[1]
     assert closed.returncode == 2
-    options = ["--temperature", "5", "--seed", "1", "--max-new-tokens", "40"]
+    options = ["--temperature", "5", "--seed", "1", "--max-new-tokens", "200"]
     narrow = start("run", tiny_folder, "x", *options, environment={"PYTHONIOENCODING": "ascii"})
     out, err = narrow.communicate(timeout=120)
     assert narrow.returncode == 0, err

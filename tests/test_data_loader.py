@@ -28,6 +28,8 @@ class ByteTokenizer:
 
     bos_id: int | None = BOS
     end_of_text_id = END
+    vocab_size = 261
+    special_ids = frozenset(NAMES.values())
     special_pattern = re.compile(f"({'|'.join(map(re.escape, NAMES))})")
 
     def encode(self, text, *, bos=False, special=False):
@@ -35,6 +37,10 @@ class ByteTokenizer:
 
     def encode_batch(self, texts):
         return [list(text.encode()) for text in texts]
+
+    def token_bytes(self, token_id, *, skip_special=True):
+        names = {token_id: name for name, token_id in NAMES.items()}
+        return names.get(token_id, "?").encode() if token_id >= BOS else bytes([token_id])
 
 
 def write_corpus(folder):
@@ -78,9 +84,10 @@ def assert_same(left, right):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("train_on", ["all", "assistant"])
 @pytest.mark.parametrize("sequence_length", [2, 64, 1000])
-def test_a_loader_resumes_bit_for_bit_anywhere(root, sequence_length):
-    loader = open_loader(root, sequence_length=sequence_length)
+def test_a_loader_resumes_bit_for_bit_anywhere(root, sequence_length, train_on):
+    loader = open_loader(root, sequence_length=sequence_length, train_on=train_on)
     steps = 60_000 // (2 * sequence_length) if sequence_length > 2 else 400
     states, batches, counts = [], [], []
     for _ in range(steps):
@@ -88,10 +95,12 @@ def test_a_loader_resumes_bit_for_bit_anywhere(root, sequence_length):
         counts.append({name: count["tokens"] for name, count in loader.counts.items()})
         batches.append(next(loader))
     assert any(state["open_piece"] for state in states)
+    waiting = any(state["open_piece"] and state["open_piece"]["used"] == 0 for state in states)
+    assert waiting == (train_on == "assistant" and sequence_length > 2)  # in rows of two nothing fits whole
     assert all(len(json.dumps(state)) < 2000 for state in states)
     starts = np.random.default_rng(0).choice(steps - 5, 12, replace=False)
     for start in [0, *starts.tolist()]:
-        again = open_loader(root, sequence_length=sequence_length)
+        again = open_loader(root, sequence_length=sequence_length, train_on=train_on)
         again.load_state_dict(states[start])
         assert again.state_dict() == states[start]
         assert {name: count["tokens"] for name, count in again.counts.items()} == counts[start]
@@ -157,6 +166,46 @@ def test_every_segment_is_one_framed_document(root):
     assert not crossing[:-1][segments[1:] != segments[:-1]].any()
 
 
+def test_every_token_knows_its_source(root):
+    loader = open_loader(root, batch_size=4, sequence_length=500)
+    assert loader.domains == ("books", "code", "chat")
+    shown = dict.fromkeys(loader.domains, b"")
+    for _ in range(3):
+        batch = next(loader)
+        assert batch.domains_BT.shape == batch.tokens_BT.shape
+        for number, name in enumerate(loader.domains):
+            ids = batch.tokens_BT[batch.domains_BT == number]
+            shown[name] += bytes(ids[ids < BOS].astype(np.uint8).tolist())
+    for name, word in (("books", b"Book"), ("code", b"def f"), ("chat", b"assistant")):
+        assert [other for other in shown if word in shown[other]] == [name]
+
+
+def test_a_conversation_teaches_what_the_assistant_writes_and_a_text_everything(root):
+    loader = open_loader(root, batch_size=8, sequence_length=200, train_on="assistant")
+    answers = set()
+    for _ in range(10):
+        batch = next(loader)
+        chat = loader.domains.index("chat")
+        for row in range(8):
+            segments = batch.segments_BT[row]
+            for number in range(segments[-1] + 1):
+                inside = segments == number
+                tokens, targets = batch.tokens_BT[row][inside], batch.targets_BT[row][inside]
+                taught = targets[targets != NO_TARGET].tolist()
+                if batch.domains_BT[row][inside][0] != chat:
+                    assert taught == tokens[1:].tolist()
+                elif taught:
+                    assert tokens[0] == BOS
+                    assert tokens[-1] == EOT
+                    assert taught[-1] == EOT
+                    answers.add(bytes(taught[:-1]).decode())
+                else:
+                    assert inside[-1]
+                    assert number == segments[-1]
+    assert len(answers) > 40
+    assert answers <= {f"{n} + {n} is {n + n}." for n in range(90)}
+
+
 SCRIPT = """
 import hashlib, sys
 sys.path.insert(0, sys.argv[1])
@@ -186,6 +235,7 @@ def test_every_process_sees_the_same_batches(root, request):
         ({"split": "heldout"}, "split was 'train' and is 'heldout'"),
         ({"holdout": 0.2}, "holdout was 0.1"),
         ({"piece_chars": 200}, "piece_chars was 300"),
+        ({"train_on": "assistant"}, "train_on was 'all' and is 'assistant'"),
         ({"mixture": [{"name": "books", "files": "books-*", "weight": 1}]}, "source chat was .* and is None"),
         ({"mixture": [{"name": n, "files": f"{n}-*", "weight": 1} for n in WEIGHTS]}, "source books was .*share 0.5"),
     ],

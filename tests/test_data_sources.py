@@ -8,14 +8,20 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from mobilemoe.data import shards
+from mobilemoe.data import retry, shards
 from mobilemoe.data.config import SourceConfig
-from mobilemoe.data.sources import Document, HubSource, LocalSource, is_held_out, open_source
+from mobilemoe.data.mixture import open_source
+from mobilemoe.data.sources import Document, HubSource, LocalSource, is_held_out
 from mobilemoe.errors import DataError
 
 ROWS = [{"text": f"Document {i}: naïve 🙂\n" * 20, "source": f"book {i}", "license": "MIT"} for i in range(300)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
+
+
+@pytest.fixture(autouse=True)
+def _no_waits(monkeypatch):
+    monkeypatch.setattr(retry, "WAITS", (0.0, 0.0, 0.0))
 
 
 def write(path, data):

@@ -11,8 +11,8 @@ from mobilemoe.errors import ConfigError, MobileMoEError, UsageError
 from mobilemoe.hub import find_model
 from mobilemoe.presets import PRESETS
 from mobilemoe.tokenizer import Tokenizer
-from mobilemoe.train.loop import model_config
 from mobilemoe.train.recipe import Recipe, load_recipe
+from mobilemoe.train.setup import model_config
 from train_runs import table
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "nano-cpu.toml"
@@ -33,6 +33,12 @@ def test_what_a_recipe_leaves_out_is_what_the_paper_says():
     train = table()
     assert (train.betas, train.eps, train.weight_decay, train.clip_norm) == ((0.9, 0.95), 1e-8, 0.1, 1.0)
     assert (train.z_loss, train.balance_rate, train.precision) == (1e-4, 1e-3, "bf16")
+    assert (train.weights, train.optimizer, train.compile, train.deterministic) == ("fp32", "adamw", None, False)
+    recipe = load_recipe(RECIPE)
+    assert (recipe.qat, recipe.lora) == (None, None)
+    assert (recipe.distributed.replicate, recipe.distributed.expert_parallel) == (1, 1)
+    qat = load_recipe(RECIPE, ("qat={}",)).qat
+    assert (qat.group_axis, qat.activations, qat.learn_scales, qat.distill_from) == ("in", "int8", False, None)
 
 
 @pytest.mark.parametrize(
@@ -45,10 +51,20 @@ def test_what_a_recipe_leaves_out_is_what_the_paper_says():
         ('train.precision="fp32"', lambda r: r.train.precision, "fp32"),
         ("train.betas=[0.5, 0.6]", lambda r: r.train.betas, (0.5, 0.6)),
         ("model.changes={head_dim=32}", lambda r: r.model.changes, {"head_dim": 32}),
-        ("model.changes.head_dim=32", lambda r: r.model.changes, {"head_dim": 32}),
+        ("model.changes.head_dim=32", lambda r: r.model.changes["head_dim"], 32),
         ("model.changes.layer_types=['full_attention']", lambda r: r.model.changes["layer_types"], ["full_attention"]),
         ("name=other-1.0", lambda r: r.name, "other-1.0"),
         ("data.holdout=0", lambda r: r.data.holdout, 0.0),
+        ("data.train_on=assistant", lambda r: r.data.train_on, "assistant"),
+        ("train.optimizer=muon", lambda r: r.train.optimizer, "muon"),
+        ("train.compile=false", lambda r: r.train.compile, False),
+        ("train.spike_factor=4", lambda r: r.train.spike_factor, 4.0),
+        ("qat.group_axis=out", lambda r: r.qat.group_axis, "out"),
+        ("qat.distill_from=runs/sft", lambda r: r.qat.distill_from, "runs/sft"),
+        ("lora.rank=4", lambda r: (r.lora.rank, r.lora.targets), (4, ("attention", "shared", "experts"))),
+        ("lora.targets=['shared']", lambda r: r.lora.targets, ("shared",)),
+        ("distributed.expert_parallel=4", lambda r: r.distributed.expert_parallel, 4),
+        ("model={init='runs/x'}", lambda r: (r.model.preset, r.model.init), (None, "runs/x")),
     ],
 )
 def test_an_override_changes_its_entry_alone(override, get, value):
@@ -108,6 +124,26 @@ BAD_ENTRIES = {
     "data.holdout=1": "data.holdout is 1: ",
     "tokenizer.path=7": "tokenizer.path is 7: ",
     "model.changes=7": "model.changes is 7: ",
+    "model.init=runs/x": "model: a model has either a preset or an init, and only one of them",
+    "model={}": "model: a model has either a preset or an init",
+    "model={init='x', changes={head_dim=7}}": "model: a model that starts from init keeps its architecture",
+    "data.train_on=user": "data.train_on is 'user': ",
+    "train.weights=int8": "train.weights is 'int8': ",
+    "train.optimizer=sgd": "train.optimizer is 'sgd': ",
+    "train.compile=maybe": "train.compile is 'maybe': ",
+    "train.spike_factor=1": "train.spike_factor is 1: ",
+    "train.max_spikes=0": "train.max_spikes is 0: ",
+    "qat=true": "qat is True: ",
+    "qat.group_axis=up": "qat.group_axis is 'up': ",
+    "qat.activations=int4": "qat.activations is 'int4': ",
+    "qat.distill_weight=0": "qat.distill_weight is 0: ",
+    "qat.bits=3": "qat.bits is 3: Extra inputs",
+    "lora.rank=0": "lora.rank is 0: ",
+    "lora.alpha=-1": "lora.alpha is -1: ",
+    "lora.targets=['router']": "lora.targets.0 is 'router': ",
+    "lora.targets=[]": "lora.targets is []: ",
+    "distributed.replicate=0": "distributed.replicate is 0: ",
+    "distributed.experts=2": "distributed.experts is 2: Extra inputs",
     "colour=blue": "colour is 'blue': ",
 }
 

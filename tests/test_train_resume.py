@@ -5,13 +5,15 @@ import shutil
 import signal
 
 import pytest
+import torch
 
 from mobilemoe.checkpoint import Checkpoint
 from mobilemoe.checkpoint.run_folder import step_folder, step_folders
 from mobilemoe.data import loader as loader_module
 from mobilemoe.errors import ConfigError, DataError, ModelNotFoundError, TrainError, UsageError
-from mobilemoe.train import loop as loop_module
-from mobilemoe.train.loop import train
+from mobilemoe.train import step as step_module
+from mobilemoe.train.distributed import World
+from mobilemoe.train.loop import Trainer, train
 from mobilemoe.train.metrics import MetricsLog, read_metrics
 from mobilemoe.train.recipe import Recipe
 from train_runs import assert_same, assert_whole, leftovers, rows
@@ -62,7 +64,8 @@ def test_an_interrupt_between_any_two_lines_saves_the_last_step(late, recipe, tm
             self.looks += 1
             return self.looks > late
 
-    trainer = loop_module._Trainer(recipe("train.steps=8"), tmp_path / "run")
+    asked = recipe("train.steps=8")
+    trainer = Trainer(asked, tmp_path / "run", World(0, 1, torch.device("cpu")))
     if late == 0:
         with pytest.raises(TrainError, match="interrupted before its first step: nothing is saved"):
             trainer.run_steps(Interrupted())
@@ -80,8 +83,8 @@ def test_no_more_checkpoints_are_kept_than_asked_for(recipe, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_the_run_and_the_last_checkpoint_stands(recipe, unbroken, tmp_path, monkeypatch):
     shutil.copytree(unbroken(), tmp_path / "run")  # first: it may be made only now
-    real = loop_module.cross_entropy_sum
-    monkeypatch.setattr(loop_module, "cross_entropy_sum", lambda *args: real(*args) * float("nan"))
+    real = step_module.cross_entropy_sum
+    monkeypatch.setattr(step_module, "cross_entropy_sum", lambda *args: real(*args) * float("nan"))
     shutil.rmtree(step_folder(tmp_path / "run", 10))
     with pytest.raises(TrainError, match="step 9 gave loss nan"):
         train(recipe(), tmp_path / "run")

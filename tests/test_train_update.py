@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -86,24 +87,20 @@ def test_the_bias_evens_out_the_load_of_a_router_that_favours_some_experts():
     x_ND = torch.randn(2000, 64, generator=generator)
     x_ND[:, 0] = 3.0
 
-    def loads():
+    def load_LE():
         with torch.no_grad():
-            return balance.loads([router(x_ND, layer.expert_bias)])
+            return router(x_ND, layer.expert_bias).load_E().unsqueeze(0)
 
-    before = balance.report(loads())
+    def variation():
+        load_E = load_LE()[0].double()
+        return float(load_E.std(correction=0) / load_E.mean())
+
+    assert variation() > 1
     for _ in range(300):
-        balance.move_biases([layer], loads(), 0.005)
-    after = balance.report(loads())
-    assert before.variation > 1
-    assert after.variation < 0.1
-    assert after.dead == 0
-    assert loads().sum() == 4000
-
-
-def test_the_report_counts_dead_experts_and_the_spread_over_experts():
-    report = balance.report(torch.tensor([[2, 2, 2, 2], [0, 8, 0, 0]]))
-    assert report.dead == 3
-    assert report.variation == pytest.approx((0 + math.sqrt(3)) / 2)
+        balance.move_biases([layer], load_LE(), 0.005)
+    assert variation() < 0.1
+    assert load_LE().min() > 0
+    assert load_LE().sum() == 4000
 
 
 # ---- optimizer
@@ -125,7 +122,8 @@ def step(model, optimizer, seed):
 def test_every_weight_is_optimised_once_and_only_matrices_decay():
     model = initialized()
     optimizer = make_optimizer(model, table(weight_decay=0.3, betas=(0.8, 0.9), eps=1e-6))
-    decayed, kept = optimizer.param_groups
+    decayed, kept, scales = optimizer.param_groups
+    assert scales["params"] == []  # learnt scales, which this model has none of
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [[names[id(parameter)] for parameter in group["params"]] for group in (decayed, kept)]
     assert sorted(groups[0] + groups[1]) == sorted(names.values())
@@ -141,7 +139,7 @@ def test_restored_moments_go_on_bit_for_bit():
     optimizer = make_optimizer(first, table())
     for seed in range(3):
         step(first, optimizer, seed)
-    saved = {name: value.clone() for name, value in moments(first, optimizer).items()}
+    saved = {name: value.numpy().copy() for name, value in moments(first, optimizer).items()}
     assert len(saved) == 2 * len(list(first.parameters()))
     second.load_state_dict(first.state_dict())
     resumed = make_optimizer(second, table())
@@ -160,10 +158,10 @@ def test_moments_of_another_model_are_refused_by_name(damage):
     model = initialized()
     optimizer = make_optimizer(model, table())
     step(model, optimizer, 0)
-    saved = moments(model, optimizer)
+    saved = {name: value.numpy() for name, value in moments(model, optimizer).items()}
     if damage == "missing":
         del saved["model.norm.weight/exp_avg_sq"]
     else:
-        saved["model.norm.weight/exp_avg_sq"] = torch.zeros(3)
+        saved["model.norm.weight/exp_avg_sq"] = np.zeros(3, np.float32)
     with pytest.raises(TrainError, match=r"no exp_avg_sq for model.norm.weight of shape \[64\]"):
         restore_moments(model, make_optimizer(model, table()), saved, 1)

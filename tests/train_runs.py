@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from mobilemoe.train import loop as loop_module
 from mobilemoe.train.loop import train
 from mobilemoe.train.metrics import read_metrics
 from mobilemoe.train.recipe import TrainTable, load_recipe
+from mobilemoe.train.step import Stepper
 
 DATA = Path(__file__).parents[1] / "recipes" / "data"
 RECIPE = f"""
@@ -72,6 +75,7 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loader_module, "READ_AHEAD", 8)
         patch.setattr(loop_module, "draw_loss", lambda rows, path: None)
+        patch.setattr(loop_module, "draw_routing", lambda report, path: None)
         yield
     torch.set_num_threads(threads)
 
@@ -109,14 +113,14 @@ def stop_in(monkeypatch):
     """`stop_in(n)`: the next run is interrupted during step n, counted from 1."""
 
     def arrange(number: int, kind: signal.Signals = signal.SIGINT) -> None:
-        def step(self, batch, at):
+        def step(self, batch, at, begins):
             if at + 1 == number:
                 monkeypatch.undo()
                 signal.raise_signal(kind)
-            return real(self, batch, at)
+            return real(self, batch, at, begins)
 
-        real = loop_module._Trainer._step
-        monkeypatch.setattr(loop_module._Trainer, "_step", step)
+        real = Stepper.step
+        monkeypatch.setattr(Stepper, "step", step)
 
     return arrange
 
@@ -153,3 +157,84 @@ def assert_whole(run: Path) -> None:
 
 def leftovers(run: Path) -> list[str]:
     return [path.name for path in (run / "checkpoints").glob(".*")]
+
+
+# Reads JSON lines: forks that many processes, which train together over gloo, and prints how each ended.
+PROCESSES = """
+import json, os, signal, socket, sys
+from pathlib import Path
+import torch._dynamo, torch.distributed.fsdp  # what torch would import later, once for all
+from mobilemoe.data import loader
+from mobilemoe.errors import MobileMoEError
+from mobilemoe.train import loop, sharded_checkpoint
+from mobilemoe.train.recipe import load_recipe
+from mobilemoe.train.step import Stepper
+
+loader.READ_AHEAD = 8
+loop.draw_loss = lambda rows, path: None
+loop.draw_routing = lambda report, path: None
+
+def full_disk(*_):
+    raise OSError(28, "No space left on device")
+
+def work(rank, order):
+    step = Stepper.step
+    def stepped(self, batch, at, begins):
+        if at + 1 == order["fault_at"] and rank == order["processes"] - 1:
+            if order["fault"] == "SIGTERM":
+                signal.raise_signal(signal.SIGTERM)
+            elif order["fault"] == "full disk":
+                sharded_checkpoint.write_safetensors = full_disk
+        return step(self, batch, at, begins)
+    Stepper.step = stepped
+    try:
+        result = loop.train(load_recipe(order["recipe"], tuple(order["overrides"])), Path(order["run"]))
+        return {"steps": result.steps, "finished": result.finished, "checkpoint": result.checkpoint.name}
+    except MobileMoEError as fault:
+        return {"error": str(fault)}
+
+for line in sys.stdin:
+    order = json.loads(line)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(order["processes"]):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(order["processes"])}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            os.write(writing, json.dumps(work(rank, order)).encode())
+            os._exit(0)
+        os.close(writing)
+        children.append((child, reading))
+    ends = []
+    for child, reading in children:
+        with os.fdopen(reading) as pipe:
+            said = pipe.read()
+        os.waitpid(child, 0)
+        ends.append(json.loads(said or "null"))
+    print(json.dumps(ends), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def together(recipe_path):
+    """`together(run, n, *overrides)` trains with n processes; `fault` befalls the last one in step `fault_at`.
+
+    Returns how each process ended.
+    """
+    command = [sys.executable, "-c", PROCESSES]
+    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def call(run: Path, processes: int, *overrides: str, fault: str = "", fault_at: int = 0) -> list[dict]:
+        order = {"recipe": str(recipe_path), "run": str(run), "processes": processes, "overrides": overrides}
+        parent.stdin.write(json.dumps(order | {"fault": fault, "fault_at": fault_at}) + "\n")
+        parent.stdin.flush()
+        return json.loads(parent.stdout.readline())
+
+    yield call
+    parent.stdin.close()
+    parent.wait()
+    parent.stdout.close()

@@ -12,8 +12,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -103,18 +104,97 @@ def encode_chat(
     add_generation_prompt: bool = True,
 ) -> list[int]:
     """The ids of the rendered prompt: control ids where the template wrote them, never where a message did."""
-    said = [text for message in check_messages(messages) for text in message.values()]
-    mark = next((mark for mark in MARKS if not any(mark in text for text in (template.source, *said))), None)
-    if mark is None:
-        raise TokenizerError("the messages hold every noncharacter from U+FDD0 to U+FDEF: remove them")
-    # One mark inside each name that a message holds hides it from the split; overlapping names get a mark each.
-    starts = re.compile(f"(?={tokenizer.special_pattern.pattern})(?P<first>.)", re.DOTALL)
-    hidden = [{key: starts.sub(rf"\g<first>{mark}", text) for key, text in message.items()} for message in messages]
+    [hide] = _free_marks(template, messages, 1)
+    hidden = _hide_names(messages, tokenizer.special_pattern, hide)
     rendered = template.render(hidden, add_generation_prompt=add_generation_prompt)
     ids: list[int] = []
     for index, piece in enumerate(tokenizer.special_pattern.split(rendered)):
-        ids += tokenizer.encode(piece.replace(mark, ""), special=index % 2 == 1)
+        ids += tokenizer.encode(piece.replace(hide, ""), special=index % 2 == 1)
     return ids
+
+
+class Part(NamedTuple):
+    """A stretch of a rendered conversation: the name of a control token if `special`, else plain text.
+
+    `taught` are the (begin, end) runs of its UTF-8 bytes that the assistant has to write itself.
+    """
+
+    text: str
+    special: bool
+    taught: tuple[tuple[int, int], ...]
+
+
+def chat_parts(special_pattern: re.Pattern[str], template: ChatTemplate, messages: Sequence[Message]) -> list[Part]:
+    """The parts that `encode_chat` makes of a finished conversation, and what in them is the assistant's to write.
+
+    That is the content of its messages, and the control token after it where no more than blanks stand between.
+    Raises TokenizerError for a template that changes this content by more than taking the blanks off its ends.
+    """
+    hide, begin, end = _free_marks(template, messages, 3)
+    hidden = _hide_names(messages, special_pattern, hide)
+    plain = template.render(hidden, add_generation_prompt=False)
+    # Marks round the whole content; then, for a template that strips it, inside the blanks at its ends.
+    for strips in (False, True):
+        marked = [_mark_content(message, begin, end, strips) for message in hidden]
+        rendered = template.render(marked, add_generation_prompt=False)
+        if rendered.replace(begin, "").replace(end, "") == plain:
+            return _split_marked(rendered, special_pattern, hide, begin, end)
+    raise _rewrites()
+
+
+def _split_marked(text: str, special_pattern: re.Pattern[str], hide: str, begin: str, end: str) -> list[Part]:
+    content = re.compile(f"{begin}([^{begin}{end}]*){end}")
+    pieces = special_pattern.split(text)
+    parts = []
+    closes = False
+    for index, piece in enumerate(pieces):
+        if index % 2:
+            parts.append(Part(piece, True, ((0, len(piece.encode())),) if closes else ()))
+            continue
+        chunks = content.split(piece.replace(hide, ""))
+        if any(begin in chunk or end in chunk for chunk in chunks[::2]):
+            raise _rewrites()
+        ends = list(accumulate(len(chunk.encode()) for chunk in chunks))
+        runs = list(pairwise(ends))[::2]
+        closes = bool(runs) and not chunks[-1].strip() and index + 1 < len(pieces)
+        if closes:
+            runs[-1] = (runs[-1][0], ends[-1])  # blanks before the token that closes the turn are written too
+        parts.append(Part("".join(chunks), False, tuple(runs)))
+    return parts
+
+
+def _mark_content(message: Message, begin: str, end: str, strips: bool) -> Message:
+    content = message["content"]
+    core = content.strip() if strips else content
+    if message["role"] != "assistant" or not content.strip():
+        return message
+    before, _, after = content.partition(core)
+    return {**message, "content": f"{before}{begin}{core}{end}{after}"}
+
+
+def _rewrites() -> TokenizerError:
+    return TokenizerError("the chat template rewrites what the assistant says, so its words cannot be told from others")
+
+
+def _free_marks(template: ChatTemplate, messages: Sequence[Message], count: int) -> list[str]:
+    said = [text for message in check_messages(messages) for text in message.values()]
+    used = "".join([template.source, *said])
+    marks = [mark for mark in MARKS if mark not in used][:count]
+    if len(marks) < count:
+        raise TokenizerError("the messages hold too many noncharacters from U+FDD0 to U+FDEF: remove them")
+    return marks
+
+
+def _hide_names(messages: Sequence[Message], special_pattern: re.Pattern[str], mark: str) -> list[Message]:
+    """Messages with one mark inside each control name, which hides it; overlapping names get a mark each."""
+    starts = re.compile(f"(?={special_pattern.pattern})(?P<first>.)", re.DOTALL)
+    return [
+        {
+            key: starts.sub(rf"\g<first>{mark}", text) if special_pattern.search(text) else text
+            for key, text in message.items()
+        }
+        for message in messages
+    ]
 
 
 def check_messages(messages: Sequence[Message]) -> Sequence[Message]:

@@ -138,7 +138,7 @@ PRESETS: dict[str, ModelConfig] = {
     "S": _published(768),
     "M": _published(1024),
     "L": _published(1280),
-    "nano": family_member(256, expansion=4, layers=6, vocab_size=16_384, max_position_embeddings=2048),
+    "nano": family_member(256, layers=7, vocab_size=16_384, max_position_embeddings=2048),
     "micro": family_member(64, expansion=4, granularity=4, vocab_size=16_384, max_position_embeddings=1024),
     "mobilellm-pro": _MOBILELLM_PRO,
     "olmoe-1b-7b": _OLMOE,

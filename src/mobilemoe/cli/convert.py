@@ -13,6 +13,7 @@ from mobilemoe.checkpoint.run_folder import newest_model
 from mobilemoe.cli.options import GroupAxisOption, JsonOption, plain_console, print_json
 from mobilemoe.config import GroupAxis
 from mobilemoe.hub import find_model
+from mobilemoe.quant.export import learnt_scales, quantize_learnt
 
 
 def convert(
@@ -39,12 +40,11 @@ def write(source: Path, target: Path, format: str, group_axis: str, json: bool) 
         write_engine_folder(source, target)
         _print(target, checkpoint.Report({}, lossless=True), json)
         return
-    report = checkpoint.convert(
-        source,
-        target,
-        format=cast(checkpoint.Format, format),  # checked by the room itself, with a sentence
-        group_axis=cast(GroupAxis, group_axis),
-    )
+    axis = cast(GroupAxis, group_axis)  # this and the format are checked by the room itself, with a sentence
+    if format == "int4" and (scales := learnt_scales(source)):
+        report = quantize_learnt(source, target, scales, axis)
+    else:
+        report = checkpoint.convert(source, target, format=cast(checkpoint.Format, format), group_axis=axis)
     _print(target, report, json)
 
 

@@ -1,17 +1,21 @@
-"""`mobilemoe data ...`: tokenizers and samples from training text."""
+"""`mobilemoe data ...`: tokenizers, samples, token shards and conversations from training text."""
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import Progress
 
 from mobilemoe.cli.options import JsonOption, RecipeArgument, SetOption, print_json, read_recipe
 from mobilemoe.errors import DataError, UsageError
 from mobilemoe.files import refuse_existing
 
-app = typer.Typer(help="Tokenizers and samples from training text.", no_args_is_help=True)
+app = typer.Typer(help="Tokenizers, samples, token shards and conversations from training text.", no_args_is_help=True)
 
 
 @app.command("tokenizer")
@@ -66,6 +70,74 @@ def sample(
     loaded = read_recipe(recipe, set_)
     write_sample(loaded.data, Path.cwd(), out, int(megabytes * 1e6), split)
     print_json({"folder": str(out)}) if json else print(f"written: {out}")
+
+
+@app.command("prepare")
+def prepare(
+    recipe: RecipeArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new folder for the shards.")],
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Tokenise a recipe's training text once, into shards that train faster and travel lighter.
+
+    Train on them with data.path=OUT and files = "NAME-*.npz" for each source of the mixture. They hold the train split
+    as the recipe cuts it, with its tokenizer and chat template.
+
+    Example: mobilemoe data prepare recipes/nano-cpu.toml tokens --set data.path=DIR
+    """
+    from mobilemoe.data.encoding import open_tokenizer
+    from mobilemoe.data.prepare import prepare as write_shards
+
+    refuse_existing(out, DataError)
+    loaded = read_recipe(recipe, set_)
+    tokenizer, template = open_tokenizer(loaded.tokenizer.path)
+    began = time.monotonic()
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("", total=None)
+        index = write_shards(
+            loaded.data,
+            Path.cwd(),
+            out,
+            tokenizer,
+            template,
+            on_progress=lambda name, tokens: progress.update(task, description=f"{name}: {tokens:,} tokens"),
+        )
+    tokens = {name: source["tokens"] for name, source in index["sources"].items()}
+    speed = sum(tokens.values()) / (time.monotonic() - began)
+    if json:
+        print_json({"folder": str(out), "tokens": tokens, "tokens_per_second": round(speed)})
+    else:
+        for name, count in tokens.items():
+            print(f"{name}: {count:,} tokens")
+        print(f"written: {out} ({speed:,.0f} tokens/s)")
+
+
+@app.command("chats")
+def chats(
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Conversations: .jsonl, also .gz and .zst.")],
+    out: Annotated[Path, typer.Option(help="The .jsonl file to write.")],
+    seed: Annotated[int, typer.Option(help="Another seed joins others.")] = 0,
+    holdout: Annotated[
+        float | None, typer.Option(min=0, max=1, help="The recipe's data.holdout; by default what recipes have.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Join conversations of one turn into some of 2 to 4 turns, and put a system message before some.
+
+    Those that are held out for validation are left out. Take the result as a source with files = "OUT".
+
+    Example: mobilemoe data chats DIR/chat-*.jsonl.zst --out chats.jsonl --seed 1
+    """
+    from mobilemoe.data.chats import write_chats
+    from mobilemoe.data.sources import HOLDOUT
+
+    counts = write_chats(files, out, seed, HOLDOUT if holdout is None else holdout)
+    if json:
+        print_json({"file": str(out), **counts})
+    else:
+        print(", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items()))
+        print(f"written: {out}")
 
 
 def _check_size(megabytes: float) -> None:

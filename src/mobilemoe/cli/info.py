@@ -13,7 +13,7 @@ from mobilemoe.checkpoint import Checkpoint
 from mobilemoe.checkpoint.run_folder import newest_model
 from mobilemoe.cli.options import JsonOption, plain_console, print_json
 from mobilemoe.config import ModelConfig
-from mobilemoe.errors import CheckpointError, UsageError
+from mobilemoe.errors import CheckpointError, MissingExtraError, UsageError
 from mobilemoe.hub import find_model
 from mobilemoe.presets import PRESETS
 
@@ -28,6 +28,11 @@ def info(
     engine: Annotated[
         bool, typer.Option("--engine", help="What the native engine computes with here; takes no MODEL.")
     ] = False,
+    routing: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Draw which experts TEXT goes to, or @FILE: a text, or JSONL with domains."),
+    ] = None,
+    png: Annotated[Path, typer.Option(metavar="FILE", help="Where --routing draws.")] = Path("routing.png"),
     json: JsonOption = False,
 ) -> None:
     """Parameters by part, bytes, KV cache and FLOPs of a model; with --engine, the engine on this machine.
@@ -38,6 +43,9 @@ def info(
         raise UsageError("give either a MODEL or --engine")
     if model is None:
         _describe_engine(json)
+        return
+    if routing is not None:
+        _describe_routing(newest_model(find_model(model)), routing, png, json)
         return
     if context < 1:
         raise UsageError(f"--context is {context}, but must be at least 1")
@@ -72,6 +80,32 @@ def _describe_engine(json: bool) -> None:
     print(f"computes with     {values['isa']} (MOBILEMOE_ISA=NAME takes another)")
     print(f"threads           {values['threads']}")
     print(f"engine files in   {values['cache']}")
+
+
+def _describe_routing(folder: Path, text: str, png: Path, json: bool) -> None:
+    try:
+        from mobilemoe.train.metrics import draw_routing, drawing
+        from mobilemoe.train.routing import text_routing
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError(f"the routing of a text ({missing.name})", "train") from None
+    drawing()
+    report = text_routing(folder, text).report()
+    draw_routing(report, png)
+    experts = len(report["load"][0])
+    touched = [experts - dead for dead in report["dead"]]
+    tokens = {name: sum(load[0]) for name, load in report["load_by_domain"].items()}
+    if json:
+        print_json({"png": str(png), "experts": experts, "touched": touched, **report})
+        return
+    table = Table("layer", "touched", "std/mean", "max/mean", "load entropy", "score entropy")
+    for layer, count in enumerate(touched):
+        names = ("load_variation", "largest_load", "load_entropy", "score_entropy")
+        table.add_row(str(layer), f"{count} of {experts}", *(f"{report[name][layer]:.3f}" for name in names))
+    plain_console().print(table)
+    print(f"{sum(touched):,} of {experts * len(touched):,} experts touched, {sum(report['dead']):,} not")
+    choices = ", ".join(f"{name} {count:,}" for name, count in tokens.items())
+    print(f"choices in a layer: {choices}")
+    print(f"drawn in {png}")
 
 
 def _read_files(folder: Path, verify: bool) -> dict[str, Any]:

@@ -1,52 +1,101 @@
-"""`mobilemoe train`: runs a recipe."""
+"""`mobilemoe train`: runs a recipe, or the four stages of a pipeline."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mobilemoe import accounting
-from mobilemoe.cli.options import JsonOption, RecipeArgument, SetOption, print_json, read_recipe
-from mobilemoe.errors import MissingExtraError
-from mobilemoe.hub import find_model
-from mobilemoe.tokenizer import Tokenizer
+from mobilemoe.cli.options import JsonOption, SetOption, print_json, read_recipe
+from mobilemoe.errors import MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    from mobilemoe.train.pipeline import Stage
 
 
 def train(
-    recipe: RecipeArgument,
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE", help="A TOML file, such as recipes/nano-cpu.toml.")
+    ] = None,
+    pipeline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="All four stages: recipes/NAME-{pretrain,midtrain,sft,qat}.toml.")
+    ] = None,
     set_: SetOption = None,
-    out: Annotated[Path | None, typer.Option(help="The run's folder (default: runs/NAME of the recipe).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The run's folder (default: runs/NAME of the recipe); the pipeline's: its parent."),
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it will take, and stop.")] = False,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Of one GPU for an hour; the plan then has a cost.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Train a model; the same command again goes on where the last one stopped. Ctrl-C saves and exits with 0.
 
+    In a pipeline --set pretrain.train.steps=20 changes one stage, and --set train.steps=20 all of them.
+
     Example: mobilemoe train recipes/nano-cpu.toml --set train.steps=200
     """
+    stages = _stages(recipe, pipeline, set_, out)
+    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one speaks
+    if plan and not first:
+        return
+    if plan:
+        values = []
+        for stage in stages:
+            planned = stage.plan(price)
+            values.append(planned.as_json())
+            if not json:
+                print(planned)
+    else:
+        values = _run(stages, price, quiet=json or not first, skip=pipeline is not None)
+    if json and first:
+        print_json({"stages": values} if pipeline else values[0])
+
+
+def _stages(recipe: Path | None, pipeline: str | None, set_: list[str] | None, out: Path | None) -> list[Stage]:
+    """What is to be trained, one stage for a recipe."""
+    if (recipe is None) == (pipeline is None):
+        raise UsageError("train takes a RECIPE or --pipeline NAME, and only one of them")
     try:
-        from mobilemoe.train.loop import model_config
-        from mobilemoe.train.loop import train as run_training
+        from mobilemoe.train.pipeline import RUNS, Stage
+        from mobilemoe.train.pipeline import pipeline as pipeline_of
     except ModuleNotFoundError as missing:
         raise MissingExtraError(f"training ({missing.name})", "train") from None
+    if pipeline is not None:
+        return pipeline_of(pipeline, tuple(set_ or ()), out or RUNS)
+    assert recipe is not None
     loaded = read_recipe(recipe, set_)
-    run = out or Path("runs") / loaded.name
-    config = model_config(loaded, Tokenizer.load(find_model(loaded.tokenizer.path)))
-    if not json:
-        tokens = loaded.train.steps * loaded.train.batch_size * loaded.train.sequence_length
-        flops = tokens * accounting.training_flops_per_token(config, loaded.train.sequence_length)
-        print(
-            f"{accounting.total_parameters(config) / 1e6:.1f} M parameters, "
-            f"{accounting.active_parameters(config) / 1e6:.1f} M active; "
-            f"{tokens / 1e6:.1f} M tokens, {flops:.2e} FLOPs; run folder {run}"
-        )
-    result = run_training(loaded, run)
-    if json:
-        print_json(
-            {"steps": result.steps, "loss": result.loss, "finished": result.finished, "folder": str(result.checkpoint)}
-        )
-    elif result.finished:
-        print(f"done after {result.steps} steps, loss {result.loss:.4f}: {result.checkpoint}")
-        print(f"next: mobilemoe quantize {run} OUT")
-    else:
-        print(f"saved after {result.steps} steps: {result.checkpoint}; the same command goes on from there")
+    return [Stage.of(loaded, out or RUNS / loaded.name)]
+
+
+def _run(stages: list[Stage], price: float | None, *, quiet: bool, skip: bool) -> list[dict[str, Any]]:
+    """Trains one stage after the other until an interrupt; `skip` those that were finished before."""
+
+    def say(text: object) -> None:
+        if not quiet:
+            print(text)
+
+    ended: list[dict[str, Any]] = []
+    for stage in stages:
+        name = stage.recipe.name
+        if skip and stage.finished:
+            say(f"{name}: finished before, {stage.steps_done} steps")
+            ended.append({"name": name, "steps": stage.steps_done, "finished": True, "folder": str(stage.run)})
+            continue
+        if not quiet:  # making a plan takes the device for a moment
+            print(stage.plan(price))
+        result = stage.train()
+        values = {"steps": result.steps, "loss": result.loss, "finished": result.finished}
+        ended.append({"name": name, **values, "folder": str(result.checkpoint)})
+        if not result.finished:
+            say(f"saved after {result.steps} steps: {result.checkpoint}; the same command goes on from there")
+            return ended
+        say(f"done after {result.steps} steps, loss {result.loss:.4f}: {result.checkpoint}")
+    last = stages[-1]
+    axis = "" if last.recipe.qat is None else f" --group-axis {last.recipe.qat.group_axis}"
+    say(f"next: mobilemoe quantize {last.run} OUT{axis}")
+    return ended

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-HOLDOUT = 0.01  # at 1% even the smallest domain of the project's text (about 1,000 sections) has held-out sources
+from mobilemoe.data.sources import HOLDOUT
 
 
 class SourceConfig(BaseModel):
     """One source of a mixture: local `files` or a `hub` dataset, never both.
 
     `weight` is its share of tokens relative to the other sources. `files` are glob patterns below the data folder.
+    Files ending in .npz are those of `mobilemoe data prepare`; a source has them alone or none of them.
     `hub` is what `datasets.load_dataset` takes first, with `subset` its second argument and `hub_split` its split;
     `data_files` picks files of the repository (or, with a builder such as "json", local ones).
     Documents with a `messages` field are conversations; others need `text_field`.
@@ -37,7 +40,11 @@ class SourceConfig(BaseModel):
 
 
 class DataConfig(BaseModel):
-    """A mixture below the folder `path`, its shuffle `seed`, and the fraction of documents kept for validation."""
+    """A mixture below the folder `path`, its shuffle `seed`, and the fraction of documents kept for validation.
+
+    `train_on` "assistant" teaches of a conversation only what the assistant writes, and keeps conversations whole that
+    fit a row; texts are taught whole either way. Prepared shards hold the train split: `holdout` does not cut them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,6 +52,7 @@ class DataConfig(BaseModel):
     seed: int
     holdout: float = Field(default=HOLDOUT, ge=0, lt=1)
     piece_chars: int = Field(default=6000, ge=16)
+    train_on: Literal["all", "assistant"] = "all"
     mixture: list[SourceConfig] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mobilemoe.chat import ChatTemplate, encode_chat
+from mobilemoe.chat import ChatTemplate
+from mobilemoe.data.encoding import Encoder
 from mobilemoe.data.mixture import Mixture
-from mobilemoe.data.packing import Ids, Packer
-from mobilemoe.data.sources import Document, digest
+from mobilemoe.data.packing import Ids, Packer, Passage, cut_passage
+from mobilemoe.data.sources import Encoded
 from mobilemoe.data.stream import PieceStream, Position
-from mobilemoe.errors import DataError, TokenizerError
+from mobilemoe.data.tokens import TokenSource
+from mobilemoe.errors import DataError
 from mobilemoe.tokenizer import Tokenizer
 
 READ_AHEAD = 256  # pieces: enough to keep the tokenizer's threads busy, about 1.5 MB of text a source
@@ -33,14 +35,16 @@ class Batch(NamedTuple):
     targets_BT: Ids
     positions_BT: Ids
     segments_BT: Ids
+    domains_BT: Ids
 
 
 class PackedLoader:
     """Endless iterator of batches.
 
-    A text becomes BOS, its tokens and, after its last piece, end-of-text; a conversation is what the chat template
-    writes. `counts` says how many tokens were taken of each source and how many epochs of it are complete.
-    Raises DataError if a source cannot be read or the tokenizer lacks BOS or end-of-text.
+    `counts` says how many tokens were taken of each source and how many epochs of it are complete. `domains` are the
+    names of the sources in the recipe's order: `Batch.domains_BT` counts in it.
+    Raises DataError if a source cannot be read, was prepared with another tokenizer, or the tokenizer lacks BOS or
+    end-of-text.
     """
 
     def __init__(
@@ -51,9 +55,14 @@ class PackedLoader:
         self._mixture = mixture
         self._batch_size = batch_size
         self._sequence_length = sequence_length
-        self._encoder = _Encoder(tokenizer, template)
+        self._encoder = Encoder(tokenizer, template)
+        for stream in mixture.streams.values():
+            if isinstance(stream.source, TokenSource):
+                stream.source.check_tokenizer(self._encoder.fingerprint)
+        self.domains = tuple(mixture.streams)
+        self._domain_numbers = {name: number for number, name in enumerate(self.domains)}
         self._queues = {name: _Queue(stream, self._encoder) for name, stream in mixture.streams.items()}
-        self._packer = Packer(self._documents(), sequence_length)
+        self._packer = Packer(self._passages(), sequence_length)
         self._last: tuple[str, _Piece] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
@@ -61,7 +70,7 @@ class PackedLoader:
 
     def __next__(self) -> Batch:
         rows = list(islice(self._packer, self._batch_size))
-        return Batch(*(np.stack(columns).astype(np.int64, copy=False) for columns in zip(*rows, strict=True)))
+        return Batch(*map(np.stack, zip(*rows, strict=True)))
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -75,10 +84,10 @@ class PackedLoader:
         """Where the next batch begins, as JSON values; takes no time worth counting."""
         positions = {name: queue.position for name, queue in self._queues.items()}
         open_piece = None
-        if self._last is not None and len(self._packer.rest):
+        if self._last is not None and self._packer.rest is not None:
             name, piece = self._last
             positions[name] = piece.position
-            open_piece = {"source": name, "used": len(piece.ids) - len(self._packer.rest)}
+            open_piece = {"source": name, "used": len(piece.encoded.ids_N) - len(self._packer.rest.ids_N)}
         return {
             "version": STATE_VERSION,
             "identity": self._identity(),
@@ -110,25 +119,33 @@ class PackedLoader:
             for name, queue in self._queues.items():
                 queue.seek(positions[name])
             self._mixture.tokens.update(tokens)
-            self._packer = Packer(self._documents(), self._sequence_length)
+            self._packer = Packer(self._passages(), self._sequence_length)
             self._last = None
             if opened:
                 name, used = opened
                 piece = self._queues[name].take()
-                if not 0 < used < len(piece.ids):
-                    raise ValueError(f"{used} tokens are used of a piece of {len(piece.ids)}")
+                size = len(piece.encoded.ids_N)
+                if not 0 <= used < size:
+                    raise ValueError(f"{used} tokens are used of a piece of {size}")
                 self._last = (name, piece)
-                self._packer.rest = piece.ids[used:]
+                self._packer.rest = cut_passage(self._passage(name, piece), used)[1]
         except (KeyError, TypeError, ValueError) as fault:
             raise DataError(f"the loader's state is damaged ({fault}): start from an older checkpoint") from None
 
-    def _documents(self) -> Iterator[Ids]:
+    def _passages(self) -> Iterator[Passage]:
         while True:
             name = self._mixture.pick()
             piece = self._queues[name].take()
-            self._mixture.record(name, len(piece.ids))
+            self._mixture.record(name, len(piece.encoded.ids_N))
             self._last = (name, piece)
-            yield piece.ids
+            yield self._passage(name, piece)
+
+    def _passage(self, name: str, piece: _Piece) -> Passage:
+        ids_N, taught_N = piece.encoded
+        domain = self._domain_numbers[name]
+        if self._mixture.assistant_only and taught_N is not None:
+            return Passage(ids_N, taught_N, domain, whole=True)
+        return Passage(ids_N, np.ones(len(ids_N), dtype=bool), domain)
 
     def _identity(self) -> dict[str, object]:
         own = {"sequence_length": self._sequence_length, "tokenizer": self._encoder.fingerprint}
@@ -137,13 +154,13 @@ class PackedLoader:
 
 class _Piece(NamedTuple):
     position: Position
-    ids: Ids
+    encoded: Encoded
 
 
 class _Queue:
     """The tokenised pieces of one source, read ahead."""
 
-    def __init__(self, stream: PieceStream, encoder: _Encoder) -> None:
+    def __init__(self, stream: PieceStream, encoder: Encoder) -> None:
         self._stream = stream
         self._encoder = encoder
         self._ready: deque[_Piece] = deque()
@@ -163,38 +180,6 @@ class _Queue:
             for piece in islice(self._stream, READ_AHEAD):
                 pieces.append(piece)
                 after = self._stream.position
-                positions.append(after._replace(offset=after.offset - 1))
+                positions.append(Position(after.epoch, after.shard, after.skip, after.offset - 1))
             self._ready.extend(map(_Piece, positions, self._encoder.encode(pieces)))
         return self._ready.popleft()
-
-
-class _Encoder:
-    """Documents to token ids, control ids included."""
-
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
-        if tokenizer.bos_id is None or tokenizer.end_of_text_id is None:
-            raise DataError("the tokenizer has no begin-of-text or no end-of-text token: train with one that has both")
-        self._tokenizer = tokenizer
-        self._template = template
-        self._bos_id = tokenizer.bos_id
-        self._end_of_text_id = tokenizer.end_of_text_id
-        # A state counts tokens, so it must meet the same tokenizer again; a short text tells most apart.
-        probe = tokenizer.encode_batch(["The packed rows of 1,024 tokens: naïve, isn't it?\n\n    return 0"])
-        self.fingerprint = digest(repr((probe, self._bos_id, self._end_of_text_id, template.source)))
-
-    def encode(self, documents: list[Document]) -> list[Ids]:
-        texts = [document.text for document in documents if document.text is not None]
-        encoded = iter(self._tokenizer.encode_batch(texts))
-        return [
-            np.array(self._encode_chat(document) if document.text is None else self._frame(next(encoded), document))
-            for document in documents
-        ]
-
-    def _frame(self, ids: list[int], document: Document) -> list[int]:
-        return [self._bos_id, *ids, self._end_of_text_id] if document.ends else [self._bos_id, *ids]
-
-    def _encode_chat(self, document: Document) -> list[int]:
-        try:
-            return encode_chat(self._tokenizer, self._template, document.messages or [], add_generation_prompt=False)
-        except TokenizerError as fault:
-            raise DataError(f"{document.key} of {document.source} cannot be encoded: {fault}") from None

@@ -6,35 +6,41 @@ from its share than about one piece, so the proportions hold from the first batc
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobilemoe.data.sources import SPLITS, Source, Split, open_source
+from mobilemoe.data.sources import SPLITS, HubSource, LocalSource, Source, Split
 from mobilemoe.data.stream import PieceStream, StreamConfig
+from mobilemoe.data.tokens import TokenSource
 from mobilemoe.errors import DataError
 
 if TYPE_CHECKING:
-    from mobilemoe.data.config import DataConfig
+    from mobilemoe.data.config import DataConfig, SourceConfig
 
 
 class Mixture:
     """Streams by name, with weights; `tokens` counts what has been taken of each.
 
     The caller takes a piece of the source that `pick` names and says with `record` how many tokens it was: only a
-    tokenizer knows. `identity` is what two mixtures must share for a position in one to mean the same in the other.
+    tokenizer knows. With `assistant_only` a conversation teaches what the assistant writes, and no more. `identity` is
+    what two mixtures must share for a position in one to mean the same in the other.
     """
 
-    def __init__(self, streams: Mapping[str, PieceStream], weights: Mapping[str, float]) -> None:
+    def __init__(
+        self, streams: Mapping[str, PieceStream], weights: Mapping[str, float], *, assistant_only: bool = False
+    ) -> None:
         total = sum(weights[name] for name in streams)
         self.streams = dict(streams)
         self.shares = {name: weights[name] / total for name in streams}
         self.tokens = dict.fromkeys(streams, 0)
+        self.assistant_only = assistant_only
 
     @property
     def identity(self) -> dict[str, object]:
-        """Seed, split, shares and shards, as JSON values."""
-        described: dict[str, object] = {}
+        """Seed, split, shares, shards and what is taught, as JSON values."""
+        described: dict[str, object] = {"train_on": "assistant" if self.assistant_only else "all"}
         for name, stream in self.streams.items():
             config = stream.config
             described[f"source {name}"] = (
@@ -56,11 +62,39 @@ class Mixture:
 
 
 def build_sources(config: DataConfig, root: Path | str) -> dict[str, Source]:
-    """Opens every source of a recipe; a relative `config.path` lies below `root`. Raises DataError."""
+    """Opens every source of a recipe; a relative `config.path` lies below `root`. Raises DataError.
+
+    Where it is a file and only one source is local, the file is that source.
+    """
     folder = Path(root) / config.path
+    local = [source for source in config.mixture if source.files]
+    if folder.is_file() and len(local) == 1:
+        alone = local[0].model_copy(update={"files": glob.escape(folder.name)})
+        return {
+            source.name: open_source(alone if source is local[0] else source, folder.parent)
+            for source in config.mixture
+        }
     if not folder.is_dir() and any(source.files for source in config.mixture):
         raise DataError(f"the data folder {folder} does not exist: set path in the recipe's [data] table")
     return {source.name: open_source(source, folder) for source in config.mixture}
+
+
+def open_source(config: SourceConfig, root: Path) -> Source:
+    """The source that a recipe names; local patterns are looked up below `root`. Raises DataError."""
+    if config.hub:
+        return HubSource(config.hub, config.subset, config.hub_split, config.data_files, config.text_field)
+    assert config.files  # the config's own rule: files or hub
+    patterns = [config.files] if isinstance(config.files, str) else config.files
+    if all(pattern.endswith(".npz") for pattern in patterns):
+        return TokenSource(root, patterns)
+    return LocalSource(root, patterns, config.text_field)
+
+
+def refuse_tokens(sources: Mapping[str, Source]) -> None:
+    """Raises DataError if one of the sources holds tokens, for a caller that needs text."""
+    for name, source in sources.items():
+        if isinstance(source, TokenSource):
+            raise DataError(f"source {name!r} is prepared, but text is needed here: name the files it was made from")
 
 
 def build_mixture(config: DataConfig, root: Path | str, split: Split = "train") -> Mixture:
@@ -74,4 +108,5 @@ def build_mixture(config: DataConfig, root: Path | str, split: Split = "train") 
     for name, source in build_sources(config, root).items():
         stream_config = StreamConfig(name, config.seed, split, config.holdout, config.piece_chars)
         streams[name] = PieceStream(source, stream_config)
-    return Mixture(streams, {source.name: source.weight for source in config.mixture})
+    weights = {source.name: source.weight for source in config.mixture}
+    return Mixture(streams, weights, assistant_only=config.train_on == "assistant")

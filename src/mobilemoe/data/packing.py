@@ -7,7 +7,7 @@ cut by the end of a row goes on in the next row as a segment of its own, since i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,54 +15,91 @@ from numpy.typing import NDArray
 NO_TARGET = -100  # the index that PyTorch's cross entropy ignores
 
 Ids = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+class Passage(NamedTuple):
+    """A document's N tokens (of any integer type), which of them are taught, and its source's number.
+
+    A passage that stays `whole` is not cut by the end of a row, unless it is longer than a row.
+    """
+
+    ids_N: NDArray[Any]
+    taught_N: Flags
+    domain: int
+    whole: bool = False
 
 
 class Row(NamedTuple):
-    """One row of T tokens.
+    """One row of T tokens, all int64.
 
-    `targets_T` is the next token of the same segment, NO_TARGET at a segment's last token. `positions_T` counts from 0
-    in each segment. `segments_T` (int32) numbers the segments of the row from 0: attention stays within equal numbers.
+    `targets_T` is what each token should predict: the next token of the same segment, or NO_TARGET if that one is not
+    taught or there is none. `positions_T` counts from 0 in each segment. `segments_T` numbers the segments of
+    the row from 0: attention stays within equal numbers. `domains_T` numbers the sources.
     """
 
     tokens_T: Ids
     targets_T: Ids
     positions_T: Ids
-    segments_T: NDArray[np.int32]
+    segments_T: Ids
+    domains_T: Ids
 
 
-def make_row(segments: Sequence[Ids]) -> Row:
+def make_row(segments: Sequence[Passage]) -> Row:
     """Lays segments (none empty) side by side; the row is as long as they are together."""
-    lengths = np.array([len(segment) for segment in segments])
+    lengths = np.array([len(segment.ids_N) for segment in segments])
     ends = np.cumsum(lengths)
-    tokens_T = np.concatenate(segments).astype(np.int64, copy=False)
-    targets_T = np.roll(tokens_T, -1)
-    targets_T[ends - 1] = NO_TARGET
+    tokens_T = np.concatenate([segment.ids_N for segment in segments], dtype=np.int64)
+    taught_T = np.concatenate([segment.taught_N for segment in segments])
+    taught_T[ends - lengths] = False
+    targets_T = np.full_like(tokens_T, NO_TARGET)
+    np.copyto(targets_T[:-1], tokens_T[1:], where=taught_T[1:])
     positions_T = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
-    segments_T = np.repeat(np.arange(len(segments), dtype=np.int32), lengths)
-    return Row(tokens_T, targets_T, positions_T, segments_T)
+    segments_T = np.repeat(np.arange(len(segments)), lengths)
+    domains_T = np.repeat(np.array([segment.domain for segment in segments]), lengths)
+    return Row(tokens_T, targets_T, positions_T, segments_T, domains_T)
 
 
 class Packer:
-    """Iterator over rows of `length` tokens from documents of token ids, in order; an unfilled last row is left out.
+    """Iterator over rows of `length` tokens from passages, in order; an unfilled last row is left out.
 
-    `rest` is what the rows so far have not taken of the document read last; a document is read only when it is empty.
+    A passage is cut where the row ends and goes on in the next one. One that stays whole begins there instead, and what
+    room it leaves in this row shows its first tokens, teaching nothing: padding would tell the router of tokens that
+    no text holds.
+
+    `rest` is what the rows so far have not taken of the passage read last (None: nothing was read yet, or all of it was
+    taken); a passage is read only when the one before is used up.
     """
 
-    def __init__(self, documents: Iterator[Ids], length: int) -> None:
-        self._documents = documents
+    def __init__(self, passages: Iterator[Passage], length: int) -> None:
+        self._passages = passages
         self._length = length
-        self.rest: Ids = np.empty(0, dtype=np.int64)
+        self.rest: Passage | None = None
 
     def __iter__(self) -> Iterator[Row]:
         return self
 
     def __next__(self) -> Row:
-        segments: list[Ids] = []
+        segments: list[Passage] = []
         room = self._length
         while room:
-            while not len(self.rest):
-                self.rest = next(self._documents)
-            segments.append(self.rest[:room])
-            self.rest = self.rest[room:]
-            room -= len(segments[-1])
+            passage = self.rest or next(self._passages)
+            self.rest = None
+            size = len(passage.ids_N)
+            if size == 0:
+                continue
+            if size > room:
+                waits = passage.whole and size <= self._length
+                head, tail = cut_passage(passage, room)
+                self.rest = passage if waits else tail
+                passage = head._replace(taught_N=np.zeros_like(head.taught_N)) if waits else head
+            segments.append(passage)
+            room -= len(passage.ids_N)
         return make_row(segments)
+
+
+def cut_passage(passage: Passage, place: int) -> tuple[Passage, Passage]:
+    """The first `place` tokens of a passage, and the others."""
+    ids_N, taught_N, domain, whole = passage
+    head = Passage(ids_N[:place], taught_N[:place], domain, whole)
+    return head, Passage(ids_N[place:], taught_N[place:], domain, whole)

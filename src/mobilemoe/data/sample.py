@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobilemoe.data.mixture import build_sources
+from mobilemoe.data.mixture import build_sources, refuse_tokens
 from mobilemoe.data.sources import Document, Source, Split, digest
 from mobilemoe.data.stream import cut_document, split_documents
 from mobilemoe.errors import DataError
@@ -32,6 +32,7 @@ def write_sample(config: DataConfig, root: Path | str, out: Path | str, total_by
     """
     out = Path(out)
     sources = build_sources(config, root)
+    refuse_tokens(sources)
     candidates = {name: _ranked_pieces(source, config, split) for name, source in sources.items()}
     if split == "heldout":
         known = _train_windows(candidates, sources, config)

@@ -79,14 +79,17 @@ def read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except (pyarrow.ArrowException, OSError) as fault:
+    except pyarrow.ArrowException as fault:
         raise DataError(f"{path} is not a whole parquet file (after row {number}): {fault}") from None
 
 
 @contextmanager
 def _open_plain(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, decompressed by its suffix; damage met while reading becomes a DataError."""
-    faults: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
+    """The bytes of a file, decompressed by its suffix; damage met while reading becomes a DataError.
+
+    An OSError of the machine passes through, since it may be gone at the next attempt.
+    """
+    faults: tuple[type[Exception], ...] = (gzip.BadGzipFile, EOFError, zlib.error)
     try:
         if path.suffix == ".zst":
             try:

@@ -8,27 +8,38 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mobilemoe.chat import Message, check_messages
+from mobilemoe.data.retry import read_patiently
 from mobilemoe.data.shards import read_json_lines, read_parquet, read_text, shard_kind
 from mobilemoe.errors import DataError, MissingExtraError, TokenizerError
 
-if TYPE_CHECKING:
-    from mobilemoe.data.config import SourceConfig
-
 Split = Literal["train", "heldout"]
+HOLDOUT = 0.01  # at 1% even the smallest domain of the project's text (about 1,000 sections) has held-out sources
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Encoded(NamedTuple):
+    """N token ids (of any integer type), control ids included.
+
+    `taught_N` says of a conversation which of them the assistant writes; it is None for a text.
+    """
+
+    ids_N: NDArray[Any]
+    taught_N: NDArray[np.bool_] | None
+
+
+class Document(NamedTuple):
     """A text or a conversation, whole or (after cutting) one piece of a text.
 
-    Exactly one of `text` and `messages` is set. `source` is the document's own origin (a book, a file), `key` says
-    where it was read (`file:line`), `ends` is false for a piece that is followed by more of the same document.
+    Exactly one of `text`, `messages` and (in a prepared shard) `encoded` is set. `source` is the document's own origin
+    (a book, a file), `key` says where it was read (`file:line`), `ends` is false for a piece that is followed by more
+    of the same document.
     """
 
     text: str | None
@@ -36,7 +47,9 @@ class Document:
     source: str
     key: str
     license: str = ""
+    category: str = ""
     ends: bool = True
+    encoded: Encoded | None = None
 
 
 class Source(Protocol):
@@ -61,19 +74,10 @@ class LocalSource:
     def __init__(self, root: Path, patterns: str | Sequence[str], text_field: str = "text") -> None:
         self._root = root
         self._text_field = text_field
-        found: set[Path] = set()
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-                raise DataError(f"the pattern {pattern!r} leaves the data folder: write it relative to {root}")
-            matches = [path for path in root.glob(pattern) if path.is_file()]
-            if not matches:
-                raise DataError(f"no file matches {pattern!r} in {root}: check data.path and the pattern")
-            found.update(matches)
-        self.shards = sorted(path.relative_to(root).as_posix() for path in found)
+        self.shards = find_shards(root, patterns)
         for shard in self.shards:
             shard_kind(shard)  # an unknown kind is a mistake to hear of now, not hours into a run
-        sizes = [f"{shard}\0{(root / shard).stat().st_size}" for shard in self.shards]
-        self.fingerprint = digest("\n".join([text_field, *sizes]))
+        self.fingerprint = shards_fingerprint(root, self.shards, text_field)
 
     def documents(self, shard: int) -> Iterator[Document]:
         """The documents of one file, in file order. Raises DataError that names the file and line."""
@@ -81,13 +85,16 @@ class LocalSource:
         path = self._root / name
         kind = shard_kind(name)
         if kind == "text":
-            text = read_text(path)
-            if text.strip():
-                yield Document(text, None, source=name, key=name)
+            for _, text in read_patiently(lambda: enumerate([read_text(path)], 1), str(path)):
+                if text.strip():
+                    yield Document(text, None, source=name, key=name)
             return
-        wanted = (self._text_field, "messages", "source", "license")
-        rows = read_json_lines(path) if kind == "jsonl" else read_parquet(path, wanted)
-        for number, row in rows:
+        wanted = (self._text_field, "messages", "source", "license", "category")
+
+        def read() -> Iterator[tuple[int, Any]]:
+            return read_json_lines(path) if kind == "jsonl" else read_parquet(path, wanted)
+
+        for number, row in read_patiently(read, str(path)):
             yield from _documents_of_row(row, self._text_field, f"{name}:{number}", str(path))
 
 
@@ -122,25 +129,12 @@ class HubSource:
     def documents(self, shard: int) -> Iterator[Document]:
         """The documents of one shard, in stored order. Raises DataError that names the dataset and row."""
         name = self.shards[shard]
-        rows = iter(self._dataset.shard(num_shards=len(self.shards), index=shard))
-        number = 0
-        while True:
-            number += 1
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except Exception as fault:  # as above
-                raise DataError(f"{name}, row {number}, cannot be read: {_first_line(fault)}") from fault
+
+        def read() -> Iterator[tuple[int, Any]]:
+            return enumerate(self._dataset.shard(num_shards=len(self.shards), index=shard), 1)
+
+        for number, row in read_patiently(read, name, passing=Exception):  # any fault, as above
             yield from _documents_of_row(row, self._text_field, f"{name}:{number}", name)
-
-
-def open_source(config: SourceConfig, root: Path) -> Source:
-    """The source that a recipe names; local patterns are looked up below `root`."""
-    if config.hub:
-        return HubSource(config.hub, config.subset, config.hub_split, config.data_files, config.text_field)
-    assert config.files  # the config's own rule: files or hub
-    return LocalSource(root, config.files, config.text_field)
 
 
 def is_held_out(document: Document, fraction: float) -> bool:
@@ -149,11 +143,34 @@ def is_held_out(document: Document, fraction: float) -> bool:
     Texts are told apart by `source`, so all pieces of a book fall on one side. Conversations are told apart by what
     is asked (every message that is not the assistant's): the same question with another answer is on the same side.
     """
+    if document.encoded is not None:
+        return False  # what is prepared is the train split
     key = document.source
     if document.messages is not None:
         asked = [[m["role"], m["content"]] for m in document.messages if m["role"] != "assistant"]
         key = json.dumps(asked, ensure_ascii=False)
     return int(digest(key), 16) < fraction * 2**64
+
+
+def find_shards(root: Path, patterns: str | Sequence[str]) -> list[str]:
+    """The files below `root` that match one of the glob patterns, each once, sorted, relative to `root`.
+
+    Raises DataError if a pattern leaves the folder or matches nothing.
+    """
+    found: set[Path] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+            raise DataError(f"the pattern {pattern!r} leaves the data folder: write it relative to {root}")
+        matches = [path for path in root.glob(pattern) if path.is_file()]
+        if not matches:
+            raise DataError(f"no file matches {pattern!r} in {root}: check data.path and the pattern")
+        found.update(matches)
+    return sorted(path.relative_to(root).as_posix() for path in found)
+
+
+def shards_fingerprint(root: Path, shards: Sequence[str], *more: str) -> str:
+    """A hash of the files' names and sizes, and of `more`."""
+    return digest("\n".join([*more, *(f"{shard}\0{(root / shard).stat().st_size}" for shard in shards)]))
 
 
 def digest(text: str) -> str:
@@ -179,7 +196,7 @@ def _documents_of_row(row: Any, text_field: str, key: str, where: str) -> Iterat
     except UnicodeEncodeError:
         raise DataError(f"{place} holds half a surrogate pair, which is no character: encode the file again") from None
     if messages is not None or (text and not text.isspace()):
-        yield Document(text, messages, source, key, str(row.get("license") or ""))
+        yield Document(text, messages, source, key, str(row.get("license") or ""), str(row.get("category") or ""))
 
 
 def _clean_messages(messages: Any, place: str) -> list[Message]:

@@ -7,8 +7,8 @@ seed and the place in the stream, so resuming means reading again from the shard
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
@@ -53,13 +53,14 @@ class PieceStream:
 
     @property
     def position(self) -> Position:
-        return self._position
+        return Position(*self._block_start, self._offset)
 
     def seek(self, position: Position) -> None:
         """Goes on at `position`, taken from an equal stream. Raises DataError if it cannot be one of this stream."""
         if min(position) < 0 or position.shard >= len(self.source.shards):
             raise self._no_such_place(position)
-        self._position = position
+        self._block_start = position[:3]
+        self._offset = position.offset
         self._block: list[Document] | None = None
         self._reading: Iterator[_Place] | None = None
 
@@ -68,28 +69,27 @@ class PieceStream:
 
     def __next__(self) -> Document:
         block = self._load_block() if self._block is None else self._block
-        if self._position.offset > len(block):
-            raise self._no_such_place(self._position)
-        while self._position.offset == len(block):
-            self._position = self._next_block
+        if self._offset > len(block):
+            raise self._no_such_place(self.position)
+        while self._offset == len(block):
+            self._block_start, self._offset = self._next_block, 0
             block = self._load_block()
-        piece = block[self._position.offset]
-        self._position = self._position._replace(offset=self._position.offset + 1)
-        return piece
+        self._offset += 1
+        return block[self._offset - 1]
 
     def _load_block(self) -> list[Document]:
         """Reads and shuffles the block at the position's shard and skip; empty at the end of an epoch."""
-        epoch, shard, skip, _ = self._position
+        epoch, shard, skip = self._block_start
         if self._reading is None:
             self._reading = islice(self._read_epoch(epoch, shard), skip, None)
         places = list(islice(self._reading, BLOCK_PIECES))
         if places:
-            self._next_block = Position(epoch, places[-1].shard, places[-1].number + 1)
+            self._next_block = (epoch, places[-1].shard, places[-1].number + 1)
         elif shard == skip == 0:
             kept = f"the {self.config.split} split (holdout {self.config.holdout})"
             raise DataError(f"source {self.config.name!r} has no text in {kept}: add documents or change holdout")
         else:
-            self._next_block = Position(epoch + 1)
+            self._next_block = (epoch + 1, 0, 0)
             self._reading = None
         order = self._order(len(places), "block", epoch, shard, skip)
         self._block = [places[number].piece for number in order]
@@ -129,14 +129,12 @@ def split_documents(source: Source, shard: int, split: Split, holdout: float) ->
             yield document
 
 
-def cut_document(document: Document, limit: int) -> Iterator[Document]:
-    """The pieces of a text, each of at most `limit` characters; a conversation is never cut."""
+def cut_document(document: Document, limit: int) -> Sequence[Document]:
+    """The pieces of a text, each of at most `limit` characters; a conversation or prepared piece is never cut."""
     if document.text is None or len(document.text) <= limit:
-        yield document
-        return
-    pieces = cut_text(document.text, limit)
-    for piece in pieces:
-        yield replace(document, text=piece, ends=piece is pieces[-1])
+        return (document,)
+    *pieces, last = cut_text(document.text, limit)
+    return [*(document._replace(text=piece, ends=False) for piece in pieces), document._replace(text=last)]
 
 
 def cut_text(text: str, limit: int) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from tokenizers import models, pre_tokenizers, trainers
 
-from mobilemoe.data.mixture import Mixture
+from mobilemoe.data.mixture import Mixture, refuse_tokens
 from mobilemoe.errors import TokenizerError
 from mobilemoe.tokenizer import SPECIAL_NAMES, Tokenizer, add_specials, byte_level
 
@@ -43,6 +43,7 @@ def train_tokenizer(
 
 def mixture_texts(mixture: Mixture, total_bytes: int) -> Iterator[str]:
     """Texts of every source up to its share of `total_bytes`, or to the end of its first epoch."""
+    refuse_tokens({name: stream.source for name, stream in mixture.streams.items()})
     for name, stream in mixture.streams.items():
         left = mixture.shares[name] * total_bytes
         while left > 0 and stream.position.epoch == 0:

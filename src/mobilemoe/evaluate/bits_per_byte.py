@@ -46,9 +46,9 @@ def score_file(
     if not 2 <= window <= model.config.max_position_embeddings:
         raise UsageError(f"the window is {window}, but must be from 2 to {model.config.max_position_embeddings}")
     scores: dict[str, Score] = defaultdict(Score)
-    for done, (place, entry) in enumerate(_read(Path(path)), start=1):
+    for done, (place, entry) in enumerate(read_entries(Path(path)), start=1):
         try:
-            ids, size = _encode(model, entry)
+            ids, size = encode_entry(model, entry)
         except TokenizerError as fault:
             raise DataError(f"{place}: {fault}") from None
         if size == 0:
@@ -69,7 +69,7 @@ def _bits(model: Model, ids: list[int], window: int) -> float:
     return -sum(logprob for logprob, _ in model.loglikelihoods(windows)) / math.log(2)
 
 
-def _encode(model: Model, entry: dict[str, Any]) -> tuple[list[int], int]:
+def encode_entry(model: Model, entry: dict[str, Any]) -> tuple[list[int], int]:
     """The ids of an entry, BOS first, and the bytes that they stand for."""
     if entry.get("messages"):
         ids = encode_chat(model.tokenizer, ChatTemplate.load(model.folder), entry["messages"], False)
@@ -77,7 +77,7 @@ def _encode(model: Model, entry: dict[str, Any]) -> tuple[list[int], int]:
     return model.encode(entry["text"]), len(entry["text"].encode())
 
 
-def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The entries of a file, each with its place for messages; blank lines are passed over."""
     try:
         with path.open(encoding="utf-8") as lines:

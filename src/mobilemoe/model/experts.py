@@ -101,13 +101,25 @@ def grouped_product(x_PC: Tensor, weight_ECF: Tensor, ends_E: Tensor) -> Tensor:
 
 def grouped_matmul(x_PC: Tensor, weight_ECF: Tensor, load_E: Tensor) -> Tensor:
     """Rows of x, sorted by expert (load[e] rows for expert e), each times its expert's matrix: [P, F]."""
+    if len(x_PC) == 0:  # as a product, so that gradients flow: among processes, all must take part in each exchange
+        return x_PC @ weight_ECF[0].to(x_PC.dtype)
     if x_PC.dtype == torch.bfloat16 and is_aligned(weight_ECF):
-        return grouped_product(x_PC, weight_ECF, load_E.cumsum(0).to(torch.int32))
+        return _grouped_product_in_rooms(x_PC, weight_ECF, load_E)
     weight_ECF = weight_ECF.to(x_PC.dtype)
-    if len(x_PC) == 0:
-        return x_PC.new_zeros(0, weight_ECF.shape[2])
     pairs = zip(x_PC.split(load_E.tolist()), weight_ECF.unbind(), strict=True)
     return torch.cat([rows @ weight for rows, weight in pairs if len(rows)])
+
+
+def _grouped_product_in_rooms(x_PC: Tensor, weight_ECF: Tensor, load_E: Tensor) -> Tensor:
+    """`grouped_product` with each expert's rows filled up to a multiple of 32: a CPU makes a kernel for every new
+    shape, which takes longer than the product, and loads change with every step."""
+    if x_PC.is_cuda:
+        return grouped_product(x_PC, weight_ECF, load_E.cumsum(0).to(torch.int32))
+    room_E = (load_E + 31) // 32 * 32
+    shift_E = (room_E - load_E).cumsum(0) - (room_E - load_E)
+    slot_P = torch.arange(len(x_PC)) + shift_E.repeat_interleave(load_E)
+    x_SC = x_PC.new_zeros(int(room_E.sum()), x_PC.shape[1]).index_copy(0, slot_P, x_PC)
+    return grouped_product(x_SC, weight_ECF, room_E.cumsum(0).to(torch.int32)).index_select(0, slot_P)
 
 
 def is_aligned(weight_ECF: Tensor) -> bool:

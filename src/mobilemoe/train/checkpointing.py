@@ -1,57 +1,104 @@
 """A run's checkpoints: folders that appear whole, hold everything that the next step depends on, and are verified.
 
 `checkpoints/step-00000500/` is itself a model folder: config.json, tokenizer and model.safetensors (fp32 weights),
-beside optimizer.safetensors and state.json.
+beside optimizer.safetensors and state.json. What a model of this config does not have (adapters, learnt scales) is in
+extra.safetensors. Under adapters model.safetensors holds the merged weights, which are the model that was trained so
+far; a run that goes on takes the frozen ones from `model.init` again.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mobilemoe.checkpoint import Checkpoint, SafetensorsFile, write_safetensors
+from mobilemoe.checkpoint import Checkpoint, SafetensorsFile, weights, write_safetensors
+from mobilemoe.checkpoint.container import Array
 from mobilemoe.checkpoint.folder import COMPANION_HASH
 from mobilemoe.checkpoint.run_folder import step_folder, step_folders
+from mobilemoe.config import ModelConfig
 from mobilemoe.errors import CheckpointError, ConfigError, TrainError
 from mobilemoe.files import atomic_folder, read_json, sha256_file, write_json
 from mobilemoe.model import MobileMoE
-from mobilemoe.train.optimizer import moments, restore_moments
+from mobilemoe.train import lora
+from mobilemoe.train.distributed import fill
+from mobilemoe.train.optimizer import moments, restore_moments, updates
 
 _VERSION = 1
 _LEFTOVER = re.compile(r"\.step-\d{8}\..+\.part")
+# The files with tensors, and the JSON file whose hash each keeps.
+_MODEL, _OPTIMIZER, _EXTRA = "model.safetensors", "optimizer.safetensors", "extra.safetensors"
+_COMPANIONS = {_MODEL: "config.json", _OPTIMIZER: "state.json", _EXTRA: "state.json"}
+
+Tensors = dict[str, dict[str, Tensor]]  # by file and name
 
 
-def save(
-    run: Path,
-    step: int,
-    model: MobileMoE,
-    optimizer: torch.optim.AdamW,
-    state: Mapping[str, Any],
-    tokenizer_files: list[Path],
-    keep: int,
-) -> Path:
-    """Writes the checkpoint after `step` steps with `state` (JSON values), then removes all but the newest `keep`."""
-    folder = step_folder(run, step)
-    if not folder.exists():
-        with atomic_folder(folder, TrainError) as part:
-            replace(model.config, expert_group_axis=None).save(part)
-            write_json(part / "state.json", {"version": _VERSION, "step": step, **state})
-            _write_tensors(part / "model.safetensors", model.state_dict(), part / "config.json")
-            _write_tensors(part / "optimizer.safetensors", moments(model, optimizer), part / "state.json")
-            for path in tokenizer_files:
+@dataclass(frozen=True)
+class Draft:
+    """The checkpoint after `step` steps before it is written: all but its tensors. `state` are JSON values.
+
+    Once it is written, only the newest `keep` remain.
+    """
+
+    run: Path
+    step: int
+    config: ModelConfig
+    state: Mapping[str, Any]
+    tokenizer_files: list[Path]
+    keep: int
+
+    @property
+    def folder(self) -> Path:
+        return step_folder(self.run, self.step)
+
+    def write(
+        self,
+        shapes: Mapping[str, Mapping[str, tuple[int, ...]]],
+        produce: Callable[[str, str], Array],
+    ) -> None:
+        """Writes the folder with the tensors whose `shapes` are given, which `produce` gives by file and name."""
+        with atomic_folder(self.folder, TrainError) as part:
+            self.config.save(part)
+            write_json(part / "state.json", {"version": _VERSION, "step": self.step, **self.state})
+            for path in self.tokenizer_files:
                 shutil.copyfile(path, part / path.name)
-    for old in step_folders(run)[:-keep]:
-        doomed = old.with_name(f".{old.name}.old.part")  # out of sight first: a half checkpoint must not be seen
-        old.rename(doomed)
-        shutil.rmtree(doomed)
-    return folder
+            for file, shape_of in shapes.items():
+                specs = {name: ("F32", shape) for name, shape in shape_of.items()}
+                companion = part / _COMPANIONS[file]
+                metadata = {COMPANION_HASH + companion.name: sha256_file(companion)}
+                write_safetensors(part / file, specs, partial(produce, file), metadata)
+        for old in step_folders(self.run)[: -self.keep]:
+            doomed = old.with_name(f".{old.name}.old.part")  # out of sight first: a half checkpoint must not be seen
+            old.rename(doomed)
+            shutil.rmtree(doomed)
+
+
+def save(draft: Draft, tensors: Tensors) -> None:
+    """Writes a checkpoint of one process."""
+    shapes = {file: {name: tuple(tensor.shape) for name, tensor in of.items()} for file, of in tensors.items()}
+    draft.write(shapes, lambda file, name: tensors[file][name].detach().float().cpu().numpy())
+
+
+def state_of(model: MobileMoE, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What state.json says of model and optimizer: how often the weights changed, and what adapters belong to."""
+    base = {"base": lora.base_fingerprint(model)} if lora.adapter_state(model) else {}
+    return {"updates": updates(optimizer), **base}
+
+
+def tensors_of(model: MobileMoE, optimizer: torch.optim.Optimizer) -> Tensors:
+    """What a checkpoint keeps of model and optimizer."""
+    held, known = model.state_dict(), weights(model.config)
+    whole = lora.merged(model) if lora.adapter_state(model) else held
+    tensors = {_MODEL: {name: whole[name] for name in known}, _OPTIMIZER: moments(model, optimizer)}
+    extra = {name: tensor for name, tensor in held.items() if name not in known}
+    return tensors | ({_EXTRA: extra} if extra else {})
 
 
 def remove_leftovers(run: Path) -> None:
@@ -61,37 +108,53 @@ def remove_leftovers(run: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def restore(run: Path, model: MobileMoE, optimizer: torch.optim.AdamW) -> dict[str, Any] | None:
+def restore(run: Path, model: MobileMoE, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
     """Puts back the newest checkpoint and returns its state, or None if there is none yet.
 
+    Each process reads what it holds, so any number of them goes on where any other number stopped.
     Raises TrainError if it is damaged: an older one beside it may be used by removing it.
     """
     folders = step_folders(run)
     if not folders:
         return None
     folder = folders[-1]
-    state_path = folder / "state.json"
     try:
-        with Checkpoint.open(folder) as checkpoint, SafetensorsFile(folder / "optimizer.safetensors") as saved:
-            if saved.verify() is False or not all(checkpoint.verify().values()):
+        with Checkpoint.open(folder) as checkpoint:
+            if not all(checkpoint.verify().values()):
                 raise CheckpointError(f"{folder} is damaged")
             if checkpoint.config != replace(model.config, expert_group_axis=None):
                 raise TrainError(f"{folder} is of another model than the recipe's: give this run another --out")
-            state = read_json(state_path, CheckpointError)
-            digest = saved.metadata.get(COMPANION_HASH + state_path.name)
-            if digest is not None and digest != sha256_file(state_path):
-                raise CheckpointError(f"{state_path} is damaged")
+            state = read_json(folder / "state.json", CheckpointError)
             if state.get("version") != _VERSION:
-                raise CheckpointError(f"{state_path} is of version {state.get('version')!r}, not {_VERSION}")
-            model.load_weights(checkpoint.weight)
-            tensors = {name: torch.from_numpy(saved.array(name).copy()) for name in saved.tensors}
-            restore_moments(model, optimizer, tensors, state["step"])
+                raise CheckpointError(f"{folder / 'state.json'} is of version {state.get('version')!r}, not {_VERSION}")
+            # Before a step could be skipped, every step was an update, and states did not say so.
+            restore_moments(model, optimizer, _read(folder, _OPTIMIZER), state.get("updates", state["step"]))
+            _restore_weights(model, checkpoint, folder, state)
     except (CheckpointError, ConfigError) as fault:
         raise TrainError(f"{fault}: remove {folder} to go on from the checkpoint before it") from None
     return state
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor], companion: Path) -> None:
-    specs = {name: ("F32", tuple(tensor.shape)) for name, tensor in tensors.items()}
-    metadata = {COMPANION_HASH + companion.name: sha256_file(companion)}
-    write_safetensors(path, specs, lambda name: tensors[name].detach().float().cpu().numpy(), metadata)
+@torch.no_grad()
+def _restore_weights(model: MobileMoE, checkpoint: Checkpoint, folder: Path, state: Mapping[str, Any]) -> None:
+    adapted = bool(lora.adapter_state(model))
+    if adapted and state.get("base") != lora.base_fingerprint(model):
+        raise TrainError(f"{folder} holds adapters of other weights than those of model.init: give this run its model")
+    held = model.state_dict()
+    extra = _read(folder, _EXTRA) if held.keys() - checkpoint.weights.keys() else {}
+    for name, tensor in held.items():
+        if name not in checkpoint.weights:
+            if name not in extra or extra[name].shape != tensor.shape:
+                raise TrainError(f"{folder} holds no {name} of shape {list(tensor.shape)}: was it another recipe's?")
+            fill(tensor, extra[name])
+        elif not adapted:
+            fill(tensor, checkpoint.weight(name))
+
+
+def _read(folder: Path, file: str) -> dict[str, Array]:
+    """The arrays of a file, mapped and read when they are used; CheckpointError if it or its companion is damaged."""
+    companion = folder / _COMPANIONS[file]
+    with SafetensorsFile(folder / file) as saved:
+        if saved.verify() is False or saved.metadata.get(COMPANION_HASH + companion.name) != sha256_file(companion):
+            raise CheckpointError(f"{folder} is damaged")
+        return {name: saved.array(name) for name in saved.tensors}

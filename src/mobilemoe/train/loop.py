@@ -1,7 +1,4 @@
-"""The training loop (SPEC section 5): one process, CPU or one GPU; killed at any moment, it resumes bit for bit.
-
-B rows, T tokens, L MoE layers, E experts.
-"""
+"""The training loop (SPEC section 5): steps, saves and interrupts; killed at any moment, a run resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -16,28 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from mobilemoe.chat import CHAT_TEMPLATE, ChatTemplate
 from mobilemoe.checkpoint.run_folder import step_folders
-from mobilemoe.config import ModelConfig
-from mobilemoe.data.loader import Batch, PackedLoader
-from mobilemoe.data.mixture import build_mixture
-from mobilemoe.data.packing import NO_TARGET
-from mobilemoe.errors import ConfigError, TokenizerError, TrainError
-from mobilemoe.files import write_json
-from mobilemoe.hub import find_model
-from mobilemoe.model import MobileMoE
-from mobilemoe.presets import preset
-from mobilemoe.tokenizer import Tokenizer
-from mobilemoe.train import balance, checkpointing
-from mobilemoe.train.loss import cross_entropy_sum, router_z_loss
-from mobilemoe.train.metrics import MetricsLog, ProgressReport, draw_loss, drawing, read_metrics
-from mobilemoe.train.optimizer import make_optimizer
+from mobilemoe.errors import TrainError
+from mobilemoe.files import read_json, write_json
+from mobilemoe.train import checkpointing
+from mobilemoe.train.distributed import World, join
+from mobilemoe.train.health import REPORT_FILE, write_report
+from mobilemoe.train.metrics import MetricsLog, ProgressReport, draw_loss, draw_routing, drawing, read_metrics
 from mobilemoe.train.recipe import Recipe
-from mobilemoe.train.schedule import learning_rate
+from mobilemoe.train.setup import set_up
+from mobilemoe.train.sharded_checkpoint import ShardedSaver
+from mobilemoe.train.step import Stepper
 
 
 @dataclass(frozen=True)
@@ -56,158 +42,126 @@ def train(recipe: Recipe, run: Path) -> Result:
     An interrupt (Ctrl-C, SIGTERM) saves and returns with finished=False. Raises TrainError and the rooms' own errors.
     """
     drawing()  # a missing package should not be found out at the end
-    trainer = _Trainer(recipe, run)
     _keep_allocations()
-    with _interrupts() as interrupted:
-        return trainer.run_steps(interrupted)
+    with join(recipe) as world:
+        trainer = Trainer(recipe, run, world)
+        with _interrupts(insistent=world.size == 1) as interrupted:
+            return trainer.run_steps(interrupted)
 
 
-class _Trainer:
-    def __init__(self, recipe: Recipe, run: Path) -> None:
-        self.recipe, self.run, self.train = recipe, run, recipe.train
-        if self.train.threads:
-            torch.set_num_threads(self.train.threads)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        tokenizer_folder = find_model(recipe.tokenizer.path)
-        tokenizer = Tokenizer.load(tokenizer_folder)
-        try:
-            template = ChatTemplate.load(tokenizer_folder)
-        except TokenizerError:
-            template = ChatTemplate(CHAT_TEMPLATE)
-        self.tokenizer_files = [path for path in sorted(tokenizer_folder.glob("tokenizer*")) if path.is_file()]
-        self.model = MobileMoE(model_config(recipe, tokenizer))
-        self.model.initialize(self.train.seed)
-        self.model.to(self.device).train()
-        for layer in self.model.moe_layers():
-            layer.experts.capacity_factor = self.train.capacity_factor
-        self.optimizer = make_optimizer(self.model, self.train)
-        self.loader = PackedLoader(
-            build_mixture(recipe.data, Path.cwd()),
-            tokenizer,
-            template,
-            batch_size=self.train.batch_size,
-            sequence_length=self.train.sequence_length,
-        )
+class Trainer:
+    """A run that is set up; `run_steps` does the work."""
+
+    def __init__(self, recipe: Recipe, run: Path, world: World) -> None:
+        self.recipe, self.run, self.train, self.world = recipe, run, recipe.train, world
+        self.setup = set_up(recipe, world)
+        self.saver = ShardedSaver() if world.size > 1 else None
+        setup = self.setup
+        self.stepper = Stepper(setup.model, setup.optimizer, recipe, world, setup.domains, setup.teacher)
 
     def run_steps(self, interrupted: list[int]) -> Result:
         """Steps until the recipe's end or an interrupt; saves every `checkpoint_every` steps and at the end."""
-        train = self.train
-        self.run.mkdir(parents=True, exist_ok=True)
-        checkpointing.remove_leftovers(self.run)
-        state = checkpointing.restore(self.run, self.model, self.optimizer) or {
-            "step": 0,
-            "tokens": 0,
-            "loss": math.nan,
-        }
-        if state["step"]:
-            self.loader.load_state_dict(state["loader"])
-        write_json(self.run / "recipe.json", self.recipe.model_dump())
+        train, loader, world = self.train, self.setup.loader, self.world
+        state = self._begin()
         step, tokens, loss = state["step"], state["tokens"], state["loss"]
-        log, progress = MetricsLog(self.run / "metrics.jsonl", step), ProgressReport(train.steps, step)
+        report = _Report(self.run, train.steps, step) if world.is_first else None
         try:
-            started, first = time.monotonic(), step
-            stopping = bool(interrupted)
+            stopping = world.any(bool(interrupted))
             while step < train.steps and not stopping:
                 began = time.monotonic()
-                row = self._step(next(self.loader), step)
+                begins = loader.state_dict()["positions"]
+                row = self.stepper.step(next(loader), step, begins)
                 step, loss, tokens = step + 1, row["loss"], tokens + train.batch_size * train.sequence_length
                 row |= {"step": step, "tokens": tokens}
                 row["tokens_per_second"] = train.batch_size * train.sequence_length / (time.monotonic() - began)
-                log.write(row)
-                progress.update(row, (time.monotonic() - started) / (step - first) * (train.steps - step))
-                stopping = bool(interrupted)  # asked once, so that no step ends the loop unsaved
+                if report is not None:
+                    report.write(row)
+                stopping = world.any(bool(interrupted))  # asked once, so that no step ends the loop unsaved
                 if step % train.checkpoint_every == 0 or step == train.steps or stopping:
                     self._save(step, tokens, loss)
         finally:
-            progress.close()
-            log.close()
+            loader.close()
+            if report is not None:
+                report.close()
+            if self.saver is not None:  # also after an error: what was being saved is worth having
+                self.saver.wait()
         folders = step_folders(self.run)
         if not folders:
             raise TrainError(f"{self.run} was interrupted before its first step: nothing is saved")
-        draw_loss(read_metrics(self.run / "metrics.jsonl"), self.run / "loss.png")
+        if world.is_first:
+            draw_loss(read_metrics(self.run / "metrics.jsonl"), self.run / "loss.png")
+            if (self.run / REPORT_FILE).exists():
+                draw_routing(read_json(self.run / REPORT_FILE, TrainError), self.run / "router.png")
         return Result(step, loss, step >= train.steps, folders[-1])
 
+    def _begin(self) -> dict[str, Any]:
+        """The state to go on from; the run's folder is there and clean."""
+        if self.world.is_first:
+            self.run.mkdir(parents=True, exist_ok=True)
+            checkpointing.remove_leftovers(self.run)
+        self.world.wait()
+        state = checkpointing.restore(self.run, self.setup.model, self.setup.optimizer)
+        if state is not None:
+            self.setup.loader.load_state_dict(state["loader"])
+            self.stepper.guard.load_state_dict(state["guard"])
+        if self.world.is_first:
+            write_json(self.run / "recipe.json", self.recipe.model_dump())
+        return state or {"step": 0, "tokens": 0, "loss": math.nan}
+
     def _save(self, step: int, tokens: int, loss: float) -> None:
-        state = {"tokens": tokens, "loss": loss, "loader": self.loader.state_dict()}
-        checkpointing.save(
-            self.run, step, self.model, self.optimizer, state, self.tokenizer_files, self.train.keep_checkpoints
+        setup = self.setup
+        state = {"tokens": tokens, "loss": loss, "loader": setup.loader.state_dict()}
+        state["guard"] = self.stepper.guard.state_dict()
+        draft = checkpointing.Draft(
+            run=self.run,
+            step=step,
+            config=dataclasses.replace(setup.model.config, expert_group_axis=None),
+            state=checkpointing.state_of(setup.model, setup.optimizer) | state,
+            tokenizer_files=setup.tokenizer_files,
+            keep=self.train.keep_checkpoints,
         )
-
-    def _step(self, batch: Batch, step: int) -> dict[str, Any]:
-        """One optimizer step over one batch, in micro-batches; returns what the metrics say of it."""
-        train = self.train
-        rate = learning_rate(train, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        targets = int((batch.targets_BT != NO_TARGET).sum())
-        if targets == 0:
-            raise TrainError(f"the batch of step {step + 1} holds nothing to predict: look at the data's documents")
-        micro = train.micro_batch_size or train.batch_size
-        loss, z_loss, load_LE = 0.0, 0.0, None
-        for start in range(0, train.batch_size, micro):
-            part = Batch(*(field[start : start + micro] for field in batch))
-            part_loss, part_z, part_load_LE = self._backward(part, targets, micro / train.batch_size)
-            loss, z_loss = loss + part_loss, z_loss + part_z
-            load_LE = part_load_LE if load_LE is None else load_LE + part_load_LE
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_norm).item()
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise TrainError(f"step {step + 1} gave loss {loss} and gradient norm {norm}: the last checkpoint stands")
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        row = {"loss": loss, "z_loss": z_loss, "gradient_norm": norm, "learning_rate": rate}
-        row |= {"load_variation": 0.0, "dead_experts": 0}
-        if load_LE is not None and len(load_LE):
-            balance.move_biases(self.model.moe_layers(), load_LE, train.balance_rate)
-            load = balance.report(load_LE)
-            row |= {"load_variation": load.variation, "dead_experts": load.dead}
-        return row
-
-    def _backward(self, batch: Batch, targets: int, share: float) -> tuple[float, float, Tensor]:
-        """Gradients of one micro-batch, whose weight in the step is its targets over all, `share` for the z-loss."""
-        tokens_BT, targets_BT, positions_BT, segments_BT = (self._tensor(field) for field in batch)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.train.precision == "bf16"):
-            x_BTD, routings = self.model.hidden(tokens_BT, positions_BT=positions_BT, segments_BT=segments_BT)
-        loss = cross_entropy_sum(x_BTD.flatten(0, 1), self.model.head_VD, targets_BT.flatten()) / targets
-        z_loss = router_z_loss(routings) * share if routings else loss.new_zeros(())
-        (loss + self.train.z_loss * z_loss).backward()
-        load_LE = balance.loads(routings) if routings else torch.zeros(0, 0)
-        return loss.item(), z_loss.item(), load_LE
-
-    def _tensor(self, array_BT: np.ndarray[Any, Any]) -> Tensor:
-        return torch.from_numpy(array_BT).to(self.device)
+        save = checkpointing.save if self.saver is None else self.saver.save
+        try:
+            save(draft, checkpointing.tensors_of(setup.model, setup.optimizer))
+            if self.stepper.health is not None:
+                report = self.stepper.health.report()
+                if self.world.is_first:
+                    write_report(self.run, step, report)
+        except OSError as fault:
+            raise TrainError(
+                f"the checkpoint of step {step} cannot be written to {self.run}: {fault.strerror}; those before it "
+                "stand: make room and start the same command again"
+            ) from None
 
 
-def model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
-    """The recipe's model with the tokenizer's control ids. Raises ConfigError for a change that is no field."""
-    base = preset(recipe.model.preset)
-    ids = {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.stop_ids,
-        "eot_token_id": tokenizer.eot_id,
-        "header_start_token_id": tokenizer.header_start_id,
-        "header_end_token_id": tokenizer.header_end_id,
-    }
-    known = {field.name for field in dataclasses.fields(base)} - {"raw"}
-    if unknown := sorted(set(recipe.model.changes) - known):
-        raise ConfigError(f"model.changes.{unknown[0]} is not a field of a model config")
-    config = dataclasses.replace(base, **{**ids, **recipe.model.changes})
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} ids, but vocab_size is only {config.vocab_size}")
-    if recipe.train.sequence_length > config.max_position_embeddings:
-        raise ConfigError(
-            f"train.sequence_length is {recipe.train.sequence_length}, "
-            f"but the model's context is {config.max_position_embeddings}"
-        )
-    return config
+class _Report:
+    """What a run says of its steps: metrics.jsonl and the progress that one sees."""
+
+    def __init__(self, run: Path, steps: int, step: int) -> None:
+        self._steps, self._first, self._started = steps, step, time.monotonic()
+        self._log, self._progress = MetricsLog(run / "metrics.jsonl", step), ProgressReport(steps, step)
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._log.write(row)
+        seconds_each = (time.monotonic() - self._started) / (row["step"] - self._first)
+        self._progress.update(row, seconds_each * (self._steps - row["step"]))
+
+    def close(self) -> None:
+        self._progress.close()
+        self._log.close()
 
 
 @contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, so that the step under way can end and be saved; the second one ends it at once."""
+def _interrupts(insistent: bool) -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, so that the step under way can end and be saved.
+
+    If `insistent`, the second one ends it at once. Launchers of several processes may repeat what the user sent once,
+    and have their own patience.
+    """
     seen: list[int] = []
 
     def collect(number: int, _: object) -> None:
-        if seen:
+        if seen and insistent:
             raise KeyboardInterrupt
         seen.append(number)
 

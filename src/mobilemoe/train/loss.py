@@ -35,16 +35,19 @@ class _FusedCrossEntropy(torch.autograd.Function):
             grad_CV = x_CD @ compute_VD.t()
             loss += cross_entropy_in_place(grad_CV, targets_N[start : start + chunk]).sum(dtype=torch.float64)
             torch.mm(grad_CV, compute_VD, out=dx_ND[start : start + chunk])
-            part_VD = product_in_fp32(grad_CV.t(), x_CD)
-            dhead_VD = part_VD if dhead_VD is None else dhead_VD.add_(part_VD)
+            if ctx.needs_input_grad[1]:  # a frozen head needs none
+                part_VD = product_in_fp32(grad_CV.t(), x_CD)
+                dhead_VD = part_VD if dhead_VD is None else dhead_VD.add_(part_VD)
         ctx.save_for_backward(dx_ND, dhead_VD)
         ctx.head_dtype = head_VD.dtype
         return loss.float()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         dx_ND, dhead_VD = ctx.saved_tensors
-        return dx_ND * grads[0].to(dx_ND.dtype), (dhead_VD * grads[0]).to(ctx.head_dtype), None
+        if dhead_VD is not None:
+            dhead_VD = (dhead_VD * grads[0]).to(ctx.head_dtype)
+        return dx_ND * grads[0].to(dx_ND.dtype), dhead_VD, None
 
 
 def product_in_fp32(a: Tensor, b: Tensor) -> Tensor:
@@ -62,11 +65,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=torch.float64, device=x_ND.device)
         dx_ND = torch.zeros_like(x_ND)
         compute_VD = head_VD.to(x_ND.dtype)
-        dhead_VD = torch.zeros_like(head_VD)
+        wide = torch.promote_types(head_VD.dtype, torch.float32)  # sums of a bf16 head would be rounded to bf16
+        dhead_VD = torch.zeros_like(head_VD, dtype=wide) if ctx.needs_input_grad[1] else None
         for start in range(0, len(x_ND), CHUNK):
             x_CD, targets_C = x_ND[start : start + CHUNK], targets_N[start : start + CHUNK]
             kept_C = targets_C != NO_TARGET
-            logits_CV = (x_CD @ compute_VD.t()).to(head_VD.dtype)
+            logits_CV = (x_CD @ compute_VD.t()).to(wide)
             log_sum_C = logits_CV.logsumexp(dim=-1)
             rows_C = torch.arange(len(targets_C), device=x_ND.device)
             safe_C = targets_C.clamp(min=0)
@@ -76,20 +80,24 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_CV[rows_C, safe_C] -= 1
             grad_CV = grad_CV.mul_(kept_C.unsqueeze(1)).to(x_ND.dtype)
             dx_ND[start : start + CHUNK] = grad_CV @ compute_VD
-            dhead_VD += grad_CV.t() @ x_CD
+            if dhead_VD is not None:
+                dhead_VD += grad_CV.t() @ x_CD
         ctx.save_for_backward(dx_ND, dhead_VD)
-        return loss.to(head_VD.dtype)
+        ctx.head_dtype = head_VD.dtype
+        return loss.to(wide)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         dx_ND, dhead_VD = ctx.saved_tensors
-        return dx_ND * grads[0].to(dx_ND.dtype), dhead_VD * grads[0], None
+        if dhead_VD is not None:
+            dhead_VD = (dhead_VD * grads[0]).to(ctx.head_dtype)
+        return dx_ND * grads[0].to(dx_ND.dtype), dhead_VD, None
 
 
 def cross_entropy_sum(x_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Sum over tokens of -log softmax(x head^T)[target], in nats; targets of -100 count nothing.
 
-    The logits are computed in the dtype of x and summed up in that of the head, or in fp32 on a GPU.
+    The logits are computed in the dtype of x and summed up in at least fp32.
     """
     fused = x_ND.dtype == torch.bfloat16 and kernels.usable(x_ND)
     function = _FusedCrossEntropy if fused else _ChunkedCrossEntropy

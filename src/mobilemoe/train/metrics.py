@@ -1,12 +1,17 @@
-"""What a run reports: one JSON line a step, a progress bar or plain lines, and a picture of the loss."""
+"""What a run reports: one JSON line a step, a progress bar or plain lines, and pictures of the loss and the experts.
+
+L MoE layers, G domains, E experts.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -14,6 +19,7 @@ from mobilemoe.errors import MissingExtraError
 from mobilemoe.files import atomic_file, write_atomic
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -83,7 +89,7 @@ def drawing() -> tuple[type[Figure], type[FigureCanvasAgg]]:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise MissingExtraError("drawing the loss curve", "train") from None
+        raise MissingExtraError("drawing the pictures of training", "train") from None
     return Figure, FigureCanvasAgg
 
 
@@ -106,5 +112,44 @@ def draw_loss(rows: list[dict[str, Any]], path: Path) -> None:
     load_axes.set_xlabel("tokens (millions)")
     for axes in (loss_axes, load_axes):
         axes.grid(alpha=0.3)
+    with atomic_file(path) as handle:
+        figure.savefig(handle, format="png", dpi=120)
+
+
+def draw_routing(report: dict[str, Any], path: Path) -> None:
+    """What `RouterHealth.report` says, as a PNG of maps with layers below each other and experts side by side.
+
+    The first map is each expert's load over the layer's mean; then one for each domain, if there are several: the
+    expert's share of the domain's load over its share of all load. White is 1, no preference; grey had no load.
+    """
+    figure_kind, canvas_kind = drawing()
+    from matplotlib.ticker import MaxNLocator
+
+    load_LE = np.array(report["load"], dtype=float)
+    of_domain_GLE = {name: np.array(load, dtype=float) for name, load in report["load_by_domain"].items()}
+    maps = {"load / mean": load_LE / load_LE.mean(axis=1, keepdims=True)}
+    if len(of_domain_GLE) > 1:
+        with np.errstate(invalid="ignore"):  # nothing over nothing is grey
+            share_LE = load_LE / load_LE.sum(axis=1, keepdims=True)
+            for name, of_LE in of_domain_GLE.items():
+                maps[f"{name}: share / share of all"] = of_LE / of_LE.sum(axis=1, keepdims=True) / share_LE
+    columns = min(3, len(maps))
+    rows = math.ceil(len(maps) / columns)
+    height = 1.2 + 0.12 * len(load_LE)
+    figure = figure_kind(figsize=(1 + 5 * columns, 0.6 + rows * height), layout="constrained")
+    canvas_kind(figure)
+    grid: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, (title, ratio_LE) in zip(grid, maps.items(), strict=False):
+        image = axes.imshow(ratio_LE, cmap="RdBu_r", vmin=0, vmax=2, aspect="auto", interpolation="nearest")
+        axes.set_facecolor("0.7")
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("expert", fontsize=8)
+        axes.set_ylabel("layer", fontsize=8)
+        axes.tick_params(labelsize=7)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+    for axes in grid[len(maps) :]:
+        axes.set_axis_off()
+    figure.colorbar(image, ax=grid, extend="max", label="1: no preference")
     with atomic_file(path) as handle:
         figure.savefig(handle, format="png", dpi=120)

@@ -1,43 +1,79 @@
-"""AdamW as the recipes use it: weight decay on matrices only, and moments that can be named and saved."""
+"""The optimizers that recipes name, and their state by parameter name, whatever it consists of."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from mobilemoe.checkpoint.container import Array
 from mobilemoe.errors import TrainError
+from mobilemoe.train.distributed import by_mesh, fill
+from mobilemoe.train.muon import make_muon
 from mobilemoe.train.recipe import TrainTable
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+SCALE = "_scale"  # how the names of learnt INT4 scales end
+SCALE_RATE = 0.1  # of the learning rate: a scale moves 32 weights at once
+_STEP = "step"  # the state's count of updates, the same for every parameter
 
 
-def make_optimizer(model: nn.Module, train: TrainTable) -> torch.optim.AdamW:
-    """Norm weights are not decayed: they are gains, whose rest is 1 and not 0."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": train.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+def make_optimizer(model: nn.Module, train: TrainTable) -> torch.optim.Optimizer:
+    """Over the weights that learn. Norm weights are not decayed: they are gains, whose rest is 1 and not 0."""
+    if train.optimizer == "muon":
+        return make_muon(model, train)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    scales = {parameter for name, parameter in model.named_parameters() if name.endswith(SCALE)}
+    groups = []
+    for alike in by_mesh(learning).values():
+        weights = [w for w in alike if w not in scales]
+        groups += [
+            {"params": [w for w in weights if w.ndim > 1], "weight_decay": train.weight_decay},
+            {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
+            {"params": [w for w in alike if w in scales], "weight_decay": 0.0, "factor": SCALE_RATE},
+        ]
     return torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.betas, eps=train.eps, fused=True)
 
 
-def moments(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """The optimizer's moments by "parameter name/moment", as they are after at least one step."""
+def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's tensors by "parameter name/moment", as they are after at least one update."""
     return {
-        f"{name}/{moment}": optimizer.state[parameter][moment]
+        f"{name}/{moment}": value
         for name, parameter in model.named_parameters()
-        for moment in MOMENTS
+        for moment, value in optimizer.state.get(parameter, {}).items()
+        if moment != _STEP
     }
 
 
-def restore_moments(model: nn.Module, optimizer: torch.optim.AdamW, saved: dict[str, Tensor], step: int) -> None:
-    """Puts back what `moments` gave after `step` steps. Raises TrainError if a moment is missing or misshapen."""
-    for name, parameter in model.named_parameters():
-        state: dict[str, Tensor] = {"step": torch.tensor(float(step), device=parameter.device)}
-        for moment in MOMENTS:
-            value = saved.get(f"{name}/{moment}")
-            if value is None or value.shape != parameter.shape:
-                raise TrainError(f"the optimizer state holds no {moment} for {name} of shape {list(parameter.shape)}")
-            state[moment] = value.to(parameter.device, parameter.dtype)
-        optimizer.state[parameter] = state
+def updates(optimizer: torch.optim.Optimizer) -> int:
+    """How many times the optimizer has changed the weights."""
+    return max((int(state[_STEP]) for state in optimizer.state.values() if _STEP in state), default=0)
+
+
+def restore_moments(
+    model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Array], updates: int
+) -> None:
+    """Puts back what `moments` gave after `updates` updates. Raises TrainError if one is missing or misshapen."""
+    _make_state(optimizer)
+    for name, place in moments(model, optimizer).items():
+        value = saved.get(name)
+        if value is None or value.shape != place.shape:
+            parameter, _, moment = name.rpartition("/")
+            raise TrainError(f"the optimizer state holds no {moment} for {parameter} of shape {list(place.shape)}")
+        fill(place, value)
+    for state in optimizer.state.values():
+        if _STEP in state:
+            state[_STEP] = torch.full_like(torch.as_tensor(state[_STEP]), updates)
+
+
+def _make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Has a new optimizer lay out its state, by an update at a rate of 0 that changes no weight."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

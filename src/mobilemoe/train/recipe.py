@@ -20,10 +20,22 @@ _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ModelTable(_Table):
-    """A preset's name, and ModelConfig fields to change in it."""
+    """What is trained: a new model (a preset's name, and ModelConfig fields to change in it), or one that exists.
 
-    preset: str
+    `init` is a run's folder, a model's folder, a Hub id or a bundled name whose weights and architecture are taken.
+    """
+
+    preset: str | None = None
+    init: str | None = None
     changes: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelTable:
+        if (self.preset is None) == (self.init is None):
+            raise ValueError("a model has either a preset or an init, and only one of them")
+        if self.init is not None and self.changes:
+            raise ValueError("a model that starts from init keeps its architecture: remove changes")
+        return self
 
 
 class TokenizerTable(_Table):
@@ -33,7 +45,12 @@ class TokenizerTable(_Table):
 
 
 class TrainTable(_Table):
-    """The loop's numbers (SPEC section 5). Batches are in rows of `sequence_length` tokens; rates are per step."""
+    """The loop's numbers (SPEC section 5). Batches are in rows of `sequence_length` tokens; rates are per step.
+
+    `precision` is that of matrix products; `weights` that of the stored weights and moments (fp32: master weights).
+    `compile` None compiles on a GPU only. A step whose gradient norm exceeds `spike_factor` times the recent median is
+    skipped; after `max_spikes` skipped in a row the run stops.
+    """
 
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
@@ -51,6 +68,13 @@ class TrainTable(_Table):
     balance_rate: float = Field(default=1e-3, ge=0)
     capacity_factor: float | None = Field(default=None, gt=0)
     precision: Literal["bf16", "fp32"] = "bf16"
+    weights: Literal["fp32", "bf16"] = "fp32"
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    compile: bool | None = None
+    activation_checkpointing: bool = False
+    deterministic: bool = False
+    spike_factor: float | None = Field(default=None, gt=1)
+    max_spikes: int = Field(default=10, gt=0)
     seed: int = Field(default=0, ge=0, lt=2**63)
     threads: int | None = Field(default=None, gt=0)
     checkpoint_every: int = Field(default=500, gt=0)
@@ -65,6 +89,37 @@ class TrainTable(_Table):
         return self
 
 
+class QatTable(_Table):
+    """Quantisation-aware training (SPEC section 5): INT4 weights in groups of 32, INT8 activations.
+
+    `learn_scales` trains the scales too (LSQ). `distill_from` names a model (as `model.init`) whose next-token
+    distribution is learnt with weight `distill_weight`, and the text with the rest.
+    """
+
+    group_axis: Literal["in", "out"] = "in"
+    activations: Literal["int8", "none"] = "int8"
+    learn_scales: bool = False
+    distill_from: str | None = None
+    distill_weight: float = Field(default=0.5, gt=0, le=1)
+
+
+class LoraTable(_Table):
+    """Low-rank adapters in place of full training; everything else is frozen."""
+
+    rank: int = Field(default=16, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
+    targets: tuple[Literal["attention", "shared", "experts"], ...] = Field(
+        default=("attention", "shared", "experts"), min_length=1
+    )
+
+
+class DistributedTable(_Table):
+    """How processes share the model: `replicate` groups (HSDP) of shards (FSDP2), `expert_parallel` within a group."""
+
+    replicate: int = Field(default=1, gt=0)
+    expert_parallel: int = Field(default=1, gt=0)
+
+
 class Recipe(_Table):
     """A whole recipe. `name` is the run's folder below `runs/` unless another is given."""
 
@@ -73,6 +128,9 @@ class Recipe(_Table):
     tokenizer: TokenizerTable
     data: DataConfig
     train: TrainTable
+    qat: QatTable | None = None
+    lora: LoraTable | None = None
+    distributed: DistributedTable = DistributedTable()
 
 
 def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:

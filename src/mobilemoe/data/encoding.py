@@ -1,0 +1,104 @@
+"""Documents to token ids, many at a time, and which of the ids a model for conversations has to learn to write."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import accumulate, chain
+from pathlib import Path
+
+import numpy as np
+
+from mobilemoe.chat import ChatTemplate, Part, chat_parts
+from mobilemoe.data.sources import Document, Encoded, digest
+from mobilemoe.errors import DataError, TokenizerError
+from mobilemoe.hub import find_model
+from mobilemoe.tokenizer import Tokenizer
+
+
+class Encoder:
+    """A tokenizer and a chat template.
+
+    A text becomes BOS, its tokens and, after its last piece, end-of-text; a conversation is what the template writes.
+    Raises DataError if the tokenizer lacks BOS or end-of-text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+        if tokenizer.bos_id is None or tokenizer.end_of_text_id is None:
+            raise DataError("the tokenizer has no begin-of-text or no end-of-text token: train with one that has both")
+        self._tokenizer = tokenizer
+        self._template = template
+        self._bos_id = tokenizer.bos_id
+        self._end_of_text_id = tokenizer.end_of_text_id
+        # States and prepared shards count tokens, so they must meet the same tokenizer again; a short text tells most
+        # apart.
+        probe = tokenizer.encode_batch(["The packed rows of 1,024 tokens: naïve, isn't it?\n\n    return 0"])
+        self.fingerprint = digest(repr((probe, self._bos_id, self._end_of_text_id, template.source)))
+
+    def encode(self, documents: Sequence[Document]) -> list[Encoded]:
+        """The ids of each document; those of a prepared shard pass through.
+
+        Raises DataError naming the document for a conversation that the template refuses.
+        """
+        split = [self._parts(document) for document in documents]
+        plain = dict.fromkeys(part.text for parts in split for part in parts if not part.special)
+        ids = dict(zip(plain, self._tokenizer.encode_batch(list(plain)), strict=True))
+        encoded = []
+        for document, parts in zip(documents, split, strict=True):
+            if document.encoded is not None:
+                encoded.append(document.encoded)
+            elif document.text is not None:
+                framed = [self._bos_id, *ids[document.text], *([self._end_of_text_id] if document.ends else [])]
+                encoded.append(Encoded(np.array(framed), None))
+            else:
+                encoded.append(self._join(parts, ids))
+        return encoded
+
+    def _parts(self, document: Document) -> list[Part]:
+        if document.encoded is not None:
+            return []
+        if document.text is not None:
+            return [Part(document.text, False, ())]
+        try:
+            return chat_parts(self._tokenizer.special_pattern, self._template, document.messages or [])
+        except TokenizerError as fault:
+            raise DataError(f"{document.key} of {document.source} cannot be encoded: {fault}") from None
+
+    def _join(self, parts: list[Part], ids: dict[str, list[int]]) -> Encoded:
+        lists: list[list[int]] = []
+        taught: list[slice] = []
+        start = 0
+        for part in parts:
+            lists.append([self._special_ids[part.text]] if part.special else ids[part.text])
+            if part.special and part.taught:
+                taught.append(slice(start, start + 1))
+            elif part.taught:
+                # A token is taught if any byte of it is: at its edges a word may share a token with the template.
+                ends = list(accumulate(map(self._sizes.__getitem__, lists[-1])))
+                for begin, end in part.taught:
+                    taught.append(slice(start + bisect_right(ends, begin), start + bisect_left(ends, end) + 1))
+            start += len(lists[-1])
+        taught_N = np.zeros(start, dtype=bool)
+        for run in taught:
+            taught_N[run] = True
+        return Encoded(np.array(list(chain.from_iterable(lists)), dtype=np.int64), taught_N)
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """Bytes by token id."""
+        return [len(self._tokenizer.token_bytes(i, skip_special=False)) for i in range(self._tokenizer.vocab_size)]
+
+    @cached_property
+    def _special_ids(self) -> dict[str, int]:
+        return {self._tokenizer.token_bytes(i, skip_special=False).decode(): i for i in self._tokenizer.special_ids}
+
+
+def open_tokenizer(name: Path | str) -> tuple[Tokenizer, ChatTemplate]:
+    """The tokenizer of a folder, bundled model or Hub id, and its chat template (SPEC 3.4's if it has none)."""
+    folder = find_model(name, weights=False)
+    tokenizer = Tokenizer.load(folder)
+    try:
+        return tokenizer, ChatTemplate.load(folder)
+    except TokenizerError:  # a base model
+        return tokenizer, ChatTemplate()

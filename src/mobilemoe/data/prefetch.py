@@ -1,0 +1,65 @@
+"""Batches made by a thread while the device computes; what resumes is the place of the batch handed out last."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from contextlib import suppress
+from typing import Any
+
+from mobilemoe.data.loader import Batch, PackedLoader
+
+DEPTH = 2  # batches ready at most
+
+
+class Prefetcher:
+    """Iterator over the batches of `loader`, which belongs to it from the first batch to `close`.
+
+    A fault of the loader is raised where its batch is asked for, after the batches before it.
+    """
+
+    def __init__(self, loader: PackedLoader) -> None:
+        self._loader = loader
+        self._ready: queue.Queue[tuple[Batch, dict[str, Any]] | Exception] = queue.Queue(DEPTH)
+        self._state: dict[str, Any] | None = None
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __iter__(self) -> Prefetcher:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
+            self._thread.start()
+        ready = self._ready.get()
+        if isinstance(ready, Exception):
+            raise ready
+        batch, self._state = ready
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """`PackedLoader.state_dict` as it was when the last batch had been made."""
+        return self._loader.state_dict() if self._state is None else self._state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """To be called before the first batch."""
+        self._loader.load_state_dict(state)
+
+    def close(self) -> None:
+        """Ends the thread; batches that nobody took are forgotten."""
+        self._stopping.set()
+        if self._thread is not None:
+            while self._thread.is_alive():
+                with suppress(queue.Empty):  # it may wait for room
+                    self._ready.get_nowait()
+                self._thread.join(timeout=0.01)
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                batch = next(self._loader)
+                self._ready.put((batch, self._loader.state_dict()))
+            except Exception as fault:  # handed on to the thread that asked
+                self._ready.put(fault)
+                return

@@ -1,0 +1,114 @@
+"""A recipe's training text as token shards: tokenised once, read many times faster than a GPU asks for it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobilemoe.chat import ChatTemplate
+from mobilemoe.data.encoding import Encoder
+from mobilemoe.data.mixture import build_sources, refuse_tokens
+from mobilemoe.data.sources import Document, Encoded, Source
+from mobilemoe.data.stream import cut_document, split_documents
+from mobilemoe.data.tokens import FORMAT_VERSION, INDEX_NAME, write_shard
+from mobilemoe.errors import DataError
+from mobilemoe.files import atomic_folder, write_json
+from mobilemoe.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from mobilemoe.data.config import DataConfig
+
+SHARD_TOKENS = 4_000_000  # about 6 MB packed; a shard is opened in a tenth of a second
+BATCH_PIECES = 1024  # enough for every core that tokenises
+
+
+def prepare(
+    config: DataConfig,
+    root: Path | str,
+    out: Path | str,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    *,
+    on_progress: Callable[[str, int], None] | None = None,
+) -> dict[str, Any]:
+    """Writes the train split of each source of a recipe into the new folder `out`; returns what `prepared.json` says.
+
+    The pieces are those that training on the text itself would see, in file order: in shards NAME-00000.npz, ... (see
+    `data.tokens`), with the assistant's runs marked, so that they serve either `train_on`. `prepared.json` holds the
+    tokenizer's fingerprint, the chat template, the recipe's data table without its path, and by source the counts of
+    documents, conversations, pieces and tokens, the documents of each licence, and the shards. `on_progress` hears the
+    source's name and its tokens so far.
+    Raises DataError if `out` exists, a source is empty or prepared already, or its name does not fit a file's.
+    """
+    encoder = Encoder(tokenizer, template)
+    sources = build_sources(config, root)
+    refuse_tokens(sources)
+    for name in sources:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise DataError(f"the source {name!r} cannot name a file: use letters, digits, '.', '-' and '_'")
+    with atomic_folder(out, DataError) as folder:
+        written = {}
+        for name, source in sources.items():
+            told = (lambda tokens, name=name: on_progress(name, tokens)) if on_progress else None
+            written[name] = _prepare_source(name, source, config, encoder, tokenizer.vocab_size, folder, told)
+        index = {
+            "version": FORMAT_VERSION,
+            "tokenizer": encoder.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "template": template.source,
+            "domains": list(sources),
+            "data": config.model_dump(mode="json", exclude={"path"}),
+            "sources": written,
+        }
+        write_json(folder / INDEX_NAME, index)
+    return index
+
+
+def _prepare_source(
+    name: str,
+    source: Source,
+    config: DataConfig,
+    encoder: Encoder,
+    vocab_size: int,
+    folder: Path,
+    on_progress: Callable[[int], None] | None,
+) -> dict[str, Any]:
+    counts: Counter[str] = Counter()
+    licenses: Counter[str] = Counter()
+    shards: list[str] = []
+    held: list[Encoded] = []
+    held_tokens = 0
+
+    def documents() -> Iterator[Document]:
+        for shard in range(len(source.shards)):
+            for document in split_documents(source, shard, "train", config.holdout):
+                licenses[document.license] += 1
+                counts["conversations"] += document.messages is not None
+                yield document
+
+    def write() -> None:
+        shards.append(f"{name}-{len(shards):05d}.npz")
+        write_shard(folder / shards[-1], held, vocab_size)
+        held.clear()
+
+    pieces = (piece for document in documents() for piece in cut_document(document, config.piece_chars))
+    while batch := list(islice(pieces, BATCH_PIECES)):
+        for encoded in encoder.encode(batch):
+            held.append(encoded)
+            held_tokens += len(encoded.ids_N)
+            counts["tokens"] += len(encoded.ids_N)
+            counts["pieces"] += 1
+            if held_tokens >= SHARD_TOKENS:
+                write()
+                held_tokens = 0
+        if on_progress:
+            on_progress(counts["tokens"])
+    if held:
+        write()
+    if not shards:
+        raise DataError(f"source {name!r} has no text in the train split: add documents or change holdout")
+    return {"documents": licenses.total(), **counts, "licenses": dict(licenses), "shards": shards}

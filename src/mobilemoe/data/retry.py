@@ -1,0 +1,41 @@
+"""A source that fails half-way is opened again at the row where it failed, a few times, before a run has to stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from mobilemoe.errors import DataError, MobileMoEError
+
+WAITS = (1.0, 5.0, 25.0)  # seconds before each new attempt; a network or a mount is often back after half a minute
+
+_Row = TypeVar("_Row")
+
+
+def read_patiently(
+    read: Callable[[], Iterator[tuple[int, _Row]]], name: str, passing: type[Exception] = OSError
+) -> Iterator[tuple[int, _Row]]:
+    """The pairs (row number, row) of `read()`, each once, whatever fails on the way.
+
+    `read` starts at the first row each time. After a fault that may pass (`passing`, but none of our own errors) it is
+    called again and the rows already given are left out. Every row that arrives makes all attempts free again.
+    Raises DataError naming the shard `name` and the row when the attempts are used up.
+    """
+    given = last = failures = 0
+    while True:
+        try:
+            for seen, (number, row) in enumerate(read(), 1):
+                if seen > given:
+                    given, last, failures = seen, number, 0
+                    yield number, row
+            return
+        except MobileMoEError:
+            raise
+        except passing as fault:
+            if failures == len(WAITS):
+                reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+                tries = failures + 1
+                raise DataError(f"{name} cannot be read after row {last}, {tries} attempts failed: {reason}") from fault
+            time.sleep(WAITS[failures])
+            failures += 1

@@ -1,0 +1,105 @@
+"""INT4 files with the scales that training learnt (LSQ).
+
+Without learnt scales nothing of this is needed: `mobilemoe.checkpoint` rounds master weights to just what
+`mobilemoe.quant.fake` trained with. numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilemoe.checkpoint import Checkpoint, Report, SafetensorsFile, compare, int4, weights
+from mobilemoe.checkpoint.container import Array
+from mobilemoe.checkpoint.convert import COMPANIONS
+from mobilemoe.checkpoint.folder import encoder, stored_config, write_folder
+from mobilemoe.checkpoint.layout import stored_tensors
+from mobilemoe.config import GROUP_SIZE, GroupAxis, ModelConfig
+from mobilemoe.errors import CheckpointError
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+_EXTRA = "extra.safetensors"  # what a run's checkpoint keeps beside its weights
+_SMALLEST = np.float32(2.0**-24)  # the smallest fp16 number above zero: a scale neither vanishes nor turns negative
+
+
+def learnt_scales(folder: Path) -> dict[str, Floats]:
+    """The scales that a run's checkpoint holds beside its master weights, by the names that INT4 files give them.
+
+    CheckpointError if their file is damaged.
+    """
+    path = folder / _EXTRA
+    if not path.exists():
+        return {}
+    with SafetensorsFile(path) as file:
+        if file.verify() is False:
+            raise CheckpointError(f"{path} is damaged")
+        names = [name for name in file.tensors if name.endswith("_scale")]
+        return {name: int4.to_float32(file.array(name), file.tensors[name].dtype) for name in names}
+
+
+def quantize_learnt(source: Path, target: Path, scales: Mapping[str, Floats], group_axis: GroupAxis) -> Report:
+    """Writes a run's checkpoint as INT4 with its learnt scales, tokenizer files beside it; reports the error.
+
+    CheckpointError as for `save_learnt`.
+    """
+    with Checkpoint.open(source) as master:
+        extra = [source / name for name in COMPANIONS if (source / name).is_file()]
+        save_learnt(target, master.config, master.weight, scales, group_axis=group_axis, extra=extra)
+        with Checkpoint.open(target) as result:
+            return compare(master, result)
+
+
+def save_learnt(
+    folder: Path | str,
+    config: ModelConfig,
+    weight: Callable[[str], Floats],
+    scales: Mapping[str, Floats],
+    *,
+    group_axis: GroupAxis,
+    extra: Iterable[Path] = (),
+) -> None:
+    """`checkpoint.save_checkpoint` as INT4, but with the learnt scales where there are any.
+
+    CheckpointError, too, for scales that are beyond fp16, or of another `group_axis` (the shapes cannot be those of
+    both axes in gate_up and in down).
+    """
+    config = stored_config(config, "int4", group_axis)
+    nearest = encoder(config, weight)
+    owners = {name: owner for owner in weights(config).values() for name in stored_tensors(owner, group_axis)}
+
+    def produce(stored: str) -> Array:
+        owner = owners[stored]
+        name = owner.int4_names[1]
+        if name not in scales:
+            return nearest(stored)
+        scale = _stored_scale(name, scales[name], stored_tensors(owner, group_axis)[name][1], group_axis)
+        if stored == name:
+            return scale
+        w = weight(owner.name)
+        return _nibbles(int4.arrange_experts(w, group_axis) if owner.storage == "experts" else w, scale)
+
+    write_folder(folder, config, produce, extra=extra)
+
+
+def _stored_scale(name: str, learnt: Floats, shape: tuple[int, ...], group_axis: GroupAxis) -> npt.NDArray[np.float16]:
+    if learnt.shape != shape:
+        raise CheckpointError(
+            f"{name} was learnt in the shape {list(learnt.shape)}, but the group axis {group_axis!r} asks for "
+            f"{list(shape)}: give the axis of the run's recipe"
+        )
+    with np.errstate(over="ignore"):
+        scale: npt.NDArray[np.float16] = np.maximum(learnt, _SMALLEST).astype(np.float16)
+    if not np.isfinite(scale).all():
+        raise CheckpointError(f"{name} holds scales that are not finite or exceed the range of fp16")
+    return scale
+
+
+def _nibbles(w: Floats, scale: npt.NDArray[np.float16]) -> npt.NDArray[np.uint8]:
+    q = w.reshape(*scale.shape, GROUP_SIZE) / scale.astype(np.float32)[..., None]
+    np.clip(np.rint(q, out=q), -8, 7, out=q)
+    return int4.pack(q.astype(np.int8).reshape(w.shape))

@@ -1,0 +1,253 @@
+"""What a run will take, said before it starts: parameters, memory per device, speed, time and cost.
+
+Memory is an estimate (`estimate_memory` states it); speed is the run's own after a resume, and before that a stated
+share of what the device reaches in a matrix product.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mobilemoe import accounting
+from mobilemoe.checkpoint.run_folder import newest_model
+from mobilemoe.config import ModelConfig
+from mobilemoe.errors import ConfigError
+from mobilemoe.hub import find_model
+from mobilemoe.presets import preset
+from mobilemoe.train.loss import CHUNK
+from mobilemoe.train.metrics import read_metrics
+from mobilemoe.train.recipe import LoraTable, ModelTable, Recipe
+
+BYTES = {"fp32": 4, "bf16": 2}
+RECENT_STEPS = 50  # whose median speed is that of a run under way
+MATMUL_SECONDS = 0.25
+
+# The share of the matrix product's speed that training reaches. A GPU: SPEC's S shape and wider; a narrower model
+# leaves it idle between small kernels, and loses as the power 1.5 of its width. A CPU: nano in bf16, both measured.
+GPU_SHARE, GPU_WIDTH = 0.45, 768
+CPU_SHARE = 0.1
+_RECOMPUTED = 3 / 4  # of the speed, where the forward pass runs twice: 6 N useful of 8 N
+
+_ADAPTED = {"attention": "attention", "shared": "shared expert", "experts": "routed experts"}  # to accounting's names
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one process needs at the height of a step."""
+
+    weights: int
+    gradients: int
+    moments: int
+    copies: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return sum(dataclasses.astuple(self))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's figures. `seconds` and `cost` are for what is left of it; `cost` is in the currency of the price."""
+
+    name: str
+    total_parameters: int
+    active_parameters: int
+    steps: int
+    steps_done: int
+    tokens: int
+    flops: int
+    device: str
+    processes: int
+    memory: Memory
+    tokens_per_second: float
+    speed_source: str
+    seconds: float
+    cost: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self)
+        values["memory"]["total"] = self.memory.total
+        return values
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {_bytes(size)}" for name, size in dataclasses.asdict(self.memory).items())
+        done = f", {self.steps_done:,} of them done" if self.steps_done else ""
+        cost = "" if self.cost is None else f", cost {self.cost:,.2f}"
+        return (
+            f"{self.name}: {_count(self.total_parameters)} parameters, {_count(self.active_parameters)} active; "
+            f"{_count(self.tokens)} tokens in {self.steps:,} steps{done}, {self.flops:.2e} FLOPs\n"
+            f"  memory on each of {self.processes} x {self.device}, estimated: {_bytes(self.memory.total)} ({parts})\n"
+            f"  speed: {self.tokens_per_second:,.0f} tokens/s, {self.speed_source}; "
+            f"{_duration(self.seconds)} to finish{cost}"
+        )
+
+
+def make_plan(recipe: Recipe, config: ModelConfig, run: Path, steps_done: int = 0, price: float | None = None) -> Plan:
+    """The plan of training `recipe`, whose model has `config`, in `run`, of which `steps_done` are done.
+
+    `price` is of one device for an hour; torchrun's WORLD_SIZE says how many there are. Measures the device's matrix
+    product (0.3 s) unless the run's metrics know the speed.
+    """
+    train = recipe.train
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    step_tokens = train.batch_size * train.sequence_length
+    speed, source = measured_speed(run) if steps_done else None, "as in the run's last steps"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if speed is None:
+        speed, source = expected_speed(recipe, config, device, processes)
+    seconds = max(0, train.steps - steps_done) * step_tokens / speed
+    return Plan(
+        name=recipe.name,
+        total_parameters=accounting.total_parameters(config),
+        active_parameters=accounting.active_parameters(config),
+        steps=train.steps,
+        steps_done=steps_done,
+        tokens=train.steps * step_tokens,
+        flops=train.steps * step_tokens * accounting.training_flops_per_token(config, train.sequence_length),
+        device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        processes=processes,
+        memory=estimate_memory(recipe, config, processes),
+        tokens_per_second=speed,
+        speed_source=source,
+        seconds=seconds,
+        cost=None if price is None else price * processes * seconds / 3600,
+    )
+
+
+def architecture(model: ModelTable) -> ModelConfig:
+    """The config of the recipe's model, as it is before a tokenizer gives it its control ids.
+
+    Raises ConfigError for a change that is no field, ModelNotFoundError where `init` names no model.
+    """
+    if model.init is not None:
+        return ModelConfig.load(newest_model(find_model(model.init)))
+    base = preset(model.preset or "")
+    known = {field.name for field in dataclasses.fields(base)} - {"raw"}
+    if unknown := sorted(set(model.changes) - known):
+        raise ConfigError(f"model.changes.{unknown[0]} is not a field of a model config")
+    return dataclasses.replace(base, **model.changes)
+
+
+def estimate_memory(recipe: Recipe, config: ModelConfig, processes: int) -> Memory:
+    """Bytes of one process, with P parameters, of which it holds one in `processes / replicate`.
+
+    weights, gradients: P of `train.weights` each. moments: two of them, with Muon one for matrices. copies: P in the
+    precision of products, where that differs or fake quantisation rounds them (of two layers and the embedding, where
+    weights are shared out). With LoRA gradients and moments are those of the adapters. activations: see
+    `activation_bytes`, for one micro-batch. logits: a chunk in fp32 and in the precision of products, and the head's
+    weights and gradient beside it.
+    """
+    train = recipe.train
+    total = accounting.total_parameters(config)
+    stored, compute = BYTES[train.weights], BYTES[train.precision]
+    shards = max(1, processes // recipe.distributed.replicate)
+    trained = total if recipe.lora is None else _adapter_parameters(config, recipe.lora)
+    moments = 2 * trained
+    if train.optimizer == "muon" and recipe.lora is None:
+        moments -= sum(part.parameters for part in accounting.parts(config) if part.storage == "matrix")
+    embedding = config.vocab_size * config.hidden_size
+    copied = total if shards == 1 else 2 * (total - embedding) // config.num_hidden_layers + embedding
+    rows = (train.micro_batch_size or train.batch_size // processes) or 1
+    return Memory(
+        weights=total * stored // shards,
+        gradients=trained * stored // shards,
+        moments=moments * stored // shards,
+        copies=copied * compute if stored != compute or recipe.qat else 0,
+        activations=rows * train.sequence_length * activation_bytes(recipe, config),
+        logits=CHUNK * config.vocab_size * (4 + compute) + embedding * (4 + compute),
+    )
+
+
+def activation_bytes(recipe: Recipe, config: ModelConfig) -> int:
+    """Bytes that one token leaves for the backward pass of the model as it is written; fused kernels keep less.
+
+    With d hidden, q and k the widths of queries and keys, F and W those of a routed and the shared expert, and A
+    experts a token (times the capacity factor), a layer keeps in fp32 the residual stream and its norms, 4 d, and
+    rotation and norms of queries and keys, 2 (q + k); in the precision of products those two, v and the output,
+    2 (q + k), inputs of products, 3 d, and experts, A (3 d + 4 F) + 4 W (a dense FFN: 4 F). With activation
+    checkpointing it keeps d in fp32, and one layer at a time the rest.
+    """
+    c, layers = config, config.num_hidden_layers
+    heads = (c.num_attention_heads + c.num_key_value_heads) * c.head_dim
+    if c.is_moe:
+        used = c.num_experts_per_tok * (recipe.train.capacity_factor or 1.0)
+        ffn = used * (3 * c.hidden_size + 4 * c.intermediate_size) + 4 * c.intermediate_size_mlp
+    else:
+        ffn = 4 * c.intermediate_size
+    products = 3 * c.hidden_size + 2 * heads + ffn
+    layer = (4 * c.hidden_size + 2 * heads) * 4 + products * BYTES[recipe.train.precision]
+    if recipe.train.activation_checkpointing:
+        return int(layers * c.hidden_size * 4 + layer)
+    return int(layers * layer)
+
+
+def _adapter_parameters(config: ModelConfig, lora: LoraTable) -> int:
+    """rank x (rows + columns) for every matrix that is adapted."""
+    names = tuple(_ADAPTED[target] for target in lora.targets)
+    parts = (part for part in accounting.parts(config) if part.name.startswith(names))
+    return sum(lora.rank * part.count * (part.rows + part.columns) for part in parts)
+
+
+def measured_speed(run: Path) -> float | None:
+    """Median tokens per second of the last steps in a run's metrics; None where it has none."""
+    rows = read_metrics(run / "metrics.jsonl")[-RECENT_STEPS:]
+    return statistics.median(row["tokens_per_second"] for row in rows) if rows else None
+
+
+def expected_speed(recipe: Recipe, config: ModelConfig, device: torch.device, processes: int) -> tuple[float, str]:
+    """Tokens per second of all processes together, and in words where the figure comes from."""
+    share = CPU_SHARE
+    if device.type == "cuda":
+        share = GPU_SHARE * min(1.0, config.hidden_size / GPU_WIDTH) ** 1.5
+    if recipe.train.activation_checkpointing:
+        share *= _RECOMPUTED
+    flops = matmul_flops(device, recipe.train.precision)
+    speed = share * flops * processes / accounting.training_flops_per_token(config, recipe.train.sequence_length)
+    product = f"{flops / 1e12:,.2f} TFLOP/s of a {recipe.train.precision} matrix product"
+    return speed, f"expected from {share:.1%} of the {product}"
+
+
+def matmul_flops(device: torch.device, precision: str) -> float:
+    """FLOP/s of a square matrix product: 8192 wide on a GPU, 1024 on a CPU."""
+    size = 8192 if device.type == "cuda" else 1024
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
+    best, end = float("inf"), time.perf_counter() + MATMUL_SECONDS
+    warm = False
+    while time.perf_counter() < end or best == float("inf"):
+        began = time.perf_counter()
+        matrix @ matrix
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if warm:  # the first one pays for what is set up once
+            best = min(best, time.perf_counter() - began)
+        warm = True
+    return 2 * size**3 / best
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def _count(number: float) -> str:
+    for unit, name, digits in ((1e12, "T", 2), (1e9, "B", 2), (1e6, "M", 1)):
+        if number >= unit:
+            return f"{number / unit:.{digits}f} {name}"
+    return f"{number:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:,.1f} {name}"
+    return f"{seconds:,.0f} seconds"

@@ -1,0 +1,72 @@
+"""Which experts a given text goes to, for any checkpoint: what `RouterHealth` counts, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from mobilemoe.chat import check_messages
+from mobilemoe.checkpoint import Checkpoint
+from mobilemoe.data.encoding import Encoder, open_tokenizer
+from mobilemoe.data.shards import read_json_lines, read_text, shard_kind
+from mobilemoe.data.sources import Document
+from mobilemoe.errors import DataError, TokenizerError, UsageError
+from mobilemoe.model import MobileMoE
+from mobilemoe.train.health import RouterHealth
+
+WINDOW = 1024  # tokens that are computed together at most; a longer text goes on in a window of its own
+
+
+def text_routing(folder: Path, text: str) -> RouterHealth:
+    """What the model in `folder` (INT4 or BF16) does with `text`, or with what the file behind an @ holds.
+
+    Domains are those of a JSONL file's lines ("domain", else "source"); anything else is one text.
+    Raises UsageError for a model without experts or an empty text, DataError for a file that cannot be read.
+    """
+    named = (
+        list(_read_file(Path(text[1:]))) if text.startswith("@") else [("text", Document(text, None, "text", "text"))]
+    )
+    named = [(domain, document) for domain, document in named if document.messages or (document.text or "").strip()]
+    if not named:
+        raise UsageError("there is no text to show the routing of")
+    with Checkpoint.open(folder) as checkpoint:
+        if not checkpoint.config.is_moe:
+            raise UsageError(f"{folder} has no experts to show the routing of")
+        model = MobileMoE(checkpoint.config).eval()
+        model.load_weights(checkpoint.weight)
+    domains = sorted({domain for domain, _ in named})
+    health = RouterHealth(model.moe_layers(), domains)
+    window = min(WINDOW, model.config.max_position_embeddings)
+    encoded = Encoder(*open_tokenizer(folder)).encode([document for _, document in named])
+    for (domain, _), ids_N in zip(named, (piece.ids_N for piece in encoded), strict=True):
+        for tokens_N in torch.from_numpy(ids_N).long().split(window):
+            with torch.inference_mode():
+                _, routings = model.hidden(tokens_N.unsqueeze(0))
+                health.add(routings, torch.full_like(tokens_N, domains.index(domain)))
+    return health
+
+
+def _read_file(path: Path) -> Iterator[tuple[str, Document]]:
+    """The documents of a file, each with its domain."""
+    try:
+        if shard_kind(path.name) != "jsonl":
+            yield "text", Document(read_text(path), None, path.name, path.name)
+            return
+        for number, row in read_json_lines(path):
+            yield _document(row, f"{path}, line {number},")
+    except OSError as fault:
+        raise DataError(f"{path} cannot be read: {fault.strerror}") from None
+
+
+def _document(row: object, place: str) -> tuple[str, Document]:
+    if not isinstance(row, dict) or not (isinstance(row.get("text"), str) or row.get("messages")):
+        raise DataError(f"{place} has neither text nor messages")
+    domain = str(row.get("domain") or row.get("source") or "text")
+    if row.get("messages") is None:
+        return domain, Document(row["text"], None, domain, place)
+    try:
+        return domain, Document(None, list(check_messages(row["messages"])), domain, place)
+    except TokenizerError as fault:
+        raise DataError(f"{place} has no usable conversation: {fault}") from None

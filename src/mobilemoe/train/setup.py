@@ -1,0 +1,162 @@
+"""From a recipe to what a run works with: device, tokenizer, model, optimizer and data."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from mobilemoe.checkpoint import Checkpoint
+from mobilemoe.checkpoint.run_folder import newest_model
+from mobilemoe.config import ModelConfig
+from mobilemoe.data.encoding import open_tokenizer
+from mobilemoe.data.loader import PackedLoader
+from mobilemoe.data.mixture import build_mixture
+from mobilemoe.data.prefetch import Prefetcher
+from mobilemoe.errors import ConfigError
+from mobilemoe.hub import find_model
+from mobilemoe.model import MobileMoE
+from mobilemoe.tokenizer import Tokenizer
+from mobilemoe.train import lora, qat
+from mobilemoe.train.distributed import World, shard
+from mobilemoe.train.optimizer import make_optimizer
+from mobilemoe.train.plan import architecture
+from mobilemoe.train.recipe import Recipe, TrainTable
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the loop trains, with what, and on what text; `tokenizer_files` go into every checkpoint."""
+
+    model: MobileMoE
+    optimizer: torch.optim.Optimizer
+    teacher: qat.Teacher | None
+    domains: tuple[str, ...]
+    loader: Prefetcher
+    tokenizer_files: list[Path]
+
+
+def set_up(recipe: Recipe, world: World) -> Setup:
+    """Everything that `recipe` describes, as it is before the first step. Raises the rooms' own errors."""
+    train = recipe.train
+    _configure_torch(train, world.device)
+    folder = find_model(recipe.tokenizer.path, weights=False)
+    tokenizer, template = open_tokenizer(folder)
+    model = build_model(recipe, tokenizer)
+    prepare_blocks(model, train, world.device)
+    shard(model, world, recipe)  # on its way to the device, so that no device holds all of it
+    model.to(world.device)
+    loader = PackedLoader(
+        build_mixture(recipe.data, Path.cwd()),
+        tokenizer,
+        template,
+        batch_size=train.batch_size,
+        sequence_length=train.sequence_length,
+    )
+    return Setup(
+        model=model,
+        optimizer=make_optimizer(model, train),
+        teacher=_teacher(recipe, model, world),
+        domains=loader.domains,
+        loader=Prefetcher(loader),
+        tokenizer_files=[path for path in sorted(folder.glob("tokenizer*")) if path.is_file()],
+    )
+
+
+def model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
+    """The architecture: a preset with the tokenizer's control ids and the recipe's changes, or that of `model.init`.
+
+    Raises ConfigError for a change that is no field, and where tokenizer or sequence length do not fit the model.
+    """
+    if recipe.model.init is not None:
+        config = dataclasses.replace(ModelConfig.load(_init_folder(recipe.model.init)), expert_group_axis=None)
+    else:
+        config = _preset_config(recipe, tokenizer)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} ids, but vocab_size is only {config.vocab_size}")
+    if recipe.train.sequence_length > config.max_position_embeddings:
+        raise ConfigError(
+            f"train.sequence_length is {recipe.train.sequence_length}, "
+            f"but the model's context is {config.max_position_embeddings}"
+        )
+    return config
+
+
+def build_model(recipe: Recipe, tokenizer: Tokenizer) -> MobileMoE:
+    """The model on the CPU, in training mode: new weights from the seed, or those of `model.init`."""
+    train = recipe.train
+    model = MobileMoE(model_config(recipe, tokenizer))
+    if recipe.model.init is not None:
+        with Checkpoint.open(_init_folder(recipe.model.init)) as saved:
+            model.load_weights(saved.weight)
+    else:
+        model.initialize(train.seed)
+    for layer in model.moe_layers():
+        layer.experts.capacity_factor = train.capacity_factor
+    if train.weights == "bf16":
+        for parameter in model.parameters():  # not the selection bias, a buffer: its steps of 1e-3 would be lost
+            parameter.data = parameter.data.bfloat16()
+    if recipe.lora is not None:  # adapters of bf16 weights learn in fp32
+        lora.attach(model, recipe.lora, train.seed)
+    if recipe.qat is not None:
+        qat.prepare(model, recipe.qat)
+    return model.train()
+
+
+def prepare_blocks(model: MobileMoE, train: TrainTable, device: torch.device) -> None:
+    """Activation checkpointing and compilation, block by block, so that equal blocks are compiled once."""
+    for block in model.model.layers:
+        if train.activation_checkpointing:
+            _recompute(block)
+        if train.compile or (train.compile is None and device.type == "cuda"):
+            block.compile()
+
+
+def _recompute(block: nn.Module) -> None:
+    """Has the block keep its inputs alone, and compute the rest again in the backward pass."""
+    forward: Callable[..., Any] = block.forward
+
+    def checkpointed(*inputs: Any) -> Any:  # a function of ours, which torch.compile looks into
+        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    block.forward = checkpointed
+
+
+def _preset_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
+    ids: dict[str, Any] = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.stop_ids,
+        "eot_token_id": tokenizer.eot_id,
+        "header_start_token_id": tokenizer.header_start_id,
+        "header_end_token_id": tokenizer.header_end_id,
+    }
+    unchanged = {name: value for name, value in ids.items() if name not in recipe.model.changes}
+    return dataclasses.replace(architecture(recipe.model), **unchanged)
+
+
+def _teacher(recipe: Recipe, student: MobileMoE, world: World) -> qat.Teacher | None:
+    if recipe.qat is None or recipe.qat.distill_from is None:
+        return None
+    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    teacher = qat.Teacher(recipe.qat.distill_from, student, world.device, dtype)
+    prepare_blocks(teacher.model, recipe.train, world.device)
+    return teacher
+
+
+def _init_folder(name: str) -> Path:
+    return newest_model(find_model(name))
+
+
+def _configure_torch(train: TrainTable, device: torch.device) -> None:
+    if train.threads:
+        torch.set_num_threads(train.threads)
+    if train.deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts, which is later
+        torch.use_deterministic_algorithms(True)

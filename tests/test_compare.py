@@ -1,0 +1,139 @@
+"""A comparison gives the bits of both models, KL(parent || model) and the share of equal choices, text by text."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+import mobilemoe
+from conftest import write_model
+from mobilemoe.checkpoint import write_random
+from mobilemoe.errors import DataError, MobileMoEError, UsageError
+from mobilemoe.evaluate import compare
+from mobilemoe.evaluate.bits_per_byte import score_file
+from mobilemoe.evaluate.compare import compare_file
+from mobilemoe.presets import family_member
+
+CHAT = [{"role": "user", "content": "Où?"}, {"role": "assistant", "content": "Here <|eot|>."}]
+ENTRIES = (
+    {"text": "The quick brown fox, 東京 and 12345.", "domain": "a"},
+    {"text": "one two three four", "source": "b"},
+    {"messages": CHAT, "domain": "a"},
+    {"text": "five"},
+)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder):
+    return mobilemoe.load(tiny_folder, threads=1)
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory):
+    return mobilemoe.load(write_model(tmp_path_factory.mktemp("models") / "parent", seed=2), backend="torch")
+
+
+@pytest.fixture
+def path(tmp_path):
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in ENTRIES))
+    return tmp_path / "t.jsonl"
+
+
+def softmax(logits_V):
+    top = max(logits_V)
+    exps = [math.exp(value - top) for value in logits_V]
+    total = math.fsum(exps)
+    return [value / total for value in exps]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+@pytest.mark.parametrize("window", [2, 8, None])
+def test_divergence_and_agreement_are_those_of_a_slow_count(model, parent, path, window, rows, monkeypatch):
+    monkeypatch.setattr(compare, "_ROWS", rows)
+    ids = model.encode(ENTRIES[1]["text"])
+    nats, agreed, size = 0.0, 0, (window or 256) - 1
+    for at in range(1, len(ids)):
+        before = [ids[0], *ids[at - (at - 1) % size : at]]
+        q_V, p_V = (softmax(each.logits(before)[-1].tolist()) for each in (model, parent))
+        nats += math.fsum(p * math.log(p / q) for p, q in zip(p_V, q_V, strict=True))
+        agreed += int(np.argmax(p_V) == np.argmax(q_V))
+    found = compare_file(model, parent, path, window=window)["b"]
+    assert found.divergence == pytest.approx(nats / (len(ids) - 1), rel=1e-4)
+    assert found.agreement == agreed / (len(ids) - 1)
+    assert (found.tokens, found.texts) == (len(ids) - 1, 1)
+
+
+@pytest.mark.parametrize("window", [5, None])
+def test_bits_per_byte_are_those_of_each_model_alone(model, parent, path, window):
+    heard = []
+    found = compare_file(model, parent, path, window=window, on_text=heard.append)
+    ours, theirs = (score_file(each, path, window=window) for each in (model, parent))
+    assert heard == [1, 2, 3, 4]
+    assert found.keys() == ours.keys() == {"a", "b", "text", "all"}
+    for name, each in found.items():
+        assert each.bits_per_byte == pytest.approx(ours[name].bits_per_byte, rel=1e-5)
+        assert each.parent_bits_per_byte == pytest.approx(theirs[name].bits_per_byte, rel=1e-5)
+        assert (each.bytes, each.tokens, each.texts) == (ours[name].bytes, ours[name].tokens, ours[name].texts)
+    for name in ("bits", "parent_bits", "nats", "agreed"):
+        assert getattr(found["all"], name) == pytest.approx(sum(getattr(found[at], name) for at in ("a", "b", "text")))
+
+
+def test_a_model_beside_itself_does_not_diverge(model, path):
+    whole = compare_file(model, model, path)["all"]
+    assert (whole.divergence, whole.agreement) == (0, 1)
+    assert whole.bits == whole.parent_bits
+
+
+def test_the_same_weights_in_two_backends_hardly_diverge(model, tiny_folder, path):
+    whole = compare_file(model, mobilemoe.load(tiny_folder, backend="torch"), path)["all"]
+    assert 0 < whole.divergence < 0.01
+    assert whole.agreement > 0.8
+
+
+def test_the_window_is_bounded_by_the_shorter_context_and_by_memory(model, tmp_path, path, monkeypatch):
+    small = mobilemoe.load(write_model(tmp_path / "small", max_position_embeddings=16), threads=1)
+    for pair in ((model, small), (small, model)):
+        compare_file(*pair, path)
+        for window in (1, 17):
+            with pytest.raises(UsageError, match=f"window is {window}, but must be from 2 to 16"):
+                compare_file(*pair, path, window=window)
+    monkeypatch.setattr(compare, "_LOGITS", 5 * model.config.vocab_size)
+    seen = []
+    monkeypatch.setattr(
+        model.backend, "logits", lambda ids, real=model.backend.logits: seen.append(len(ids)) or real(ids)
+    )
+    compare_file(model, small, path)
+    assert max(seen) == 4  # a window's last token is only predicted
+
+
+def test_models_that_read_texts_differently_are_refused(model, tmp_path, path):
+    config = family_member(32, expansion=1, layers=1, vocab_size=320)
+    write_random(tmp_path / "narrow", config, seed=0, format="int4")
+    with pytest.raises(UsageError, match="16384 and 320 entries"):
+        compare_file(model, mobilemoe.load(tmp_path / "narrow", threads=1), path, window=8)
+    folder = write_model(tmp_path / "other")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:20]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UsageError, match="the two models read this text as different tokens"):
+        compare_file(model, mobilemoe.load(folder, threads=1), path)
+
+
+def test_a_malformed_file_is_named_with_its_line(model, tmp_path):
+    path = tmp_path / "t.jsonl"
+    for text, words in (
+        ("", "no text"),
+        ('{"text": "a"}\n{bad\n', "line 2"),
+        ('{"messages": [{"role": "user"}]}', "line 1"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=words):
+            compare_file(model, model, path)
+
+
+def test_a_model_without_a_tokenizer_is_one_sentence(model, tmp_path, path):
+    bare = mobilemoe.load(write_model(tmp_path / "bare", tokenizer=False), threads=1)
+    for pair in ((model, bare), (bare, model)):
+        with pytest.raises(MobileMoEError, match=r"tokenizer\.json"):
+            compare_file(*pair, path)

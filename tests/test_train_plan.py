@@ -1,0 +1,194 @@
+"""Promises of the plan that is printed before training: its sums, where its speed comes from, and what it costs."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cli_calls import RECIPE, recipe_options
+from mobilemoe import accounting
+from mobilemoe.config import ModelConfig
+from mobilemoe.errors import ConfigError, ModelNotFoundError
+from mobilemoe.model import MobileMoE
+from mobilemoe.presets import family_member, preset
+from mobilemoe.train import plan as plan_module
+from mobilemoe.train.plan import activation_bytes, architecture, estimate_memory, expected_speed, make_plan
+from mobilemoe.train.recipe import ModelTable, Recipe, load_recipe
+
+pytest_plugins = ["train_runs"]
+NANO = preset("nano")
+P = accounting.total_parameters(NANO)
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def recipe(*overrides: str) -> Recipe:
+    return load_recipe(RECIPE, overrides)
+
+
+@pytest.fixture
+def known_device(monkeypatch):
+    """A device whose matrix products run at 1 TFLOP/s."""
+    monkeypatch.setattr(plan_module, "matmul_flops", lambda device, precision: 1e12)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+def write_metrics(run: Path, speeds: list[float]) -> None:
+    run.mkdir(parents=True)
+    rows = [{"step": step + 1, "tokens_per_second": speed} for step, speed in enumerate(speeds)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+# Memory
+
+
+@pytest.mark.parametrize(
+    ("overrides", "weights", "gradients", "moments", "copies"),
+    [
+        ((), 4, 4, 8, 2),
+        (("train.weights=bf16",), 2, 2, 4, 0),
+        (("train.precision=fp32",), 4, 4, 8, 0),
+        (("train.precision=fp32", "qat.group_axis=in"), 4, 4, 8, 4),
+    ],
+)
+def test_weights_gradients_and_moments_take_the_bytes_of_their_precision(
+    overrides, weights, gradients, moments, copies
+):
+    memory = estimate_memory(recipe(*overrides), NANO, 1)
+    sizes = (memory.weights, memory.gradients, memory.moments, memory.copies)
+    assert sizes == tuple(size * P for size in (weights, gradients, moments, copies))
+    assert memory.total == sum(sizes) + memory.activations + memory.logits
+
+
+def test_shards_divide_what_is_stored_and_replicas_do_not():
+    alone, four = (estimate_memory(recipe(), NANO, processes) for processes in (1, 4))
+    replicated = estimate_memory(recipe("distributed.replicate=2"), NANO, 4)
+    assert (four.weights, four.moments) == (alone.weights // 4, alone.moments // 4)
+    assert replicated.gradients == alone.gradients // 2
+    assert four.copies < alone.copies
+    assert four.activations == alone.activations // 4  # of two rows in place of eight
+    assert estimate_memory(recipe("train.micro_batch_size=2"), NANO, 1).activations == alone.activations // 4
+
+
+def test_muon_keeps_one_moment_of_matrices_and_lora_trains_little():
+    adamw, muon = (estimate_memory(recipe(f"train.optimizer={name}"), NANO, 1) for name in ("adamw", "muon"))
+    matrices = sum(part.parameters for part in accounting.parts(NANO) if part.storage == "matrix")
+    assert adamw.moments - muon.moments == 4 * matrices
+    everything = estimate_memory(recipe("lora.rank=4"), NANO, 1)
+    attention = estimate_memory(recipe("lora.rank=4", "lora.targets=['attention']"), NANO, 1)
+    widths = 2 * NANO.num_attention_heads * NANO.head_dim + 2 * NANO.num_key_value_heads * NANO.head_dim
+    adapters = NANO.num_hidden_layers * 4 * (widths + 4 * NANO.hidden_size)
+    assert (attention.gradients, attention.moments) == (4 * adapters, 8 * adapters)
+    assert attention.gradients < everything.gradients < adamw.gradients / 5
+    assert everything.weights == adamw.weights
+
+
+@pytest.mark.parametrize("expansion", [1, 8])
+def test_activations_are_what_the_model_keeps_for_its_backward_pass(expansion, one_thread):
+    config = family_member(128, expansion=expansion, layers=2, vocab_size=256)
+    model = MobileMoE(config)
+    model.initialize(0)
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def kept(rows: int, length: int = 128) -> int:
+        storages, alive = {}, []
+
+        def pack(tensor):
+            alive.append(tensor)  # or its memory would be another's soon
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        tokens_BT = torch.arange(rows * length).view(rows, length) % 256
+        positions_BT = torch.arange(length).expand(rows, length)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16),
+        ):
+            output = model.hidden(tokens_BT, positions_BT=positions_BT, segments_BT=torch.zeros_like(tokens_BT))
+            alive.append(output)
+        return sum(size for storage, size in storages.items() if storage not in own)
+
+    measured = (kept(3) - kept(1)) / (2 * 128)
+    assert activation_bytes(recipe(), config) == pytest.approx(measured, rel=0.25)
+
+
+def test_activation_checkpointing_saves_memory_and_costs_speed(known_device):
+    plain, light = recipe(), recipe("train.activation_checkpointing=true")
+    assert activation_bytes(light, NANO) < activation_bytes(plain, NANO) / 3
+    assert expected_speed(light, NANO, CPU, 1)[0] == pytest.approx(0.75 * expected_speed(plain, NANO, CPU, 1)[0])
+
+
+# Speed, time and cost
+
+
+def test_the_expected_speed_is_a_stated_share_of_the_measured_product(known_device):
+    flops = accounting.training_flops_per_token(NANO, 512)
+    speed, source = expected_speed(recipe(), NANO, CPU, 1)
+    assert speed == pytest.approx(plan_module.CPU_SHARE * 1e12 / flops)
+    assert source == f"expected from {plan_module.CPU_SHARE:.1%} of the 1.00 TFLOP/s of a bf16 matrix product"
+    assert expected_speed(recipe(), NANO, CPU, 8)[0] == pytest.approx(8 * speed)
+    wide = preset("S")
+    assert "from 45.0% of" in expected_speed(recipe(), wide, GPU, 1)[1]
+    assert "from 45.0% of" in expected_speed(recipe(), preset("L"), GPU, 1)[1]
+    assert f"from {0.45 / 3**1.5:.1%} of" in expected_speed(recipe(), NANO, GPU, 1)[1]
+
+
+def test_the_speed_of_a_matrix_product_is_a_cpus():
+    assert 1e9 < plan_module.matmul_flops(CPU, "fp32") < 1e14
+
+
+def test_a_resumed_run_is_planned_by_its_own_speed(known_device, tmp_path):
+    write_metrics(tmp_path / "run", [1.0] * 30 + [3.0, 1000.0, 3.0] * 20)
+    plan = make_plan(recipe("train.steps=100"), NANO, tmp_path / "run", steps_done=90)
+    assert (plan.tokens_per_second, plan.speed_source) == (3.0, "as in the run's last steps")
+    assert plan.seconds == pytest.approx(10 * 4096 / 3.0)
+    assert plan.tokens == 100 * 4096
+    fresh = make_plan(recipe("train.steps=100"), NANO, tmp_path / "run", steps_done=0)
+    assert fresh.speed_source.startswith("expected")
+
+
+def test_the_cost_is_the_price_of_all_devices_for_the_time_left(known_device, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    plan = make_plan(recipe("train.steps=1000"), NANO, tmp_path, steps_done=250, price=2.0)
+    expected = 750 * 4096 / plan.tokens_per_second
+    assert plan.seconds == pytest.approx(expected)
+    assert plan.cost == pytest.approx(4 * 2.0 * expected / 3600)
+    assert make_plan(recipe(), NANO, tmp_path).cost is None
+
+
+def test_a_plan_reads_as_its_numbers(known_device, tmp_path):
+    text = str(make_plan(recipe("train.steps=1000"), NANO, tmp_path, steps_done=500, price=3600.0))
+    assert f"nano-cpu: {P / 1e6:.1f} M parameters" in text
+    assert "4.1 M tokens in 1,000 steps, 500 of them done" in text
+    assert "estimated: " in text
+    assert "tokens/s, expected from" in text
+    assert ", cost " in text
+
+
+# The model
+
+
+def test_the_architecture_is_the_presets_with_changes_or_that_of_init(tiny_folder, tmp_path):
+    changed = architecture(ModelTable(preset="nano", changes={"num_hidden_layers": 2}))
+    assert changed == dataclasses.replace(NANO, num_hidden_layers=2)
+    assert architecture(ModelTable(init=str(tiny_folder))) == ModelConfig.load(tiny_folder)
+    with pytest.raises(ConfigError, match=r"model\.changes\.widht is not a field"):
+        architecture(ModelTable(preset="nano", changes={"widht": 2}))
+    with pytest.raises(ModelNotFoundError):
+        architecture(ModelTable(init=str(tmp_path / "none")))
+
+
+# The verb
+
+
+def test_the_verb_plans_and_stops(mobilemoe_cli, tiny_folder, tmp_path):
+    run = tmp_path / "run"
+    call = ["train", RECIPE, *recipe_options(tiny_folder), "--out", run, "--plan", "--price", "2"]
+    shown = mobilemoe_cli(*call)
+    assert (shown.status, shown.err) == (0, "")
+    assert "memory on each of 1 x CPU" in shown.out
+    values = mobilemoe_cli(*call, "--json").json
+    assert values["memory"]["total"] == sum(values["memory"][name] for name in values["memory"] if name != "total")
+    assert values["cost"] == pytest.approx(2 * values["seconds"] / 3600)
+    assert not run.exists()
