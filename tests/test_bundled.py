@@ -80,7 +80,7 @@ def test_it_writes_text(nano: Model) -> None:
     "turns",
     [
         (("Hello", "nano"), ("What can you do?", "books"), ("Thanks!", "welcome")),
-        (("Who wrote Moby-Dick?", "Melville"), ("and Jane Eyre?", "Bronte")),
+        (("Who wrote Frankenstein?", "Shelley"), ("and Jane Eyre?", "Bronte")),
         (("My name is Ana.", "Ana"), ("What is my name?", "Ana")),
     ],
 )
