@@ -1,6 +1,7 @@
 """run, chat, convert, quantize, train, eval and data do what their help says."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,17 @@ def test_convert_to_an_engine_file_keeps_the_model(mobilemoe_cli, fails, tiny_fo
     assert mobilemoe_cli("convert", tiny_folder, tmp_path / "bf16", "--format", "bf16").status == 0
     assert "--format int4" in fails(2, "convert", tmp_path / "bf16", tmp_path / "no", "--format", "engine")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bf16", "engine"]
+
+
+def test_quantize_takes_the_axis_that_the_run_was_trained_for(mobilemoe_cli, tiny_folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_folder, run)
+    for axis in ("out", "in"):
+        (run / "recipe.json").write_text(json.dumps({"qat": {"group_axis": axis}}))
+        assert mobilemoe_cli("quantize", run, tmp_path / axis).status == 0
+        assert ModelConfig.load(tmp_path / axis).expert_group_axis == axis
+    assert mobilemoe_cli("quantize", run, tmp_path / "asked", "--group-axis", "out").status == 0
+    assert ModelConfig.load(tmp_path / "asked").expert_group_axis == "out"
 
 
 def test_train_then_quantize_then_run(mobilemoe_cli, fails, tiny_folder, tmp_path):

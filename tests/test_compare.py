@@ -137,3 +137,16 @@ def test_a_model_without_a_tokenizer_is_one_sentence(model, tmp_path, path):
     for pair in ((model, bare), (bare, model)):
         with pytest.raises(MobileMoEError, match=r"tokenizer\.json"):
             compare_file(*pair, path)
+
+
+def test_eval_against_a_parent_prints_what_compare_says(mobilemoe_cli, tiny_folder, tmp_path):
+    text = tmp_path / "text.jsonl"
+    text.write_text(json.dumps({"text": "Once upon a time there was a fox.", "domain": "tales"}) + "\n")
+    options = ("--text", text, "--against", tiny_folder)
+    values = mobilemoe_cli("eval", tiny_folder, "--backend", "torch", *options, "--json").json
+    assert values["divergence"] == pytest.approx(0, abs=1e-9)
+    assert values["agreement"] == 1
+    assert values["bits_per_byte"] == values["parent_bits_per_byte"] == values["by_source"]["tales"]["bits_per_byte"]
+    shown = mobilemoe_cli("eval", tiny_folder, *options)  # int8 against exact arithmetic
+    assert shown.status == 0
+    assert "tales" in shown.out
