@@ -79,6 +79,14 @@ def test_a_hub_id_is_downloaded_without_code(hub, tmp_path):
     assert {"*.json", "*.safetensors"} <= set(options["allow_patterns"])
 
 
+def test_for_a_tokenizer_no_weights_are_fetched(hub, tmp_path):
+    hub.answer = tmp_path
+    find_model("facebook/MobileMoE-S-Base", weights=False)
+    ((_, options),) = hub.asked
+    assert {"*.json", "tokenizer.model"} <= set(options["allow_patterns"])
+    assert "*.safetensors" not in options["allow_patterns"]
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
