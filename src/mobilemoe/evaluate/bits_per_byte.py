@@ -6,9 +6,9 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from mobilemoe.chat import ChatTemplate, encode_chat
 from mobilemoe.errors import DataError, TokenizerError, UsageError
@@ -28,9 +28,13 @@ class Score:
     def bits_per_byte(self) -> float:
         return self.bits / self.bytes
 
-    def add(self, bits: float, size: int, tokens: int) -> None:
-        self.bits, self.bytes = self.bits + bits, self.bytes + size
-        self.tokens, self.texts = self.tokens + tokens, self.texts + 1
+    def add(self, other: Self) -> None:
+        """Adds the sums of other texts."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+S = TypeVar("S", bound=Score)
 
 
 def score_file(
@@ -45,22 +49,28 @@ def score_file(
     window = model.config.max_position_embeddings if window is None else window
     if not 2 <= window <= model.config.max_position_embeddings:
         raise UsageError(f"the window is {window}, but must be from 2 to {model.config.max_position_embeddings}")
-    scores: dict[str, Score] = defaultdict(Score)
-    for done, (place, entry) in enumerate(read_entries(Path(path)), start=1):
-        try:
-            ids, size = encode_entry(model, entry)
-        except TokenizerError as fault:
-            raise DataError(f"{place}: {fault}") from None
-        if size == 0:
-            raise DataError(f"{place}: its messages are empty")
-        bits = _bits(model, ids, window)
+
+    def score(place: str, entry: dict[str, Any]) -> Score:
+        ids, size = encode_entry(model, place, entry)
+        return Score(_bits(model, ids, window), size, len(ids) - 1, 1)
+
+    return sum_by_domain(Path(path), Score, score, on_text)
+
+
+def sum_by_domain(
+    path: Path, kind: type[S], score: Callable[[str, dict[str, Any]], S], on_text: Callable[[int], None] | None
+) -> dict[str, S]:
+    """Sums, and "all", of what `score(place, entry)` says of each entry of a JSONL file, by its domain."""
+    found: dict[str, S] = defaultdict(kind)
+    for done, (place, entry) in enumerate(_read_entries(path), start=1):
+        text = score(place, entry)
         for name in {str(entry.get("domain") or entry.get("source") or "text"): None, "all": None}:
-            scores[name].add(bits, size, len(ids) - 1)
+            found[name].add(text)
         if on_text is not None:
             on_text(done)
-    if not scores:
+    if not found:
         raise DataError(f"{path} holds no text")
-    return dict(scores)
+    return dict(found)
 
 
 def _bits(model: Model, ids: list[int], window: int) -> float:
@@ -69,15 +79,22 @@ def _bits(model: Model, ids: list[int], window: int) -> float:
     return -sum(logprob for logprob, _ in model.loglikelihoods(windows)) / math.log(2)
 
 
-def encode_entry(model: Model, entry: dict[str, Any]) -> tuple[list[int], int]:
-    """The ids of an entry, BOS first, and the bytes that they stand for."""
-    if entry.get("messages"):
-        ids = encode_chat(model.tokenizer, ChatTemplate.load(model.folder), entry["messages"], False)
-        return ids, sum(len(message["content"].encode()) for message in entry["messages"])
-    return model.encode(entry["text"]), len(entry["text"].encode())
+def encode_entry(model: Model, place: str, entry: dict[str, Any]) -> tuple[list[int], int]:
+    """The ids of an entry, BOS first, and the bytes that they stand for; DataError names the `place` of a bad one."""
+    messages = entry.get("messages")
+    try:
+        if not messages:
+            return model.encode(entry["text"]), len(entry["text"].encode())
+        ids = encode_chat(model.tokenizer, ChatTemplate.load(model.folder), messages, False)
+    except TokenizerError as fault:
+        raise DataError(f"{place}: {fault}") from None
+    size = sum(len(message["content"].encode()) for message in messages)
+    if size == 0:
+        raise DataError(f"{place}: its messages are empty")
+    return ids, size
 
 
-def read_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The entries of a file, each with its place for messages; blank lines are passed over."""
     try:
         with path.open(encoding="utf-8") as lines:

@@ -6,16 +6,15 @@ T tokens, V vocabulary, R rows: some of the T tokens.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mobilemoe.errors import DataError, TokenizerError, UsageError
-from mobilemoe.evaluate.bits_per_byte import encode_entry, read_entries
+from mobilemoe.errors import UsageError
+from mobilemoe.evaluate.bits_per_byte import Score, encode_entry, sum_by_domain
 from mobilemoe.load import Model
 from mobilemoe.sampling import log_softmax
 
@@ -24,21 +23,12 @@ _ROWS = 64  # tokens whose distributions are worked on at a time, in float64
 
 
 @dataclass
-class Comparison:
-    """Sums over texts, `nats` being those of KL(parent || model); the properties are their ratios."""
+class Comparison(Score):
+    """A score of the model with more sums, `nats` being those of KL(parent || model); the properties are ratios."""
 
-    bits: float = 0.0
     parent_bits: float = 0.0
     nats: float = 0.0
     agreed: int = 0
-    bytes: int = 0
-    tokens: int = 0
-    texts: int = 0
-
-    @property
-    def bits_per_byte(self) -> float:
-        """The model's."""
-        return self.bits / self.bytes
 
     @property
     def parent_bits_per_byte(self) -> float:
@@ -54,11 +44,6 @@ class Comparison:
     def agreement(self) -> float:
         """The share of tokens at whose place both models find the same token the likeliest."""
         return self.agreed / self.tokens
-
-    def add(self, other: Comparison) -> None:
-        """Adds the sums of other texts."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
 
 def compare_file(
@@ -83,28 +68,17 @@ def compare_file(
             f"the vocabularies have {model.config.vocab_size} and {parent.config.vocab_size} entries: "
             "only models of one tokenizer can be compared"
         )
-    found: dict[str, Comparison] = defaultdict(Comparison)
-    for done, (place, entry) in enumerate(read_entries(Path(path)), start=1):
-        text = _compare_text(model, parent, place, entry, window)
-        for name in {str(entry.get("domain") or entry.get("source") or "text"), "all"}:
-            found[name].add(text)
-        if on_text is not None:
-            on_text(done)
-    if not found:
-        raise DataError(f"{path} holds no text")
-    return dict(found)
+
+    def compare(place: str, entry: dict[str, Any]) -> Comparison:
+        return _compare_text(model, parent, place, entry, window)
+
+    return sum_by_domain(Path(path), Comparison, compare, on_text)
 
 
 def _compare_text(model: Model, parent: Model, place: str, entry: dict[str, Any], window: int) -> Comparison:
-    try:
-        ids, size = encode_entry(model, entry)
-        same = encode_entry(parent, entry)[0] == ids
-    except TokenizerError as fault:
-        raise DataError(f"{place}: {fault}") from None
-    if not same:
+    ids, size = encode_entry(model, place, entry)
+    if encode_entry(parent, place, entry)[0] != ids:
         raise UsageError(f"{place}: the two models read this text as different tokens and cannot be compared")
-    if size == 0:
-        raise DataError(f"{place}: its messages are empty")
     text = Comparison(bytes=size, tokens=len(ids) - 1, texts=1)
     for at in range(1, len(ids), window - 1):
         targets = ids[at : at + window - 1]

@@ -50,16 +50,28 @@ def grouped_experts(
     inner: Inner | None = None,
 ) -> Tensor:
     """Dropless: pairs sorted by expert, one grouped matmul over all experts for each of the two matrices."""
-    active = experts_NA.shape[1]
+
+    def ffn(x_PD: Tensor, load_E: Tensor) -> Tensor:
+        act_PF = swiglu(grouped_matmul(x_PD, gate_up_ED2F, load_E))
+        return grouped_matmul(act_PF if inner is None else inner(act_PF), down_EFD, load_E)
+
+    return through_experts(x_ND, experts_NA, weights_NA, gate_up_ED2F.shape[0], ffn)
+
+
+def through_experts(
+    x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, experts: int, ffn: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """The weighted sums y_ND of what `ffn(x_PD, load_E)` gives for the pairs sorted by expert, load[e] of expert e."""
     order_P = experts_NA.flatten().argsort(stable=True)
-    load_E = load_of(experts_NA, gate_up_ED2F.shape[0])
-    x_PD = x_ND.index_select(0, order_P // active)
-    act_PF = swiglu(grouped_matmul(x_PD, gate_up_ED2F, load_E))
-    out_PD = grouped_matmul(act_PF if inner is None else inner(act_PF), down_EFD, load_E)
-    # Back to token order by a gather, so that the sum over A has a fixed order.
-    place_P = torch.empty_like(order_P).scatter_(0, order_P, torch.arange(len(order_P), device=order_P.device))
-    out_NAD = out_PD.index_select(0, place_P).unflatten(0, (-1, active))
+    x_PD = x_ND.index_select(0, order_P // experts_NA.shape[1])
+    out_NAD = in_token_order(ffn(x_PD, load_of(experts_NA, experts)), order_P, experts_NA.shape[1])
     return torch.einsum("nad,na->nd", out_NAD, weights_NA.to(out_NAD.dtype))
+
+
+def in_token_order(out_PD: Tensor, order_P: Tensor, active: int) -> Tensor:
+    """out_NAD of pairs that stand in the order `order_P`: by a gather, so that a sum over A has a fixed order."""
+    place_P = torch.empty_like(order_P).scatter_(0, order_P, torch.arange(len(order_P), device=order_P.device))
+    return out_PD.index_select(0, place_P).unflatten(0, (-1, active))
 
 
 def fused_experts(
@@ -104,6 +116,8 @@ def grouped_matmul(x_PC: Tensor, weight_ECF: Tensor, load_E: Tensor) -> Tensor:
     if len(x_PC) == 0:  # as a product, so that gradients flow: among processes, all must take part in each exchange
         return x_PC @ weight_ECF[0].to(x_PC.dtype)
     if x_PC.dtype == torch.bfloat16 and is_aligned(weight_ECF):
+        if x_PC.is_cuda:
+            return grouped_product(x_PC, weight_ECF, load_E.cumsum(0).to(torch.int32))
         return _grouped_product_in_rooms(x_PC, weight_ECF, load_E)
     weight_ECF = weight_ECF.to(x_PC.dtype)
     pairs = zip(x_PC.split(load_E.tolist()), weight_ECF.unbind(), strict=True)
@@ -113,8 +127,6 @@ def grouped_matmul(x_PC: Tensor, weight_ECF: Tensor, load_E: Tensor) -> Tensor:
 def _grouped_product_in_rooms(x_PC: Tensor, weight_ECF: Tensor, load_E: Tensor) -> Tensor:
     """`grouped_product` with each expert's rows filled up to a multiple of 32: a CPU makes a kernel for every new
     shape, which takes longer than the product, and loads change with every step."""
-    if x_PC.is_cuda:
-        return grouped_product(x_PC, weight_ECF, load_E.cumsum(0).to(torch.int32))
     room_E = (load_E + 31) // 32 * 32
     shift_E = (room_E - load_E).cumsum(0) - (room_E - load_E)
     slot_P = torch.arange(len(x_PC)) + shift_E.repeat_interleave(load_E)

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.placement_types import Shard
 
-from mobilemoe.model.experts import Experts, load_of
+from mobilemoe.model.experts import Experts, in_token_order, load_of
 
 
 class ParallelExperts(Experts):
@@ -51,7 +51,6 @@ class ParallelExperts(Experts):
         expert_R = local_L.repeat(self.processes).repeat_interleave(received_GL.flatten(), output_size=len(x_RD))
         y_RD = super().forward(x_RD, expert_R.unsqueeze(1), torch.ones_like(expert_R, dtype=x_RD.dtype).unsqueeze(1))
         y_PD = all_to_all_single_autograd(y_RD, sent, received, group)
-        place_P = torch.empty_like(order_P).scatter_(0, order_P, torch.arange(len(order_P), device=order_P.device))
-        y_NAD = y_PD.index_select(0, place_P).unflatten(0, (-1, active))
+        y_NAD = in_token_order(y_PD, order_P, active)
         y_ND: Tensor = (y_NAD * weights_NA.to(y_NAD.dtype).unsqueeze(-1)).sum(1)
         return y_ND

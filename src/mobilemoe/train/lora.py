@@ -20,7 +20,7 @@ from mobilemoe.errors import ConfigError
 from mobilemoe.model import MobileMoE
 from mobilemoe.model.attention import Attention
 from mobilemoe.model.block import MoE, SwiGLU
-from mobilemoe.model.experts import Experts, grouped_matmul, load_of, swiglu
+from mobilemoe.model.experts import Experts, grouped_matmul, swiglu, through_experts
 from mobilemoe.train.recipe import LoraTable
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -86,15 +86,11 @@ class LoraExperts(Experts, Adapted):
         }
 
     def forward(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
-        active = experts_NA.shape[1]
-        order_P = experts_NA.flatten().argsort(stable=True)
-        load_E = load_of(experts_NA, len(self.gate_up_proj))
-        x_PD = x_ND.index_select(0, order_P // active)
+        return through_experts(x_ND, experts_NA, weights_NA, len(self.gate_up_proj), self._ffn)
+
+    def _ffn(self, x_PD: Tensor, load_E: Tensor) -> Tensor:
         h_PF = swiglu(self._product(x_PD, self.gate_up_proj, self.lora_gate_up_a, self.lora_gate_up_b, load_E))
-        out_PD = self._product(h_PF, self.down_proj, self.lora_down_a, self.lora_down_b, load_E)
-        place_P = torch.empty_like(order_P).scatter_(0, order_P, torch.arange(len(order_P), device=order_P.device))
-        out_NAD = out_PD.index_select(0, place_P).unflatten(0, (-1, active))
-        return torch.einsum("nad,na->nd", out_NAD, weights_NA.to(out_NAD.dtype))
+        return self._product(h_PF, self.down_proj, self.lora_down_a, self.lora_down_b, load_E)
 
     def _product(self, x_PI: Tensor, weight_EIO: Tensor, a_EIR: Tensor, b_ERO: Tensor, load_E: Tensor) -> Tensor:
         if self.quantize is not None:

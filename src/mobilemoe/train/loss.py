@@ -18,7 +18,18 @@ CHUNK = 512  # tokens whose logits exist at a time: 33 MB in fp32 at a 16k vocab
 GPU_LOGITS = 2**31  # of them at a time in bf16, 4 GB: few additions to the head's gradient, which is large
 
 
-class _FusedCrossEntropy(torch.autograd.Function):
+class _CrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies, whose `forward` makes the gradients too, chunk by chunk, so that no logits are kept."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        dx_ND, dhead_VD = ctx.saved_tensors
+        if dhead_VD is not None:
+            dhead_VD = (dhead_VD * grads[0]).to(ctx.head_dtype)
+        return dx_ND * grads[0].to(dx_ND.dtype), dhead_VD, None
+
+
+class _FusedCrossEntropy(_CrossEntropy):
     """`_ChunkedCrossEntropy` in bf16 on a GPU: one kernel turns a chunk's logits into their gradient."""
 
     @staticmethod
@@ -42,13 +53,6 @@ class _FusedCrossEntropy(torch.autograd.Function):
         ctx.head_dtype = head_VD.dtype
         return loss.float()
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        dx_ND, dhead_VD = ctx.saved_tensors
-        if dhead_VD is not None:
-            dhead_VD = (dhead_VD * grads[0]).to(ctx.head_dtype)
-        return dx_ND * grads[0].to(dx_ND.dtype), dhead_VD, None
-
 
 def product_in_fp32(a: Tensor, b: Tensor) -> Tensor:
     """a b of bf16 matrices, kept in the fp32 in which a GPU adds it up."""
@@ -57,8 +61,8 @@ def product_in_fp32(a: Tensor, b: Tensor) -> Tensor:
     return a.float() @ b.float()
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies; the gradients are made beside the loss, chunk by chunk, so no logits are kept."""
+class _ChunkedCrossEntropy(_CrossEntropy):
+    """In plain operations, on any device and in any precision."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -85,13 +89,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(dx_ND, dhead_VD)
         ctx.head_dtype = head_VD.dtype
         return loss.to(wide)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        dx_ND, dhead_VD = ctx.saved_tensors
-        if dhead_VD is not None:
-            dhead_VD = (dhead_VD * grads[0]).to(ctx.head_dtype)
-        return dx_ND * grads[0].to(dx_ND.dtype), dhead_VD, None
 
 
 def cross_entropy_sum(x_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:

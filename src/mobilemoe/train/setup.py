@@ -75,10 +75,11 @@ def model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
 
     Raises ConfigError for a change that is no field, and where tokenizer or sequence length do not fit the model.
     """
+    config = architecture(recipe.model)
     if recipe.model.init is not None:
-        config = dataclasses.replace(ModelConfig.load(_init_folder(recipe.model.init)), expert_group_axis=None)
+        config = dataclasses.replace(config, expert_group_axis=None)
     else:
-        config = _preset_config(recipe, tokenizer)
+        config = dataclasses.replace(config, **_control_ids(recipe, tokenizer))
     if tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} ids, but vocab_size is only {config.vocab_size}")
     if recipe.train.sequence_length > config.max_position_embeddings:
@@ -94,7 +95,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> MobileMoE:
     train = recipe.train
     model = MobileMoE(model_config(recipe, tokenizer))
     if recipe.model.init is not None:
-        with Checkpoint.open(_init_folder(recipe.model.init)) as saved:
+        with Checkpoint.open(newest_model(find_model(recipe.model.init))) as saved:
             model.load_weights(saved.weight)
     else:
         model.initialize(train.seed)
@@ -129,7 +130,8 @@ def _recompute(block: nn.Module) -> None:
     block.forward = checkpointed
 
 
-def _preset_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
+def _control_ids(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The tokenizer's, but for those that the recipe sets."""
     ids: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.stop_ids,
@@ -137,8 +139,7 @@ def _preset_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
         "header_start_token_id": tokenizer.header_start_id,
         "header_end_token_id": tokenizer.header_end_id,
     }
-    unchanged = {name: value for name, value in ids.items() if name not in recipe.model.changes}
-    return dataclasses.replace(architecture(recipe.model), **unchanged)
+    return {name: value for name, value in ids.items() if name not in recipe.model.changes}
 
 
 def _teacher(recipe: Recipe, student: MobileMoE, world: World) -> qat.Teacher | None:
@@ -148,10 +149,6 @@ def _teacher(recipe: Recipe, student: MobileMoE, world: World) -> qat.Teacher | 
     teacher = qat.Teacher(recipe.qat.distill_from, student, world.device, dtype)
     prepare_blocks(teacher.model, recipe.train, world.device)
     return teacher
-
-
-def _init_folder(name: str) -> Path:
-    return newest_model(find_model(name))
 
 
 def _configure_torch(train: TrainTable, device: torch.device) -> None:
