@@ -22,6 +22,8 @@ from mobilemoe.model import MobileMoE
 from mobilemoe.presets import preset
 from mobilemoe.train import balance
 from mobilemoe.train.loss import cross_entropy_sum, router_z_loss
+from mobilemoe.train.recipe import TrainTable
+from mobilemoe.train.setup import prepare_blocks
 
 BACKENDS = {
     "flash": [SDPBackend.FLASH_ATTENTION],
@@ -51,19 +53,26 @@ def make_step(
 ) -> Callable[[], torch.Tensor]:
     """One optimizer step of the shape `name` on fixed random tokens."""
     config = preset(name)
-    model = MobileMoE(config)
+    with torch.device("cuda"):
+        model = MobileMoE(config)
     model.initialize(0)
-    model.cuda().train()
+    model.train()
     pure = weights == "bf16"
     if pure:
         model.to(torch.bfloat16)
     layers = model.moe_layers()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    for block in model.model.layers:
-        if compiled:
-            block.compile()
-        if checkpointing:
-            block.forward = checkpointed(block.forward)
+    train = TrainTable(
+        steps=1,
+        batch_size=batch,
+        sequence_length=sequence,
+        learning_rate=1e-4,
+        compile=compiled,
+        activation_checkpointing=checkpointing,
+    )
+    prepare_blocks(model, train, torch.device("cuda"))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay, fused=True
+    )
     tokens_BT = torch.randint(0, config.vocab_size, (batch, sequence), device="cuda")
     targets_N = tokens_BT.roll(-1, 1).flatten()
 
@@ -83,12 +92,6 @@ def make_step(
         return loss.detach()
 
     return step
-
-
-def checkpointed(forward: Callable[..., object]) -> Callable[..., object]:
-    from torch.utils.checkpoint import checkpoint
-
-    return lambda *arguments: checkpoint(forward, *arguments, use_reentrant=False)
 
 
 def profile(step: Callable[[], object], rows: int = 48) -> None:

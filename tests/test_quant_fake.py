@@ -160,6 +160,28 @@ def test_vectors_become_the_nearest_bfloat16():
     assert torch.equal(x.grad, torch.ones_like(x))
 
 
+@pytest.mark.parametrize("kind", ["nearest", "learnt", "activations", "vectors"])
+def test_compiled_it_has_the_same_gradients(kind):
+    """The compiler of torch 2.11 gave none where the same was written as an autograd.Function."""
+    w = torch.from_numpy(weights_of((2, 64, 64), 5)).clamp(-1, 1).requires_grad_()
+    scale = first_scale(w.detach(), -2).requires_grad_()
+    functions = {
+        "nearest": lambda w, scale: fake_int4(w, -2),
+        "learnt": lambda w, scale: fake_int4(w, -2, scale),
+        "activations": lambda w, scale: fake_int8(w),
+        "vectors": lambda w, scale: fake_bf16(w),
+    }
+    inputs = (w, scale) if kind == "learnt" else (w,)
+
+    def gradients(function):
+        return torch.autograd.grad(function(w, scale).square().sum(), inputs)
+
+    eager, compiled = gradients(functions[kind]), gradients(torch.compile(functions[kind], backend="aot_eager"))
+    assert eager[0].count_nonzero() > 1000
+    for expected, found in zip(eager, compiled, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.slow  # the compiler itself takes half a minute
 def test_compiled_it_is_the_same_to_the_bit():
     w = torch.from_numpy(weights_of((2, 64, 64), 5))

@@ -54,8 +54,9 @@ def load(
 
     The native engine runs INT4 weights with `activations` "int8" (its default) or "fp32" (exact, slow), keys and
     values in `kv` "int8", "fp16" or "fp32" (default: as the activations), on `threads` (default: one per core).
-    BF16 weights need quantize="int4", which rounds them to nearest, or backend="torch", which computes in fp32 and
-    needs the extra. Raises ModelNotFoundError, UsageError, ConfigError, CheckpointError, MissingExtraError.
+    BF16 weights need quantize="int4", which rounds them to nearest, or backend="torch", which computes in fp32, on a
+    GPU where there is one, and needs the extra.
+    Raises ModelNotFoundError, UsageError, ConfigError, CheckpointError, MissingExtraError.
     """
     if backend not in ("native", "torch"):
         raise UsageError(f"backend is {backend!r}, but must be 'native' or 'torch'")
@@ -85,6 +86,7 @@ def _load_torch(folder: Path) -> Model:
             torch_model = MobileMoE(checkpoint.config)
         torch_model.to_empty(device="cpu")
         torch_model.load_weights(checkpoint.weight)
+    torch_model.to("cuda" if torch.cuda.is_available() else "cpu")
     return Model(folder, checkpoint.config, TorchBackend(torch_model))
 
 

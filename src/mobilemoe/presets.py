@@ -58,6 +58,8 @@ def family_member(
             "num_local_experts": expansion * granularity - fused,
             "num_experts_per_tok": granularity - fused,
         }
+        # The weight of a single expert, normalised, is always 1: its router would learn nothing from the loss.
+        other.setdefault("norm_topk_prob", granularity - fused > 1)
     return ModelConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,

@@ -30,8 +30,8 @@ class TorchBackend:
         config = self._model.config
         checked = check_ids(ids, config.vocab_size, config.max_position_embeddings)
         with torch.inference_mode():
-            logits_BTV = self._model(torch.tensor([checked]))
-        result: npt.NDArray[np.float32] = logits_BTV[0].float().numpy()
+            logits_BTV = self._model(torch.tensor([checked], device=next(self._model.parameters()).device))
+        result: npt.NDArray[np.float32] = logits_BTV[0].float().cpu().numpy()
         return result
 
     def loglikelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:

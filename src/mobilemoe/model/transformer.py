@@ -103,7 +103,7 @@ class MobileMoE(nn.Module):
     @torch.no_grad()
     def initialize(self, seed: int, std: float = 0.02) -> None:
         """Normal weights of `std` (projections back into the residual less by sqrt(2 layers)), norms 1, bias 0."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(self.head_VD.device).manual_seed(seed)
         residual_std = std / (2 * self.config.num_hidden_layers) ** 0.5
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):

@@ -8,7 +8,6 @@ channels, N grouped axis; `groups` are [..., N/32, 32] along the axis `dim`, -1 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,11 +29,19 @@ def fake_int4(w: Tensor, dim: int = -1, scale: Tensor | None = None) -> Tensor:
     it must stay free to move, for it makes the scale. With `scale`, as INT4 files keep it (fp32, grouped axis last,
     [..., N/32]), both gradients are those of LSQ (arXiv 1902.08153, equations 3 and 5).
     """
+    groups = _groups(w, dim)
+    with torch.no_grad():
+        used = _to_fp16(_amax_scale(groups, dim) if scale is None else _beside(scale, dim).clamp(min=SMALLEST_SCALE))
+        ratio = _ratio(groups, used)
+        rounded = ratio.round().clamp(_QMIN, _QMAX) * used
+        if scale is not None:
+            inside = (ratio > _QMIN) & (ratio < _QMAX)
+            slope = torch.where(inside, ratio.round() - ratio, ratio.clamp(_QMIN, _QMAX)) * _SCALE_GRADIENT
     if scale is None:
-        result: Tensor = _Nearest.apply(w, dim)  # type: ignore[no-untyped-call]
+        rounded = rounded + _zero(groups)
     else:
-        result = _Learned.apply(w, scale, dim)  # type: ignore[no-untyped-call]
-    return result
+        rounded = rounded + inside * _zero(groups) + slope * _zero(_beside(scale, dim))
+    return rounded.view_as(w).to(w.dtype)
 
 
 def first_scale(w: Tensor, dim: int = -1) -> Tensor:
@@ -49,69 +56,25 @@ def fake_int8(x: Tensor) -> Tensor:
     One scale for each token and 32 channels, as in the native engine (ExecuTorch: for each token). With experts
     grouped along the output the engine folds the weights' scales in before it rounds, which is not imitated here.
     """
-    result: Tensor = _Int8.apply(x)  # type: ignore[no-untyped-call]
-    return result
+    with torch.no_grad():
+        groups = _groups(x, -1)
+        amax = groups.abs().amax(-1, keepdim=True)
+        inverse = torch.where(amax > 0, 127 / amax, 0)
+        rounded = ((groups * inverse).round() * (amax / 127)).view(x.shape).to(x.dtype)
+    return rounded + _zero(x)
 
 
 def fake_bf16(x: Tensor) -> Tensor:
     """The nearest bfloat16 values (but for those below 1e-36), in the dtype of `x`; the gradient passes as it is."""
-    result: Tensor = _Bf16.apply(x)  # type: ignore[no-untyped-call]
-    return result
+    with torch.no_grad():
+        rounded = _round_bits(x.float(), bits=8, lowest=-126).to(x.dtype)
+    return rounded + _zero(x)
 
 
-class _Nearest(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, w: Tensor, dim: int) -> Tensor:
-        groups = _groups(w, dim)
-        scale = _to_fp16(_amax_scale(groups, dim))
-        return (_ratio(groups, scale).round().clamp(_QMIN, _QMAX) * scale).view_as(w).to(w.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
-
-
-class _Learned(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, w: Tensor, scale: Tensor, dim: int) -> Tensor:
-        ctx.save_for_backward(w, scale)
-        ctx.dim = dim
-        used = _used(scale, dim)
-        return (_ratio(_groups(w, dim), used).round().clamp(_QMIN, _QMAX) * used).view_as(w).to(w.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        w, scale = ctx.saved_tensors
-        grad, ratio = _groups(grads[0], ctx.dim), _ratio(_groups(w, ctx.dim), _used(scale, ctx.dim))
-        inside = (ratio > _QMIN) & (ratio < _QMAX)
-        slope = torch.where(inside, ratio.round() - ratio, ratio.clamp(_QMIN, _QMAX))
-        dscale = (grad * slope).sum(ctx.dim) * _SCALE_GRADIENT
-        if ctx.dim == -2:
-            dscale = dscale.transpose(-1, -2)
-        return (grad * inside).view_as(w).to(w.dtype), dscale.to(scale.dtype), None
-
-
-class _Int8(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        groups = _groups(x, -1)
-        amax = groups.abs().amax(-1, keepdim=True)
-        inverse = torch.where(amax > 0, 127 / amax, 0)
-        return ((groups * inverse).round() * (amax / 127)).view(x.shape).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0]
-
-
-class _Bf16(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return _round_bits(x.float(), bits=8, lowest=-126).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0]
+def _zero(x: Tensor) -> Tensor:
+    """Exactly 0 with the gradient of `x`. Not an autograd.Function: where the forward pass of one takes views, the
+    compiler of torch 2.11 gives no gradient at all."""
+    return x - x.detach()
 
 
 def _groups(w: Tensor, dim: int) -> Tensor:
@@ -125,10 +88,9 @@ def _amax_scale(groups: Tensor, dim: int) -> Tensor:
     return (groups.abs().amax(dim, keepdim=True).double() / 7.5).float()
 
 
-def _used(scale: Tensor, dim: int) -> Tensor:
-    """Learnt scales as a file has them, beside `groups`; a scale can neither vanish nor turn negative."""
-    used = _to_fp16(scale.float().clamp(min=SMALLEST_SCALE))
-    return (used if dim == -1 else used.transpose(-1, -2)).unsqueeze(dim)
+def _beside(scale: Tensor, dim: int) -> Tensor:
+    """Scales as files lay them out, in fp32, in the layout of `groups`."""
+    return (scale if dim == -1 else scale.transpose(-1, -2)).unsqueeze(dim).float()
 
 
 def _ratio(groups: Tensor, scale: Tensor) -> Tensor:

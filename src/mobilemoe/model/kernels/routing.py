@@ -80,8 +80,9 @@ def choose(ranked_NE: Tensor, active: int) -> Tensor:
 
 @torch.library.triton_op("mobilemoe::sort_pairs", mutates_args=())
 def _sort_pairs(experts_P: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    pairs, block = len(experts_P), 256
-    blocks, columns = triton.cdiv(pairs, block), triton.next_power_of_2(experts)
+    pairs, columns = len(experts_P), triton.next_power_of_2(experts)
+    block = min(256, max(16, 2**14 // columns))  # a program holds block x columns flags in registers
+    blocks = triton.cdiv(pairs, block)
     counts = experts_P.new_empty(columns * blocks, dtype=torch.int32)
     launcher(_count_kernel)[(blocks,)](experts_P, counts, pairs, blocks, BLOCK=block, COLS=columns)
     ends = counts.cumsum(0, dtype=torch.int32)
