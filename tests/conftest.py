@@ -18,7 +18,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if not Path("/dev/nvidia0").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-pytest.register_assert_rewrite("cli_calls", "config_cases", "engine_models", "random_models", "refusals", "train_runs")
+pytest.register_assert_rewrite(
+    "cli_calls",
+    "config_cases",
+    "engine_models",
+    "random_models",
+    "refusals",
+    "scaling_runs",
+    "sweep_runs",
+    "train_runs",
+)
 pytest_plugins = ["cli_calls", "engine_models"]
 
 

@@ -13,6 +13,7 @@ from mobilemoe.checkpoint import tensor_table, write_random
 from mobilemoe.config import FULL, SLIDING
 from mobilemoe.model import MobileMoE
 from mobilemoe.presets import PRESETS, family_member, preset
+from mobilemoe.scaling.space import Space, config_of
 
 # SPEC section 1: total, active, int4_file_bytes, KV bytes per token, GFLOPs per token, the paper's INT4 memory in GB.
 PUBLISHED = {
@@ -201,3 +202,48 @@ def test_the_summary_is_json_and_repeats_the_functions():
     assert summary["kv_bytes"] == 4096 * 10_240
     assert summary["prefill_flops"] == accounting.prefill_flops(preset("S"), 4096)
     assert not any(isinstance(value, np.generic) for value in summary.values())
+
+
+# ---- many models at once
+
+COUNTS = {
+    "total": accounting.total_parameters,
+    "active": accounting.active_parameters,
+    "int4": accounting.int4_file_bytes,
+    "paper": accounting.int4_paper_bytes,
+    "bf16": accounting.bf16_file_bytes,
+    "int8": lambda shape: accounting.file_bytes(shape, 8),
+    "kv per token": accounting.kv_bytes_per_token,
+    "kv": lambda shape: accounting.kv_bytes(shape, 777, 16),
+    "decode bytes": lambda shape: accounting.decode_bytes(shape, 100),
+    "decode bytes, 16 bits": lambda shape: accounting.decode_bytes(shape, 100, 16, 16),
+    "decode": lambda shape: accounting.decode_flops(shape, 333),
+    "prefill": lambda shape: accounting.prefill_flops(shape, 1001),
+    "training": lambda shape: accounting.training_flops_per_token(shape, 2048),
+}
+
+
+@pytest.mark.parametrize("count", COUNTS.values(), ids=COUNTS)
+def test_arrays_of_shapes_are_counted_as_each_of_them_alone(count):
+    space = Space(
+        experts=(1, 3, 8),
+        granularities=(1, 8),
+        widths=(256, 1280),
+        ratios=(20, 40),
+        tied=(True, False),
+        vocabularies=(96,),
+    )
+    for shapes in space.shapes():
+        together = count(shapes.as_config)
+        assert len(together) == len(shapes)
+        for index in range(len(shapes)):
+            assert together[index] == count(config_of(shapes, index, 0))
+
+
+def test_eight_bits_are_a_byte_a_weight_and_a_scale_for_each_group():
+    config = SHAPES["dense"]  # 96 wide, all matrices in whole groups of 32
+    norms = (2 * config.num_hidden_layers + 1) * 96
+    weights = accounting.total_parameters(config) - norms
+    assert accounting.file_bytes(config, 8) == weights * 34 // 32 + 2 * norms
+    assert accounting.file_bytes(config, 4) == accounting.int4_file_bytes(config) == weights * 18 // 32 + 2 * norms
+    assert accounting.file_bytes(config, 16) == accounting.bf16_file_bytes(config)

@@ -8,7 +8,7 @@ from cli_calls import RECIPE, recipe_options
 from mobilemoe.cli import main as cli_main
 
 VERBS = ["run", "chat", "info", "bench", "train", "quantize", "convert", "eval", "data tokenizer", "data sample"]
-VERBS += ["data prepare", "data chats"]
+VERBS += ["data prepare", "data chats", "plan", "fit", "sweep", "profile device"]
 
 
 # Help and wrong usage

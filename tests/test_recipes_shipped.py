@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 
@@ -142,7 +143,9 @@ def test_the_architectures_to_compare_with_have_nanos_size():
     changes = [dict(re.findall(r'(\w+)="?(\w+)"?', part)) for part in re.split(r"[a-z][^:]*: +", text)[1:]]
     assert len(changes) == 4
     for change in changes:
-        typed = {key: value if key == "ffn_type" else int(value) for key, value in change.items()}
+        typed = {
+            key: tomllib.loads(f"x = {value}")["x"] if value != "dense" else value for key, value in change.items()
+        }
         twin = accounting.active_parameters(dataclasses.replace(preset("nano"), **typed))
         assert twin == pytest.approx(nano, rel=0.02), change
 

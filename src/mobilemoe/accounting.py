@@ -1,18 +1,21 @@
 """Parameters, bytes, FLOPs and KV cache of a config: the only place where they are computed.
 
 Counts are whole numbers; bytes are bytes; FLOPs count a multiply-add as two. SPEC section 1 gives the published values.
+Every function also takes `scaling.space.Shapes`, whose sizes are int64 arrays, and then gives arrays of its counts.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from mobilemoe.config import GROUP_SIZE, ModelConfig
 
 Storage = Literal["matrix", "embedding", "router", "vector"]
+WeightBits = Literal[4, 8, 16]
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,17 @@ class Part:
 
     @property
     def int4_bytes(self) -> int:
-        """Payload bytes in a `mobilemoe-int4-g32` file (SPEC 3.1)."""
-        if self.storage in ("matrix", "embedding"):
-            scales = math.ceil(self.columns / GROUP_SIZE)
-            return self.count * self.rows * (math.ceil(self.columns / 2) + 2 * scales)
-        return self.parameters * (4 if self.storage == "router" else 2)
+        return self.stored_bytes(4)
 
-    @property
-    def bf16_bytes(self) -> int:
-        """Payload bytes in a BF16 file (SPEC 3.2), whose router stays in fp32."""
+    def stored_bytes(self, bits: WeightBits) -> int:
+        """Payload bytes in a file of `bits` a weight; norms stay in BF16 and the router in fp32 (SPEC 3).
+
+        4 is a `mobilemoe-int4-g32` file (3.1), 16 a BF16 file (3.2); 8, which no file has yet, counts a byte for each
+        weight and the same fp16 scale for each group.
+        """
+        if bits < 16 and self.storage in ("matrix", "embedding"):
+            code_bytes, scales = -(-self.columns * bits // 8), -(-self.columns // GROUP_SIZE)
+            return self.count * self.rows * (code_bytes + 2 * scales)
         return self.parameters * (4 if self.storage == "router" else 2)
 
 
@@ -72,7 +77,7 @@ def parts(config: ModelConfig) -> Iterator[Part]:
             yield Part("selection bias", "vector", layers, 0, 1, c.num_local_experts)
         yield Part("routed experts gate and up", "matrix", experts, used, 2 * width, d)
         yield Part("routed experts down", "matrix", experts, used, d, width)
-        if c.intermediate_size_mlp:
+        if np.any(c.intermediate_size_mlp):
             yield Part("shared expert gate and up", "matrix", layers, layers, 2 * c.intermediate_size_mlp, d)
             yield Part("shared expert down", "matrix", layers, layers, d, c.intermediate_size_mlp)
     else:
@@ -90,9 +95,14 @@ def active_parameters(config: ModelConfig) -> int:
     return sum(part.active_parameters for part in parts(config))
 
 
+def file_bytes(config: ModelConfig, bits: WeightBits) -> int:
+    """Payload of the file with `bits` a weight, without its header."""
+    return sum(part.stored_bytes(bits) for part in parts(config))
+
+
 def int4_file_bytes(config: ModelConfig) -> int:
     """Payload of the INT4 file without its header: nibbles, fp16 scales, BF16 norms and bias, fp32 router."""
-    return sum(part.int4_bytes for part in parts(config))
+    return file_bytes(config, 4)
 
 
 def int4_paper_bytes(config: ModelConfig) -> float:
@@ -102,7 +112,7 @@ def int4_paper_bytes(config: ModelConfig) -> float:
 
 
 def bf16_file_bytes(config: ModelConfig) -> int:
-    return sum(part.bf16_bytes for part in parts(config))
+    return file_bytes(config, 16)
 
 
 def kv_bytes_per_token(config: ModelConfig, bits: int = 8) -> int:
@@ -112,16 +122,14 @@ def kv_bytes_per_token(config: ModelConfig, bits: int = 8) -> int:
 
 def kv_bytes(config: ModelConfig, context: int, bits: int = 8) -> int:
     """KV cache after `context` tokens; a sliding layer keeps no more than its window."""
-    windows = [config.window(layer) for layer in range(config.num_hidden_layers)]
-    kept = sum(min(context, window or context) for window in windows)
-    return 2 * kept * config.num_key_value_heads * config.head_dim * bits // 8
+    return 2 * _attended(config, context) * config.num_key_value_heads * config.head_dim * bits // 8
 
 
-def decode_bytes(config: ModelConfig, context: int = 0, kv_bits: int = 8) -> int:
-    """Bytes that one decoded token reads: the weights that it uses, in INT4, and the keys and values of `context`."""
-    weights = sum(part.int4_bytes * part.active // part.count for part in parts(config))
+def decode_bytes(config: ModelConfig, context: int = 0, kv_bits: int = 8, weight_bits: WeightBits = 4) -> int:
+    """Bytes that one decoded token reads: the weights that it uses, and the keys and values of `context`."""
+    weights = sum(part.stored_bytes(weight_bits) * part.active // part.count for part in parts(config))
     if not config.tie_word_embeddings:  # of which only a row is looked up
-        weights -= next(part.int4_bytes for part in parts(config) if part.name == "embedding")
+        weights -= next(part.stored_bytes(weight_bits) for part in parts(config) if part.name == "embedding")
     return weights + kv_bytes(config, context, kv_bits)
 
 
@@ -133,8 +141,21 @@ def _matmul_flops(config: ModelConfig) -> int:
 
 def _attended(config: ModelConfig, context: int) -> int:
     """Keys that one token at position context - 1 meets, summed over layers."""
+    if not config.layer_types:
+        return config.num_hidden_layers * context
     windows = [config.window(layer) for layer in range(config.num_hidden_layers)]
     return sum(min(context, window or context) for window in windows)
+
+
+def _attended_by_all(config: ModelConfig, tokens: int) -> int:
+    """Pairs of a token and a key that it meets, in a prompt of `tokens`, summed over layers."""
+    if not config.layer_types:
+        return config.num_hidden_layers * (tokens * (tokens + 1) // 2)
+    pairs = 0
+    for layer in range(config.num_hidden_layers):
+        window = min(tokens, config.window(layer) or tokens)
+        pairs += window * (window + 1) // 2 + (tokens - window) * window
+    return pairs
 
 
 def decode_flops(config: ModelConfig, context: int = 0) -> int:
@@ -146,11 +167,7 @@ def decode_flops(config: ModelConfig, context: int = 0) -> int:
 def prefill_flops(config: ModelConfig, tokens: int) -> int:
     """FLOPs of a prompt of `tokens` with causal attention; the output head runs for the last position only."""
     head = 2 * config.vocab_size * config.hidden_size
-    pairs = 0
-    for layer in range(config.num_hidden_layers):
-        window = min(tokens, config.window(layer) or tokens)
-        pairs += window * (window + 1) // 2 + (tokens - window) * window
-    attention = 4 * config.num_attention_heads * config.head_dim * pairs
+    attention = 4 * config.num_attention_heads * config.head_dim * _attended_by_all(config, tokens)
     return tokens * (_matmul_flops(config) - head) + head + attention
 
 

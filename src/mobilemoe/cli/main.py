@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from mobilemoe.cli import bench, chat, convert, data, evaluate, info, quantize, run, train
+from mobilemoe.cli import bench, chat, convert, data, evaluate, fit, info, plan, profile, quantize, run, sweep, train
 from mobilemoe.errors import MobileMoEError
 
 app = typer.Typer(
@@ -23,10 +23,14 @@ app.command("chat")(chat.chat)
 app.command("info")(info.info)
 app.command("bench")(bench.bench)
 app.command("train")(train.train)
+app.command("plan")(plan.plan)
+app.command("fit")(fit.fit)
+app.command("sweep")(sweep.sweep)
 app.command("quantize")(quantize.quantize)
 app.command("convert")(convert.convert)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(data.app, name="data")
+app.add_typer(profile.app, name="profile")
 
 
 def main() -> NoReturn:

@@ -6,33 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobilemoe.errors import MissingExtraError
+from mobilemoe.drawing import figure_kind
 from mobilemoe.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from mobilemoe.profile.benchmark import Result
     from mobilemoe.profile.machine import Machine
 
 
-def drawing() -> tuple[type[Figure], type[FigureCanvasAgg]]:
-    """matplotlib's figure and canvas; MissingExtraError without it, to be asked before anything is measured."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("drawing the speeds", "train") from None
-    return Figure, FigureCanvasAgg
+def drawing() -> type[Figure]:
+    """matplotlib's figure; MissingExtraError without it, to be asked before long work."""
+    return figure_kind("drawing the speeds", "train")
 
 
 def draw_speeds(results: Sequence[Result], machine: Machine, path: Path) -> None:
     """Prefill over the prompt's length and decoding over depth, each point with its share of the limit, as a PNG."""
-    figure_kind, canvas_kind = drawing()
-    figure = figure_kind(figsize=(11, 5), layout="constrained")
-    canvas_kind(figure)
+    figure = drawing()(figsize=(11, 5), layout="constrained")
     prefill_axes, decode_axes = figure.subplots(1, 2)
     for result in results:
         s = result.subject

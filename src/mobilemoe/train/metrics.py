@@ -15,12 +15,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mobilemoe.errors import MissingExtraError
+from mobilemoe.drawing import figure_kind
 from mobilemoe.files import atomic_file, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
 PLAIN_EVERY = 10  # steps between lines where there is no terminal
@@ -83,21 +82,14 @@ class ProgressReport:
             self._bar.stop()
 
 
-def drawing() -> tuple[type[Figure], type[FigureCanvasAgg]]:
-    """matplotlib's figure and canvas; MissingExtraError without it, which a run asks before its first step."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("drawing the pictures of training", "train") from None
-    return Figure, FigureCanvasAgg
+def drawing() -> type[Figure]:
+    """matplotlib's figure; MissingExtraError without it, to be asked before long work."""
+    return figure_kind("drawing the pictures of training", "train")
 
 
 def draw_loss(rows: list[dict[str, Any]], path: Path) -> None:
     """Loss and expert load over tokens, as a PNG."""
-    figure_kind, canvas_kind = drawing()
-    figure = figure_kind(figsize=(8, 6), layout="constrained")
-    canvas_kind(figure)
+    figure = drawing()(figsize=(8, 6), layout="constrained")
     loss_axes, load_axes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     tokens = [row["tokens"] / 1e6 for row in rows]
     losses = [row["loss"] for row in rows]
@@ -122,7 +114,7 @@ def draw_routing(report: dict[str, Any], path: Path) -> None:
     The first map is each expert's load over the layer's mean; then one for each domain, if there are several: the
     expert's share of the domain's load over its share of all load. White is 1, no preference; grey had no load.
     """
-    figure_kind, canvas_kind = drawing()
+    new_figure = drawing()
     from matplotlib.ticker import MaxNLocator
 
     load_LE = np.array(report["load"], dtype=float)
@@ -136,8 +128,7 @@ def draw_routing(report: dict[str, Any], path: Path) -> None:
     columns = min(3, len(maps))
     rows = math.ceil(len(maps) / columns)
     height = 1.2 + 0.12 * len(load_LE)
-    figure = figure_kind(figsize=(1 + 5 * columns, 0.6 + rows * height), layout="constrained")
-    canvas_kind(figure)
+    figure = new_figure(figsize=(1 + 5 * columns, 0.6 + rows * height), layout="constrained")
     grid: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, (title, ratio_LE) in zip(grid, maps.items(), strict=False):
         image = axes.imshow(ratio_LE, cmap="RdBu_r", vmin=0, vmax=2, aspect="auto", interpolation="nearest")

@@ -146,10 +146,10 @@ def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
         raise ConfigError(f"the recipe {path} cannot be read: {fault.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
         raise ConfigError(f"the recipe {path} is not valid TOML: {fault}") from None
-    _resolve_paths(tables, path.parent)
+    resolve_paths(tables, path.parent)
     for override in overrides:
-        _override(tables, override)
-    _resolve_paths(tables, Path.cwd())
+        override_entry(tables, override)
+    resolve_paths(tables, Path.cwd())
     try:
         return Recipe.model_validate(tables)
     except ValidationError as fault:
@@ -160,7 +160,7 @@ def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
         raise ConfigError(f"{path}: {entry or 'the recipe'}{given}: {reason}") from None
 
 
-def _resolve_paths(tables: dict[str, Any], root: Path) -> None:
+def resolve_paths(tables: dict[str, Any], root: Path) -> None:
     """Makes the two paths absolute; a tokenizer's that is no folder below `root` stays, being a bundled name."""
     for table, must_exist in (("data", False), ("tokenizer", True)):
         entry = tables.get(table)
@@ -170,7 +170,7 @@ def _resolve_paths(tables: dict[str, Any], root: Path) -> None:
                 entry["path"] = str(resolved)
 
 
-def _override(tables: dict[str, Any], override: str) -> None:
+def override_entry(tables: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     *parents, last = name.strip().split(".")
     if not equals or not all((*parents, last)):

@@ -1,0 +1,209 @@
+"""`mobilemoe fit`: a scaling law from a table of finished trainings."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from mobilemoe.cli.options import JsonOption, plain_console, print_json
+from mobilemoe.errors import UsageError
+from mobilemoe.scaling.runs import COLUMNS, Runs, read_runs
+
+if TYPE_CHECKING:
+    from mobilemoe.scaling.compare import Row
+    from mobilemoe.scaling.fit import Fit
+
+MOST_BOOTSTRAPS = 100_000
+
+
+def fit(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS.csv", help="One finished training a line, under a header.")],
+    law: Annotated[
+        str, typer.Option(help="joint, paper-E, paper-g, paper-s, joint-moe, fine-grained or chinchilla.")
+    ] = "joint",
+    columns: Annotated[
+        str | None, typer.Option(metavar="OURS=THEIRS,...", help="The table's names for our columns, as loss=val_loss.")
+    ] = None,
+    bootstraps: Annotated[int, typer.Option(help="Resamples of the runs for the intervals (0: none).")] = 4000,
+    holdout: Annotated[
+        float, typer.Option(help="Share of the runs, those of the largest compute, to foretell from the others.")
+    ] = 0.2,
+    compare: Annotated[bool, typer.Option("--compare", help="Beside the other laws and plain rivals, by BIC.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the starts and the resamples.")] = 0,
+    out: Annotated[Path | None, typer.Option(metavar="LAW.json", help="Write the law here, for `plan`.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FIT.html", help="Write a page here, and its pictures as PNGs beside it.")
+    ] = None,
+    vocabulary: Annotated[int, typer.Option(help="Of the models whose memory the report's curves show.")] = 128_256,
+    context: Annotated[int, typer.Option(help="Tokens in the KV cache of those models.")] = 4096,
+    json: JsonOption = False,
+) -> None:
+    """Fit a scaling law to runs: constants with 90% intervals, errors, and a forecast of the largest runs.
+
+    Columns: loss (nats a token), n_active, tokens or flops, and where they vary experts (E), granularity, shared,
+    n_total, repeated, id. n_active and tokens are plain counts, or billions where no value of the column reaches 1e5.
+
+    Example: mobilemoe fit runs.csv --law joint --columns loss=Training_Loss --compare --out law.json
+    """
+    from mobilemoe.scaling import compare as comparison
+    from mobilemoe.scaling import pictures
+    from mobilemoe.scaling.fit import fit as fit_law
+
+    if not 0 <= bootstraps <= MOST_BOOTSTRAPS:
+        raise UsageError(f"--bootstraps is {bootstraps}, but must be from 0 to {MOST_BOOTSTRAPS}")
+    if seed < 0:
+        raise UsageError(f"--seed is {seed}, but must be at least 0")
+    if not 0 <= holdout <= 0.5:
+        raise UsageError(f"--holdout is {holdout:g}, but must be a share from 0 to 0.5")
+    if report is not None:
+        pictures.drawing()
+    table = read_runs(runs, _mapping(columns))
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        bar = progress.add_task("resamples", total=bootstraps or None)
+        found = fit_law(
+            table,
+            law,
+            bootstraps=bootstraps,
+            seed=seed,
+            holdout=holdout,
+            progress=lambda done, _: progress.update(bar, completed=done),
+        )
+    rows = comparison.compare(table, holdout, seed) if compare else []
+    if out is not None:
+        found.law.save(out)
+    if report is not None:
+        from mobilemoe.scaling.report import write_report
+
+        write_report(found, report, comparison=rows, vocab_size=vocabulary, context=context, pngs=True)
+    if json:
+        print_json(_values(found, table, rows))
+    else:
+        _print(found, table, rows)
+        for written in filter(None, (out, report)):
+            print(f"written: {written}")
+
+
+def _mapping(text: str | None) -> dict[str, str]:
+    """ "loss=a,tokens=b" as a mapping."""
+    mapping: dict[str, str] = {}
+    for part in text.split(",") if text else ():
+        ours, equals, theirs = (piece.strip() for piece in part.partition("="))
+        if not equals or not ours or not theirs:
+            raise UsageError(f"--columns has {part!r}, but a part is OURS=THEIRS, with OURS of {', '.join(COLUMNS)}")
+        if ours in mapping:
+            raise UsageError(f"--columns names {ours} twice")
+        mapping[ours] = theirs
+    return mapping
+
+
+def _values(found: Fit, table: Runs, rows: Sequence[Row]) -> dict[str, Any]:
+    law, held = found.law, found.holdout
+    values: dict[str, Any] = {
+        "law": law.form,
+        "formula": law.formula,
+        "units": "loss in nats a token, N (n_active) and D (tokens) in 1e9",
+        "parameters": law.parameters,
+        "intervals": {name: law.parameter_interval(name) for name in law.parameters} if law.samples is not None else {},
+        "held": [name for name in law.parameters if name not in found.free],
+        "plain_counts": law.plain_counts(),
+        "domain": law.domain,
+        "counts_embedding": law.counts_embedding,
+        "runs": len(found.runs),
+        "rmse": found.rmse,
+        "mae": found.mae,
+        "bic": found.bic,
+        "converged": found.converged,
+        "resamples": 0 if law.samples is None else len(law.samples),
+        "failed_resamples": found.failed_resamples,
+        "holdout": None if held is None else {"ids": held.ids, "mae": held.mae, "rmse": held.rmse},
+        "repeated": None,
+        "without_far": None,
+        "notes": [*table.notes, *found.notes],
+    }
+    if near := found.near:
+        values["without_far"] = _brief(near)
+    if apart := found.apart:
+        values["repeated"] = _brief(apart)
+    if rows:
+        values["compared"] = [row.as_json() | {"holdout_rmse": _finite(row.holdout_rmse)} for row in rows]
+    return values
+
+
+def _brief(found: Fit) -> dict[str, Any]:
+    return {"runs": len(found.runs), "rmse": found.rmse, "parameters": found.law.parameters}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _print(found: Fit, table: Runs, rows: Sequence[Row]) -> None:
+    law = found.law
+    counted = {True: "counts the embedding", False: "is without the embedding", None: "as the table counts it"}
+    print(f"{law.form}, {law.source}")
+    print(f"  {law.formula}")
+    print(f"  nats a token; N (n_active) and D (tokens) in 1e9; n_active {counted[law.counts_embedding]}")
+    _print_parameters(found)
+    ranges = (f"{name} {low:g} to {high:g}" for name, (low, high) in law.domain.items())
+    print(f"domain    {', '.join(ranges)}; the law says nothing beyond")
+    print(f"error     RMSE {found.rmse:.4f}, MAE {found.mae:.4f} nats over {len(found.runs)} runs; BIC {found.bic:.1f}")
+    if held := found.holdout:
+        print(
+            f"forecast  RMSE {held.rmse:.4f}, MAE {held.mae:.4f} nats over the {len(held.ids)} runs of the largest "
+            "compute, by a fit to the others"
+        )
+    if near := found.near:
+        far = len(found.runs) - len(near.runs)
+        print(f"\nwithout the {far} runs that lie far from the law: RMSE {near.rmse:.4f} nats over {len(near.runs)}")
+        _print_parameters(near)
+    if apart := found.apart:
+        print(f"\nruns that repeat data, fitted apart: RMSE {apart.rmse:.4f} nats over {len(apart.runs)}")
+        _print_parameters(apart)
+    if rows:
+        _print_rows(rows)
+    for note in (*table.notes, *found.notes):
+        print(f"note: {note}")
+
+
+def _print_parameters(found: Fit) -> None:
+    law = found.law
+    table = Table("", "value", *(("90% interval",) if law.samples is not None else ()))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, value in law.parameters.items():
+        interval = law.parameter_interval(name)
+        if name not in found.free:
+            cells = [f"{value:.4g}", "held"]
+        else:
+            cells = [f"{value:.4f}", f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""]
+        table.add_row(name, *cells[: len(table.columns) - 1])
+    plain_console().print(table)
+    if law.form == "chinchilla":
+        plain = law.plain_counts()
+        terms = f"{plain['A']:.4g} N^{plain['alpha']:.4f} + {plain['B']:.4g} D^{plain['beta']:.4f} + {plain['c']:.4f}"
+        print(f"N and D in plain counts: {terms}")
+
+
+def _print_rows(rows: Sequence[Row]) -> None:
+    table = Table("* plain rival", "parameters", "RMSE", "forecast RMSE", "BIC", "BIC - best")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        forecast = _finite(row.holdout_rmse)
+        table.add_row(
+            f"{row.name} *" if row.rival else row.name,
+            str(row.parameters),
+            f"{row.rmse:.4f}",
+            "" if forecast is None else f"{forecast:.4f}",
+            f"{row.bic:.1f}",
+            f"{row.bic - rows[0].bic:.1f}",
+        )
+    plain_console().print(table)

@@ -1,0 +1,164 @@
+"""`mobilemoe plan`: which architecture to train for a device."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mobilemoe.cli.options import JsonOption, print_json
+from mobilemoe.errors import ConfigError, UsageError
+from mobilemoe.files import refuse_existing, write_atomic
+
+if TYPE_CHECKING:
+    from mobilemoe.profile.device import Device
+    from mobilemoe.scaling.law import Law
+    from mobilemoe.scaling.plan import Plan
+
+BYTES = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+COUNTS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
+TYING = {"tied": (True,), "untied": (False,), "both": (True, False)}
+_NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+THIS_MACHINE = "this-machine"  # what `mobilemoe profile device` calls it
+WIDTH = 120  # of the table where the output is no terminal
+
+
+def plan(
+    memory: Annotated[str | None, typer.Option(help="For weights and KV cache, as 1.0GB, 900MB or 1GiB.")] = None,
+    decode: Annotated[float | None, typer.Option(help="Tokens per second at least, behind --context tokens.")] = None,
+    ttft: Annotated[float | None, typer.Option(help="Seconds to the first token at most, behind --prompt.")] = None,
+    flops: Annotated[str | None, typer.Option(help="FLOPs of a decoded token at most, 2 N_act, as 0.6e9.")] = None,
+    prompt: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 1024,
+    context: Annotated[int, typer.Option(help="Tokens that the KV cache holds.")] = 4096,
+    device: Annotated[str | None, typer.Option(help="A device's name or .toml file; see `mobilemoe profile`.")] = None,
+    train_flops: Annotated[str | None, typer.Option(help="Training FLOPs, 6 N_act D, as 8e20.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Tokens to train on, as 300B, in place of --train-flops.")] = None,
+    law: Annotated[str, typer.Option(help="A file of `mobilemoe fit --out`, or a published law.")] = "paper-joint",
+    vocabulary: Annotated[str, typer.Option(help="Sizes, as 128256,64000, each ranked apart.")] = "128256",
+    tying: Annotated[str, typer.Option(help="Embedding and output head: tied, untied or both.")] = "tied",
+    weight_bits: Annotated[str, typer.Option(help="Of 4, 8 and 16, as 4,8.")] = "4",
+    kv_bits: Annotated[str, typer.Option(help="Of 8 and 16.")] = "8",
+    top: Annotated[int, typer.Option(help="How many to list.")] = 10,
+    write: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the first one's recipe for `mobilemoe train`.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all of it as one HTML page.")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw loss against bytes, FLOPs and time.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Rank architectures for a device: the least loss that a scaling law foretells within memory, speed and budget.
+
+    Example: mobilemoe plan --memory 1.0GB --decode 40 --ttft 1.5 --device galaxy-s25 --train-flops 8e20
+    """
+    from mobilemoe.scaling import pictures, plan_report
+    from mobilemoe.scaling.candidates import Constraints
+    from mobilemoe.scaling.plan import plan as make_plan
+    from mobilemoe.scaling.plan_recipe import recipe_text
+    from mobilemoe.scaling.space import Space
+
+    constraints = Constraints(
+        memory=quantity("--memory", memory, BYTES, "1.0GB or 900MB"),
+        decode=decode,
+        ttft=ttft,
+        flops=quantity("--flops", flops, COUNTS, "0.6e9"),
+        prompt=prompt,
+        context=context,
+        train_flops=quantity("--train-flops", train_flops, COUNTS, "8e20"),
+        tokens=quantity("--tokens", tokens, COUNTS, "300B"),
+    )
+    if tying not in TYING:
+        raise UsageError(f"--tying is {tying!r}, but must be one of {', '.join(TYING)}")
+    space = Space(
+        vocabularies=_numbers("--vocabulary", vocabulary),
+        tied=TYING[tying],
+        weight_bits=cast(Any, _numbers("--weight-bits", weight_bits)),
+        kv_bits=_numbers("--kv-bits", kv_bits),
+    )
+    if write is not None:
+        refuse_existing(write, UsageError)
+        if not re.fullmatch(r"\w[\w.-]*", write.stem):
+            raise UsageError(f"--write {write}: the recipe's name must be of letters, digits, '.', '_' and '-'")
+    if report is not None or png is not None:
+        pictures.drawing()
+    machine = _device(device, decode is not None or ttft is not None)
+    found = make_plan(constraints, law=_law(law), device=machine, space=space, top=top)
+    if report is not None:
+        plan_report.write_report(found, report)
+    if png is not None:
+        write_atomic(png, plan_report.draw(found))
+    if write is not None and found.candidates:
+        write_atomic(write, recipe_text(found, write.stem))
+    if json:
+        print_json(found.as_json())
+    elif found.candidates:
+        _print(found)
+        if write is not None:
+            print(f"written to {write}: mobilemoe train {write} --plan")
+    if not found.candidates:
+        raise ConfigError(f"no candidate fits: {'; '.join(found.infeasible)}")
+
+
+def quantity(option: str, text: str | None, units: dict[str, float], example: str) -> float | None:
+    """A number with one of `units` behind it; Constraints checks the value."""
+    if text is None:
+        return None
+    matched = _NUMBER.fullmatch(text)
+    if matched is None or matched[2].upper() not in units:
+        raise UsageError(f"{option} is {text!r}, but must be a positive number, such as {example}")
+    return float(matched[1]) * units[matched[2].upper()]
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} is {text!r}, but must be whole numbers with commas between them") from None
+
+
+def _law(name: str) -> Law:
+    from mobilemoe.scaling.law import Law
+    from mobilemoe.scaling.published import published
+
+    return Law.load(name) if Path(name).is_file() or name.endswith(".json") else published(name)
+
+
+def _device(name: str | None, needed: bool) -> Device | None:
+    """The device that was named, or the one that this machine was measured as where a limit needs one."""
+    from mobilemoe.profile.device import device, saved_path
+
+    if name is not None:
+        return device(name)
+    if not needed:
+        return None
+    if saved_path(THIS_MACHINE).is_file():
+        return device(THIS_MACHINE)
+    raise UsageError(
+        "--decode and --ttft need --device: give a name such as galaxy-s25, or measure this machine first with "
+        "`mobilemoe profile device`"
+    )
+
+
+def _print(found: Plan) -> None:
+    from mobilemoe.scaling.plan_report import HEADINGS, relief_text, row
+
+    table = Table(*HEADINGS)
+    for index, column in enumerate(table.columns):
+        column.justify = "left" if index == 1 else "right"
+    for rank, candidate in enumerate(found.candidates, 1):
+        table.add_row(*row(rank, candidate))
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(table)
+    print(f"{len(found.table):,} models considered in {found.seconds:.1f} s; ! is outside the law's domain")
+    if found.runner_up:
+        print(f"runner-up: {found.runner_up}")
+    for relief in found.reliefs:
+        print(relief_text(relief))
+    print()
+    for note in found.notes:
+        print(f"- {note}")

@@ -1,0 +1,139 @@
+"""`mobilemoe sweep`: trains a grid of small models, for a scaling law to be fitted to."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from mobilemoe.cli.options import JsonOption, SetOption, plain_console, print_json
+from mobilemoe.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from mobilemoe.scaling.sweep.crew import Summary
+    from mobilemoe.scaling.sweep.grid import Run
+
+
+def sweep(
+    grid: Annotated[Path, typer.Argument(metavar="GRID", help="A TOML file, such as recipes/sweep/tiny.toml.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The sweep's folder, with runs.csv (default: runs/NAME of the grid).")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once (default: 4 for each GPU; 1 without one).")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this run or block (* is any text); a failed one is tried again."),
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show every run and what it costs, and stop.")] = False,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Train every model of a grid, a row in runs.csv for each; the same command again goes on where the last stopped.
+
+    A run that fails is a line in failures.csv. Ctrl-C saves the runs under way and exits with 0.
+
+    Example: mobilemoe sweep recipes/sweep/tiny.toml --processes 2
+    """
+    try:
+        from mobilemoe.scaling.sweep import crew
+        from mobilemoe.scaling.sweep.grid import load_grid
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError(f"a sweep ({missing.name})", "train") from None
+    loaded = load_grid(grid, tuple(set_ or ()))
+    names = tuple(only or ())
+    runs = crew.choose(loaded, names)
+    if list_:
+        speed = crew.flops_per_second(loaded, runs)
+        values = [run.columns | {"expected_seconds": run.flops / speed} for run in runs]
+        if json:
+            print_json(_totals(values) | {"runs": values})
+        else:
+            _print(values)
+        return
+    folder = out or Path("runs") / loaded.name
+    report = _Report(runs, quiet=json)
+    summary = crew.sweep(loaded, folder, only=names, processes=processes, on_event=report.hear)
+    table = folder / "runs.csv"
+    if json:
+        print_json(dataclasses.asdict(summary) | {"table": str(table)})
+        return
+    print(f"{len(summary.finished)} of {len(runs)} runs are finished: {table}")
+    if summary.failed:
+        print(f"{len(summary.failed)} failed, and --only NAME tries one again: {folder / 'failures.csv'}")
+    if summary.left:
+        print(f"{len(summary.left)} are left; the same command goes on from there")
+    else:
+        print(f"next: mobilemoe fit {table}")
+
+
+class _Report:
+    """A line for every run that ends, on standard error. The time left is that of what is left at the speed so far."""
+
+    def __init__(self, runs: list[Run], quiet: bool) -> None:
+        self.flops = {run.id: run.flops for run in runs}
+        self.quiet, self.began, self.done = quiet, time.monotonic(), 0
+
+    def hear(self, event: dict[str, Any], so_far: Summary) -> None:
+        name = event["id"]
+        if self.quiet or event["event"] == "started":
+            return
+        ended = len(so_far.finished) + len(so_far.failed)
+        head = f"[{ended}/{len(self.flops)}] {name}"
+        if event["event"] == "failed":
+            print(f"{head}  failed: {event['reason']}", file=sys.stderr, flush=True)
+            return
+        self.done += self.flops[name]
+        left = sum(self.flops[run] for run in so_far.left) / self.done * (time.monotonic() - self.began)
+        print(
+            f"{head}  loss {event['loss']:.4f}  {event['seconds']:,.0f} s  "
+            f"{event['tokens_per_second']:,} tok/s  eta {left:,.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _totals(values: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: sum(run[name] for run in values) for name in ("tokens", "flops", "expected_seconds")}
+
+
+def _print(values: list[dict[str, Any]]) -> None:
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "run": lambda run: run["id"] + ("  (held out)" if run["held_out"] else ""),
+        "block": lambda run: run["block"],
+        "N act M": lambda run: f"{run['n_active'] / 1e6:.2f}",
+        "less emb.": lambda run: f"{run['n_active_no_embedding'] / 1e6:.2f}",
+        "N total M": lambda run: f"{run['n_total'] / 1e6:.1f}",
+        "tokens M": lambda run: f"{run['tokens'] / 1e6:.2f}",
+        "E": lambda run: str(run["experts"]),
+        "g": lambda run: str(run["granularity"]),
+        "s": lambda run: str(run["shared"]),
+        "layers": lambda run: str(run["layers"]),
+        "d": lambda run: str(run["hidden_size"]),
+        "rate": lambda run: f"{run['learning_rate']:.2e}",
+        "batch": lambda run: f"{run['batch_tokens']:,}",
+        "FLOPs": lambda run: f"{run['flops']:.2e}",
+        "s expected": lambda run: f"{run['expected_seconds']:,.1f}",
+    }
+    table = Table(*columns, box=None)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for column in table.columns:
+        column.no_wrap = True
+    for run in values:
+        table.add_row(*(tell(run) for tell in columns.values()))
+    console = plain_console()
+    console.width = max(console.width, 190)  # a row in one line, also where nobody says how wide a line is
+    console.print(table)
+    totals = _totals(values)
+    print(
+        f"{len(values)} runs, {totals['tokens'] / 1e6:,.0f} M tokens, {totals['flops']:.2e} FLOPs, "
+        f"{totals['expected_seconds']:,.0f} s expected in all"
+    )

@@ -1,0 +1,171 @@
+"""Device profiles: what one machine can do, in five constants, and from them the seconds of decoding and prefill.
+
+    decode  = (weights + routed_cost * routed weights) / weight_bandwidth    + attention / attention_rate
+    prefill = (linears + routed_cost * routed linears) / prefill_linear_rate + attention / prefill_attention_rate
+
+Weights are bytes of INT4 that a token reads, the rest are FLOPs; all of them come from `accounting`. The profiles in
+`devices` are fitted to the paper's phones (SPEC section 7); `mobilemoe profile device` measures the machine it runs on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from mobilemoe import accounting
+from mobilemoe.config import ModelConfig
+from mobilemoe.config_rules import is_finite
+from mobilemoe.engine import cache_folder
+from mobilemoe.errors import ConfigError, UsageError
+from mobilemoe.files import write_atomic
+
+_SHIPPED = Path(__file__).parent / "devices"
+CONSTANTS = ("weight_bandwidth", "attention_rate", "prefill_linear_rate", "prefill_attention_rate", "routed_cost")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one decoded token or one prompt takes: of decoding `plain` and `routed` are bytes of weights, of prefill
+    FLOPs of linear layers; `attention` is FLOPs of scores and values in both. Arrays where the shape has arrays."""
+
+    plain: float
+    routed: float
+    attention: float
+
+
+def decode_work(shape: ModelConfig, context: int) -> Work:
+    """One decoded token that attends to `context` keys."""
+    routed = sum(part.int4_bytes * part.active // part.count for part in _routed_parts(shape))
+    attention = accounting.decode_flops(shape, context) - accounting.decode_flops(shape)
+    return Work(plain=accounting.decode_bytes(shape) - routed, routed=routed, attention=attention)
+
+
+def prefill_work(shape: ModelConfig, tokens: int) -> Work:
+    """A prompt of `tokens`; the output head runs for its last token only."""
+    head = 2 * shape.vocab_size * shape.hidden_size
+    linear = tokens * (accounting.decode_flops(shape) - head) + head
+    routed = 2 * tokens * sum(part.active_parameters for part in _routed_parts(shape))
+    return Work(plain=linear - routed, routed=routed, attention=accounting.prefill_flops(shape, tokens) - linear)
+
+
+def _routed_parts(shape: ModelConfig) -> list[accounting.Part]:
+    return [part for part in accounting.parts(shape) if part.name.startswith("routed experts")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """The constants of one machine with so many threads, all of them effective values that a fit has found.
+
+    weight_bandwidth: bytes/s at which decoding reads INT4 weights. attention_rate: FLOP/s of scores and values when a
+    single query meets the KV cache. prefill_linear_rate, prefill_attention_rate: FLOP/s of many tokens at once.
+    routed_cost: how many times as long as any other weight one of a routed expert takes, for the routing, the
+    gathering of tokens and weights and the smaller products; 1 is free. Raises ConfigError for values that cannot be.
+    """
+
+    name: str
+    threads: int
+    weight_bandwidth: float
+    attention_rate: float
+    prefill_linear_rate: float
+    prefill_attention_rate: float
+    routed_cost: float
+    source: str
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if not isinstance(self.threads, int) or self.threads < 1:
+            raise ConfigError(f"{self.name}: threads is {self.threads!r}, but must be a whole number from 1 on")
+        if not isinstance(self.source, str):
+            raise ConfigError(f"{self.name}: source is {self.source!r}, but must be a text")
+        for constant in CONSTANTS:
+            value = getattr(self, constant)
+            if not is_finite(value) or value <= 0:
+                raise ConfigError(f"{self.name}: {constant} is {value!r}, but must be a positive, finite number")
+
+    def decode_seconds(self, shape: ModelConfig, context: int) -> float:
+        """Of one token that attends to `context` keys; with arrays in `shape` or `context` an array."""
+        work = decode_work(shape, context)
+        weights = work.plain + self.routed_cost * work.routed
+        return weights / self.weight_bandwidth + work.attention / self.attention_rate
+
+    def prefill_seconds(self, shape: ModelConfig, tokens: int) -> float:
+        """To the first token behind a prompt of `tokens`, the model being loaded; arrays as in `decode_seconds`.
+
+        Too little for prompts of a few tokens, which take as long as it takes to read the weights.
+        """
+        work = prefill_work(shape, tokens)
+        linears = work.plain + self.routed_cost * work.routed
+        return linears / self.prefill_linear_rate + work.attention / self.prefill_attention_rate
+
+    def save(self, path: Path) -> None:
+        """Writes the TOML file that `device` reads, atomically."""
+        # JSON's strings and numbers are TOML's too.
+        lines = (f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in vars(self).items())
+        write_atomic(path, "".join(lines))
+
+
+def device(name_or_path: str | Path) -> Device:
+    """A device that comes with mobilemoe, one that `mobilemoe profile device` has saved, or that of a .toml file.
+
+    UsageError, with the names that there are, for a name that is nowhere; ConfigError for a file without a device.
+    """
+    if str(name_or_path).endswith(".toml"):
+        return _read(Path(name_or_path))
+    for path in _known():
+        if path.stem == str(name_or_path):
+            return _read(path)
+    raise UsageError(
+        f"there is no device {str(name_or_path)!r}: choose {', '.join(path.stem for path in _known())}, "
+        "give a .toml file, or measure this machine with `mobilemoe profile device`"
+    )
+
+
+def saved_path(name: str) -> Path:
+    """Where `mobilemoe profile device --name NAME` keeps what it has measured; OSError if there is no home.
+
+    ConfigError if `name` cannot be one, UsageError if a device that comes with mobilemoe has it.
+    """
+    check_name(name)
+    if (_SHIPPED / f"{name}.toml").exists():
+        raise UsageError(f"a device {name} comes with mobilemoe: choose another name")
+    return _saved() / f"{name}.toml"
+
+
+def check_name(name: object) -> None:
+    """ConfigError if a device cannot have this name."""
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise ConfigError(f"a device's name is {name!r}, but must be of letters, digits, '.', '_' and '-'")
+
+
+def _saved() -> Path:
+    return cache_folder().parent / "devices"
+
+
+def _known() -> list[Path]:
+    """The files of all devices that have a name."""
+    known = sorted(_SHIPPED.glob("*.toml"))
+    with suppress(OSError):  # there may be no home
+        known += sorted(_saved().glob("*.toml"))
+    return known
+
+
+def _read(path: Path) -> Device:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist") from None
+    except OSError as fault:
+        raise ConfigError(f"{path} cannot be read: {fault.strerror}") from None
+    except ValueError as fault:  # of TOML and of UTF-8
+        raise ConfigError(f"{path} is not valid TOML: {fault}") from None
+    names = {entry.name for entry in fields(Device)}
+    if values.keys() != names:
+        missing, unknown = sorted(names - values.keys()), sorted(values.keys() - names)
+        wrong = f"lacks {', '.join(missing)}" if missing else f"has the unknown {', '.join(unknown)}"
+        raise ConfigError(f"{path} is no device: it {wrong}")
+    return Device(**values)

@@ -1,0 +1,112 @@
+"""The constants of this machine: random models of a few shapes, measured with the native engine, and a fit."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mobilemoe.checkpoint import write_random
+from mobilemoe.config import ModelConfig
+from mobilemoe.engine import Engine, write_engine_folder
+from mobilemoe.presets import family_member
+from mobilemoe.profile.device import Device
+from mobilemoe.profile.fit_device import Timing, fit_device
+from mobilemoe.profile.speed import DECODED, Subject, measure
+
+_SEED = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What is measured: the shapes that the constants are fitted to, and one that they are checked with.
+
+    Prefill of prompts of `lengths`, and decoding behind one token and behind each of them; `repeats` times, of which
+    the fastest counts, because other programs only ever make it slower.
+    """
+
+    fitted: Mapping[str, ModelConfig]
+    checked: Mapping[str, ModelConfig]
+    lengths: tuple[int, ...]
+    repeats: int
+
+    @property
+    def steps(self) -> int:
+        """How often `measure_device` tells of progress."""
+        return (len(self.fitted) + len(self.checked)) * (1 + self.repeats * (1 + len(self.lengths)))
+
+
+# Below a minute on two idle cores. Active weights of 80 to 160 MB: more than a cache holds, and the width of S.
+STANDARD = Trial(
+    fitted={
+        "dense": family_member(768, expansion=1),
+        "moe": family_member(768, expansion=4),
+    },
+    checked={"check": family_member(640, vocab_size=65_536)},
+    lengths=(512, 3072),  # longer ones would show attention better, and take the user's patience
+    repeats=3,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A device, the timings that it was fitted to, and those of the shape that the fit has not seen."""
+
+    device: Device
+    fitted: list[Timing]
+    checked: list[Timing]
+
+    @property
+    def worst_error(self) -> float:
+        """The largest relative error of predicting the unseen shape."""
+        return max(abs(timing.error(self.device)) for timing in self.checked)
+
+
+def measure_device(
+    name: str, trial: Trial, threads: int | None = None, on_step: Callable[[str], None] = lambda what: None
+) -> Measured:
+    """Writes the trial's shapes into a temporary folder, measures them by turns, fits the constants.
+
+    threads: one per core by default. UsageError for `threads` that cannot be, OSError without room on the disk,
+    MobileMoEError if other programs disturb too much.
+    """
+    shapes = {**trial.fitted, **trial.checked}
+    with tempfile.TemporaryDirectory(prefix="mobilemoe-") as scratch:
+        subjects = []
+        for model, shape in shapes.items():
+            on_step(f"{model}: writing random weights")
+            subjects.append(_subject(Path(scratch), model, shape, threads, max(trial.lengths) + DECODED))
+        measure(subjects, trial.lengths, (0, *trial.lengths), trial.repeats, on_step)
+    engine = subjects[0].engine
+    timings = [timing for subject in subjects for timing in _timings(subject)]
+    fitted = [timing for timing in timings if timing.model in trial.fitted]
+    checked = [timing for timing in timings if timing.model in trial.checked]
+    source = f"measured with the native engine on {engine.isa}"
+    device = fit_device(fitted, name=name, threads=engine.threads, source=source)
+    return Measured(device=device, fitted=fitted, checked=checked)
+
+
+def _subject(folder: Path, model: str, shape: ModelConfig, threads: int | None, count: int) -> Subject:
+    """An engine on random weights, whose file is in `folder` and not in the user's cache."""
+    write_random(folder / "int4", shape, seed=_SEED, format="int4", group_axis="out")
+    write_engine_folder(folder / "int4", folder / model)
+    shutil.rmtree(folder / "int4")
+    ids = np.random.default_rng(_SEED).integers(0, shape.vocab_size, count)
+    return Subject(model, Engine(folder / model, threads=threads), ids.tolist())
+
+
+def _timings(subject: Subject) -> list[Timing]:
+    model, shape = subject.name, subject.engine.config
+    prefill = [
+        Timing(model=model, shape=shape, kind="prefill", tokens=length, seconds=length * min(took))
+        for length, took in subject.prefill.items()
+    ]
+    decode = [  # at the middle of the tokens that were decoded
+        Timing(model=model, shape=shape, kind="decode", tokens=depth + DECODED // 2, seconds=min(took))
+        for depth, took in subject.decode.items()
+    ]
+    return prefill + decode

@@ -1,0 +1,353 @@
+"""A sweep's grid: one TOML file that says which small models are trained on how many tokens, and in which order.
+
+The file is a recipe, which is the reference run, with the tables `[scaling]`, `[heldout]` and `[blocks.NAME]` beside
+it. Every run of the grid is that recipe with another architecture and another length. Its batch and its learning rate
+follow the rules of `Scaling`, its warm-up is the reference's share of the steps, and its learning rate decays over its
+own steps, so that its last loss is what these tokens give and no point on the way to more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mobilemoe import accounting
+from mobilemoe.config import ModelConfig
+from mobilemoe.data.sources import digest
+from mobilemoe.errors import ConfigError
+from mobilemoe.presets import family_member, preset
+from mobilemoe.train.recipe import Recipe, override_entry, resolve_paths
+
+WIDTHS: tuple[int, ...] = (*range(32, 256, 32), *range(256, 2049, 64))  # those that a size given in parameters may get
+# What `family_member` decides about a run's model; all else is the reference's.
+_FAMILY = (
+    "norm_topk_prob",
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "ffn_type"),
+    *("intermediate_size", "intermediate_size_mlp", "num_local_experts", "num_experts_per_tok"),
+)
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Size(_Table):
+    """How large the model is: its width, or active parameters without the embedding to come near; depth by the family's
+    rule (SPEC section 1) unless `layers` says another."""
+
+    hidden_size: int | None = Field(default=None, gt=0)
+    parameters: float | None = Field(default=None, gt=0)
+    layers: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> Size:
+        if (self.hidden_size is None) == (self.parameters is None):
+            raise ValueError("a size has either hidden_size or parameters, and only one of them")
+        return self
+
+
+class Block(_Table):
+    """The product of its axes. `rates` are factors on the rule's learning rate.
+
+    experts = 1 is the dense model, whatever granularity and shared say; a shared expert takes half of the slots, so
+    shared = 1 with an odd granularity is left out.
+    """
+
+    sizes: list[Size] = Field(min_length=1)
+    tokens: list[Annotated[int, Field(gt=0)]] = Field(min_length=1)
+    experts: list[Annotated[int, Field(gt=0)]] = Field(default=[8], min_length=1)
+    granularity: list[Annotated[int, Field(gt=0)]] = Field(default=[8], min_length=1)
+    shared: list[Literal[0, 1]] = Field(default=[1], min_length=1)
+    rates: list[Annotated[float, Field(gt=0)]] = Field(default=[1.0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+
+
+class Scaling(_Table):
+    """How a run of D tokens and width d differs from the reference run of D0 and d0.
+
+    rows of a batch: B = B0 (D / D0)^batch_exponent.
+    learning rate: eta = eta0 (d0 / d)^width_exponent (B / B0)^rate_exponent.
+    `compile_from`: FLOPs from which a run on a GPU compiles its blocks; that takes a host some 12 s for every new
+    shape, which a shorter run does not repay. `held_out`: so many runs of largest compute come last, for laws to be
+    checked on. `flops_per_second`: what all processes together train at, for the expected seconds alone.
+    """
+
+    batch_exponent: float = 0.5
+    width_exponent: float = 0.75
+    rate_exponent: float = 0.5
+    compile_from: float | None = Field(default=None, gt=0)
+    held_out: int = Field(default=0, ge=0)
+    flops_per_second: float | None = Field(default=None, gt=0)
+
+
+class HeldOut(_Table):
+    """The text that every run is scored on: of each source of `[data]` at most `tokens`, with the source's weight.
+
+    `path` is a file of `mobilemoe data sample --split heldout`, whose lines say their domain. Without it, it is the
+    held-out split of `[data]`, which prepared shards do not have.
+    """
+
+    path: str | None = None
+    tokens: int = Field(default=250_000, gt=0)
+
+
+class Grid(Recipe):
+    """The whole file."""
+
+    scaling: Scaling = Scaling()
+    heldout: HeldOut = HeldOut()
+    blocks: dict[str, Block] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _trains_new_models(self) -> Grid:
+        if self.model.preset is None:
+            raise ValueError("a sweep trains new models: [model] needs a preset, whose vocabulary they take")
+        if self.qat is not None or self.lora is not None:
+            raise ValueError("a sweep trains whole models from the start: remove the tables qat and lora")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training of the grid, in the blocks that have it.
+
+    `experts` is the expansion E, `rate` the factor on the rule's learning rate; `key` is a hash of everything that its
+    result depends on, but for the text and the code.
+    """
+
+    id: str
+    blocks: tuple[str, ...]
+    recipe: Recipe
+    config: ModelConfig
+    experts: int
+    granularity: int
+    shared: int
+    rate: float
+    seed: int
+    key: str
+    held_out: bool = False
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.recipe.train.batch_size * self.recipe.train.sequence_length
+
+    @property
+    def tokens(self) -> int:
+        return self.recipe.train.steps * self.batch_tokens
+
+    @property
+    def flops(self) -> int:
+        """Of the whole training: 6 N_act, the embedding counted once, and attention, a token."""
+        return self.tokens * accounting.training_flops_per_token(self.config, self.recipe.train.sequence_length)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What is known of the run before it, by the names of the table's columns."""
+        active, config = accounting.active_parameters(self.config), self.config
+        return {
+            "id": self.id,
+            "block": self.blocks[0],
+            "n_active": active,
+            "n_active_no_embedding": active - config.vocab_size * config.hidden_size,
+            "n_total": accounting.total_parameters(config),
+            "tokens": self.tokens,
+            "experts": self.experts,
+            "granularity": self.granularity,
+            "shared": self.shared,
+            "hidden_size": config.hidden_size,
+            "layers": config.num_hidden_layers,
+            "learning_rate": self.recipe.train.learning_rate,
+            "rate": self.rate,
+            "batch_tokens": self.batch_tokens,
+            "seed": self.seed,
+            "held_out": int(self.held_out),
+            "flops": self.flops,
+        }
+
+
+def load_grid(path: Path | str, overrides: tuple[str, ...] = ()) -> Grid:
+    """Reads a grid; `overrides` change single entries, as those of a recipe do ("blocks.knobs.tokens=[4096]").
+
+    Relative paths mean the file's folder where the file says them, and the current folder where an override does.
+    Raises ConfigError naming the entry, UsageError for an override that is no entry=value.
+    """
+    path = Path(path)
+    try:
+        tables = tomllib.loads(path.read_text())
+    except OSError as fault:
+        raise ConfigError(f"the grid {path} cannot be read: {fault.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise ConfigError(f"the grid {path} is not valid TOML: {fault}") from None
+    _resolve(tables, path.parent)
+    for override in overrides:
+        override_entry(tables, override)
+    _resolve(tables, Path.cwd())
+    return make_grid(tables, str(path))
+
+
+def _resolve(tables: dict[str, Any], root: Path) -> None:
+    resolve_paths(tables, root)
+    resolve_paths({"data": tables.get("heldout")}, root)
+
+
+def make_grid(tables: dict[str, Any], name: str) -> Grid:
+    """The grid of these tables; ConfigError with `name`, the entry, its value and the rule it breaks."""
+    try:
+        return Grid.model_validate(tables)
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        entry, value = ".".join(map(str, first["loc"])), first["input"]
+        given = "" if isinstance(value, dict) else f" is {value!r}"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{name}: {entry or 'the grid'}{given}: {reason}") from None
+
+
+def plan(grid: Grid) -> list[Run]:
+    """The runs of all blocks, each once, in the order in which they are worth most.
+
+    The `held_out` runs of largest compute come last, by compute. Before them comes the run nearest to the middle of all
+    axes (in logarithms), then always the one that is farthest from all that came earlier, the cheapest of equals: so
+    the runs that any interruption leaves span every axis.
+    """
+    runs: dict[str, Run] = {}
+    for name, block in grid.blocks.items():
+        for run in _expand(grid, name, block):
+            known = runs.get(run.id, run)
+            runs[run.id] = dataclasses.replace(known, blocks=tuple(dict.fromkeys((*known.blocks, name))))
+    by_compute = sorted(runs.values(), key=lambda run: (run.flops, run.id))
+    first = max(0, len(by_compute) - grid.scaling.held_out)
+    held_out = [dataclasses.replace(run, held_out=True) for run in by_compute[first:]]
+    return [*_spread(by_compute[:first]), *held_out]
+
+
+def _expand(grid: Grid, name: str, block: Block) -> Iterator[Run]:
+    axes = (block.sizes, block.tokens, block.experts, block.granularity, block.shared, block.rates, block.seeds)
+    for size, tokens, experts, granularity, shared, rate, seed in product(*axes):
+        if experts == 1:
+            granularity, shared = 1, 0
+        if shared and granularity % 2:
+            continue
+        yield _make_run(grid, name, size, tokens, (experts, granularity, shared), rate, seed)
+
+
+def _make_run(
+    grid: Grid, block: str, size: Size, tokens: int, knobs: tuple[int, int, int], rate: float, seed: int
+) -> Run:
+    experts, granularity, shared = knobs
+    reference = dataclasses.replace(preset(grid.model.preset or ""), **grid.model.changes)
+    member = _member(size, knobs, reference.vocab_size)
+    changes = {field: getattr(member, field) for field in _FAMILY}
+    config = dataclasses.replace(reference, **changes)
+    train = _scaled(grid, member.hidden_size / reference.hidden_size, tokens, rate)
+    if grid.scaling.compile_from is not None:
+        flops = tokens * accounting.training_flops_per_token(config, train["sequence_length"])
+        train["compile"] = None if flops >= grid.scaling.compile_from else False
+    train["seed"] += seed
+    architecture = "dense" if experts == 1 else f"e{experts}g{granularity}s{shared}"
+    identity = f"d{member.hidden_size}x{member.num_hidden_layers}-{architecture}-t{tokens}"
+    identity += (f"-rate{rate:g}".replace("+", "") if rate != 1 else "") + (f"-seed{seed}" if seed else "")
+    values = {field: getattr(grid, field) for field in Recipe.model_fields}
+    values["name"] = identity
+    values["model"] = {"preset": grid.model.preset, "changes": grid.model.changes | changes}
+    values["train"] = train
+    values["data"] = grid.data.model_copy(update={"seed": grid.data.seed + seed})
+    made = Recipe.model_validate(values)
+    return Run(
+        id=identity,
+        blocks=(block,),
+        recipe=made,
+        config=config,
+        experts=experts,
+        granularity=granularity,
+        shared=shared,
+        rate=rate,
+        seed=seed,
+        key=_key(made, grid.heldout),
+    )
+
+
+def _member(size: Size, knobs: tuple[int, int, int], vocab_size: int) -> ModelConfig:
+    """The family's model of this size and these E, g, s."""
+    width = size.hidden_size or _nearest_width(size, vocab_size)
+    return _of_width(width, size, knobs, vocab_size)
+
+
+def _nearest_width(size: Size, vocab_size: int) -> int:
+    """The width whose dense model comes nearest to `size.parameters`: the same for every E, g and s."""
+
+    def distance(width: int) -> float:
+        active = accounting.active_parameters(_of_width(width, size, (1, 1, 0), vocab_size))
+        return float(abs(active - vocab_size * width - wanted))
+
+    wanted = size.parameters or 0.0
+    return min(WIDTHS, key=distance)
+
+
+def _of_width(width: int, size: Size, knobs: tuple[int, int, int], vocab_size: int) -> ModelConfig:
+    experts, granularity, shared = knobs
+    return family_member(
+        width,
+        expansion=experts,
+        granularity=granularity,
+        shared=bool(shared),
+        layers=size.layers,
+        vocab_size=vocab_size,
+    )
+
+
+def _scaled(grid: Grid, width: float, tokens: int, rate: float) -> dict[str, Any]:
+    """The train table of a run of `tokens` whose width is `width` of the reference's."""
+    train, rules = grid.train, grid.scaling
+    row, micro = train.sequence_length, train.micro_batch_size or 1
+    reference_tokens = train.steps * train.batch_size * row
+    rows = micro * max(1, round(train.batch_size / micro * (tokens / reference_tokens) ** rules.batch_exponent))
+    steps = max(1, round(tokens / (rows * row)))
+    factor = rate * width**-rules.width_exponent * (rows / train.batch_size) ** rules.rate_exponent
+    return train.model_dump() | {
+        "batch_size": rows,
+        "steps": steps,
+        "warmup_steps": round(steps * train.warmup_steps / train.steps),
+        "learning_rate": float(f"{train.learning_rate * factor:.4g}"),
+        "final_learning_rate": float(f"{train.final_learning_rate * factor:.4g}"),
+    }
+
+
+def _key(recipe: Recipe, heldout: HeldOut) -> str:
+    """The hash of a run, without where its files lie, how often it is saved, and what changes its speed alone."""
+    values = recipe.model_dump(mode="json") | {"heldout": heldout.model_dump(mode="json", exclude={"path"})}
+    for entry in ("checkpoint_every", "keep_checkpoints", "threads", "compile"):
+        del values["train"][entry]
+    del values["data"]["path"], values["tokenizer"]["path"]
+    return digest(json.dumps(values, sort_keys=True))
+
+
+def _spread(runs: list[Run]) -> list[Run]:
+    """The order that `plan` states, of runs that are sorted by compute."""
+    if not runs:
+        return []
+    place_RA = np.array([_place(run) for run in runs])
+    extent_A = np.ptp(place_RA, axis=0)
+    place_RA = place_RA[:, extent_A > 0] / extent_A[extent_A > 0]
+    chosen = [int(np.argmin(np.linalg.norm(place_RA - place_RA.mean(axis=0), axis=1)))]
+    distance_R = np.full(len(runs), np.inf)
+    while len(chosen) < len(runs):
+        distance_R = np.minimum(distance_R, np.linalg.norm(place_RA - place_RA[chosen[-1]], axis=1))
+        distance_R[chosen] = -1.0
+        chosen.append(int(np.argmax(distance_R.round(9))))  # of equals the first, which is the cheapest
+    return [runs[index] for index in chosen]
+
+
+def _place(run: Run) -> list[float]:
+    """Where a run lies on the axes of the grid; its seed is none, so that twins come late."""
+    logarithms = map(math.log2, (run.config.hidden_size, run.tokens, run.experts, run.granularity, run.rate))
+    return [*logarithms, float(run.shared)]

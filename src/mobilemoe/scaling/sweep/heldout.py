@@ -1,0 +1,154 @@
+"""The loss that a sweep compares its models by: of the same held-out tokens for each, by domain.
+
+R rows of T tokens, N = R T, D hidden.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mobilemoe.chat import ChatTemplate
+from mobilemoe.data.config import DataConfig
+from mobilemoe.data.encoding import Encoder
+from mobilemoe.data.mixture import build_sources
+from mobilemoe.data.packing import NO_TARGET, Ids, Packer, Passage, Row
+from mobilemoe.data.shards import read_json_lines
+from mobilemoe.data.sources import Document, Source
+from mobilemoe.data.stream import cut_document, split_documents
+from mobilemoe.data.tokens import TokenSource
+from mobilemoe.errors import DataError
+from mobilemoe.model import MobileMoE
+from mobilemoe.scaling.sweep.grid import HeldOut
+from mobilemoe.tokenizer import Tokenizer
+from mobilemoe.train.loss import cross_entropy_sum
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Rows [R, T] as training packs them (fields of `packing.Row`), the domain's share of the loss, and how many bytes
+    of text one target stands for."""
+
+    rows: Row
+    share: float
+    bytes_per_target: float
+
+
+@dataclass(frozen=True)
+class HeldOutRows:
+    """Every domain by name, and a hash of all tokens."""
+
+    domains: dict[str, Domain]
+    fingerprint: str
+
+    def score(self, model: MobileMoE, device: torch.device, precision: str, batch_rows: int) -> dict[str, float]:
+        """`loss` in nats a token, the domains' weighted by their shares; `bits_per_byte`; and each `loss_DOMAIN`."""
+        losses = {
+            name: _loss(model, domain.rows, device, precision, batch_rows) for name, domain in self.domains.items()
+        }
+        loss = sum(domain.share * losses[name] for name, domain in self.domains.items())
+        size = sum(domain.share * domain.bytes_per_target for domain in self.domains.values())
+        by_domain = {f"loss_{name}": value for name, value in losses.items()}
+        return {"loss": loss, "bits_per_byte": loss / size / math.log(2), **by_domain}
+
+
+def read_held_out(
+    heldout: HeldOut, data: DataConfig, tokenizer: Tokenizer, template: ChatTemplate, sequence_length: int
+) -> HeldOutRows:
+    """The held-out text in rows, the same for every run of a sweep. Raises DataError where it is too little."""
+    documents = _split(data) if heldout.path is None else _of_file(Path(heldout.path), data)
+    encoder = Encoder(tokenizer, template)
+    total = sum(source.weight for source in data.mixture)
+    domains, fingerprint = {}, hashlib.sha256()
+    for source in data.mixture:
+        pieces = (piece for document in documents[source.name] for piece in cut_document(document, data.piece_chars))
+        rows, bytes_per_target = _pack(pieces, encoder, sequence_length, heldout.tokens)
+        if rows is None:
+            raise DataError(
+                f"the held-out text of {source.name!r} does not fill a row of {sequence_length} tokens: "
+                "raise data.holdout, or name a file with more of it in heldout.path"
+            )
+        domains[source.name] = Domain(rows, source.weight / total, bytes_per_target)
+        fingerprint.update(f"{source.name} {source.weight / total:.6g}\n".encode() + rows.tokens_T.tobytes())
+    return HeldOutRows(domains, fingerprint.hexdigest()[:16])
+
+
+def _split(data: DataConfig) -> dict[str, Iterable[Document]]:
+    """The held-out split of each source, in file order."""
+    sources = build_sources(data, Path.cwd())
+    if any(isinstance(source, TokenSource) for source in sources.values()):
+        raise DataError(
+            "prepared shards hold the train split alone: name a file of held-out text in heldout.path, "
+            "which `mobilemoe data sample RECIPE FILE --split heldout` writes from the text they were made from"
+        )
+    return {name: _held_out_documents(source, data.holdout) for name, source in sources.items()}
+
+
+def _held_out_documents(source: Source, holdout: float) -> Iterator[Document]:
+    for shard in range(len(source.shards)):
+        yield from split_documents(source, shard, "heldout", holdout)
+
+
+def _of_file(path: Path, data: DataConfig) -> dict[str, Iterable[Document]]:
+    """The texts of a file by their domain; those of other domains than the mixture's sources are left out."""
+    if not path.is_file():
+        raise DataError(f"the held-out text {path} does not exist: set heldout.path")
+    found: dict[str, list[Document]] = {source.name: [] for source in data.mixture}
+    for number, line in read_json_lines(path):
+        text, messages = (line.get("text"), line.get("messages")) if isinstance(line, dict) else (None, None)
+        if not messages and not (isinstance(text, str) and text):
+            raise DataError(f"{path}, line {number}: neither text nor messages")
+        if line.get("domain") in found:
+            document = Document(None if messages else text, messages or None, str(path), f"{path}:{number}")
+            found[line["domain"]].append(document)
+    return {**found}
+
+
+def _pack(pieces: Iterator[Document], encoder: Encoder, length: int, limit: int) -> tuple[Row | None, float]:
+    """The first whole rows of at most `limit` tokens, [R, T], and the bytes of text that one target stands for."""
+    targets = size = 0
+
+    def passages() -> Iterator[Passage]:
+        nonlocal targets, size
+        for piece in pieces:
+            ids_N = encoder.encode([piece])[0].ids_N
+            targets += len(ids_N) - 1
+            size += _bytes(piece)
+            yield Passage(ids_N, np.ones(len(ids_N), dtype=bool), 0)
+
+    packer = Packer(passages(), length)
+    rows = [row for _, row in zip(range(limit // length), packer, strict=False)]
+    return (Row(*map(np.stack, zip(*rows, strict=True))) if rows else None), size / max(1, targets)
+
+
+def _bytes(piece: Document) -> int:
+    return sum(len(text.encode()) for text in (piece.text or "", *(m["content"] for m in piece.messages or ())))
+
+
+@torch.no_grad()
+def _loss(model: MobileMoE, rows: Row, device: torch.device, precision: str, batch_rows: int) -> float:
+    """Nats per target of rows [R, T], in batches of `batch_rows`."""
+
+    def on_device(array_BT: Ids) -> torch.Tensor:
+        return torch.from_numpy(array_BT).to(device)
+
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    # Compiled blocks run as they are written: for this once they would be compiled again.
+    with torch.compiler.set_stance("force_eager"):
+        for start in range(0, len(rows.tokens_T), batch_rows):
+            batch = Row(*(field[start : start + batch_rows] for field in rows))
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                x_BTD, _ = model.hidden(
+                    on_device(batch.tokens_T),
+                    positions_BT=on_device(batch.positions_T),
+                    segments_BT=on_device(batch.segments_T),
+                )
+            targets_N = on_device(batch.targets_T).flatten()
+            total += cross_entropy_sum(x_BTD.flatten(0, 1), model.head_VD.detach(), targets_N)
+    return total.item() / int((rows.targets_T != NO_TARGET).sum())

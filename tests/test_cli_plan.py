@@ -1,0 +1,140 @@
+"""Promises of `mobilemoe plan`: units, refusals in one sentence, and files that the next verb takes."""
+
+import pytest
+
+from mobilemoe import accounting
+from mobilemoe.cli.plan import BYTES, COUNTS, quantity
+from mobilemoe.presets import preset
+from mobilemoe.profile import device as device_module
+from mobilemoe.scaling.published import published
+from mobilemoe.train.plan import architecture
+from mobilemoe.train.recipe import load_recipe
+
+ASKED = ("--memory", "1.0GB", "--decode", "40", "--ttft", "3", "--prompt", "1024", "--context", "4096")
+ASKED += ("--device", "galaxy-s25", "--train-flops", "8e20")
+
+
+@pytest.fixture(autouse=True)
+def no_saved_device(monkeypatch, tmp_path):
+    monkeypatch.setattr(device_module, "_saved", lambda: tmp_path / "devices")
+
+
+def test_the_table_names_the_first_choice_and_all_that_it_rests_on(mobilemoe_cli):
+    ended = mobilemoe_cli("plan", *ASKED)
+    assert ended.status == 0
+    assert "shared" in ended.out
+    assert "runner-up:" in ended.out
+    assert "10% on memory (1.10 GB)" in ended.out
+    assert "galaxy-s25" in ended.out
+    assert max(map(len, ended.out.split("models considered")[0].splitlines())) <= 120
+
+
+def test_json_is_one_object_with_the_ranked_candidates(mobilemoe_cli):
+    found = mobilemoe_cli("plan", *ASKED, "--top", "3", "--json").json
+    assert len(found["candidates"]) == 3
+    first = found["candidates"][0]
+    assert first["memory"] <= 1e9
+    assert first["low"] < first["loss"] < first["high"]
+    assert found["constraints"]["train_flops"] == 8e20
+    assert found["considered"] >= 1e5
+    assert found["seconds"] < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1.0GB", 1e9), ("900MB", 9e8), ("1GiB", 2**30), ("1e9", 1e9), ("1 gb", 1e9), ("0.5e9B", 5e8)]
+)
+def test_memory_has_units(text, size):
+    assert quantity("--memory", text, BYTES, "") == size
+
+
+@pytest.mark.parametrize(("text", "count"), [("300B", 3e11), ("0.3T", 3e11), ("3e11", 3e11), ("500M", 5e8)])
+def test_tokens_have_units(text, count):
+    assert quantity("--tokens", text, COUNTS, "") == pytest.approx(count)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--memory", "much"), "--memory is 'much', but must be a positive number, such as 1.0GB"),
+        (("--memory", "-1GB"), "--memory is '-1GB', but must be a positive number"),
+        (("--memory", "0"), "memory is 0.0, but must be a number above 0"),
+        (("--tokens", "300GB"), "--tokens is '300GB'"),
+        (("--train-flops", "8e20", "--tokens", "1B"), "either train-flops or tokens"),
+        (("--decode", "0", "--device", "galaxy-s25"), "decode is 0.0"),
+        (("--context", "0"), "context is 0"),
+        (("--decode", "40"), "measure this machine first"),
+        (("--ttft", "1", "--device", "nokia-3310"), "galaxy-s25"),
+        (("--law", "kaplan"), "paper-joint"),
+        (("--vocabulary", "many"), "--vocabulary is 'many'"),
+        (("--vocabulary", "-5"), "above 0"),
+        (("--weight-bits", "3"), "weight_bits holds 3"),
+        (("--tying", "loose"), "--tying is 'loose', but must be one of tied, untied, both"),
+        (("--top", "0"), "top is 0"),
+        (("--write", "a name.toml"), "the recipe's name"),
+    ],
+)
+def test_wrong_calls_are_one_sentence_and_status_2(fails, arguments, words):
+    assert words in fails(2, "plan", *arguments)
+
+
+def test_what_fits_nowhere_is_one_sentence_that_names_the_limit(fails):
+    text = fails(1, "plan", "--memory", "10MB", "--decode", "40", "--device", "galaxy-s25")
+    assert "no candidate fits: the smallest that decodes at 40 tok/s needs 23 MB, 13 MB more than --memory" in text
+
+
+def test_the_machine_s_own_profile_is_taken_where_no_device_is_named(mobilemoe_cli):
+    phone = device_module.device("galaxy-s25")
+    values = {**vars(phone), "name": "this-machine"}
+    device_module.Device(**values).save(device_module.saved_path("this-machine"))
+    assert mobilemoe_cli("plan", "--decode", "40", "--json").json["device"] == "this-machine"
+    assert mobilemoe_cli("plan", "--memory", "1GB", "--json").json["device"] is None
+
+
+def test_a_fitted_law_is_read_from_its_file(mobilemoe_cli, tmp_path):
+    published("paper-E").save(tmp_path / "law.json")
+    ours = mobilemoe_cli("plan", "--memory", "1GB", "--law", tmp_path / "law.json", "--json").json
+    theirs = mobilemoe_cli("plan", "--memory", "1GB", "--law", "paper-E", "--json").json
+    assert ours["candidates"] == theirs["candidates"]
+    assert {c["granularity"] for c in ours["candidates"]} <= {1, 8}  # which that law knows nothing of
+
+
+@pytest.mark.parametrize("options", [(), ("--vocabulary", "32000", "--tying", "untied", "--context", "16384")])
+def test_the_recipe_is_one_that_train_plans_with(mobilemoe_cli, tmp_path, options):
+    path = tmp_path / "mine.toml"
+    found = mobilemoe_cli("plan", "--memory", "1.0GB", "--tokens", "100B", *options, "--write", path, "--json").json
+    first = found["candidates"][0]
+    recipe = load_recipe(path)
+    config = architecture(recipe.model)
+    assert recipe.name == "mine"
+    assert accounting.total_parameters(config) == first["n_total"]
+    assert accounting.int4_file_bytes(config) == first["weights"]
+    assert config.max_position_embeddings >= (16384 if options else 4096)
+    train = recipe.train
+    assert train.steps * train.batch_size * train.sequence_length == pytest.approx(100e9, rel=1e-3)
+    assert "memory 1.00 GB" in path.read_text()
+    assert max(map(len, path.read_text().splitlines())) <= 120
+    planned = mobilemoe_cli("train", path, "--plan", "--json").json
+    assert planned["total_parameters"] == first["n_total"]
+
+
+def test_a_dense_first_choice_is_a_recipe_too(mobilemoe_cli, tmp_path):
+    path = tmp_path / "dense.toml"
+    mobilemoe_cli("plan", "--memory", "1GB", "--law", "chinchilla", "--write", path)
+    config = architecture(load_recipe(path).model)
+    assert config.ffn_type == "dense"
+    assert config.vocab_size == preset("S").vocab_size
+    assert load_recipe(path).train.capacity_factor is None
+
+
+def test_a_recipe_is_never_overwritten(fails, mobilemoe_cli, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("kept")
+    assert "exists already" in fails(2, "plan", "--memory", "1GB", "--write", path)
+    assert path.read_text() == "kept"
+
+
+def test_pictures_and_pages_are_written(mobilemoe_cli, tmp_path):
+    ended = mobilemoe_cli("plan", *ASKED, "--report", tmp_path / "plan.html", "--png", tmp_path / "plan.png")
+    assert ended.status == 0
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    assert "<table>" in (tmp_path / "plan.html").read_text()

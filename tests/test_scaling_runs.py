@@ -1,0 +1,132 @@
+"""Tables of runs are read with their units, and what is left out or guessed is said."""
+
+import numpy as np
+import pytest
+
+from mobilemoe.errors import DataError, UsageError
+from mobilemoe.scaling import read_runs
+from refusals import refusal
+
+GOOD = "id,loss,n_active,tokens,experts,granularity,shared\na,2.5,3e8,1e11,8,4,1\nb,2.6,2e8,1e11,1,4,1\n"
+
+
+@pytest.fixture
+def table(tmp_path):
+    def write(text: str | bytes, columns=None):
+        path = tmp_path / "runs.csv"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return read_runs(path, columns)
+
+    return write
+
+
+def test_counts_and_billions_mean_the_same(table):
+    counts, billions = table(GOOD), table(GOOD.replace("e8", "e-1").replace("1e11", "100"))
+    for name in ("n_active", "tokens"):
+        np.testing.assert_allclose(getattr(counts.points, name), getattr(billions.points, name))
+    np.testing.assert_allclose(counts.points.n_active, [0.3, 0.2])
+    assert counts.notes == ()
+    assert sum("billions" in note for note in billions.notes) == 2
+    np.testing.assert_allclose(counts.flops, [1.8e20, 1.2e20])
+
+
+def test_a_dense_run_has_nothing_to_cut_or_to_share(table):
+    points = table(GOOD).points
+    assert (points.granularity.tolist(), points.shared.tolist()) == ([4, 1], [1, 0])
+    no_experts = table("loss,n_active,tokens,granularity\n2,1,1,4\n").points
+    assert (no_experts.experts.tolist(), no_experts.granularity.tolist()) == ([1], [4])
+
+
+def test_mixed_units_are_refused(table):
+    text = GOOD + "c,2.4,0.5,1e11,8,1,0\n"
+    assert "mixes plain counts and billions" in refusal(lambda: table(text), DataError)
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_other_separators_a_mark_and_blank_lines_are_read(table, separator):
+    text = "\ufeff" + GOOD.replace(",", separator).replace("\n", "\r\n") + "\r\n"
+    assert table(text).ids == ("a", "b")
+
+
+def test_rows_without_a_usable_number_are_left_out_and_told(table):
+    rows = ["c,nan,1e8,1e9,1,1,0", "d,-2,1e8,1e9,1,1,0", "e,2,,1e9,1,1,0", "f,2,1e8,oops,1,1,0", "g,2,1e8,1e9,0,1,0"]
+    runs = table(GOOD + "\n".join(rows) + "\nh,2\n")
+    assert runs.ids == ("a", "b")
+    told = " ".join(runs.notes)
+    assert "2 runs left out: loss" in told
+    assert "2 runs left out: n_active" in told
+    assert "1 run left out: tokens" in told
+    assert "1 run left out: experts" in told
+    assert "line 4" in told
+
+
+def test_doubles_are_dropped_and_different_runs_of_one_name_kept(table):
+    runs = table(GOOD + "a,2.4,3e8,1e11,8,4,1\na,2.7,1e8,1e11,8,4,1\n")
+    assert runs.ids == ("b", "a", "a")
+    assert runs.loss.tolist() == [2.6, 2.4, 2.7]
+    assert any("later line" in note for note in runs.notes)
+    assert any("several different runs" in note for note in runs.notes)
+
+
+def test_trials_of_other_learning_rates_are_left_out_and_told(table):
+    runs = table("id,loss,n_active,tokens,rate\na,2.5,3e8,1e11,1\nb,2.6,2e8,1e11,0.5\nc,2.6,2e8,1e11,2\n")
+    assert runs.ids == ("a",)
+    assert runs.notes == ("2 runs at another learning rate than the sweep's rule are left out",)
+
+
+def test_runs_that_repeat_data_are_marked(table):
+    head = "loss,n_active,tokens,"
+    assert table(head + "repeated\n2,1,1,yes\n2,1,1,0\n2,1,1,\n").repeated.tolist() == [True, False, False]
+    assert table(head + "epochs\n2,1,1,1.5\n2,1,1,1\n").repeated.tolist() == [True, False]
+    assert table(head + "epoch_tokens\n2,1,9,5\n2,1,1,5\n").repeated.tolist() == [True, False]
+    assert "must be 0 or 1" in refusal(lambda: table(head + "repeated\n2,1,1,maybe\n"), DataError)
+
+
+def test_what_is_missing_is_derived_from_the_compute_and_said(table):
+    runs = table("Model Size,FLOP,L\n1e9,6e19,2\n", {"n_active": "Model Size", "flops": "FLOP", "loss": "L"})
+    assert runs.points.tokens.tolist() == [10]
+    assert any("D = C / (6 N)" in note for note in runs.notes)
+    assert table("tokens,flops,loss\n1e10,6e19,2\n").points.n_active.tolist() == [1]
+
+
+def test_experts_are_taken_from_the_sizes_only_where_there_is_no_column(table):
+    text = "loss,n_active,tokens,n_total\n2,1e8,1e9,5e8\n"
+    runs = table(text)
+    assert runs.points.experts.tolist() == [5]
+    assert any("n_total / n_active" in note for note in runs.notes)
+    assert table(text.replace("\n2", ",experts\n2").replace("5e8\n", "5e8,8\n")).points.experts.tolist() == [8]
+
+
+def test_which_parameters_are_counted_is_known_or_chosen(table):
+    both = "loss,tokens,n_active,n_active_no_embedding\n2,1,3,2\n"
+    assert (table(both).points.n_active[0], table(both).counts_embedding) == (3, True)
+    for columns in ({"n_active": "n_active_no_embedding"}, {"n_active_no_embedding": "n_active_no_embedding"}):
+        chosen = table(both, columns)
+        assert (chosen.points.n_active[0], chosen.counts_embedding) == (2, False)
+    assert table(GOOD).counts_embedding is None
+    assert table("loss,tokens,n_active_no_embedding\n2,1,2\n").counts_embedding is False
+
+
+def test_a_missing_column_is_answered_with_those_that_there_are(table):
+    for text, columns, words in [
+        ("a,b\n1,2\n", {}, ["'loss'", "a, b", "--columns loss=NAME"]),
+        ("loss,tokens\n1,2\n", {}, ["'n_active'"]),
+        ("loss,n_active\n1,2\n", {}, ["'tokens'"]),
+        (GOOD, {"loss": "Loss"}, ["'Loss'", "n_active"]),
+        (GOOD, {"colour": "loss"}, ["'colour'", "n_active"]),
+    ]:
+        sentence = refusal(lambda text=text, columns=columns: table(text, columns), UsageError)
+        assert all(word in sentence for word in words), sentence
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "loss,n_active,tokens\n", b"\xff\xfe\x00", "loss,loss,n_active\n1,2,3\n", "loss,n_active,tokens\nx,1,1\n"],
+    ids=repr,
+)
+def test_what_is_no_table_of_runs_is_refused(table, text):
+    assert "runs.csv" in refusal(lambda: table(text), DataError)
+
+
+def test_losses_that_cannot_be_nats_are_questioned(table):
+    assert any("nats" in note for note in table("loss,n_active,tokens\n30,1,1\n").notes)
