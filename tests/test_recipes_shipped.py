@@ -143,10 +143,8 @@ def test_the_architectures_to_compare_with_have_nanos_size():
     changes = [dict(re.findall(r'(\w+)="?(\w+)"?', part)) for part in re.split(r"[a-z][^:]*: +", text)[1:]]
     assert len(changes) == 4
     for change in changes:
-        typed = {
-            key: tomllib.loads(f"x = {value}")["x"] if value != "dense" else value for key, value in change.items()
-        }
-        twin = accounting.active_parameters(dataclasses.replace(preset("nano"), **typed))
+        text = "\n".join(f"{key} = {value}" for key, value in change.items()).replace("dense", '"dense"')
+        twin = accounting.active_parameters(dataclasses.replace(preset("nano"), **tomllib.loads(text)))
         assert twin == pytest.approx(nano, rel=0.02), change
 
 

@@ -68,6 +68,12 @@ def test_doubles_are_dropped_and_different_runs_of_one_name_kept(table):
     assert any("several different runs" in note for note in runs.notes)
 
 
+def test_fewer_tokens_than_a_count_begins_with_are_known_by_their_compute(table):
+    runs = table("loss,n_active,tokens,flops\n9.5,560000,8320,2.8e10\n8.0,560000,32256,1.1e11\n")
+    np.testing.assert_allclose(runs.points.tokens, [8.32e-6, 32.256e-6])
+    assert runs.notes == ()
+
+
 def test_trials_of_other_learning_rates_are_left_out_and_told(table):
     runs = table("id,loss,n_active,tokens,rate\na,2.5,3e8,1e11,1\nb,2.6,2e8,1e11,0.5\nc,2.6,2e8,1e11,2\n")
     assert runs.ids == ("a",)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from mobilemoe.files import write_atomic
+from mobilemoe.page import Section, bullets, page, table
 from mobilemoe.scaling.candidates import Array, Constraints
-from mobilemoe.scaling.page import Section, bullets, page, table
 from mobilemoe.scaling.pictures import drawing
 from mobilemoe.scaling.plan import Candidate, Plan
 from mobilemoe.scaling.plan_explain import Relief, amount, given, title

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from mobilemoe.files import write_atomic
+from mobilemoe.page import Section, bullets, page, table
 from mobilemoe.scaling import pictures
 from mobilemoe.scaling.compare import Row
 from mobilemoe.scaling.fit import Fit
 from mobilemoe.scaling.forms import FORMS
 from mobilemoe.scaling.law import Law
 from mobilemoe.scaling.optimum import DENSE, KNOBS, PUBLISHED, Band, known_values
-from mobilemoe.scaling.page import Section, bullets, page, table
 from mobilemoe.scaling.pictures import NAMES, Scene
 
 MEMORIES = 6  # at which the mixtures are compared with the dense model
@@ -45,7 +45,7 @@ def write_report(
     context: int = 4096,
     pngs: bool = False,
 ) -> list[Path]:
-    """Writes the page of a fit, or of a law alone, and with `pngs` its pictures beside it; gives all files.
+    """Writes the page of a fit, or of a law alone, and with `pngs` its pictures in a folder beside it; gives all files.
 
     comparison: of `compare.compare`, for the table of BIC. vocab_size and context: of the family's members, whose
     memory the curves are drawn over. MissingExtraError without matplotlib or scipy.
@@ -68,9 +68,11 @@ def write_report(
     write_atomic(path, page(f"Scaling law: {law.form}", sections))
     written = [path]
     if pngs:
+        folder = path.with_name(f"{path.stem}-pictures")
+        folder.mkdir(exist_ok=True)
         for section in sections:
             for name, _, png in section.pictures:
-                written.append(path.with_name(f"{path.stem}-{name}.png"))
+                written.append(folder / f"{name}.png")
                 write_atomic(written[-1], png)
     return written
 

@@ -107,7 +107,7 @@ def read_runs(path: Path | str, columns: Mapping[str, str] | None = None) -> Run
     """The runs of a CSV file with a header. `columns` maps our names (COLUMNS) to the file's.
 
     Needed: loss and two of n_active, tokens, flops (the third is D = C / (6 N)). n_active and tokens are plain counts
-    where the column has values from 1e5 on, else billions. Without an experts column E is n_total / n_active if there
+    where the column has values from 1e5 on, else billions, unless the compute says that so few tokens it was. Without an experts column E is n_total / n_active if there
     is an n_total. Rows without a usable number are left out and told in `notes`. DataError and UsageError say what to
     change.
     """
@@ -162,6 +162,9 @@ class _Table:
             self.notes.append("tokens are derived from the training compute: D = C / (6 N)")
         if n_active is None or tokens is None:
             raise self._missing("n_active" if n_active is None else "tokens")
+        if flops is not None and np.nanmedian(flops / (6 * BILLION**2 * n_active * tokens)) < 1 / LEAST_COUNT:
+            tokens = tokens / BILLION
+            self.notes = [note for note in self.notes if "read as billions" not in note]
         values = {"n_active": n_active, "tokens": tokens, **self._knobs(n_active)}
         usable = self._usable(loss, values)
         if "experts" in values:  # by definition: there is nothing to cut or to share
