@@ -40,7 +40,7 @@ def fit(
     seed: Annotated[int, typer.Option(help="Of the starts and the resamples.")] = 0,
     out: Annotated[Path | None, typer.Option(metavar="LAW.json", help="Write the law here, for `plan`.")] = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="FIT.html", help="Write a page here, and its pictures as PNGs in a folder beside it.")
+        Path | None, typer.Option(metavar="FIT.html", help="Write a page here, its pictures in a folder beside it.")
     ] = None,
     vocabulary: Annotated[int, typer.Option(help="Of the models whose memory the report's curves show.")] = 128_256,
     context: Annotated[int, typer.Option(help="Tokens in the KV cache of those models.")] = 4096,

@@ -107,9 +107,9 @@ def read_runs(path: Path | str, columns: Mapping[str, str] | None = None) -> Run
     """The runs of a CSV file with a header. `columns` maps our names (COLUMNS) to the file's.
 
     Needed: loss and two of n_active, tokens, flops (the third is D = C / (6 N)). n_active and tokens are plain counts
-    where the column has values from 1e5 on, else billions, unless the compute says that so few tokens it was. Without an experts column E is n_total / n_active if there
-    is an n_total. Rows without a usable number are left out and told in `notes`. DataError and UsageError say what to
-    change.
+    where the column has values from 1e5 on, else billions; so few tokens are counts if the compute says so. Without
+    an experts column E is n_total / n_active if there is an n_total. Rows without a usable number are left out and
+    told in `notes`. DataError and UsageError say what to change.
     """
     path = Path(path)
     header, rows = _read_table(path)
