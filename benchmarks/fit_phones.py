@@ -12,25 +12,15 @@ import json
 from collections.abc import Iterator, Sequence
 
 from mobilemoe.presets import preset
+from mobilemoe.profile import paper
 from mobilemoe.profile.device import CONSTANTS, Device
 from mobilemoe.profile.fit_device import Timing, fit_device
 
-THREADS = {"galaxy-s25": 4, "iphone-16-pro": 2}
-# Phone, tokens of the prompt, model: seconds to the first token, and tokens/s that are decoded behind it.
-TABLE = {
-    ("galaxy-s25", 1024, "mobilellm-pro"): (4.26, 45.8),
-    ("galaxy-s25", 1024, "S"): (2.01, 112),
-    ("galaxy-s25", 4096, "mobilellm-pro"): (35.62, 18.6),
-    ("galaxy-s25", 4096, "S"): (16.36, 48.9),
-    ("iphone-16-pro", 1024, "mobilellm-pro"): (6.03, 48.5),
-    ("iphone-16-pro", 1024, "S"): (2.14, 148.4),
-    ("iphone-16-pro", 4096, "mobilellm-pro"): (39.08, 17.9),
-    ("iphone-16-pro", 4096, "S"): (13.86, 54.2),
-}
+THREADS = {"Galaxy S25": 4, "iPhone 16 Pro": 2}
 
 
 def timings(phone: str) -> Iterator[Timing]:
-    for (of, tokens, model), (first_token_s, decoded_per_s) in TABLE.items():
+    for (of, tokens, model), (first_token_s, decoded_per_s) in paper.MEASURED.items():
         if of == phone:
             shape = preset(model)
             yield Timing(model=model, shape=shape, kind="prefill", tokens=tokens, seconds=first_token_s)
@@ -38,7 +28,7 @@ def timings(phone: str) -> Iterator[Timing]:
 
 
 def fit(phone: str, rows: Sequence[Timing]) -> Device:
-    return fit_device(rows, name=phone, threads=THREADS[phone], source="SPEC section 7")
+    return fit_device(rows, name=phone.lower().replace(" ", "-"), threads=THREADS[phone], source="SPEC section 7")
 
 
 def main() -> None:

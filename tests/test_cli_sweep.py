@@ -15,7 +15,7 @@ def test_list_shows_every_run_and_what_all_cost(mobilemoe_cli):
     assert shown.splitlines()[-1].startswith("81 runs, 1,183 M tokens, 8.85e+16 FLOPs, 1,106 s expected")
     assert len(shown.splitlines()) == 1 + 81 + 1
     listed = mobilemoe_cli("sweep", TINY, "--list", "--json", "--only", "*dense*").json
-    assert [run["experts"] for run in listed["runs"]] == [1] * 4
+    assert [run["experts"] for run in listed["runs"]] == [1] * 9
     assert listed["tokens"] == sum(run["tokens"] for run in listed["runs"])
     assert all(run["expected_seconds"] > 0 for run in listed["runs"])
 

@@ -20,8 +20,10 @@ Array = NDArray[np.float64]
 BILLION = 1e9
 LEAST_COUNT = 1e5  # a column with values from here on holds plain counts, one below it billions
 KNOBS = ("n_active", "tokens", "experts", "granularity", "shared")  # the fields of Points
-COLUMNS = ("loss", *KNOBS, "n_active_no_embedding", "n_total", "flops", "id", "repeated", "epochs", "epoch_tokens")
-COLUMNS += ("rate",)
+COLUMNS = (
+    *("loss", *KNOBS, "n_active_no_embedding", "n_total", "flops", "id"),
+    *("repeated", "epochs", "epoch_tokens", "rate"),
+)
 MAX_BYTES = 64 * 2**20
 _LEAST = {"n_active": 0.0, "tokens": 0.0, "experts": 1.0, "granularity": 1.0, "shared": 0.0}
 _TRUE, _FALSE = ("1", "true", "yes", "y"), ("", "0", "false", "no", "n", "nan")

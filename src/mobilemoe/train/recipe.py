@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,6 +17,7 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+_Kind = TypeVar("_Kind", bound=BaseModel)
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -139,25 +141,40 @@ def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
     A relative data.path or tokenizer.path means the recipe's folder where the file says it, and the current folder
     where an override does. Raises ConfigError naming the entry, UsageError for an override that is no entry=value.
     """
-    path = Path(path)
+    return validated(Recipe, read_tables(path, overrides, "recipe"), str(path), "recipe")
+
+
+def read_tables(
+    path: Path | str,
+    overrides: tuple[str, ...],
+    what: str,
+    resolve: Callable[[dict[str, Any], Path], None] | None = None,
+) -> dict[str, Any]:
+    """The tables of a TOML file that is a `what`, with overrides, and its paths made absolute by `resolve`."""
+    path, resolve = Path(path), resolve or resolve_paths
     try:
         tables = tomllib.loads(path.read_text())
     except OSError as fault:
-        raise ConfigError(f"the recipe {path} cannot be read: {fault.strerror}") from None
+        raise ConfigError(f"the {what} {path} cannot be read: {fault.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
-        raise ConfigError(f"the recipe {path} is not valid TOML: {fault}") from None
-    resolve_paths(tables, path.parent)
+        raise ConfigError(f"the {what} {path} is not valid TOML: {fault}") from None
+    resolve(tables, path.parent)
     for override in overrides:
-        override_entry(tables, override)
-    resolve_paths(tables, Path.cwd())
+        _override(tables, override)
+    resolve(tables, Path.cwd())
+    return tables
+
+
+def validated(kind: type[_Kind], tables: dict[str, Any], name: str, what: str) -> _Kind:
+    """The tables as a `kind`; ConfigError with `name`, the entry, its value and the rule that it breaks."""
     try:
-        return Recipe.model_validate(tables)
+        return kind.model_validate(tables)
     except ValidationError as fault:
         first = fault.errors()[0]
         entry, value = ".".join(map(str, first["loc"])), first["input"]
         given = "" if isinstance(value, dict) else f" is {value!r}"
         reason = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{path}: {entry or 'the recipe'}{given}: {reason}") from None
+        raise ConfigError(f"{name}: {entry or f'the {what}'}{given}: {reason}") from None
 
 
 def resolve_paths(tables: dict[str, Any], root: Path) -> None:
@@ -170,7 +187,7 @@ def resolve_paths(tables: dict[str, Any], root: Path) -> None:
                 entry["path"] = str(resolved)
 
 
-def override_entry(tables: dict[str, Any], override: str) -> None:
+def _override(tables: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     *parents, last = name.strip().split(".")
     if not equals or not all((*parents, last)):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -19,14 +18,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mobilemoe import accounting
 from mobilemoe.config import ModelConfig
 from mobilemoe.data.sources import digest
-from mobilemoe.errors import ConfigError
 from mobilemoe.presets import family_member, preset
-from mobilemoe.train.recipe import Recipe, override_entry, resolve_paths
+from mobilemoe.train.recipe import Recipe, read_tables, resolve_paths, validated
 
 WIDTHS: tuple[int, ...] = (*range(32, 256, 32), *range(256, 2049, 64))  # those that a size given in parameters may get
 # What `family_member` decides about a run's model; all else is the reference's.
@@ -181,18 +179,7 @@ def load_grid(path: Path | str, overrides: tuple[str, ...] = ()) -> Grid:
     Relative paths mean the file's folder where the file says them, and the current folder where an override does.
     Raises ConfigError naming the entry, UsageError for an override that is no entry=value.
     """
-    path = Path(path)
-    try:
-        tables = tomllib.loads(path.read_text())
-    except OSError as fault:
-        raise ConfigError(f"the grid {path} cannot be read: {fault.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
-        raise ConfigError(f"the grid {path} is not valid TOML: {fault}") from None
-    _resolve(tables, path.parent)
-    for override in overrides:
-        override_entry(tables, override)
-    _resolve(tables, Path.cwd())
-    return make_grid(tables, str(path))
+    return make_grid(read_tables(path, overrides, "grid", _resolve), str(path))
 
 
 def _resolve(tables: dict[str, Any], root: Path) -> None:
@@ -202,14 +189,7 @@ def _resolve(tables: dict[str, Any], root: Path) -> None:
 
 def make_grid(tables: dict[str, Any], name: str) -> Grid:
     """The grid of these tables; ConfigError with `name`, the entry, its value and the rule it breaks."""
-    try:
-        return Grid.model_validate(tables)
-    except ValidationError as fault:
-        first = fault.errors()[0]
-        entry, value = ".".join(map(str, first["loc"])), first["input"]
-        given = "" if isinstance(value, dict) else f" is {value!r}"
-        reason = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{name}: {entry or 'the grid'}{given}: {reason}") from None
+    return validated(Grid, tables, name, "grid")
 
 
 def plan(grid: Grid) -> list[Run]:
