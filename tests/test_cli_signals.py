@@ -17,8 +17,8 @@ SCRIPT = Path(sys.executable).with_name("mobilemoe")
 
 @pytest.fixture(scope="session")
 def long_folder(tmp_path_factory) -> Path:
-    """A model that writes for many seconds."""
-    return write_model(tmp_path_factory.mktemp("models") / "long", max_position_embeddings=8192)
+    """A model that writes for many seconds, and more than a pipe holds: it cannot end before it is read."""
+    return write_model(tmp_path_factory.mktemp("models") / "long", max_position_embeddings=65536)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def start(tmp_path):
 
 
 def test_a_reader_that_leaves_is_no_fault(start, long_folder):
-    process = start("run", long_folder, "hello", "--max-new-tokens", "8000")
+    process = start("run", long_folder, "hello", "--max-new-tokens", "60000")
     assert process.stdout.read(5)
     process.stdout.close()
     assert process.stderr.read() == b""
@@ -51,7 +51,7 @@ def test_a_reader_that_leaves_is_no_fault(start, long_folder):
 
 
 def test_ctrl_c_ends_run_with_130(start, long_folder):
-    process = start("run", long_folder, "hello", "--max-new-tokens", "8000")
+    process = start("run", long_folder, "hello", "--max-new-tokens", "60000")
     assert process.stdout.read(5)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
@@ -60,7 +60,7 @@ def test_ctrl_c_ends_run_with_130(start, long_folder):
 
 
 def test_ctrl_c_ends_an_answer_and_not_the_conversation(start, long_folder):
-    process = start("chat", long_folder, "--max-new-tokens", "8000", "--json")
+    process = start("chat", long_folder, "--max-new-tokens", "60000", "--json")
     process.stdin.write(b"hello\n")
     process.stdin.flush()
     assert process.stdout.read(5)
