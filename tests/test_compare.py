@@ -12,8 +12,9 @@ from mobilemoe.checkpoint import write_random
 from mobilemoe.errors import DataError, MobileMoEError, UsageError
 from mobilemoe.evaluate import compare
 from mobilemoe.evaluate.bits_per_byte import score_file
-from mobilemoe.evaluate.compare import compare_file
+from mobilemoe.evaluate.compare import compare_file, compare_logits
 from mobilemoe.presets import family_member
+from mobilemoe.sampling import log_softmax
 
 CHAT = [{"role": "user", "content": "Où?"}, {"role": "assistant", "content": "Here <|eot|>."}]
 ENTRIES = (
@@ -50,7 +51,7 @@ def softmax(logits_V):
 @pytest.mark.parametrize("rows", [1, 3, 64])
 @pytest.mark.parametrize("window", [2, 8, None])
 def test_divergence_and_agreement_are_those_of_a_slow_count(model, parent, path, window, rows, monkeypatch):
-    monkeypatch.setattr(compare, "_ROWS", rows)
+    monkeypatch.setattr(compare, "_BLOCK", rows * model.config.vocab_size)
     ids = model.encode(ENTRIES[1]["text"])
     nats, agreed, size = 0.0, 0, (window or 256) - 1
     for at in range(1, len(ids)):
@@ -62,6 +63,39 @@ def test_divergence_and_agreement_are_those_of_a_slow_count(model, parent, path,
     assert found.divergence == pytest.approx(nats / (len(ids) - 1), rel=1e-4)
     assert found.agreement == agreed / (len(ids) - 1)
     assert (found.tokens, found.texts) == (len(ids) - 1, 1)
+
+
+def compare_in_float64(parent_TV, model_TV, targets):
+    """What `compare_logits` says, from both log-softmax arrays in float64."""
+    log_p_TV, log_q_TV = log_softmax(parent_TV), log_softmax(model_TV)
+    each = np.arange(len(targets))
+    return (
+        log_p_TV[each, targets],
+        log_q_TV[each, targets],
+        (np.exp(log_p_TV) * (log_p_TV - log_q_TV)).sum(axis=1),
+        log_p_TV.argmax(axis=1) == log_q_TV.argmax(axis=1),
+    )
+
+
+@pytest.mark.parametrize("offset", [0, -40])
+@pytest.mark.parametrize("noise", [0.03, 1])
+@pytest.mark.parametrize("vocabulary", [300, 16_384])
+def test_the_fast_sums_are_those_in_float64(vocabulary, noise, offset):
+    rng = np.random.default_rng(0)
+    parent_TV = 3 * rng.standard_normal((70, vocabulary), np.float32)
+    models = [(parent_TV + noise * rng.standard_normal(parent_TV.shape) + offset).astype(np.float32) for _ in range(3)]
+    targets = rng.integers(0, vocabulary, len(parent_TV)).tolist()
+    found = compare_logits(parent_TV, models, targets)
+    for number, model_TV in enumerate(models):
+        log_p_T, log_q_T, nats_T, agreed_T = compare_in_float64(parent_TV, model_TV, targets)
+        assert found.parent_logprobs_T.sum() == pytest.approx(log_p_T.sum(), rel=1e-7)
+        assert found.logprobs_CT[number].sum() == pytest.approx(log_q_T.sum(), rel=1e-7)
+        if noise == 1 and not offset:
+            assert found.nats_CT[number].sum() == pytest.approx(nats_T.sum(), rel=1e-6)
+        # An offset of 40 is itself rounded: to 2e-6 in the logits.
+        assert found.nats_CT[number].mean() == pytest.approx(nats_T.mean(), rel=1e-6, abs=1e-7)
+        assert found.nats_CT[number] == pytest.approx(nats_T, rel=1e-6, abs=1e-6)
+        assert found.agreed_CT[number].tolist() == agreed_T.tolist()
 
 
 @pytest.mark.parametrize("window", [5, None])
@@ -116,7 +150,7 @@ def test_models_that_read_texts_differently_are_refused(model, tmp_path, path):
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:20]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(UsageError, match="the two models read this text as different tokens"):
+    with pytest.raises(UsageError, match="the models read this text as different tokens"):
         compare_file(model, mobilemoe.load(folder, threads=1), path)
 
 

@@ -39,7 +39,7 @@ RULES: dict[str, set[str]] = {
     "profile": LEAVES | {"engine", "checkpoint", "load"},
     "scaling": LEAVES | {"profile"},
     "scaling.sweep": LEAVES | {"profile", "train", "model", "data", "checkpoint", "tokenizer", "chat", "hub"},
-    "evaluate": LEAVES | {"load", "engine", "model", "quant", "checkpoint", "data", "profile", "chat"},
+    "evaluate": LEAVES | {"load", "engine", "model", "quant", "checkpoint", "data", "profile", "chat", "writer"},
     "serve": LEAVES | {"load", "engine", "chat", "tokenizer"},
     "export": LEAVES | {"checkpoint", "model", "quant", "tokenizer", "chat"},
     "": LEAVES | {"load", "model"},  # the package itself: the two-line API

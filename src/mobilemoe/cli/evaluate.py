@@ -1,87 +1,176 @@
-"""`mobilemoe eval`: bits per byte of a text, alone or beside a parent model."""
+"""`mobilemoe eval`: benchmarks and bits per byte, of one model or of several beside each other."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from mobilemoe.cli.options import (
     ActivationsOption,
-    BackendOption,
     JsonOption,
     KvOption,
-    ModelArgument,
     QuantizeOption,
     ThreadsOption,
     load_model,
     plain_console,
     print_json,
 )
-from mobilemoe.evaluate.bits_per_byte import score_file
-from mobilemoe.evaluate.compare import Comparison, compare_file
+from mobilemoe.cli.progress import Progress
+from mobilemoe.errors import UsageError
+from mobilemoe.evaluate.bits_per_byte import Score, score_file
 
-_COMPARED = ("bits_per_byte", "parent_bits_per_byte", "divergence", "agreement")
+if TYPE_CHECKING:
+    from mobilemoe.evaluate.compression import Compression
+    from mobilemoe.load import Model
+
+ModelsArgument = Annotated[
+    list[str], typer.Argument(metavar="MODEL...", help="Folders, bundled models (nano), Hub ids, or GGUF files.")
+]
 
 
 def evaluate(
-    model: ModelArgument,
-    text: Annotated[Path, typer.Option(help='JSONL of {"text"} or {"messages"}, grouped by "domain" or "source".')],
-    window: Annotated[int | None, typer.Option(help="Tokens scored together (default: the model's context).")] = None,
-    against: Annotated[
-        str | None, typer.Option(metavar="PARENT", help="Compare with this model: KL per token and agreement too.")
+    models: ModelsArgument,
+    suite: Annotated[
+        str | None, typer.Option(help="foundation, advanced, quick, or benchmarks: hellaswag,piqa,...")
     ] = None,
-    backend: BackendOption = "native",
+    text: Annotated[
+        Path | None, typer.Option(help='JSONL of {"text"} or {"messages"}, grouped by "domain" or "source".')
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="PARENT", help="Differences to this model, example by example.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Benchmarks as JSONL files, in place of the Hub.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples of each benchmark (default: all).")] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where results go: a JSON file of each model and suite.")
+    ] = Path("results"),
+    training: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Look for the examples in this training text or recipe (repeatable)."),
+    ] = None,
+    experts: Annotated[
+        bool, typer.Option("--experts", help="Also a page of which experts each benchmark's prompts use.")
+    ] = False,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Run the programs that the model writes, in a sandbox.")
+    ] = False,
+    chat: Annotated[
+        bool | None, typer.Option("--chat/--no-chat", help="Ask in conversations (default: where it is usual).")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep finished requests here (default: the user's cache).")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Tokens of --text scored together (default: the model's context).")
+    ] = None,
+    backend: Annotated[
+        str, typer.Option("--backend", help="native (INT4 on the CPU), torch (fp32; an extra) or gguf (llama.cpp).")
+    ] = "native",
     activations: ActivationsOption = None,
     kv: KvOption = None,
     threads: ThreadsOption = None,
     quantize: QuantizeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure the bits that a model needs for each byte of a text.
+    """Measure a model: benchmark scores with --suite, bits per byte with --text.
 
-    PARENT is any model of the same tokenizer, such as the BF16 run that the model was quantised from.
+    Scores come with standard errors; a data set that cannot be had is named and counted, never scored zero. A run that
+    was stopped goes on where it was. PARENT is computed by PyTorch unless it is INT4: any model of the same tokenizer
+    for --text, such as the BF16 run that the models were quantised from; any at all for --suite.
 
     Example: mobilemoe eval nano --text tests/data/heldout.jsonl --window 512
     """
-    loaded = load_model(model, backend, activations, kv, threads, quantize)
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("texts", total=None)
+    if suite is None and text is None:
+        raise UsageError("say what to measure: --suite quick for benchmarks, --text FILE.jsonl for bits per byte")
+    if suite is None and (training or experts):
+        raise UsageError("--training and --experts look at the examples of benchmarks: give a --suite too")
+    if backend == "gguf" and text is not None:
+        raise UsageError("--text measures models of ours: with --backend gguf give a --suite")
+    if len(dict.fromkeys([*models, against])) < len(models) + 1:
+        raise UsageError("a model is named twice")
+    values: dict[str, Any] = {}
 
-        def on_text(done: int) -> None:
-            progress.update(task, completed=done)
+    def load(name: str) -> Model:
+        return load_model(name, backend, activations, kv, threads, quantize)
 
-        if against is not None:
-            parent = load_model(against, "torch", None, None, threads, None)
-            _print_comparison(compare_file(loaded, parent, text, window=window, on_text=on_text), json)
-            return
-        scores = score_file(loaded, text, window=window, on_text=on_text)
-    whole = scores.pop("all")
+    with Progress() as progress:
+        if suite is not None:
+            from mobilemoe.cli.evaluate_suite import Settings, run_suite
+
+            settings = Settings(
+                suite=suite, data=data, limit=limit, allow_code=allow_code, chat=chat, cache=cache, out=out,
+                training=tuple(training or ()), experts=experts, threads=threads,
+            )  # fmt: skip
+            found = run_suite(models, against, backend, load, settings, progress)
+            values |= found.as_json()
+        if text is not None and against is not None:
+            from mobilemoe.evaluate.compression import compression_table
+
+            table = compression_table(
+                _load_parent(against, threads),
+                {name: load(name) for name in models},
+                text,
+                window=window,
+                on_text=progress.counter("texts"),
+            )
+            if suite is not None:
+                table = table.with_benchmarks(found.paths[against], {name: found.paths[name] for name in models})
+            values |= table.as_json()
+        elif text is not None:
+            scores = {
+                name: score_file(load(name), text, window=window, on_text=progress.counter("texts")) for name in models
+            }
+            values |= _score_values(scores)
     if json:
-        by_source = {name: score.bits_per_byte for name, score in scores.items()}
-        print_json(
-            {"bits_per_byte": whole.bits_per_byte, "by_source": by_source, "bytes": whole.bytes, "tokens": whole.tokens}
-        )
+        print_json(values)
         return
-    table = Table("source", "texts", "bytes", "tokens", "bits per byte")
-    for name, score in [*sorted(scores.items()), ("all", whole)]:
-        table.add_row(name, f"{score.texts:,}", f"{score.bytes:,}", f"{score.tokens:,}", f"{score.bits_per_byte:.4f}")
-    plain_console().print(table)
+    if suite is not None:
+        found.print()
+    if text is not None and against is not None:
+        _print_compression(table)
+    elif text is not None:
+        _print_scores(scores)
 
 
-def _print_comparison(found: dict[str, Comparison], json: bool) -> None:
-    rows = {name: {field: getattr(each, field) for field in _COMPARED} for name, each in found.items()}
-    whole = rows.pop("all")
-    if json:
-        print_json({**whole, "by_source": rows, "bytes": found["all"].bytes, "tokens": found["all"].tokens})
-        return
-    table = Table("source", "tokens", "bits per byte", "the parent's", "KL, nats a token", "same greedy token")
-    for name, row in [*sorted(rows.items()), ("all", whole)]:
-        numbers = [f"{row[field]:.4f}" for field in _COMPARED[:3]]
-        table.add_row(name, f"{found[name].tokens:,}", *numbers, f"{row['agreement']:.2%}")
+def _load_parent(name: str, threads: int | None) -> Model:
+    """The parent in PyTorch, which computes BF16 and INT4 weights alike."""
+    return load_model(name, "torch", None, None, None, None)
+
+
+def _score_values(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
+    """Those of the one model, or by model."""
+    values = {
+        name: {
+            "bits_per_byte": found["all"].bits_per_byte,
+            "by_source": {source: score.bits_per_byte for source, score in found.items() if source != "all"},
+            "bytes": found["all"].bytes,
+            "tokens": found["all"].tokens,
+        }
+        for name, found in scores.items()
+    }
+    return next(iter(values.values())) if len(values) == 1 else {"texts": values}
+
+
+def _print_scores(scores: Mapping[str, Mapping[str, Score]]) -> None:
+    for name, found in scores.items():
+        table = Table("source", "texts", "bytes", "tokens", "bits per byte", title=name if len(scores) > 1 else None)
+        for source in sorted(found, key=lambda source: (source == "all", source)):
+            score = found[source]
+            counts = [f"{count:,}" for count in (score.texts, score.bytes, score.tokens)]
+            table.add_row(source, *counts, f"{score.bits_per_byte:.4f}")
+        plain_console().print(table)
+
+
+def _print_compression(found: Compression) -> None:
+    table = Table(*found.heads)
+    for row in found.rows():
+        table.add_row(*row)
     plain_console().print(table)
+    for name, reason in found.without_experts.items():
+        print(f"{name}: experts not compared: {reason}")

@@ -9,7 +9,22 @@ from typing import NoReturn
 
 import typer
 
-from mobilemoe.cli import bench, chat, convert, data, evaluate, fit, info, plan, profile, quantize, run, sweep, train
+from mobilemoe.cli import (
+    bench,
+    chat,
+    convert,
+    data,
+    evaluate,
+    fit,
+    info,
+    plan,
+    profile,
+    quantize,
+    report,
+    run,
+    sweep,
+    train,
+)
 from mobilemoe.errors import MobileMoEError
 
 app = typer.Typer(
@@ -29,6 +44,7 @@ app.command("sweep")(sweep.sweep)
 app.command("quantize")(quantize.quantize)
 app.command("convert")(convert.convert)
 app.command("eval")(evaluate.evaluate)
+app.command("report")(report.report)
 app.add_typer(data.app, name="data")
 app.add_typer(profile.app, name="profile")
 

@@ -113,7 +113,7 @@ class HubSource:
         text_field: str = "text",
     ) -> None:
         try:
-            import datasets  # type: ignore[import-untyped]
+            import datasets
         except ImportError:
             raise MissingExtraError(f"reading {hub} from the Hugging Face Hub", "hf") from None
         self._hub = hub

@@ -23,21 +23,21 @@ class TorchBackend:
     """What `mobilemoe.load` computes with when it is asked for PyTorch."""
 
     def __init__(self, model: MobileMoE) -> None:
-        self._model = model.eval()
+        self.model = model.eval()
 
     def logits(self, ids: Iterable[int]) -> npt.NDArray[np.float32]:
         """logits_TV: after each of the T ids, what comes next."""
-        config = self._model.config
+        config = self.model.config
         checked = check_ids(ids, config.vocab_size, config.max_position_embeddings)
         with torch.inference_mode():
-            logits_BTV = self._model(torch.tensor([checked], device=next(self._model.parameters()).device))
+            logits_BTV = self.model(torch.tensor([checked], device=next(self.model.parameters()).device))
         result: npt.NDArray[np.float32] = logits_BTV[0].float().cpu().numpy()
         return result
 
     def loglikelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         """Of each (context, continuation): log-probability in nats, and whether greedy decoding would give it."""
         results: list[tuple[float, bool]] = []
-        vocab_size, room = self._model.config.vocab_size, self._model.config.max_position_embeddings
+        vocab_size, room = self.model.config.vocab_size, self.model.config.max_position_embeddings
         for context, continuation in pairs:
             before = check_ids(context, vocab_size, room)
             if len(continuation) == 0:
@@ -53,8 +53,8 @@ class TorchBackend:
         self, prompts: Sequence[list[int]], room: int, sampling: Sampling, logprobs: int | None = None
     ) -> TorchBatch:
         """The continuations of `prompts`, of at most `room` tokens each, computed together."""
-        sampling.check_for(self._model.config.vocab_size, logprobs)
-        return TorchBatch(Decoder(self._model, list(prompts), room), prompts, sampling, logprobs)
+        sampling.check_for(self.model.config.vocab_size, logprobs)
+        return TorchBatch(Decoder(self.model, list(prompts), room), prompts, sampling, logprobs)
 
 
 class TorchBatch:

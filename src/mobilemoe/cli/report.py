@@ -1,0 +1,107 @@
+"""`mobilemoe report`: evaluations side by side, as a page with pictures and as a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from mobilemoe.cli.options import JsonOption, plain_console, print_json
+from mobilemoe.files import write_atomic
+
+if TYPE_CHECKING:
+    from mobilemoe.evaluate.pareto import Average
+    from mobilemoe.evaluate.results import Results
+
+PAGE = Path("report.html")
+
+
+def report(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULTS.json...", help="What `mobilemoe eval` wrote.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="PAGE.html", help=f"Write the page here ({PAGE}), its pictures in a folder beside it."),
+    ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(metavar="CARD.md", help="Write a model card of one model; a page then only where --out says."),
+    ] = None,
+    average: Annotated[
+        bool, typer.Option("--average", help="Average benchmarks whose metrics differ too, as the paper does.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Set accuracy against FLOPs, bytes and milliseconds per token, and mark the Pareto front.
+
+    Averages are over the benchmarks that all results have alike. The paper's models stand beside them as reference
+    marks where the average is over the same 14 benchmarks.
+
+    Example: mobilemoe report nano.json gemma.json --out report.html
+    """
+    from mobilemoe.evaluate.card import model_card
+    from mobilemoe.evaluate.pareto import average as average_of
+    from mobilemoe.evaluate.pareto import labels
+    from mobilemoe.evaluate.report import write_report
+    from mobilemoe.evaluate.results import read_results
+
+    every = labels([(str(path), read_results(path)) for path in results])
+    mean, left_out = average_of(every, mixed=average)
+    written = []
+    text = "" if card is None else model_card([*every.values()])
+    if out is not None or card is None:
+        written += write_report(every, out or PAGE, mixed=average)
+    if card is not None:
+        write_atomic(card, text)
+        written.append(card)
+    if json:
+        print_json(_values(every, mean, left_out) | {"written": [str(path) for path in written]})
+    else:
+        _print(every, mean, left_out)
+        for path in written:
+            print(f"written: {path}")
+
+
+def _values(every: Mapping[str, Results], mean: Average | None, left_out: Mapping[str, str]) -> dict[str, Any]:
+    from mobilemoe.evaluate.pareto import fronts
+
+    return {
+        "models": {
+            label: {
+                "average": mean and mean.scores[label].value,
+                "average_stderr": mean and mean.scores[label].stderr,
+                "flops_per_token": results.model["flops_per_token"],
+                "int4_bytes": results.model["int4_bytes"],
+                "ms_per_token": results.speed.get("ms_per_token"),
+            }
+            for label, results in every.items()
+        },
+        "metric": mean and mean.metric,
+        "averaged": mean.benchmarks if mean else (),
+        "left_out": dict(left_out),
+        "fronts": fronts(every, mean) if mean else {},
+    }
+
+
+def _print(every: Mapping[str, Results], mean: Average | None, left_out: Mapping[str, str]) -> None:
+    from mobilemoe.evaluate.card import per_cent
+    from mobilemoe.evaluate.pareto import COSTS, fronts
+
+    found = fronts(every, mean) if mean else {}
+    table = Table("* on the front", "average, %", *(cost.label for cost in COSTS))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for label, results in every.items():
+        cells = []
+        for cost in COSTS:
+            value = cost.of(results)
+            star = " *" if label in found.get(cost.name, ()) else ""
+            cells.append("-" if value is None else f"{value:.4g}{star}")
+        table.add_row(label, per_cent(mean.scores[label]) if mean else "-", *cells)
+    plain_console().print(table)
+    if mean:
+        print(f"average of {mean.metric} over {', '.join(mean.benchmarks)}")
+    for why in dict.fromkeys(left_out.values()):
+        print(f"left out: {', '.join(name for name in left_out if left_out[name] == why)}: {why}")

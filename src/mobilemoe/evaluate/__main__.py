@@ -1,0 +1,25 @@
+"""lm-evaluation-harness's own command, to which the model "mobilemoe" is known.
+
+python -m mobilemoe.evaluate --model mobilemoe --model_args pretrained=nano,threads=2 --tasks piqa
+"""
+
+import sys
+
+from mobilemoe.errors import MissingExtraError, MobileMoEError
+
+
+def main() -> None:
+    """Runs the command on this process's arguments; an error of ours is one line and its exit status."""
+    try:
+        try:
+            from lm_eval.__main__ import cli_evaluate
+        except ImportError:
+            raise MissingExtraError("evaluation on benchmarks", "eval") from None
+        cli_evaluate()
+    except MobileMoEError as fault:
+        print(f"mobilemoe: {fault}", file=sys.stderr)
+        sys.exit(fault.exit_status)
+
+
+if __name__ == "__main__":
+    main()

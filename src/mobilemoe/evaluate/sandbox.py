@@ -1,0 +1,152 @@
+"""Runs code that a model wrote, where it can do no harm: no network, no files but its own, limits on all it uses.
+
+The walls are Linux namespaces (sandbox_inside.py builds them): its network has no device, its root folder is an empty
+one in memory (64 MiB, gone afterwards) beside the system's libraries, read-only, and it sees no process but its own, 16
+at most, which all end with it. They need a kernel that lets this user make user namespaces; where it does not, code is
+not run at all. What the walls cannot do: code that searches the interpreter's own frames for the token of `run_code`
+can claim to have passed its tests. It still cannot leave.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from mobilemoe.errors import MobileMoEError
+from mobilemoe.evaluate import sandbox_inside
+
+MAX_OUTPUT_BYTES = 64 * 2**10
+STRENGTH = (
+    "Linux namespaces: no network, an empty folder in memory for files and read-only libraries beside it, no sight of "
+    "other processes; limits on seconds, memory, output, files and processes"
+)
+
+Failure = Literal["error", "time", "output"]
+
+
+class SandboxError(MobileMoEError):
+    """This machine cannot wall code in, so none is run."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended: `failure` is None if it came to its end, past its last test; `output` is what it printed."""
+
+    failure: Failure | None
+    output: str
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return self.failure is None
+
+
+def run_code(program: str, *, seconds: float, memory_bytes: int) -> Outcome:
+    """Runs the Python text `program`, tests at its end, in a fresh interpreter behind the walls.
+
+    `seconds` are of wall-clock, `memory_bytes` of address space of each of its processes. A failed test, an exception,
+    any exit before the end and a signal are all "error"; more than 64 KiB of output is "output".
+    Raises SandboxError if the walls cannot be built.
+    """
+    if sys.platform != "linux":
+        raise SandboxError(f"generated code runs only in a sandbox of Linux namespaces, which {sys.platform} lacks")
+    token = secrets.token_hex(16)
+    python = os.path.realpath(sys.executable)
+    job = {
+        "token": token,
+        "program": program,
+        "seconds": seconds,
+        "memory_bytes": memory_bytes,
+        "python": python,
+        "visible": _visible_folders(python),
+    }
+    command = [python, "-I", "-S", "-B", str(Path(sandbox_inside.__file__).resolve())]
+    began = time.monotonic()
+    with tempfile.TemporaryFile() as stdin:
+        stdin.write(json.dumps(job).encode())
+        stdin.seek(0)
+        with subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={},
+            cwd="/",
+            start_new_session=True,
+        ) as launcher:
+            try:
+                output, verdict, failure = _read_both(launcher, began + seconds)
+            finally:
+                launcher.kill()  # and the kernel everything below it
+    if launcher.returncode not in (0, -signal.SIGKILL):
+        raise SandboxError(_refusal(verdict.decode(errors="replace").strip()))
+    if failure is None and verdict != token.encode():
+        failure = "error"
+    return Outcome(failure, output.decode(errors="replace"), time.monotonic() - began)
+
+
+@cache
+def sandbox_strength() -> str:
+    """What is in force here, in words. Raises SandboxError, with the mend, where code cannot be walled in."""
+    outcome = run_code("assert 1 + 1 == 2", seconds=20, memory_bytes=2**29)
+    if not outcome.passed:
+        raise SandboxError(_refusal(outcome.output.strip() or f"a first program failed: {outcome.failure}"))
+    return STRENGTH
+
+
+def _refusal(fault: str) -> str:
+    return (
+        f"generated code cannot be walled in on this machine ({fault}): allow unprivileged user namespaces "
+        "(sysctl kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns; Docker's seccomp "
+        "profile), or leave the code benchmarks out"
+    )
+
+
+def _visible_folders(python: str) -> list[str]:
+    """What an interpreter needs to start, outermost first, each folder once."""
+    wanted = ["/lib", "/lib64", "/usr", os.path.realpath(sys.base_prefix), os.path.dirname(os.path.dirname(python))]
+    found: list[str] = []
+    for folder in sorted({folder for folder in wanted if os.path.isdir(folder) and folder != "/"}):
+        if not any(folder.startswith(other + "/") for other in found):
+            found.append(folder)
+    return found
+
+
+def _read_both(launcher: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bytes, Failure | None]:
+    """The program's output and its verdict, each until its end, the deadline or too much of it."""
+    assert launcher.stdout is not None
+    assert launcher.stderr is not None
+    texts = {launcher.stdout.fileno(): b"", launcher.stderr.fileno(): b""}
+    failure: Failure | None = None
+    with selectors.DefaultSelector() as selector:
+        for descriptor in texts:
+            selector.register(descriptor, selectors.EVENT_READ)
+        while selector.get_map() and failure is None:
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready:
+                failure = "time"
+            for key, _ in ready:
+                piece = os.read(key.fd, 2**16)
+                texts[key.fd] += piece
+                if not piece:
+                    selector.unregister(key.fd)
+                elif len(texts[key.fd]) > MAX_OUTPUT_BYTES:
+                    failure = "output"
+        if failure is None:
+            try:
+                launcher.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                failure = "time"
+    output, verdict = (texts[pipe.fileno()][:MAX_OUTPUT_BYTES] for pipe in (launcher.stdout, launcher.stderr))
+    return output, verdict, failure

@@ -1,0 +1,166 @@
+"""The inner half of sandbox.py: a program of its own, started by file name in a bare interpreter (no site packages).
+
+It reads one JSON job from stdin, walls itself in with Linux namespaces and starts the untrusted program there. The
+processes are nested: this launcher (its death kills all below), process 1 of a new process namespace (its end kills
+whatever the program left behind, and the program cannot signal it), the program. Ends with SETUP_FAILED and a line on
+stderr if the kernel refuses any of the walls: the program is not started then.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+
+SETUP_FAILED = 70
+VERDICT = 3  # the file descriptor that the program's end is reported on
+USER = 1000  # inside the user namespace; not 0, so that `exec` drops every capability
+NOBODY = 65534
+PROCESSES = 16
+FOLDER_BYTES = 64 * 2**20
+
+CLONE_FLAGS = 0x10000000 | 0x40000000 | 0x20000000 | 0x00020000 | 0x08000000 | 0x04000000  # user net pid mount ipc uts
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
+MNT_DETACH = 2
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+MOUNT_SETATTR, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, 0x8000, 1  # the same number on every architecture
+
+# The program and its tests run as one module. The token goes out only after the last test: neither a printed "passed"
+# nor an early exit can stand for it.
+RUNNER = """
+import json, os, sys, types
+token, program = json.load(sys.stdin)
+module = sys.modules["candidate"] = types.ModuleType("candidate")
+os.close(0)
+exec(compile(program, "candidate.py", "exec"), module.__dict__)
+sys.stdout.flush()
+os.write(3, token.encode())
+os._exit(0)
+"""
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def call(name: str, *arguments: object) -> None:
+    """A function of the C library that gives 0; OSError with its name if it does not."""
+    if getattr(libc, name)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+
+
+def enter_namespaces() -> None:
+    """New namespaces of every kind that matters; the outer user is USER inside (as root: `nobody` is)."""
+    me, outer = os.getpid(), [os.geteuid(), os.getegid()]
+    if outer[0] == 0:
+        outer = [NOBODY, NOBODY]  # root's number of processes has no limit
+    ready, go = os.pipe()
+    writer = os.fork()
+    if writer == 0:  # only a process outside may write the maps
+        os.close(go)
+        os.read(ready, 1)
+        try:
+            maps = {"setgroups": "deny", "uid_map": f"{USER} {outer[0]} 1", "gid_map": f"{USER} {outer[1]} 1"}
+            for name, text in maps.items():
+                with open(f"/proc/{me}/{name}", "w") as handle:
+                    handle.write(text)
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    os.close(ready)
+    try:
+        call("unshare", CLONE_FLAGS)
+    finally:
+        os.close(go)
+        status = os.waitpid(writer, 0)[1]
+    if status != 0:
+        raise OSError("the user of the new namespace cannot be set")
+    with open("/proc/sys/user/max_user_namespaces", "w") as handle:
+        handle.write("0")  # no namespaces inside, where the program would have capabilities again
+
+
+def change_root(visible: list[str]) -> None:
+    """An empty root in memory, of FOLDER_BYTES, that shows the folders `visible`, read-only, and nothing else."""
+    call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
+    sources = {path: os.open(path, os.O_PATH) for path in visible if not os.path.islink(path)}
+    os.setresgid(USER, USER, USER)
+    os.setresuid(USER, USER, USER)
+    # Changing the user made this process opaque to itself, and so /proc/self/fd unreadable.
+    call("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
+    options = f"size={FOLDER_BYTES},nr_inodes=4096,mode=755".encode()
+    call("mount", b"none", b"/tmp", b"tmpfs", MS_NOSUID | MS_NODEV, options)
+    for path in visible:
+        target = "/tmp" + path
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if path not in sources:
+            os.symlink(os.readlink(path), target)
+            continue
+        os.makedirs(target, exist_ok=True)
+        call("mount", f"/proc/self/fd/{sources[path]}".encode(), target.encode(), None, MS_BIND | MS_REC, None)
+        attributes = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY, 0, 0, 0)
+        call("syscall", MOUNT_SETATTR, -100, target.encode(), AT_RECURSIVE, attributes, ctypes.c_size_t(32))
+        os.close(sources[path])
+    os.mkdir("/tmp/folder")
+    os.chdir("/tmp")
+    call("pivot_root", b".", b".")
+    call("umount2", b".", MNT_DETACH)
+    os.chdir("/folder")
+
+
+def set_limits(seconds: float, memory_bytes: int) -> None:
+    """Of each process, but for the number of processes; hard, so that nothing inside can raise them."""
+    cpu = int(seconds) + 1
+    for kind, limit in (
+        (resource.RLIMIT_CPU, cpu),
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_FSIZE, FOLDER_BYTES),
+        (resource.RLIMIT_NPROC, PROCESSES),
+        (resource.RLIMIT_NOFILE, 64),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (limit, limit))
+
+
+def start_program(job: dict) -> None:  # type: ignore[type-arg]
+    """Becomes the untrusted program; stdin holds the token and the text, stdout and stderr are one pipe."""
+    source = os.memfd_create("program")
+    os.write(source, json.dumps([job["token"], job["program"]]).encode())
+    os.lseek(source, 0, os.SEEK_SET)
+    os.dup2(source, 0)  # first: `source` may be the number of VERDICT
+    os.dup2(2, VERDICT)
+    os.dup2(1, 2)
+    os.closerange(VERDICT + 1, 4096)
+    call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    set_limits(job["seconds"], job["memory_bytes"])
+    os.execve(job["python"], [job["python"], "-I", "-S", "-B", "-c", RUNNER], {})
+
+
+def run(job: dict) -> None:  # type: ignore[type-arg]
+    """Builds the walls, then waits for the program behind them."""
+    call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    enter_namespaces()
+    change_root(job["visible"])
+    call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # again: changing the user cleared it
+    first = os.fork()
+    if first != 0:
+        os.waitpid(first, 0)
+        return
+    call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    program = os.fork()
+    if program == 0:
+        try:
+            start_program(job)
+        finally:
+            os._exit(1)
+    call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)  # the program may not look into process 1
+    while os.wait()[0] != program:
+        pass
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    try:
+        run(json.load(sys.stdin))
+    except OSError as fault:
+        print(fault, file=sys.stderr)
+        sys.exit(SETUP_FAILED)
