@@ -8,7 +8,7 @@ from cli_calls import RECIPE, recipe_options
 from mobilemoe.cli import main as cli_main
 
 VERBS = ["run", "chat", "info", "bench", "train", "quantize", "convert", "eval", "data tokenizer", "data sample"]
-VERBS += ["data prepare", "data chats", "plan", "fit", "sweep", "profile device"]
+VERBS += ["data prepare", "data chats", "plan", "fit", "sweep", "profile device", "report"]
 
 
 # Help and wrong usage
@@ -62,6 +62,14 @@ def test_every_verb_is_tried_here(mobilemoe_cli):
         ["quantize", "MODEL", "OUT", "--group-axis", "up"],
         ["eval", "MODEL"],
         ["eval", "MODEL", "--text", "TEXT", "--window", "0"],
+        ["eval", "MODEL", "MODEL", "--text", "TEXT"],
+        ["eval", "MODEL", "--text", "TEXT", "--training", "TEXT"],
+        ["eval", "MODEL", "--text", "TEXT", "--experts"],
+        ["eval", "MODEL", "--text", "TEXT", "--backend", "gguf"],
+        ["eval", "MODEL", "--suite", "nonsense"],
+        ["eval", "MODEL", "--suite", "piqa", "--limit", "0"],
+        ["eval", "MODEL", "--suite", "piqa", "--data", "OUT"],
+        ["report"],
         ["train", "RECIPE", "--set", "train.steps"],
         ["data", "sample", "RECIPE", "OUT", "--split", "test"],
         ["data", "sample", "RECIPE", "OUT", "--megabytes", "nan"],
@@ -101,6 +109,10 @@ def test_wrong_usage_ends_with_2(fails, tiny_folder, tmp_path, arguments):
         ["quantize", "EMPTY", "OUT"],
         ["eval", "MODEL", "--text", "EMPTY"],
         ["eval", "MODEL", "--text", "EMPTY/none"],
+        ["eval", "MODEL", "--suite", "piqa", "--data", "EMPTY"],
+        ["eval", "EMPTY/none.gguf", "--suite", "piqa", "--backend", "gguf"],
+        ["report", "EMPTY/none.json"],
+        ["report", "MODEL/config.json"],
         ["train", "EMPTY"],
         ["train", "MODEL/config.json"],
         ["train", "RECIPE", "--set", "train.steps=-1"],

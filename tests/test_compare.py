@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from mobilemoe.checkpoint import write_random
 from mobilemoe.errors import DataError, MobileMoEError, UsageError
 from mobilemoe.evaluate import compare
 from mobilemoe.evaluate.bits_per_byte import score_file
-from mobilemoe.evaluate.compare import compare_file, compare_logits
+from mobilemoe.evaluate.compare import compare_logits
+from mobilemoe.evaluate.compression import compression_table
 from mobilemoe.presets import family_member
 from mobilemoe.sampling import log_softmax
 
@@ -41,6 +43,17 @@ def path(tmp_path):
     return tmp_path / "t.jsonl"
 
 
+def compare_file(model, parent, path, **options):
+    """Of one model, what the table says by domain, the parent's beside it."""
+    found = compression_table(parent, {"model": model}, path, **options)
+    return {
+        domain: SimpleNamespace(
+            parent_bits_per_byte=found.parent_bits_per_byte[domain], tokens=found.tokens[domain], **vars(cost)
+        )
+        for domain, cost in found.costs["model"].items()
+    }
+
+
 def softmax(logits_V):
     top = max(logits_V)
     exps = [math.exp(value - top) for value in logits_V]
@@ -62,7 +75,7 @@ def test_divergence_and_agreement_are_those_of_a_slow_count(model, parent, path,
     found = compare_file(model, parent, path, window=window)["b"]
     assert found.divergence == pytest.approx(nats / (len(ids) - 1), rel=1e-4)
     assert found.agreement == agreed / (len(ids) - 1)
-    assert (found.tokens, found.texts) == (len(ids) - 1, 1)
+    assert found.tokens == len(ids) - 1
 
 
 def compare_in_float64(parent_TV, model_TV, targets):
@@ -108,15 +121,16 @@ def test_bits_per_byte_are_those_of_each_model_alone(model, parent, path, window
     for name, each in found.items():
         assert each.bits_per_byte == pytest.approx(ours[name].bits_per_byte, rel=1e-5)
         assert each.parent_bits_per_byte == pytest.approx(theirs[name].bits_per_byte, rel=1e-5)
-        assert (each.bytes, each.tokens, each.texts) == (ours[name].bytes, ours[name].tokens, ours[name].texts)
-    for name in ("bits", "parent_bits", "nats", "agreed"):
-        assert getattr(found["all"], name) == pytest.approx(sum(getattr(found[at], name) for at in ("a", "b", "text")))
+        assert each.tokens == ours[name].tokens
+    for name in ("divergence", "agreement"):
+        sums = [getattr(found[at], name) * found[at].tokens for at in ("a", "b", "text")]
+        assert getattr(found["all"], name) == pytest.approx(sum(sums) / found["all"].tokens)
 
 
 def test_a_model_beside_itself_does_not_diverge(model, path):
     whole = compare_file(model, model, path)["all"]
     assert (whole.divergence, whole.agreement) == (0, 1)
-    assert whole.bits == whole.parent_bits
+    assert whole.bits_per_byte == whole.parent_bits_per_byte
 
 
 def test_the_same_weights_in_two_backends_hardly_diverge(model, tiny_folder, path):
@@ -178,9 +192,11 @@ def test_eval_against_a_parent_prints_what_compare_says(mobilemoe_cli, tiny_fold
     text.write_text(json.dumps({"text": "Once upon a time there was a fox.", "domain": "tales"}) + "\n")
     options = ("--text", text, "--against", tiny_folder)
     values = mobilemoe_cli("eval", tiny_folder, "--backend", "torch", *options, "--json").json
-    assert values["divergence"] == pytest.approx(0, abs=1e-9)
-    assert values["agreement"] == 1
-    assert values["bits_per_byte"] == values["parent_bits_per_byte"] == values["by_source"]["tales"]["bits_per_byte"]
-    shown = mobilemoe_cli("eval", tiny_folder, *options)  # int8 against exact arithmetic
+    costs = values["models"][str(tiny_folder)]
+    assert costs["all"]["divergence"] == pytest.approx(0, abs=1e-9)
+    assert costs["all"]["agreement"] == 1
+    assert costs["tales"]["bits_per_byte"] == values["parent_bits_per_byte"]["all"]
+    shown = mobilemoe_cli("eval", tiny_folder, *options, "--experts")  # int8 against exact arithmetic
     assert shown.status == 0
     assert "tales" in shown.out
+    assert "experts in common, layer 0" in shown.out

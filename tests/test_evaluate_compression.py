@@ -1,4 +1,4 @@
-"""What compression costs: every model beside one parent, as `compare_file` has it, and the experts in common."""
+"""What compression costs: every model beside one parent, and the experts in common."""
 
 import json
 import subprocess
@@ -12,7 +12,6 @@ import mobilemoe
 from conftest import write_model
 from mobilemoe.checkpoint import write_random
 from mobilemoe.errors import UsageError
-from mobilemoe.evaluate.compare import compare_file
 from mobilemoe.evaluate.compression import compression_table, overlap
 from mobilemoe.evaluate.expert_use import torch_model
 from mobilemoe.evaluate.results import Results, write_examples, write_results
@@ -45,21 +44,22 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(parent, models, path):
-    return compression_table(parent, models, path, window=8)
+    return compression_table(parent, models, path, window=8, experts=True)
 
 
 def test_each_model_costs_what_it_does_alone(found, parent, models, path):
     assert found.costs.keys() == models.keys()
     for name, model in models.items():
-        alone = compare_file(model, parent, path, window=8)
-        assert found.costs[name].keys() == alone.keys() == {"a", "b", "all"}
-        for domain, each in alone.items():
+        alone = compression_table(parent, {name: model}, path, window=8)
+        assert alone.without_experts == {name: "they were not asked for"}
+        assert found.costs[name].keys() == alone.costs[name].keys() == {"a", "b", "all"}
+        assert alone.tokens == found.tokens
+        for domain, each in alone.costs[name].items():
             cost = found.costs[name][domain]
             assert cost.bits_per_byte == pytest.approx(each.bits_per_byte, rel=1e-6)
             assert cost.divergence == pytest.approx(each.divergence, rel=1e-5)
             assert cost.agreement == each.agreement
-            assert found.parent_bits_per_byte[domain] == pytest.approx(each.parent_bits_per_byte, rel=1e-6)
-            assert found.tokens[domain] == each.tokens
+            assert found.parent_bits_per_byte[domain] == pytest.approx(alone.parent_bits_per_byte[domain], rel=1e-6)
 
 
 def chosen_sets(model, ids):
@@ -98,12 +98,12 @@ def test_the_parent_is_computed_once_for_all(parent, models, path, monkeypatch):
     passes = []
     form = torch_model(parent)
     monkeypatch.setattr(form, "hidden", lambda ids, real=form.hidden: passes.append(ids) or real(ids))
-    compression_table(parent, models, path)
+    compression_table(parent, models, path, experts=True)
     assert len(passes) == len(ENTRIES)
 
 
 def test_a_model_beside_itself_costs_nothing(parent, path):
-    cost = compression_table(parent, {"itself": parent}, path).costs["itself"]["all"]
+    cost = compression_table(parent, {"itself": parent}, path, experts=True).costs["itself"]["all"]
     assert (cost.divergence, cost.agreement, cost.shared) == (0, 1, 1)
     assert set(cost.jaccard_L) == {1}
 
@@ -112,11 +112,13 @@ def test_experts_of_another_shape_are_not_compared_and_the_reason_is_told(parent
     wide = write_model(tmp_path / "wide")
     config = json.loads((wide / "config.json").read_text())
     (wide / "config.json").write_text(json.dumps(config | {"num_experts_per_tok": 1}))
-    found = compression_table(parent, {"wide": mobilemoe.load(wide, threads=1), "torch": models["torch"]}, path)
+    found = compression_table(
+        parent, {"wide": mobilemoe.load(wide, threads=1), "torch": models["torch"]}, path, experts=True
+    )
     assert "2 layers of 6 experts, 1 a token, not 2, 6, 2" in found.without_experts["wide"]
     assert found.costs["wide"]["all"].shared is None
     assert found.costs["torch"]["all"].shared is not None
-    alone = compression_table(parent, {"wide": mobilemoe.load(wide, threads=1)}, path)
+    alone = compression_table(parent, {"wide": mobilemoe.load(wide, threads=1)}, path, experts=True)
     assert alone.costs["wide"]["all"].divergence == pytest.approx(found.costs["wide"]["all"].divergence)
     assert not [row for row in alone.rows() if "experts" in row[0]]
 
@@ -127,7 +129,7 @@ def test_weights_rounded_while_loading_have_no_choices_to_compare(parent, path, 
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "bf16" / name).write_bytes((parent.folder / name).read_bytes())
     rounded = mobilemoe.load(tmp_path / "bf16", threads=1, quantize="int4")
-    found = compression_table(mobilemoe.load(tmp_path / "bf16", backend="torch"), {"ptq": rounded}, path)
+    found = compression_table(mobilemoe.load(tmp_path / "bf16", backend="torch"), {"ptq": rounded}, path, experts=True)
     assert "mobilemoe quantize" in found.without_experts["ptq"]
     assert found.costs["ptq"]["all"].divergence > 0
 

@@ -46,7 +46,7 @@ def twin(folder: Path):
     """lm_eval's own model over transformers' Glm4Moe with the weights and the tokenizer in `folder`."""
     model_class = hugging_face_model()
     ours = mobilemoe.load(folder, backend="torch")
-    theirs = glm(ours.backend._model).float()
+    theirs = glm(ours.backend.model).float()
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.eos_token
     theirs.generation_config.eos_token_id = sorted(ours.stop_ids)

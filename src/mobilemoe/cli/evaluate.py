@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mobilemoe.evaluate.compression import Compression
     from mobilemoe.load import Model
 
+_WIDTH = 120  # of tables, in characters, at least
 ModelsArgument = Annotated[
     list[str], typer.Argument(metavar="MODEL...", help="Folders, bundled models (nano), Hub ids, or GGUF files.")
 ]
@@ -55,7 +56,7 @@ def evaluate(
         typer.Option(metavar="FILE", help="Look for the examples in this training text or recipe (repeatable)."),
     ] = None,
     experts: Annotated[
-        bool, typer.Option("--experts", help="Also a page of which experts each benchmark's prompts use.")
+        bool, typer.Option("--experts", help="Also which experts benchmarks use, or how many a parent shares.")
     ] = False,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run the programs that the model writes, in a sandbox.")
@@ -88,11 +89,13 @@ def evaluate(
     """
     if suite is None and text is None:
         raise UsageError("say what to measure: --suite quick for benchmarks, --text FILE.jsonl for bits per byte")
-    if suite is None and (training or experts):
-        raise UsageError("--training and --experts look at the examples of benchmarks: give a --suite too")
+    if suite is None and training:
+        raise UsageError("--training looks for the examples of benchmarks: give a --suite too")
+    if experts and suite is None and against is None:
+        raise UsageError("--experts shows those of a --suite's prompts, or compares a --text's --against a parent")
     if backend == "gguf" and text is not None:
         raise UsageError("--text measures models of ours: with --backend gguf give a --suite")
-    if len(dict.fromkeys([*models, against])) < len(models) + 1:
+    if len(set(models)) < len(models) or (suite is not None and against in models):
         raise UsageError("a model is named twice")
     values: dict[str, Any] = {}
 
@@ -113,9 +116,10 @@ def evaluate(
             from mobilemoe.evaluate.compression import compression_table
 
             table = compression_table(
-                _load_parent(against, threads),
+                _load_parent(against),
                 {name: load(name) for name in models},
                 text,
+                experts=experts,
                 window=window,
                 on_text=progress.counter("texts"),
             )
@@ -133,12 +137,12 @@ def evaluate(
     if suite is not None:
         found.print()
     if text is not None and against is not None:
-        _print_compression(table)
+        _print_compression(table, experts)
     elif text is not None:
         _print_scores(scores)
 
 
-def _load_parent(name: str, threads: int | None) -> Model:
+def _load_parent(name: str) -> Model:
     """The parent in PyTorch, which computes BF16 and INT4 weights alike."""
     return load_model(name, "torch", None, None, None, None)
 
@@ -167,10 +171,12 @@ def _print_scores(scores: Mapping[str, Mapping[str, Score]]) -> None:
         plain_console().print(table)
 
 
-def _print_compression(found: Compression) -> None:
+def _print_compression(found: Compression, with_experts: bool) -> None:
     table = Table(*found.heads)
+    table.columns[0].no_wrap = True
     for row in found.rows():
         table.add_row(*row)
-    plain_console().print(table)
-    for name, reason in found.without_experts.items():
-        print(f"{name}: experts not compared: {reason}")
+    plain_console(_WIDTH).print(table)
+    if with_experts:
+        for name, reason in found.without_experts.items():
+            print(f"{name}: experts not compared: {reason}")

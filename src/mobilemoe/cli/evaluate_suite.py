@@ -23,6 +23,7 @@ from mobilemoe.evaluate.scorer import ModelScorer, Scorer
 from mobilemoe.files import write_atomic
 from mobilemoe.load import Model
 
+_WIDTH = 120  # of tables, in characters, at least
 _PROMPTS = 100  # of each benchmark whose experts are counted
 
 
@@ -94,7 +95,7 @@ class Found:
                 without = _percent(clean[benchmark].clean_score) if benchmark in clean else "-"
                 cells += [f"{len(overlap.found):,} of {overlap.checked:,}", without]
             table.add_row(*cells)
-        plain_console().print(table)
+        plain_console(_WIDTH).print(table)
         for benchmark, row in results.results.items():
             if row["note"]:
                 print(f"* {benchmark}: {row['note']}")
@@ -193,7 +194,7 @@ def _print_differences(name: str, against: str, found: Comparison) -> None:
             f"{each.wins:,} : {each.losses:,}",
             f"{each.examples:,}",
         )
-    plain_console().print(table)
+    plain_console(_WIDTH).print(table)
     for benchmark, reason in found.left_out.items():
         print(f"left out: {benchmark}: {reason}")
 

@@ -55,9 +55,14 @@ def load_model(
     return mobilemoe.load(name, threads=threads, **options)
 
 
-def plain_console() -> Console:
-    """For tables: names from files and folders are shown as they are, [brackets] and :colons: included."""
-    return Console(markup=False, emoji=False, highlight=False)
+def plain_console(least_width: int = 0) -> Console:
+    """For tables: names from files and folders are shown as they are, [brackets] and :colons: included.
+
+    `least_width`: in characters, for rows that are to stay whole also where nobody says how wide a line is.
+    """
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.width = max(console.width, least_width)
+    return console
 
 
 def read_recipe(path: Path, overrides: list[str] | None) -> Recipe:

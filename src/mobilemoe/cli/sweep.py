@@ -129,9 +129,7 @@ def _print(values: list[dict[str, Any]]) -> None:
         column.no_wrap = True
     for run in values:
         table.add_row(*(tell(run) for tell in columns.values()))
-    console = plain_console()
-    console.width = max(console.width, 190)  # a row in one line, also where nobody says how wide a line is
-    console.print(table)
+    plain_console(190).print(table)
     totals = _totals(values)
     print(
         f"{len(values)} runs, {totals['tokens'] / 1e6:,.0f} M tokens, {totals['flops']:.2e} FLOPs, "

@@ -1,4 +1,4 @@
-"""How far a model has moved from its parent: bits per byte of both, divergence and agreement token by token.
+"""Logits of models beside their parent's, token by token: log-probabilities, divergence and agreement.
 
 C models, T tokens, V vocabulary, R rows: some of the T tokens.
 """
@@ -7,75 +7,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mobilemoe.errors import UsageError
-from mobilemoe.evaluate.bits_per_byte import Score, encode_entry, sum_by_domain
+from mobilemoe.evaluate.bits_per_byte import encode_entry
 from mobilemoe.load import Model
 
 _LOGITS = 2**27  # of each model at a time, half a GB: 1,046 tokens at 128,256 entries
 _BLOCK = 2**18  # logits of each model that are worked on at a time: three arrays of 1 MB, which stay in the cache
-
-
-@dataclass
-class Comparison(Score):
-    """A score of the model with more sums, `nats` being those of KL(parent || model); the properties are ratios."""
-
-    parent_bits: float = 0.0
-    nats: float = 0.0
-    agreed: int = 0
-
-    @property
-    def parent_bits_per_byte(self) -> float:
-        """The parent's."""
-        return self.parent_bits / self.bytes
-
-    @property
-    def divergence(self) -> float:
-        """KL(parent || model) in nats, mean over tokens; what roundings leave below zero is zero."""
-        return max(0.0, self.nats / self.tokens)
-
-    @property
-    def agreement(self) -> float:
-        """The share of tokens at whose place both models find the same token the likeliest."""
-        return self.agreed / self.tokens
-
-
-def compare_file(
-    model: Model,
-    parent: Model,
-    path: Path | str,
-    *,
-    window: int | None = None,
-    on_text: Callable[[int], None] | None = None,
-) -> dict[str, Comparison]:
-    """Comparisons over a JSONL file's texts by their domain, and "all": lines, windows and errors as in `score_file`.
-
-    The default window is the shorter context of the two, but no more than half a GB of logits each. UsageError if the
-    models do not read a text as the same tokens.
-    """
-    window = choose_window([parent, model], window)
-
-    def compare(place: str, entry: dict[str, Any]) -> Comparison:
-        ids, size = encode_for_all([parent, model], place, entry)
-        text = Comparison(bytes=size, tokens=len(ids) - 1, texts=1)
-        for before, targets in windows_of(ids, window):
-            logits_TV = model.logits(before)  # first: PyTorch's threads go on spinning for a while after their work
-            found = compare_logits(parent.logits(before), [logits_TV], targets)
-            text.parent_bits += bits(found.parent_logprobs_T)
-            text.bits += bits(found.logprobs_CT[0])
-            text.nats += float(found.nats_CT.sum())
-            text.agreed += int(found.agreed_CT.sum())
-        return text
-
-    return sum_by_domain(Path(path), Comparison, compare, on_text)
 
 
 def choose_window(models: Sequence[Model], window: int | None) -> int:

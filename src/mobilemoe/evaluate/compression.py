@@ -152,19 +152,22 @@ def compression_table(
     models: Mapping[str, Model],
     path: Path | str,
     *,
+    experts: bool = False,
     window: int | None = None,
     on_text: Callable[[int], None] | None = None,
 ) -> Compression:
-    """Costs of `models`, by their names, over a JSONL file's texts: lines, windows and errors as in `compare_file`.
+    """Costs of `models`, by their names, over a JSONL file's texts: lines, windows and errors as in `score_file`.
 
-    One pass over the text, with the parent computed once for all. Expert choices are those of the PyTorch models: one
-    that runs on the native engine is read a second time for them, and what it is in fp32 is compared.
+    One pass over the text, with the parent computed once for all. The default window is the shortest context, but no
+    more than half a GB of logits each. With `experts` choices of experts are compared too, those of the PyTorch models:
+    one that runs on the native engine is read a second time for them, and what it is in fp32 is compared.
+    UsageError if the models do not read a text as the same tokens.
     """
     if not models:
         raise UsageError("there is no model to compare with the parent: give at least one")
     everyone = [parent, *models.values()]
     window = choose_window(everyone, window)
-    without = {name: reason for name, model in models.items() if (reason := _why_no_experts(parent, model))}
+    without = {name: reason for name, model in models.items() if (reason := _why_no_experts(parent, model, experts))}
     readers = [_Reader(parent, len(without) < len(models))]
     readers += [_Reader(model, name not in without) for name, model in models.items()]
 
@@ -249,7 +252,9 @@ class _Reader:
         return logits_TV, experts_LTA
 
 
-def _why_no_experts(parent: Model, model: Model) -> str | None:
+def _why_no_experts(parent: Model, model: Model, wanted: bool) -> str | None:
+    if not wanted:
+        return "they were not asked for"
     ours, theirs = _shape(model.config), _shape(parent.config)
     if not model.config.is_moe:
         return "it has no experts"

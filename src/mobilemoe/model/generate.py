@@ -5,6 +5,7 @@ B sequences, T tokens of the longest prompt, V vocabulary.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -14,8 +15,10 @@ import torch
 from mobilemoe.ids import check_ids
 from mobilemoe.model.cache import KVCache
 from mobilemoe.model.transformer import MobileMoE
-from mobilemoe.sampling import Choice, Sampler, Sampling, log_softmax, with_logprobs
+from mobilemoe.sampling import Choice, Sampler, Sampling, with_logprobs
 
+_TOGETHER = 8192  # tokens that are scored together, padding included
+_ROWS = 512  # tokens whose logits are looked at together: half a GB of float64 at 128,256 entries
 _TEXT, _PADDING = 0, 1  # segments: padding sees and is seen by padding only
 
 
@@ -35,19 +38,43 @@ class TorchBackend:
         return result
 
     def loglikelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
-        """Of each (context, continuation): log-probability in nats, and whether greedy decoding would give it."""
-        results: list[tuple[float, bool]] = []
+        """Of each (context, continuation): log-probability in nats, and whether greedy decoding would give it.
+
+        Texts of like length are computed together, and those that differ in their last token only, once.
+        """
         vocab_size, room = self.model.config.vocab_size, self.model.config.max_position_embeddings
-        for context, continuation in pairs:
+        results = [(0.0, True)] * len(pairs)
+        asked: dict[tuple[int, ...], list[tuple[int, list[int]]]] = defaultdict(list)
+        for place, (context, continuation) in enumerate(pairs):
             before = check_ids(context, vocab_size, room)
-            if len(continuation) == 0:
-                results.append((0.0, True))
-                continue
-            after = check_ids(continuation, vocab_size, room + 1, behind=len(before))
-            logprobs_TV = log_softmax(self.logits([*before, *after[:-1]])[len(before) - 1 :])
-            chosen_T = logprobs_TV[np.arange(len(after)), after]
-            results.append((float(chosen_T.sum()), bool((logprobs_TV.argmax(axis=1) == after).all())))
+            if len(continuation):
+                after = check_ids(continuation, vocab_size, room + 1, behind=len(before))
+                asked[(*before, *after[:-1])].append((place, after))
+        texts = sorted(asked, key=len)
+        while texts:
+            width = max(1, _TOGETHER // len(texts[-1]))
+            some, texts = texts[-width:], texts[:-width]
+            for text, x_TD in zip(some, self._hidden(some), strict=True):
+                for place, after in asked[text]:
+                    results[place] = self._score(x_TD[len(text) - len(after) : len(text)], after)
         return results
+
+    @torch.inference_mode()
+    def _hidden(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """x_BTD of texts padded at their ends, which nothing before them sees."""
+        longest = max(map(len, texts))
+        padded = [[*text, *[0] * (longest - len(text))] for text in texts]
+        return self.model.hidden(torch.tensor(padded, device=self.model.head_VD.device))[0]
+
+    @torch.inference_mode()
+    def _score(self, x_TD: torch.Tensor, targets: list[int]) -> tuple[float, bool]:
+        total, greedy = 0.0, True
+        for start in range(0, len(targets), _ROWS):
+            logits_TV = self.model.logits(x_TD[start : start + _ROWS]).double()
+            chosen_T = torch.tensor(targets[start : start + _ROWS], device=x_TD.device)
+            total += float((logits_TV.gather(1, chosen_T[:, None])[:, 0] - logits_TV.logsumexp(dim=1)).sum())
+            greedy &= bool((logits_TV.argmax(dim=1) == chosen_T).all())
+        return total, greedy
 
     def start(
         self, prompts: Sequence[list[int]], room: int, sampling: Sampling, logprobs: int | None = None
