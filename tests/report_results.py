@@ -33,7 +33,7 @@ def results(
             "quantization": "mobilemoe-int4-g32",
             "context": 2048,
         },
-        engine={"backend": "native", "activations": "int8", "threads": 2, "version": "0.1.0"},
+        engine={"backend": "native", "activations": "int8", "threads": 2, "version": "mobilemoe 0.1.0"},
         suite=suite,
         limit=limit,
         results=rows,

@@ -199,4 +199,4 @@ def test_eval_against_a_parent_prints_what_compare_says(mobilemoe_cli, tiny_fold
     shown = mobilemoe_cli("eval", tiny_folder, *options, "--experts")  # int8 against exact arithmetic
     assert shown.status == 0
     assert "tales" in shown.out
-    assert "experts in common, layer 0" in shown.out
+    assert "experts in common in fp32, layer 0" in shown.out

@@ -1,10 +1,7 @@
 """A second opinion on scores: the harness's own Hugging Face model, given the same weights as a Glm4Moe."""
 
 import json
-import sys
-from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +14,7 @@ pytest.importorskip("lm_eval")
 
 import transformers
 from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 
 from conftest import write_model
 from mobilemoe.evaluate.harness import HarnessModel
@@ -30,27 +28,14 @@ def asks(kind, arguments):
     return [Instance(kind, doc={}, arguments=each, idx=0) for each in arguments]
 
 
-def hugging_face_model() -> type:
-    """lm_eval's HFLM, which imports accelerate for models that it loads by itself: this one is loaded already."""
-    names = ("Accelerator", "InitProcessGroupKwargs", "find_executable_batch_size", "get_max_memory")
-    stand_in = SimpleNamespace(**dict.fromkeys(names, lambda *_, **__: pytest.fail("accelerate is needed after all")))
-    with pytest.MonkeyPatch.context() as patch:
-        if find_spec("accelerate") is None:
-            patch.setitem(sys.modules, "accelerate", stand_in)
-            patch.setitem(sys.modules, "accelerate.utils", stand_in)
-        from lm_eval.models.huggingface import HFLM
-    return HFLM
-
-
 def twin(folder: Path):
     """lm_eval's own model over transformers' Glm4Moe with the weights and the tokenizer in `folder`."""
-    model_class = hugging_face_model()
     ours = mobilemoe.load(folder, backend="torch")
     theirs = glm(ours.backend.model).float()
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.eos_token
     theirs.generation_config.eos_token_id = sorted(ours.stop_ids)
-    return model_class(pretrained=theirs, tokenizer=tokenizer, batch_size=16)
+    return HFLM(pretrained=theirs, tokenizer=tokenizer, batch_size=16)
 
 
 def texts() -> list[str]:

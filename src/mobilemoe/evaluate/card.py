@@ -78,7 +78,7 @@ def engine(results: Results) -> str:
     of = results.engine
     threads = f"{of['threads']} threads" if of.get("threads") else ""
     parts = [f"{of['backend']} engine", f"{of['activations']} activations" if of.get("activations") else "", threads]
-    return ", ".join([*filter(None, parts), f"mobilemoe {of['version']}"])
+    return ", ".join([*filter(None, parts), str(of["version"])])
 
 
 def extent(results: Results) -> str:

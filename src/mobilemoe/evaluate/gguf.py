@@ -5,6 +5,7 @@ T tokens, V vocabulary, C chosen: the tokens of a continuation.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from math import prod
@@ -18,7 +19,7 @@ from mobilemoe.chat import ChatTemplate
 from mobilemoe.errors import CheckpointError, MissingExtraError, TokenizerError
 from mobilemoe.evaluate.scorer import Answer, Prompt
 from mobilemoe.files import sha256_file
-from mobilemoe.ids import check_ids, common_prefix
+from mobilemoe.ids import check_ids
 from mobilemoe.sampling import Sampler
 
 CONTEXT = 4096  # tokens that are computed together at most, where the file allows more
@@ -26,8 +27,10 @@ _BATCH = 512  # tokens of one call of the library
 
 
 class GgufScorer:
-    """A `Scorer` of a GGUF file. What a text shares with the one before it is not computed again.
+    """A `Scorer` of a GGUF file. A context is computed once for all its continuations.
 
+    Nothing else is shared: llama.cpp's logits depend on how tokens are cut into batches (by .2 nats with Q4_K weights),
+    and a score must not depend on what was asked before.
     Raises CheckpointError for a file that llama.cpp cannot read, MissingExtraError without llama-cpp-python.
     """
 
@@ -46,8 +49,8 @@ class GgufScorer:
                 str(path),
                 n_ctx=CONTEXT,
                 n_batch=_BATCH,
-                n_threads=threads,
-                n_threads_batch=threads,
+                n_threads=threads or os.cpu_count(),
+                n_threads_batch=threads or os.cpu_count(),
                 swa_full=True,
                 verbose=False,
             )
@@ -56,7 +59,7 @@ class GgufScorer:
             raise CheckpointError(f"llama.cpp cannot read {path}: {fault}") from None
         self._api, self._path = llama_cpp, path
         self._batch = llama_cpp.llama_batch_init(_BATCH, 0, 1)
-        self._held: list[int] = []  # the tokens whose keys and values the library holds
+        self._context: list[int] | None = None  # whose keys and values the library holds
         self._vocabulary = llama_cpp.llama_model_get_vocab(self._llama.model)
         self._vocab_size = self._llama.n_vocab()
         self._metadata: Mapping[str, str] = self._llama.metadata
@@ -81,6 +84,7 @@ class GgufScorer:
         self.settings: Mapping[str, Any] = {
             "model": self.model["hash"],
             "context": self.context,
+            "batch": _BATCH,
             "version": self.engine["version"],
         }
 
@@ -103,9 +107,13 @@ class GgufScorer:
 
     def loglikelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         results = [(0.0, True)] * len(pairs)
-        for place in sorted(range(len(pairs)), key=lambda place: [*pairs[place][0], *pairs[place][1]]):
-            context, continuation = (list(ids) for ids in pairs[place])
-            logits_CV = self._logits([*context, *continuation[:-1]], len(continuation))
+        for place in sorted(range(len(pairs)), key=lambda place: list(pairs[place][0])):
+            *context, last = pairs[place][0]
+            continuation = pairs[place][1]
+            if context != self._context:
+                self._forward(context, 0, 0)
+                self._context = context
+            logits_CV = self._forward([last, *continuation[:-1]], len(context), len(continuation))
             results[place] = _score(logits_CV, np.array(continuation))
         return results
 
@@ -114,10 +122,14 @@ class GgufScorer:
             yield place, self._answer(prompt)
 
     def _answer(self, prompt: Prompt) -> Answer:
+        self._context = None
         sampler = Sampler(prompt.sampling, prompt.ids)
         made: list[int] = []
+        logits_1V = self._forward(prompt.ids, 0, 1)
         while len(made) < min(prompt.room, self.context + 1 - len(prompt.ids)):
-            made.append(sampler.choose(self._logits([*prompt.ids, *made], 1)[0]))
+            if made:
+                logits_1V = self._forward(made[-1:], len(prompt.ids) + len(made) - 1, 1)
+            made.append(sampler.choose(logits_1V[0]))
             ended = self._api.llama_vocab_is_eog(self._vocabulary, made[-1])
             text = self._llama.detokenize(made[:-1] if ended else made).decode(errors="ignore")
             stops = [at for at in map(text.find, prompt.stop) if at >= 0]
@@ -125,19 +137,16 @@ class GgufScorer:
                 return Answer(text[: min(stops, default=None)], len(made), False)
         return Answer(text, len(made), True)
 
-    def _logits(self, ids: list[int], last: int) -> NDArray[np.float32]:
-        """logits_CV behind each of the `last` tokens of `ids`."""
-        check_ids(ids, self._vocab_size, self.context)
-        api, context = self._api, self._llama.ctx
-        wanted = len(ids) - last  # the first token behind which logits are wanted
-        begin = min(common_prefix(self._held, ids), wanted)
+    def _forward(self, ids: Sequence[int], begin: int, last: int) -> NDArray[np.float32]:
+        """logits_CV behind each of the `last` tokens of `ids`, which stand behind the first `begin` held tokens."""
+        check_ids(ids, self._vocab_size, self.context - begin)
+        api, context, wanted = self._api, self._llama.ctx, len(ids) - last
         api.llama_memory_seq_rm(api.llama_get_memory(context), 0, begin, -1)
-        self._held = ids[:begin]
         logits_CV = np.empty((last, self._vocab_size), np.float32)
-        for start in range(begin, len(ids), _BATCH):
+        for start in range(0, len(ids), _BATCH):
             part = ids[start : start + _BATCH]
             for row, token in enumerate(part):
-                self._batch.token[row], self._batch.pos[row] = token, start + row
+                self._batch.token[row], self._batch.pos[row] = token, begin + start + row
                 self._batch.n_seq_id[row], self._batch.seq_id[row][0] = 1, 0
                 self._batch.logits[row] = start + row >= wanted
             self._batch.n_tokens = len(part)
@@ -146,7 +155,6 @@ class GgufScorer:
             for row in range(max(0, wanted - start), len(part)):
                 found = api.llama_get_logits_ith(context, row)
                 logits_CV[start + row - wanted] = np.ctypeslib.as_array(found, (self._vocab_size,))
-            self._held += part
         return logits_CV
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from textwrap import fill
 
 from mobilemoe.evaluate import card, pictures
 from mobilemoe.evaluate.pareto import COSTS, Average, average, fronts, main_score, without_marks
@@ -12,6 +13,8 @@ from mobilemoe.evaluate.published import CAVEAT, Mark, average_marks
 from mobilemoe.evaluate.results import Results
 from mobilemoe.files import write_atomic
 from mobilemoe.page import Section, bullets, page, table
+
+_LINE = 40  # characters of a cell's line
 
 
 def write_report(every: Mapping[str, Results], path: Path | str, *, mixed: bool = False) -> list[Path]:
@@ -44,7 +47,7 @@ def _models(every: Mapping[str, Results]) -> Section:
         {
             **card.model_facts(results),
             "scored by": card.engine(results).replace(", ", "\n"),
-            "suite": f"{results.suite}\n{card.extent(results)}",
+            "suite": f"{fill(results.suite.replace(',', ', '), _LINE)}\n{card.extent(results)}",
         }
         for results in every.values()
     ]

@@ -37,6 +37,7 @@ _KEYS = {  # that every file of ours has in these objects
     "engine": ("backend", "activations", "threads", "version"),
     "counts": ("left_truncations", "token_cap_hits"),
 }
+_COUNTS = ("parameters", "active_parameters", "int4_bytes", "flops_per_token", "context")
 _ROW = ("main_metric", "n", "shots", "version", "published")
 
 
@@ -82,6 +83,10 @@ def read_results(path: Path | str) -> Results:
             raise DataError(f"{path} holds no results of an evaluation: its {name!r} is missing or of another kind")
     for name, keys in _KEYS.items():
         _check_keys(path, name, found[name], keys)
+    counted = {**found["speed"], **{name: found["model"][name] for name in _COUNTS}}
+    for name, value in counted.items():
+        if not isinstance(value, int | float | None):
+            raise DataError(f"{path} holds no results of an evaluation: its {name} is {value!r}, but must be a number")
     for name, row in found["results"].items():
         _check_keys(path, f"results of {name}", row, _ROW)
         metric = row["main_metric"]

@@ -242,7 +242,7 @@ def _engine_facts(engine: Engine | None) -> dict[str, Any]:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         facts = {"backend": "torch", "activations": "fp32", "kv": "fp32", "threads": torch.get_num_threads()}
-        return {**facts, "device": device, "version": version("mobilemoe")}
+        return {**facts, "device": device, "version": f"mobilemoe {version('mobilemoe')}"}
     activations = "fp32" if engine.native.fp32 else "int8"
     facts = {"backend": "native", "activations": activations, "kv": engine.native.kv, "threads": engine.threads}
-    return {**facts, "version": version("mobilemoe")}
+    return {**facts, "version": f"mobilemoe {version('mobilemoe')}"}
