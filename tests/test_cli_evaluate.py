@@ -112,3 +112,18 @@ def test_text_and_benchmarks_stand_in_one_table(evaluate, tiny_folder, other_fol
     assert shown.status == 0
     assert "KL, nats a token" in shown.out
     assert shown.out.count("boolq") >= 4  # both models' scores, the difference, and the line of the one table
+
+
+def test_without_the_hub_the_mend_is_named(fails, tiny_folder):
+    told = fails(1, "eval", tiny_folder, "--suite", "piqa,drop")
+    assert "the Hub cannot be reached: give the data sets as JSONL files with --data DIR" in told
+
+
+def test_ctrl_c_says_that_nothing_is_lost(evaluate, tiny_folder, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Model, "loglikelihoods", stop)
+    ended = evaluate(tiny_folder)
+    assert ended.status == 130
+    assert "goes on from there" in ended.err

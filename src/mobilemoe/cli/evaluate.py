@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -110,7 +111,11 @@ def evaluate(
                 suite=suite, data=data, limit=limit, allow_code=allow_code, chat=chat, cache=cache, out=out,
                 training=tuple(training or ()), experts=experts, threads=threads,
             )  # fmt: skip
-            found = run_suite(models, against, backend, load, settings, progress)
+            try:
+                found = run_suite(models, against, backend, load, settings, progress)
+            except KeyboardInterrupt:
+                print("interrupted: finished requests are kept, the same command goes on from there", file=sys.stderr)
+                raise typer.Exit(130) from None
             values |= found.as_json()
         if text is not None and against is not None:
             from mobilemoe.evaluate.compression import compression_table

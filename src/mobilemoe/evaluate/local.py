@@ -19,6 +19,8 @@ from mobilemoe.files import read_json
 
 Row = dict[str, Any]
 
+NO_HUB = "the Hub cannot be reached"
+
 
 class Unavailable(Exception):  # noqa: N818 - no error: such a benchmark is listed as missing, with this reason
     """A benchmark's data, or what it needs besides, cannot be had here."""

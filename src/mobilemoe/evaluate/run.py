@@ -20,6 +20,7 @@ from lm_eval.api.metrics import aggregate_subtask_metrics, pooled_sample_stderr
 
 from mobilemoe.errors import DataError, TokenizerError
 from mobilemoe.evaluate.harness import HarnessModel, OnProgress
+from mobilemoe.evaluate.local import NO_HUB
 from mobilemoe.evaluate.results import Results, write_examples
 from mobilemoe.evaluate.scorer import decode_ms
 from mobilemoe.evaluate.suites import Benchmark, build_tasks, find_benchmarks
@@ -60,6 +61,8 @@ def prepare(suite: str, *, data_dir: Path | None = None, allow_code: bool = Fals
     with _quiet():
         random.seed(0)  # some tasks shuffle their choices
         tasks, missing = build_tasks(benchmarks, data_dir, allow_code)
+    if not tasks and data_dir is None and all(reason.startswith(NO_HUB) for reason in missing.values()):
+        raise DataError(f"{NO_HUB}: give the data sets as JSONL files with --data DIR")
     if not tasks:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
         raise DataError(f"no benchmark of {suite} can be run: {reasons}")

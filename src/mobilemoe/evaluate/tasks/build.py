@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from mobilemoe.evaluate import local
-from mobilemoe.evaluate.local import Unavailable
+from mobilemoe.evaluate.local import NO_HUB, Unavailable
 from mobilemoe.evaluate.tasks.code import CODE
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _hub_tasks(benchmark: Benchmark, manager: TaskManager) -> list[Any]:
     except ImportError:
         raise
     except ConnectionError as fault:
-        raise HubUnreachable(f"the Hub cannot be reached ({_first_line(fault)})") from None
+        raise HubUnreachable(f"{NO_HUB} ({_first_line(fault)})") from None
     except Exception as fault:  # the Hub's clients raise of every kind: gated, gone, damaged
         raise Unavailable(f"the Hub did not give its data ({type(fault).__name__}: {_first_line(fault)})") from None
 
