@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from mobilemoe.cli.options import (
+    WIDE,
     ActivationsOption,
     JsonOption,
     KvOption,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from mobilemoe.evaluate.compression import Compression
     from mobilemoe.load import Model
 
-_WIDTH = 120  # of tables, in characters, at least
 ModelsArgument = Annotated[
     list[str], typer.Argument(metavar="MODEL...", help="Folders, bundled models (nano), Hub ids, or GGUF files.")
 ]
@@ -181,7 +181,7 @@ def _print_compression(found: Compression, with_experts: bool) -> None:
     table.columns[0].no_wrap = True
     for row in found.rows():
         table.add_row(*row)
-    plain_console(_WIDTH).print(table)
+    plain_console(WIDE).print(table)
     if with_experts:
         for name, reason in found.without_experts.items():
             print(f"{name}: experts not compared: {reason}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from mobilemoe.cli.options import plain_console
+from mobilemoe.cli.options import WIDE, plain_console
 from mobilemoe.cli.progress import Progress
 from mobilemoe.errors import UsageError
 from mobilemoe.evaluate.contamination import Clean, Overlap, find_overlaps, scores_without, task_items, training_texts
@@ -23,7 +23,6 @@ from mobilemoe.evaluate.scorer import ModelScorer, Scorer
 from mobilemoe.files import write_atomic
 from mobilemoe.load import Model
 
-_WIDTH = 120  # of tables, in characters, at least
 _PROMPTS = 100  # of each benchmark whose experts are counted
 
 
@@ -95,7 +94,7 @@ class Found:
                 without = _percent(clean[benchmark].clean_score) if benchmark in clean else "-"
                 cells += [f"{len(overlap.found):,} of {overlap.checked:,}", without]
             table.add_row(*cells)
-        plain_console(_WIDTH).print(table)
+        plain_console(WIDE).print(table)
         for benchmark, row in results.results.items():
             if row["note"]:
                 print(f"* {benchmark}: {row['note']}")
@@ -194,7 +193,7 @@ def _print_differences(name: str, against: str, found: Comparison) -> None:
             f"{each.wins:,} : {each.losses:,}",
             f"{each.examples:,}",
         )
-    plain_console(_WIDTH).print(table)
+    plain_console(WIDE).print(table)
     for benchmark, reason in found.left_out.items():
         print(f"left out: {benchmark}: {reason}")
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mobilemoe.load import Model
     from mobilemoe.train.recipe import Recipe
 
+WIDE = 120  # characters of a table with many columns
+
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A folder, a bundled model (nano), or a Hub id (ORG/NAME).")
 ]
