@@ -30,10 +30,10 @@ from mobilemoe.evaluate.results import Results, read_results, write_results
 
 WORDS = [f"{first}{last}" for first in ("ma", "ri", "to", "se") for last in ("ll", "ver", "wn", "a", "nd")]
 BENCHMARKS = [
-    SimpleNamespace(name="mills", metric="acc_norm", shots=0, published=True, chat=False),
-    SimpleNamespace(name="places", metric="acc", shots=2, published=False, chat=False),
-    SimpleNamespace(name="sands", metric="exact_match", shots=0, published=False, chat=False),
-    SimpleNamespace(name="lost", metric="acc", shots=0, published=True, chat=False),
+    SimpleNamespace(name="mills", metric="acc_norm", shots=0, published=True, chat=False, note=""),
+    SimpleNamespace(name="places", metric="acc", shots=2, published=False, chat=False, note=""),
+    SimpleNamespace(name="sands", metric="exact_match", shots=0, published=False, chat=False, note=""),
+    SimpleNamespace(name="lost", metric="acc", shots=0, published=True, chat=False, note=""),
 ]
 
 
