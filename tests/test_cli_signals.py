@@ -30,9 +30,13 @@ def start(tmp_path):
         process = subprocess.Popen(
             [SCRIPT, *map(str, arguments)],
             cwd=tmp_path,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
             env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(environment or {})},
-            **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+            **{
+                **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE),
+                # Where the tests are a job in the background, their children would ignore it.
+                "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                **options,
+            },
         )
         running.append(process)
         return process
