@@ -14,7 +14,8 @@ from mobilemoe.checkpoint import write_random
 from mobilemoe.errors import UsageError
 from mobilemoe.evaluate.compression import compression_table, overlap
 from mobilemoe.evaluate.expert_use import torch_model
-from mobilemoe.evaluate.results import Results, write_examples, write_results
+from mobilemoe.evaluate.paired import paired, read_examples, unlike
+from mobilemoe.evaluate.results import Results, read_results, write_examples, write_results
 from mobilemoe.presets import family_member
 
 ENTRIES = (
@@ -192,7 +193,9 @@ def test_benchmarks_stand_in_the_same_table(found, tmp_path):
     scored = {"gsm8k": {str(n): float(n % 2) for n in range(40)}, "piqa": {"0": 1.0}}
     worse = {"gsm8k": {str(n): 0.0 if n < 20 else float(n % 2) for n in range(40)}}
     parent, child = write_scores(tmp_path, "parent", scored), write_scores(tmp_path, "torch", worse)
-    both = found.with_benchmarks(parent, {"torch": child})
+    examples = [read_examples(path.with_suffix(".jsonl")) for path in (child, parent)]
+    less = paired(*examples, left_out=unlike(read_results(child), read_results(parent)))
+    both = found.with_benchmarks({"torch": less})
     rows = {row[0]: row[1:] for row in both.rows()}
     of_parent, of_native, ours = rows["gsm8k"]
     assert (of_parent, of_native) == ("50.00%", "-")
@@ -202,7 +205,7 @@ def test_benchmarks_stand_in_the_same_table(found, tmp_path):
     assert "piqa" in told["left_out"]
     assert not found.benchmarks
     with pytest.raises(UsageError, match="'other' has results, but is none of the models: native, torch"):
-        found.with_benchmarks(parent, {"other": child})
+        found.with_benchmarks({"other": less})
 
 
 def test_importing_it_loads_no_torch():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING
 
 from mobilemoe.errors import MissingExtraError
@@ -18,3 +19,10 @@ def figure_kind(what: str, extra: str) -> type[Figure]:
     except ImportError:
         raise MissingExtraError(what, extra) from None
     return Figure
+
+
+def png(figure: Figure, dpi: int) -> bytes:
+    """The figure as a PNG file's bytes."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=dpi)
+    return out.getvalue()

@@ -129,7 +129,7 @@ def evaluate(
                 on_text=progress.counter("texts"),
             )
             if suite is not None:
-                table = table.with_benchmarks(found.paths[against], {name: found.paths[name] for name in models})
+                table = table.with_benchmarks(found.differences)
             values |= table.as_json()
         elif text is not None:
             scores = {

@@ -54,16 +54,9 @@ class Found:
     pages: list[Path] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        differences = {
-            name: {
-                "differences": {benchmark: each.as_json() for benchmark, each in found.differences.items()},
-                "left_out": found.left_out,
-            }
-            for name, found in self.differences.items()
-        }
         return {
             "suites": {name: dataclasses.asdict(results) for name, results in self.results.items()},
-            "against": differences,
+            "against": {name: found.as_json() for name, found in self.differences.items()},
             "contamination": {name: overlap.as_json() for name, overlap in self.overlaps.items()},
             "written": [str(path) for path in (*self.paths.values(), *self.pages)],
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -47,8 +47,7 @@ def score_file(
     model's context) is scored in windows that each begin anew behind BOS. `on_text` hears how many are done.
     """
     window = model.config.max_position_embeddings if window is None else window
-    if not 2 <= window <= model.config.max_position_embeddings:
-        raise UsageError(f"the window is {window}, but must be from 2 to {model.config.max_position_embeddings}")
+    check_window(window, model.config.max_position_embeddings)
 
     def score(place: str, entry: dict[str, Any]) -> Score:
         ids, size = encode_entry(model, place, entry)
@@ -73,9 +72,21 @@ def sum_by_domain(
     return dict(found)
 
 
+def check_window(window: int, longest: int) -> None:
+    """UsageError for a window that leaves nothing to score, or is longer than what the model can take."""
+    if not 2 <= window <= longest:
+        raise UsageError(f"the window is {window}, but must be from 2 to {longest}")
+
+
+def targets_of(ids: Sequence[int], window: int) -> Iterator[list[int]]:
+    """What is scored behind ids[0] in each window of at most `window` ids."""
+    for at in range(1, len(ids), window - 1):
+        yield list(ids[at : at + window - 1])
+
+
 def _bits(model: Model, ids: list[int], window: int) -> float:
     """-log2 of the probability of ids[1:] behind ids[0], in windows that each begin anew behind it."""
-    windows = [(ids[:1], ids[at : at + window - 1]) for at in range(1, len(ids), window - 1)]
+    windows = [(ids[:1], targets) for targets in targets_of(ids, window)]
     return -sum(logprob for logprob, _ in model.loglikelihoods(windows)) / math.log(2)
 
 

@@ -8,10 +8,9 @@ from typing import Any
 
 from mobilemoe.errors import UsageError
 from mobilemoe.evaluate.pareto import Score, main_score
-from mobilemoe.evaluate.results import Results
+from mobilemoe.evaluate.results import ROW_FACTS, Results
 
 OUR_CHOICE = "* The paper does not say with how many shots it measured this benchmark: the number is our choice."
-_ROW_FACTS = ("main_metric", "n", "shots", "version", "published")
 
 
 def model_card(every: Sequence[Results]) -> str:
@@ -113,7 +112,7 @@ def other_metrics(results: Results, benchmark: str) -> str:
     names = [
         name
         for name, value in row.items()
-        if name not in _ROW_FACTS
+        if name not in ROW_FACTS
         and name != row["main_metric"]
         and not name.endswith("_stderr")
         and isinstance(value, int | float)

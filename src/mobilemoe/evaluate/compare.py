@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilemoe.errors import UsageError
-from mobilemoe.evaluate.bits_per_byte import encode_entry
+from mobilemoe.evaluate.bits_per_byte import check_window, encode_entry, targets_of
 from mobilemoe.load import Model
 
 _LOGITS = 2**27  # of each model at a time, half a GB: 1,046 tokens at 128,256 entries
@@ -33,8 +33,7 @@ def choose_window(models: Sequence[Model], window: int | None) -> int:
                 "only models of one tokenizer can be compared"
             )
     window = min(longest, max(2, _LOGITS // size)) if window is None else window
-    if not 2 <= window <= longest:
-        raise UsageError(f"the window is {window}, but must be from 2 to {longest}")
+    check_window(window, longest)
     return window
 
 
@@ -48,8 +47,7 @@ def encode_for_all(models: Sequence[Model], place: str, entry: dict[str, Any]) -
 
 def windows_of(ids: Sequence[int], window: int) -> Iterator[tuple[list[int], list[int]]]:
     """What each window of at most `window` ids is computed from, beginning with ids[0], and what follows each id."""
-    for at in range(1, len(ids), window - 1):
-        targets = list(ids[at : at + window - 1])
+    for targets in targets_of(ids, window):
         yield [ids[0], *targets[:-1]], targets
 
 

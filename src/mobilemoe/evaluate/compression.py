@@ -19,8 +19,7 @@ from mobilemoe.errors import UsageError
 from mobilemoe.evaluate.bits_per_byte import Score, sum_by_domain
 from mobilemoe.evaluate.compare import bits, choose_window, compare_logits, encode_for_all, windows_of
 from mobilemoe.evaluate.expert_use import choose_experts, torch_model
-from mobilemoe.evaluate.paired import Comparison, Examples, paired, read_examples, unlike
-from mobilemoe.evaluate.results import Results, read_results
+from mobilemoe.evaluate.paired import Comparison
 from mobilemoe.load import Model
 
 Array = NDArray[np.float64]
@@ -80,13 +79,7 @@ class Compression:
                 name: {domain: cost.as_json() for domain, cost in costs.items()} for name, costs in self.costs.items()
             },
             "without_experts": self.without_experts,
-            "benchmarks": {
-                name: {
-                    "differences": {key: each.as_json() for key, each in found.differences.items()},
-                    "left_out": found.left_out,
-                }
-                for name, found in self.benchmarks.items()
-            },
+            "benchmarks": {name: found.as_json() for name, found in self.benchmarks.items()},
         }
 
     @property
@@ -126,25 +119,12 @@ class Compression:
             ]
             yield [name, " / ".join(parents), *cells]
 
-    def with_benchmarks(self, parent: Path, results: Mapping[str, Path]) -> Compression:
-        """The same with benchmark differences, from files of `Results` of the parent and of the models named here.
-
-        UsageError for a name that is not here, DataError for other files.
-        """
-        for name in results:
+    def with_benchmarks(self, differences: Mapping[str, Comparison]) -> Compression:
+        """The same with `differences` to the parent's scores, of models named here; UsageError for another name."""
+        for name in differences:
             if name not in self.costs:
                 raise UsageError(f"{name!r} has results, but is none of the models: {', '.join(self.costs)}")
-        theirs, their_examples = _read_scores(parent)
-        found = {}
-        for name, path in results.items():
-            ours, our_examples = _read_scores(path)
-            found[name] = paired(our_examples, their_examples, left_out=unlike(ours, theirs))
-        return replace(self, benchmarks=found)
-
-
-def _read_scores(path: Path) -> tuple[Results, Examples]:
-    results = read_results(path)
-    return results, read_examples(path.parent / results.examples)
+        return replace(self, benchmarks=dict(differences))
 
 
 def compression_table(

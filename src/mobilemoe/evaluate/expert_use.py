@@ -5,7 +5,6 @@ L MoE layers, T tokens, A active experts per token, E experts, P prompts, W wind
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from mobilemoe import accounting
 from mobilemoe.config import ModelConfig
-from mobilemoe.drawing import figure_kind
+from mobilemoe.drawing import figure_kind, png
 from mobilemoe.engine import Engine
 from mobilemoe.errors import DataError, UsageError
 from mobilemoe.load import Model, load
@@ -222,7 +221,7 @@ def draw_load(use: ExpertUse) -> bytes:
     figure.supxlabel(f"the {use.config.num_local_experts} experts of each layer, the most used first", fontsize=9)
     bar = figure.colorbar(image, ax=grid, extend="both", ticks=range(-3, 4), label="times an even share")
     bar.ax.set_yticklabels(["1/8", "1/4", "1/2", "1", "2", "4", "8"])
-    return _png(figure)
+    return png(figure, dpi=120)
 
 
 def draw_distinct(use: ExpertUse) -> bytes:
@@ -251,7 +250,7 @@ def draw_distinct(use: ExpertUse) -> bytes:
     shares.set_ylabel("weights read, % of the INT4 file")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
-    return _png(figure)
+    return png(figure, dpi=120)
 
 
 HEADS = (
@@ -301,9 +300,3 @@ def section(use: ExpertUse) -> Section:
 
 def _figure_kind() -> type[Figure]:
     return figure_kind("drawing the use of experts", "eval")
-
-
-def _png(figure: Figure) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=120)
-    return out.getvalue()

@@ -98,7 +98,6 @@ def _as_it_is(row: Row) -> Row:
 _LETTERED = {"doc_to_text": "query", "doc_to_choice": "choices", "doc_to_target": "gold"}
 _ONE_SHORT = "one choice fewer than upstream, as lettered prompts: not comparable with published numbers"
 _OWN_SHOTS = "the shots are the file's first other items"
-_SANDBOXED = "run in our sandbox, not by lm_eval"
 FILES = {
     "hellaswag": LocalFile(
         "hellaswag.jsonl",
@@ -124,8 +123,8 @@ FILES = {
         part=lambda row: f"mmlu_{row['type']}",
     ),
     "math500": LocalFile("math500.jsonl", _as_it_is),
-    "humaneval": LocalFile("humaneval.jsonl", _as_it_is, note=_SANDBOXED),
-    "mbpp": LocalFile("mbpp.jsonl", _as_it_is, note=_SANDBOXED, split=_mbpp_split, needs=("prompt", "test")),
+    "humaneval": LocalFile("humaneval.jsonl", _as_it_is),
+    "mbpp": LocalFile("mbpp.jsonl", _as_it_is, split=_mbpp_split, needs=("prompt", "test")),
 }
 NOTES = {name: file.note for name, file in FILES.items() if file.note}
 BBH = "bbh"  # a folder of JSON files, one a task: {"examples": [{"input", "target"}, ...]}

@@ -69,6 +69,12 @@ class Comparison:
     left_out: dict[str, str]
     average: Average | None
 
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "differences": {name: each.as_json() for name, each in self.differences.items()},
+            "left_out": self.left_out,
+        }
+
 
 def read_examples(path: Path | str) -> Examples:
     """The scores of a JSONL of {"benchmark", "id", "correct"}. DataError for other lines and for an id met twice."""

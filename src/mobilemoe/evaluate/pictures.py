@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from mobilemoe.drawing import figure_kind
+from mobilemoe.drawing import figure_kind, png
 from mobilemoe.evaluate.pareto import Average, Cost, Score, front, main_score
 from mobilemoe.evaluate.published import Mark, s_base_mark
 from mobilemoe.evaluate.results import Results
@@ -50,7 +49,7 @@ def draw_average(every: Mapping[str, Results], mean: Average, cost: Cost, marks:
     _scale(axes, f"mean {mean.metric} (%)")
     axes.set_xlabel(cost.label)
     _legend(figure, every, "outside lower center", 2)
-    return _png(figure)
+    return png(figure, dpi=140)
 
 
 def draw_single(every: Mapping[str, Results], names: Sequence[str], cost: Cost) -> bytes:
@@ -72,7 +71,7 @@ def draw_single(every: Mapping[str, Results], names: Sequence[str], cost: Cost) 
         axes.set_title(name, fontsize=10, parse_math=False)
     figure.supxlabel(cost.label, fontsize=10)
     _legend(figure, every, "outside upper center", 3)
-    return _png(figure)
+    return png(figure, dpi=140)
 
 
 def _results(axes: Axes, every: Mapping[str, Results], scores: Mapping[str, Score], cost: Cost) -> None:
@@ -146,9 +145,3 @@ def _legend(figure: Figure, every: Mapping[str, Results], place: Place, columns:
     legend = figure.legend(handles, order, loc=place, ncols=columns, fontsize=8, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a name is no formula
-
-
-def _png(figure: Figure) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=140)
-    return out.getvalue()

@@ -38,7 +38,7 @@ _KEYS = {  # that every file of ours has in these objects
     "counts": ("left_truncations", "token_cap_hits"),
 }
 _COUNTS = ("parameters", "active_parameters", "int4_bytes", "flops_per_token", "context")
-_ROW = ("main_metric", "n", "shots", "version", "published")
+ROW_FACTS = ("main_metric", "n", "shots", "version", "published")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def read_results(path: Path | str) -> Results:
         if not isinstance(value, int | float | None):
             raise DataError(f"{path} holds no results of an evaluation: its {name} is {value!r}, but must be a number")
     for name, row in found["results"].items():
-        _check_keys(path, f"results of {name}", row, _ROW)
+        _check_keys(path, f"results of {name}", row, ROW_FACTS)
         metric = row["main_metric"]
         if not isinstance(metric, str) or not isinstance(row.get(metric), int | float):
             raise DataError(f"{path} holds no results of an evaluation: {name} has no number for its main metric")

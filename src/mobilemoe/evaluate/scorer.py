@@ -23,6 +23,7 @@ from mobilemoe.sampling import Sampling
 
 if TYPE_CHECKING:
     from mobilemoe.engine.session import Session
+    from mobilemoe.writer import Batch, Writer
 
 WIDTH = 16  # texts that are continued together
 _TIMED = 65  # tokens of a trial
@@ -170,7 +171,7 @@ class ModelScorer:
         engine.forward([(base, prompt.ids[shared:-1], 0)])
         return base.fork(context=min(engine.context, len(prompt.ids) + prompt.room))
 
-    def _writer(self, prompt: Prompt) -> Any:
+    def _writer(self, prompt: Prompt) -> Writer:
         return self.loaded.writer(self.loaded.room(prompt.ids, prompt.room), prompt.stop)
 
 
@@ -195,11 +196,11 @@ def decode_ms(scorer: Scorer) -> float | None:
 @dataclass
 class _Running:
     place: int
-    writer: Any  # a `writer.Writer`, which this room knows only through `load`
+    writer: Writer
     text: str = ""
 
 
-def _step(batch: Any, running: dict[int, _Running]) -> Iterator[tuple[int, Answer]]:
+def _step(batch: Batch, running: dict[int, _Running]) -> Iterator[tuple[int, Answer]]:
     """One more token of each; those that end leave `running`."""
     for number, choice in batch.step():
         one = running[number]

@@ -6,7 +6,6 @@ experts E has one colour.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mobilemoe.drawing import figure_kind
+from mobilemoe.drawing import figure_kind, png
 from mobilemoe.scaling.family import Family, family
 from mobilemoe.scaling.fit import Fit, Holdout
 from mobilemoe.scaling.law import Law
@@ -53,9 +52,7 @@ def draw(paint: Callable[[Axes], None]) -> bytes:
     handles, _ = axes.get_legend_handles_labels()
     if handles:
         figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=140)
-    return out.getvalue()
+    return png(figure, dpi=140)
 
 
 @dataclass(frozen=True, kw_only=True)

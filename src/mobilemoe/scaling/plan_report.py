@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from mobilemoe.drawing import png
 from mobilemoe.files import write_atomic
 from mobilemoe.page import Section, bullets, page, table
 from mobilemoe.scaling.candidates import Array, Constraints
@@ -73,9 +73,7 @@ def draw(plan: Plan) -> bytes:
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.suptitle(f"Predicted loss within the limits ({_limits(plan.constraints)})", fontsize=11)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=120)
-    return out.getvalue()
+    return png(figure, dpi=120)
 
 
 def _draw_panel(panel: Axes, plan: Plan, axis: Axis) -> None:
