@@ -13,7 +13,16 @@ import pytest
 
 from mobilemoe import files
 from mobilemoe.errors import CheckpointError, ConfigError, MobileMoEError
-from mobilemoe.files import atomic_file, atomic_folder, read_json, sha256_file, write_atomic, write_json
+from mobilemoe.files import (
+    atomic_file,
+    atomic_folder,
+    read_json,
+    read_text,
+    scratch_folder,
+    sha256_file,
+    write_atomic,
+    write_json,
+)
 
 
 class AccidentError(Exception):
@@ -189,7 +198,8 @@ def test_hashes_are_sha256(size, tmp_path):
         (None, "does not exist"),
         (b"", "is not valid JSON"),
         (b'{"a": 1', "is not valid JSON"),
-        (b"\xff\xfe\xff", "is not valid JSON"),
+        (b"\xff\xfe\xff", "is not UTF-8 text at byte 0"),
+        (b'{"a": "\\ud800"}', "holds half a surrogate pair"),
         (b"[1]", "holds a JSON list, not an object"),
         (b"null", "holds a JSON NoneType, not an object"),
         (b"[" * 200_000, "is not valid JSON"),
@@ -222,3 +232,56 @@ def test_a_path_through_a_file_is_one_sentence_too(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="cannot be read: Not a directory"):
         read_json(tmp_path / "file" / "value.json", ConfigError)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    (tmp_path / "value.json").write_bytes(b'\xef\xbb\xbf{"a": "\xc3\xa4 \\ud83d\\ude42"}')
+    assert read_json(tmp_path / "value.json") == {"a": "ä \U0001f642"}
+    assert read_text(tmp_path / "value.json", ConfigError).startswith("{")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_a_pipe_or_a_device_is_refused_without_waiting(kind, tmp_path):
+    path = tmp_path / "value.json"
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(ConfigError, match="is no regular file"):
+        read_json(path, ConfigError)
+
+
+@pytest.mark.parametrize(("umask", "file", "folder"), [(0o077, 0o600, 0o700), (0o002, 0o664, 0o775)])
+def test_the_umask_is_obeyed(umask, file, folder, tmp_path):
+    before = os.umask(umask)
+    try:
+        write_atomic(tmp_path / "file", b"x")
+        with atomic_folder(tmp_path / "folder") as part:
+            (part / "file").write_bytes(b"x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == file
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == folder
+
+
+def test_what_killed_processes_left_goes_and_what_living_ones_write_stays(tmp_path):
+    (tmp_path / ".file.0123.part").write_bytes(b"left")
+    (tmp_path / ".other.0123.part").write_bytes(b"of another name")
+    with atomic_file(tmp_path / "file") as living:
+        living.write(b"first")
+        write_atomic(tmp_path / "file", b"second")
+        assert (tmp_path / "file").read_bytes() == b"second"
+    assert (tmp_path / "file").read_bytes() == b"first"
+    assert sorted(os.listdir(tmp_path)) == [".other.0123.part", "file"]
+
+
+def test_a_scratch_folder_goes_also_when_its_process_was_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
+    left = tmp_path / "mobilemoe-scratch-left"
+    left.mkdir()
+    (left / "file").write_bytes(b"left")
+    with scratch_folder() as first, scratch_folder() as second:
+        assert first != second
+        assert first.is_dir()
+        assert not left.exists()
+    assert os.listdir(tmp_path) == []

@@ -1,20 +1,32 @@
-"""Files that are either whole or absent: atomic writes, hashes, JSON with one-line errors."""
+"""Files that are either whole or absent, and readers that refuse in one sentence; the cache's place."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from mobilemoe.errors import MobileMoEError
 
 MAX_JSON_BYTES = 64 * 2**20  # a tokenizer.json of 256k words is about 35 MB; nothing honest is larger
+
+
+def cache_folder() -> Path:
+    """Where engine files are kept: under $XDG_CACHE_HOME, or ~/.cache. OSError if there is no home."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "mobilemoe" / "engine"
+    except RuntimeError as fault:
+        raise OSError(str(fault)) from None
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -25,22 +37,74 @@ def _fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _claim(path: Path) -> int | None:
+    """A descriptor whose lock says that a living process works on `path`; None if another's does, or it is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+            return descriptor
+    except OSError:
+        pass
+    os.close(descriptor)
+    return None
+
+
+def _clear_abandoned(folder: Path, prefix: str, suffix: str) -> None:
+    """Removes what processes that were killed have left in `folder`: our own files there that nobody holds locked."""
+    for name in os.listdir(folder):
+        path = folder / name
+        if not (name.startswith(prefix) and name.endswith(suffix)) or path.is_symlink():
+            continue
+        if path.stat().st_uid == os.geteuid() and (held := _claim(path)) is not None:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+            os.close(held)
+
+
+@contextmanager
+def _part(path: Path, *, folder: bool) -> Iterator[Path]:
+    """A new file or folder beside `path`, as the umask allows, locked as long as this process works on it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix, suffix = f".{path.name}.", ".part"
+    with suppress(OSError):  # of others, or gone by now
+        _clear_abandoned(path.parent, prefix, suffix)
+    held = None
+    while held is None:  # another process may take a new part for an abandoned one before it is locked
+        part = path.parent / f"{prefix}{secrets.token_hex(6)}{suffix}"
+        if folder:
+            part.mkdir()
+        else:
+            os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        held = _claim(part)
+        if held is None and part.exists():
+            break  # a file system without locks
+    try:
+        yield part
+    finally:
+        if held is not None:
+            os.close(held)
+
+
 @contextmanager
 def atomic_file(path: Path | str) -> Iterator[IO[bytes]]:
     """Yields a binary file beside `path`; on success it is fsynced and renamed to `path`, else removed."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w+b") as handle:
-            yield handle
-            handle.flush()
-            os.fchmod(handle.fileno(), 0o644)  # mkstemp makes files only their owner can read
-            os.fsync(handle.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with _part(path, folder=False) as part:
+        try:
+            with part.open("w+b") as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
     _fsync_folder(path.parent)
 
 
@@ -69,21 +133,35 @@ def atomic_folder(path: Path | str, error: type[MobileMoEError] = MobileMoEError
     """
     path = Path(path)
     refuse_existing(path, error)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-    try:
-        yield part
-        os.chmod(part, 0o755)
-        for folder, _, names in os.walk(part):
-            for name in names:
-                with open(os.path.join(folder, name), "rb") as handle:
-                    os.fsync(handle.fileno())
-            _fsync_folder(Path(folder))
-        os.rename(part, path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    with _part(path, folder=True) as part:
+        try:
+            yield part
+            for folder, _, names in os.walk(part):
+                for name in names:
+                    with open(os.path.join(folder, name), "rb") as handle:
+                        os.fsync(handle.fileno())
+                _fsync_folder(Path(folder))
+            os.rename(part, path)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
     _fsync_folder(path.parent)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for this process alone, below the system's temporary one; gone afterwards, also after a kill: the next
+    call clears what no living process owns."""
+    root, prefix = Path(tempfile.gettempdir()), "mobilemoe-scratch-"
+    with suppress(OSError):
+        _clear_abandoned(root, prefix, "")
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=root) as name:
+        held = _claim(Path(name))
+        try:
+            yield Path(name)
+        finally:
+            if held is not None:
+                os.close(held)
 
 
 def sha256_file(path: Path | str) -> str:
@@ -92,20 +170,62 @@ def sha256_file(path: Path | str) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def read_json(path: Path | str, error: type[MobileMoEError] = MobileMoEError) -> dict[str, Any]:
-    """Reads a JSON object; raises `error` with one sentence if it is missing, oversized or not an object."""
-    path = Path(path)
+def read_bytes(path: Path | str, error: type[MobileMoEError], limit: int | None = None) -> bytes:
+    """The content of a regular file of at most `limit` bytes (64 MiB); `error` with one sentence for anything else.
+
+    A pipe or a device is refused without waiting for it.
+    """
+    limit = MAX_JSON_BYTES if limit is None else limit
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise error(f"{path} is {size} bytes, more than the {MAX_JSON_BYTES} that a JSON file may have here")
-        value = json.loads(path.read_bytes())
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as handle:
+            kind = os.fstat(handle.fileno())
+            if not stat.S_ISREG(kind.st_mode):
+                raise error(f"{path} is no regular file")
+            data = handle.read(limit + 1) if kind.st_size <= limit else b""
     except FileNotFoundError:
         raise error(f"{path} does not exist") from None
-    except (ValueError, RecursionError) as fault:
-        raise error(f"{path} is not valid JSON: {fault}") from None
+    except ValueError as fault:  # a NUL in the name
+        raise error(f"{str(path)!r} cannot be a file's name: {fault}") from None
     except OSError as fault:
         raise error(f"{path} cannot be read: {fault.strerror}") from None
+    if kind.st_size > limit or len(data) > limit:
+        raise error(f"{path} is {max(kind.st_size, len(data))} bytes, more than the {limit} that it may have here")
+    return data
+
+
+def decode_text(data: bytes, where: str, error: type[MobileMoEError]) -> str:
+    """UTF-8 without its byte-order mark; `error` names `where` and the byte that is no such text."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        raise error(f"{where} is not UTF-8 text at byte {fault.start}: convert it first") from None
+
+
+def read_text(path: Path | str, error: type[MobileMoEError], limit: int | None = None) -> str:
+    """A file that a person or another program wrote, as text; `error` with one sentence if that cannot be."""
+    return decode_text(read_bytes(path, error, limit), str(path), error)
+
+
+def parse_json(data: bytes, where: str, error: type[MobileMoEError]) -> Any:
+    """One JSON value, with or without a byte-order mark; `error` names `where`, and what is wrong.
+
+    Half a surrogate pair is refused: no file, tokenizer or terminal takes such a text.
+    """
+    text = decode_text(data, where, error)
+    try:
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise error(f"{where} holds half a surrogate pair (\\ud800 to \\udfff), which is no text") from None
+    except (ValueError, RecursionError) as fault:
+        raise error(f"{where} is not valid JSON: {fault}") from None
+    return value
+
+
+def read_json(path: Path | str, error: type[MobileMoEError] = MobileMoEError) -> dict[str, Any]:
+    """Reads a JSON object; raises `error` with one sentence if it is missing, oversized or not an object."""
+    value = parse_json(read_bytes(path, error), str(path), error)
     if not isinstance(value, dict):
         raise error(f"{path} holds a JSON {type(value).__name__}, not an object")
     return value

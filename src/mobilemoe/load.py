@@ -24,7 +24,7 @@ from mobilemoe.tokenizer import Tokenizer
 from mobilemoe.writer import Batch, Stream, Writer, write_all
 
 if TYPE_CHECKING:
-    from mobilemoe.engine import Activations, KvCache
+    from mobilemoe.engine import Activations, Engine, KvCache
 
 Message = dict[str, str]
 
@@ -70,7 +70,7 @@ def load(
     from mobilemoe.engine import Engine
 
     engine = Engine(folder, threads=threads, activations=activations or "int8", kv=kv, quantize=quantize)
-    return Model(folder, engine.config, engine)
+    return Model(folder, engine.config, engine, engine=engine)
 
 
 def _load_torch(folder: Path) -> Model:
@@ -91,10 +91,13 @@ def _load_torch(folder: Path) -> Model:
 
 
 class Model:
-    """A model that writes text. The tokenizer is read when it is first needed: `logits` works without one."""
+    """A model that writes text. The tokenizer is read when it is first needed: `logits` works without one.
 
-    def __init__(self, folder: Path, config: ModelConfig, backend: Backend) -> None:
-        self.folder, self.config, self.backend = folder, config, backend
+    `engine` is the native engine where that computes, None where PyTorch does.
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig, backend: Backend, *, engine: Engine | None = None) -> None:
+        self.folder, self.config, self.backend, self.engine = folder, config, backend, engine
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
 

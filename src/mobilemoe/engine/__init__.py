@@ -7,9 +7,10 @@ logits_V = session.append(ids)
 """
 
 from mobilemoe.engine.batch import Batch
-from mobilemoe.engine.cache import ENGINE_FILE, cache_folder, has_engine_file, write_engine_folder
+from mobilemoe.engine.cache import ENGINE_FILE, has_engine_file, write_engine_folder
 from mobilemoe.engine.engine import Activations, Engine, KvCache, instruction_sets
 from mobilemoe.engine.session import Session
+from mobilemoe.files import cache_folder
 
 __all__ = [
     "ENGINE_FILE",

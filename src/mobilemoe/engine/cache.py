@@ -7,7 +7,6 @@ its place and renamed, so that processes may do this at the same time: the last 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import sys
 import tempfile
@@ -22,21 +21,12 @@ from mobilemoe.checkpoint.folder import CONFIG, INDEX, WEIGHTS
 from mobilemoe.config import GroupAxis, ModelConfig
 from mobilemoe.engine.native import native, our_errors
 from mobilemoe.errors import CheckpointError, UsageError
-from mobilemoe.files import atomic_folder
+from mobilemoe.files import atomic_folder, cache_folder
 
 ENGINE_FILE = "model.mobilemoe"
 ROUNDED_AXIS: GroupAxis = "in"  # of weights that are rounded here
 _LARGE = 2**28  # bytes of weights whose rewriting takes long enough to be announced
 _T = TypeVar("_T")
-
-
-def cache_folder() -> Path:
-    """Where engine files are kept: under $XDG_CACHE_HOME, or ~/.cache. OSError if there is no home."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "mobilemoe" / "engine"
-    except RuntimeError as fault:
-        raise OSError(str(fault)) from None
 
 
 def has_engine_file(folder: Path) -> bool:

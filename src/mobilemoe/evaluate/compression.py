@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilemoe.config import ModelConfig
-from mobilemoe.engine import Engine
 from mobilemoe.errors import UsageError
 from mobilemoe.evaluate.bits_per_byte import Score, sum_by_domain
 from mobilemoe.evaluate.compare import bits, choose_window, compare_logits, encode_for_all, windows_of
@@ -227,7 +226,7 @@ class _Reader:
         if self._torch_form is None:
             return self._model.logits(ids), None
         logits_TV, experts_LTA = choose_experts(self._torch_form, ids)
-        if isinstance(self._model.backend, Engine):
+        if self._model.engine:
             logits_TV = self._model.logits(ids)
         return logits_TV, experts_LTA
 
@@ -243,7 +242,7 @@ def _why_no_experts(parent: Model, model: Model, wanted: bool) -> str | None:
             *ours, *theirs
         )
     for each, name in ((parent, "the parent"), (model, "it")):
-        if isinstance(each.backend, Engine) and not each.config.is_quantized:
+        if each.engine and not each.config.is_quantized:
             return f"{name} was rounded to INT4 while it was loaded: save it with `mobilemoe quantize`"
     return None
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from mobilemoe import accounting
 from mobilemoe.config import ModelConfig
 from mobilemoe.drawing import figure_kind, png
-from mobilemoe.engine import Engine
 from mobilemoe.errors import DataError, UsageError
 from mobilemoe.load import Model, load
 from mobilemoe.page import Section, bullets, table
@@ -166,7 +165,7 @@ def torch_model(model: Model) -> MobileMoE:
     decide otherwise. UsageError for BF16 weights that were rounded while loading, MissingExtraError without torch.
     """
     backend = model.backend
-    if isinstance(backend, Engine):
+    if model.engine:
         if not model.config.is_quantized:
             raise UsageError(
                 f"{model.folder} was rounded to INT4 while it was loaded, which hides its choices of experts: "

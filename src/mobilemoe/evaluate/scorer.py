@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mobilemoe import accounting
 from mobilemoe.chat import ChatTemplate
-from mobilemoe.engine import Engine
-from mobilemoe.engine.native import native
 from mobilemoe.errors import UsageError
 from mobilemoe.evaluate.store import digest
 from mobilemoe.files import sha256_file
@@ -22,7 +20,7 @@ from mobilemoe.load import Model
 from mobilemoe.sampling import Sampling
 
 if TYPE_CHECKING:
-    from mobilemoe.engine.session import Session
+    from mobilemoe.engine import Engine, Session
     from mobilemoe.writer import Batch, Writer
 
 WIDTH = 16  # texts that are continued together
@@ -103,7 +101,7 @@ class ModelScorer:
         if prefix is None:
             raise UsageError(f"{name} has neither a begin-of-text nor an end-of-text token to start a text from")
         self.loaded = model
-        self._engine = model.backend if isinstance(model.backend, Engine) else None
+        self._engine = model.engine
         self._base: Session | None = None
         self.prefix_id, self.context = prefix, model.config.max_position_embeddings
         self.model: Mapping[str, Any] = _model_facts(model, name)
@@ -112,7 +110,7 @@ class ModelScorer:
             "model": self.model["hash"],
             "quantization": self.model["quantization"],
             **{key: value for key, value in self.engine.items() if key != "threads"},
-            **({"isa": self._engine.isa, "library": sha256_file(native.__file__)} if self._engine else {}),
+            **(_library_facts(self._engine) if self._engine else {}),
         }
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
@@ -217,7 +215,6 @@ def _sampling_key(prompt: Prompt) -> str:
 
 def _model_facts(model: Model, name: str) -> dict[str, Any]:
     config = model.config
-    native_int4 = isinstance(model.backend, Engine)
     files = sorted({path for pattern in _FILES for path in model.folder.glob(pattern)})
     weights = sum(path.stat().st_size for path in files if path.suffix in (".safetensors", ".mobilemoe"))
     return {
@@ -227,7 +224,7 @@ def _model_facts(model: Model, name: str) -> dict[str, Any]:
         "active_parameters": accounting.active_parameters(config),
         "int4_bytes": weights if config.is_quantized else accounting.int4_file_bytes(config),
         "flops_per_token": accounting.decode_flops(config),
-        "quantization": "int4" if config.is_quantized else "int4 (rounded)" if native_int4 else "bf16",
+        "quantization": "int4" if config.is_quantized else "int4 (rounded)" if model.engine else "bf16",
         "context": config.max_position_embeddings,
     }
 
@@ -235,6 +232,12 @@ def _model_facts(model: Model, name: str) -> dict[str, Any]:
 def _hash(files: Sequence[Path]) -> str:
     """One hash of the contents of several files, names included."""
     return digest({path.name: sha256_file(path) for path in files})
+
+
+def _library_facts(engine: Engine) -> dict[str, Any]:
+    from mobilemoe.engine.native import native  # PyTorch scores without it
+
+    return {"isa": engine.isa, "library": sha256_file(native.__file__)}
 
 
 def _engine_facts(engine: Engine | None) -> dict[str, Any]:

@@ -13,9 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from mobilemoe.engine.cache import cache_folder
 from mobilemoe.errors import DataError
-from mobilemoe.files import write_json
+from mobilemoe.files import cache_folder, write_json
 
 
 def digest(value: Any) -> str:

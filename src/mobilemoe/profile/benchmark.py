@@ -76,8 +76,8 @@ def run(
     """Measures named models, each with the options of `load` that it was opened with, taking turns."""
     subjects, texts = [], []
     for name, model, _ in models:
-        engine = model.backend
-        assert isinstance(engine, Engine)  # no other backend is asked for
+        engine = model.engine
+        assert engine  # no other backend is asked for
         longest = min(engine.context, max(*plan.lengths, *plan.depths) + DECODED)
         texts.append(tokens_for(model, longest, dummy=plan.dummy))
         subjects.append(Subject(name, engine, texts[-1].ids))

@@ -19,9 +19,8 @@ from pathlib import Path
 from mobilemoe import accounting
 from mobilemoe.config import ModelConfig
 from mobilemoe.config_rules import is_finite
-from mobilemoe.engine import cache_folder
 from mobilemoe.errors import ConfigError, UsageError
-from mobilemoe.files import write_atomic
+from mobilemoe.files import cache_folder, write_atomic
 
 _SHIPPED = Path(__file__).parent / "devices"
 CONSTANTS = ("weight_bandwidth", "attention_rate", "prefill_linear_rate", "prefill_attention_rate", "routed_cost")

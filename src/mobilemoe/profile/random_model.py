@@ -11,8 +11,8 @@ from pathlib import Path
 from mobilemoe import accounting
 from mobilemoe.checkpoint import write_random
 from mobilemoe.config import GroupAxis
-from mobilemoe.engine import cache_folder
 from mobilemoe.errors import CheckpointError, MobileMoEError
+from mobilemoe.files import cache_folder
 from mobilemoe.presets import preset
 
 _SEED = 1
