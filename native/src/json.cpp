@@ -1,8 +1,9 @@
 #include "json.h"
 
 #include <algorithm>
-#include <locale>
-#include <sstream>
+#include <clocale>
+#include <cmath>
+#include <cstdlib>
 
 namespace mobilemoe {
 namespace {
@@ -143,11 +144,8 @@ class Parser {
     }
     const std::string_view digits = text_.substr(begin, at_ - begin);
     if (is_integer && read_integer(digits, out)) return;
-    // A stream of the classic locale: strtod would read a comma where the host program has set such a locale.
-    std::istringstream stream{std::string(digits)};
-    stream.imbue(std::locale::classic());
-    double number = 0;
-    if (!(stream >> number)) fail("a number is out of range");
+    const double number = read_double(std::string(digits));
+    if (!std::isfinite(number)) fail("a number is out of range");
     out.value = number;
   }
 
@@ -165,6 +163,14 @@ class Parser {
     if (number > static_cast<uint64_t>(INT64_MAX)) return false;
     out.value = negative ? -static_cast<int64_t>(number) : static_cast<int64_t>(number);
     return true;
+  }
+
+  // No stream: in a process with two copies of the C++ library, as where one is linked statically, its locales mix up
+  // and reading a number crashes. strtod expects the decimal point of the host program's locale.
+  static double read_double(std::string digits) {
+    const size_t point = digits.find('.');
+    if (point != std::string::npos) digits.replace(point, 1, std::localeconv()->decimal_point);
+    return std::strtod(digits.c_str(), nullptr);
   }
 
   std::string parse_string() {

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 #include <numeric>
-#include <sstream>
 #include <string>
 
 #include "error.h"
@@ -17,12 +17,11 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 double usable(float logit) { return std::isnan(logit) ? -kInfinity : static_cast<double>(logit); }
 double usable(double score) { return score; }  // scores come from usable logits
 
-template <class T>
-void require(bool holds, const char* name, T value, const char* rule) {
+void require(bool holds, const char* name, double value, const char* rule) {
   if (holds) return;
-  std::ostringstream message;
-  message << name << " is " << value << ", but must be " << rule;
-  throw Error(ErrorCode::usage, message.str());
+  char digits[32];
+  std::snprintf(digits, sizeof digits, "%.10g", value);
+  throw Error(ErrorCode::usage, std::string(name) + " is " + digits + ", but must be " + rule);
 }
 
 void check_token(const char* name, int token, int vocab_size) {

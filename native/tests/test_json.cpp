@@ -1,3 +1,4 @@
+#include <clocale>
 #include <string>
 
 #include "../src/json.h"
@@ -36,6 +37,17 @@ TEST(json_keeps_whole_numbers_exact) {
   CHECK(parse("1e3").integer() == nullptr);
   CHECK_EQ(*parse("1e3").number(), 1000.0);
   CHECK_EQ(*parse("-1.5E-2").number(), -0.015);
+}
+
+// A program that has set the user's locale reads 0,5 with strtod.
+TEST(json_reads_numbers_whatever_the_locale_of_the_program) {
+  const std::string before = std::setlocale(LC_NUMERIC, nullptr);
+  for (const char* name : {"de_DE.UTF-8", "de_DE.utf8", "fr_FR.UTF-8", "fr_FR.utf8"}) {
+    if (std::setlocale(LC_NUMERIC, name) != nullptr) break;
+  }
+  CHECK_EQ(*parse("-1.5E-2").number(), -0.015);
+  CHECK_EQ(*parse("0.5").number(), 0.5);
+  std::setlocale(LC_NUMERIC, before.c_str());
 }
 
 TEST(json_decodes_escapes_and_utf8) {
