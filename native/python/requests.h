@@ -14,6 +14,7 @@
 #include "engine.h"
 #include "error.h"
 #include "open_model.h"
+#include "thread_pool.h"
 
 namespace mobilemoe::python {
 
@@ -40,12 +41,18 @@ inline std::vector<int> ids_of(nb::handle source) {
 struct PyEngine {
   PyEngine(const std::string& path, const EngineOptions& options) : engine(open_model(path), options) {}
   Engine engine;
-  std::mutex mutex;
+  std::unique_ptr<std::mutex> mutex = std::make_unique<std::mutex>();
+  int forks = count_forks();
 
   template <class Work>
   auto locked(const Work& work) {
+    if (forks != count_forks()) {  // a thread that this process has not may have held the lock
+      [[maybe_unused]] const std::mutex* left = mutex.release();
+      mutex = std::make_unique<std::mutex>();
+      forks = count_forks();
+    }
     const nb::gil_scoped_release release;
-    const std::lock_guard<std::mutex> lock(mutex);
+    const std::lock_guard<std::mutex> lock(*mutex);
     return work();
   }
 };

@@ -76,11 +76,11 @@ void require_pointer(const void* pointer, const char* name) {
 }
 
 // Fills engine.requests and returns how many outputs they ask for.
-int take_requests(mm_engine& engine, const mm_request* requests, int32_t count) {
+int64_t take_requests(mm_engine& engine, const mm_request* requests, int32_t count) {
   require(count > 0, "count of requests is " + std::to_string(count) + ", but must be above 0");
   require_pointer(requests, "requests");
   engine.requests.clear();
-  int outputs = 0;
+  int64_t outputs = 0;
   for (int32_t i = 0; i < count; ++i) {
     const mm_request& request = requests[i];
     require_pointer(request.sequence, "the sequence of a request");
@@ -243,11 +243,12 @@ mm_status mm_score_targets(mm_engine* engine, const mm_request* requests, int32_
                            mm_score* scores) {
   return guarded([&] {
     require_pointer(engine, "engine");
-    const int outputs = take_requests(*engine, requests, count);
+    const int64_t outputs = take_requests(*engine, requests, count);
     if (outputs > 0) {
       require_pointer(targets, "targets");
       require_pointer(scores, "scores");
     }
+    engine->engine.check(engine->requests.data(), count);  // before memory is taken for as many scores
     engine->scores.resize(static_cast<size_t>(outputs));
     engine->engine.score(engine->requests.data(), count, targets, engine->scores.data());
     for (const Score& score : engine->scores) *scores++ = {score.logprob, score.is_greedy ? 1 : 0};

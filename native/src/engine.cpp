@@ -67,6 +67,12 @@ void Engine::check(const Request* requests, int count) const {
       throw Error(ErrorCode::usage, "outputs is " + std::to_string(request.outputs) +
                                         ", but must be within 0 and the " + std::to_string(request.count) + " tokens");
     }
+    const Sequence& sequence = *request.sequence;
+    if (request.count > sequence.capacity() - sequence.length()) {
+      throw Error(ErrorCode::full, std::to_string(request.count) + " tokens behind " +
+                                       std::to_string(sequence.length()) + " are more than the sequence's room for " +
+                                       std::to_string(sequence.capacity()));
+    }
     for (int t = 0; t < request.count; ++t) {
       if (request.tokens[t] < 0 || request.tokens[t] >= config.vocab_size) {
         throw Error(ErrorCode::usage, "token id " + std::to_string(request.tokens[t]) +
@@ -80,19 +86,12 @@ void Engine::check(const Request* requests, int count) const {
                                           std::to_string(config.num_local_experts));
       }
     }
-    const Sequence& sequence = *request.sequence;
-    if (request.count > sequence.capacity() - sequence.length()) {
-      throw Error(ErrorCode::full, std::to_string(request.count) + " tokens behind " +
-                                       std::to_string(sequence.length()) + " are more than the sequence's room for " +
-                                       std::to_string(sequence.capacity()));
-    }
   }
 }
 
-// Cuts the requests into passes of at most kMaxRows rows, in order; use(rows) reads the outputs of each.
+// Cuts the checked requests into passes of at most kMaxRows rows, in order; use(rows) reads the outputs of each.
 template <class Use>
 void Engine::run_passes(const Request* requests, int count, const Use& use) {
-  check(requests, count);
   auto& parts = pass_->parts;
   parts.clear();
   int pass_rows = 0;
@@ -139,6 +138,7 @@ void Engine::run_pass(const Use& use) {
 }
 
 void Engine::forward(const Request* requests, int count, float* logits) {
+  check(requests, count);
   const size_t vocab = static_cast<size_t>(model_.config.vocab_size);
   run_passes(requests, count, [&](const std::vector<int>& rows) {
     forward_->logits(rows.data(), static_cast<int>(rows.size()), logits);
@@ -147,9 +147,10 @@ void Engine::forward(const Request* requests, int count, float* logits) {
 }
 
 void Engine::score(const Request* requests, int count, const int* targets, Score* scores) {
+  check(requests, count);
   const int vocab = model_.config.vocab_size;
   int64_t outputs = 0;
-  for (int i = 0; i < count; ++i) outputs += std::max(0, requests[i].outputs);
+  for (int i = 0; i < count; ++i) outputs += requests[i].outputs;
   for (int64_t i = 0; i < outputs; ++i) {
     if (targets[i] < 0 || targets[i] >= vocab) {
       throw Error(ErrorCode::usage,
@@ -191,6 +192,7 @@ void Sequence::truncate(int length) {
 }
 
 void Sequence::copy_from(const Sequence& other, int length) {
+  if (&other == this) return truncate(length);
   if (length < 0 || length > other.length() || length > capacity() || other.kv_.type() != kv_.type() ||
       other.kv_.layers() != kv_.layers() || other.kv_.block_bytes() != kv_.block_bytes()) {
     throw Error(ErrorCode::usage, "cannot copy " + std::to_string(length) + " tokens of a sequence of " +

@@ -74,11 +74,13 @@ class Engine {
   // What one sequence gets does not depend on the others. Throws Error(usage) or Error(full) before anything changes.
   void forward(const Request* requests, int count, float* logits);
 
+  // What `forward` throws where requests cannot be.
+  void check(const Request* requests, int count) const;
+
   // As `forward`, but only scores[i] of targets[i], one for each output.
   void score(const Request* requests, int count, const int* targets, Score* scores);
 
  private:
-  void check(const Request* requests, int count) const;
   template <class Use>
   void run_passes(const Request* requests, int count, const Use& use);
   template <class Use>

@@ -1,8 +1,17 @@
 #include "thread_pool.h"
 
+#include <pthread.h>
+
+#include <atomic>
 #include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <new>
 #include <string>
 #include <system_error>
+#include <thread>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -11,8 +20,8 @@
 #include "error.h"
 
 // How a list of tasks is published: an odd epoch says that a list is open, an even one that none is. A worker enters an
-// open list by raising working_ and then looking at the epoch again; the caller closes the list by raising the epoch
-// and then waits until working_ is 0. So at most one of the two misses the other (both orders are sequentially
+// open list by raising `working` and then looking at the epoch again; the caller closes the list by raising the epoch
+// and then waits until `working` is 0. So at most one of the two misses the other (both orders are sequentially
 // consistent): a worker that comes late leaves without touching the list, and the caller need not wait for workers that
 // sleep or have no core to run on.
 
@@ -48,81 +57,137 @@ bool is_open(uint32_t epoch) { return epoch % 2 == 1; }
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
-  if (threads < 1 || threads > kMaxThreads) {
-    throw Error(ErrorCode::usage,
-                "threads is " + std::to_string(threads) + ", but must be between 1 and " + std::to_string(kMaxThreads));
-  }
-  try {
-    workers_.reserve(static_cast<size_t>(threads - 1));
-    for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { worker(thread); });
-  } catch (const std::system_error&) {
+int count_forks() {
+  static std::atomic<int> forks{0};
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { ++forks; });
+  if (registered != 0) throw std::bad_alloc();
+  return forks;
+}
+
+struct ThreadPool::Crew {
+  explicit Crew(int threads);  // the caller is one of them
+  ~Crew() { join(); }
+  Crew(const Crew&) = delete;
+  Crew& operator=(const Crew&) = delete;
+
+  void run(int count, Call each, const void* with);
+  void take_tasks(int thread);
+  void work(int thread);
+  void join();
+
+  std::vector<std::thread> workers;
+  Call call = nullptr;
+  const void* closure = nullptr;
+  int tasks = 0;
+  alignas(64) std::atomic<int> next{0};
+  alignas(64) std::atomic<uint32_t> epoch{0};  // odd: a list of tasks is open
+  alignas(64) std::atomic<int> working{0};     // workers that are looking at the list
+  std::mutex mutex;
+  std::condition_variable wake;
+  std::atomic<int> asleep{0};
+  std::atomic<bool> stop{false};
+};
+
+ThreadPool::Crew::Crew(int threads) {
+  const auto refuse = [&] {
     join();
     throw Error(ErrorCode::memory, "the system refuses to start " + std::to_string(threads) + " threads");
+  };
+  try {
+    workers.reserve(static_cast<size_t>(threads - 1));
+    for (int thread = 1; thread < threads; ++thread) workers.emplace_back([this, thread] { work(thread); });
+  } catch (const std::system_error&) {
+    refuse();
+  } catch (const std::bad_alloc&) {
+    refuse();
   }
 }
 
-ThreadPool::~ThreadPool() { join(); }
-
-void ThreadPool::join() {
+void ThreadPool::Crew::join() {
   {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    stop_ = true;
+    const std::lock_guard<std::mutex> lock(mutex);
+    stop = true;
   }
-  wake_.notify_all();
-  for (std::thread& worker : workers_) worker.join();
-  workers_.clear();
+  wake.notify_all();
+  for (std::thread& worker : workers) worker.join();
+  workers.clear();
 }
 
-void ThreadPool::start(int tasks, Call call, const void* closure) {
-  call_ = call;
-  closure_ = closure;
-  tasks_ = tasks;
-  next_.store(0, std::memory_order_relaxed);
-  ++epoch_;
-  if (asleep_ > 0) {
+void ThreadPool::Crew::run(int count, Call each, const void* with) {
+  call = each;
+  closure = with;
+  tasks = count;
+  next.store(0, std::memory_order_relaxed);
+  ++epoch;
+  if (asleep > 0) {
     // Whoever counted itself as asleep holds the mutex until it waits: taking it means that none misses the call.
     {
-      const std::lock_guard<std::mutex> lock(mutex_);
+      const std::lock_guard<std::mutex> lock(mutex);
     }
-    wake_.notify_all();
+    wake.notify_all();
   }
   take_tasks(0);
-  ++epoch_;
-  const auto all_left = [this] { return working_ == 0; };
+  ++epoch;
+  const auto all_left = [this] { return working == 0; };
   if (spin(all_left)) return;
   while (!all_left()) std::this_thread::yield();  // more threads than cores: let them run
 }
 
-void ThreadPool::take_tasks(int thread) {
-  const int tasks = tasks_;
+void ThreadPool::Crew::take_tasks(int thread) {
+  const int count = tasks;
   for (;;) {
-    const int task = next_.fetch_add(1, std::memory_order_relaxed);
-    if (task >= tasks) return;
-    call_(closure_, task, thread);
+    const int task = next.fetch_add(1, std::memory_order_relaxed);
+    if (task >= count) return;
+    call(closure, task, thread);
   }
 }
 
-void ThreadPool::worker(int thread) {
+void ThreadPool::Crew::work(int thread) {
   uint32_t seen = 0;
   const auto has_work = [this, &seen] {
-    const uint32_t epoch = epoch_;
-    return stop_ || (is_open(epoch) && epoch != seen);
+    const uint32_t now = epoch;
+    return stop || (is_open(now) && now != seen);
   };
   for (;;) {
     if (!spin(has_work)) {
-      std::unique_lock<std::mutex> lock(mutex_);
-      ++asleep_;
-      wake_.wait(lock, has_work);
-      --asleep_;
+      std::unique_lock<std::mutex> lock(mutex);
+      ++asleep;
+      wake.wait(lock, has_work);
+      --asleep;
     }
-    if (stop_) return;
-    seen = epoch_;
+    if (stop) return;
+    seen = epoch;
     if (!is_open(seen)) continue;  // closed since
-    ++working_;
-    if (epoch_ == seen) take_tasks(thread);
-    --working_;
+    ++working;
+    if (epoch == seen) take_tasks(thread);
+    --working;
   }
+}
+
+ThreadPool::ThreadPool(int threads) : threads_(threads), forks_(count_forks()) {
+  if (threads < 1 || threads > kMaxThreads) {
+    throw Error(ErrorCode::usage,
+                "threads is " + std::to_string(threads) + ", but must be between 1 and " + std::to_string(kMaxThreads));
+  }
+  crew_ = std::make_unique<Crew>(threads);
+}
+
+ThreadPool::~ThreadPool() { leave(); }
+
+// In a child the parent's crew is left as it is: its threads cannot be joined, and its mutex and condition may look as
+// if somebody held them or waited for them for ever.
+void ThreadPool::leave() {
+  if (forks_ == count_forks()) return;
+  [[maybe_unused]] const Crew* left = crew_.release();
+}
+
+void ThreadPool::start(int tasks, Call call, const void* closure) {
+  if (forks_ != count_forks()) {
+    leave();
+    crew_ = std::make_unique<Crew>(threads_);
+    forks_ = count_forks();
+  }
+  crew_->run(tasks, call, closure);
 }
 
 }  // namespace mobilemoe

@@ -1,15 +1,14 @@
-// Threads that share a list of tasks: each takes the next one until none is left.
+// Threads that share a list of tasks: each takes the next one until none is left. A forked child of the process has a
+// pool without threads, which starts its own when it has something to do.
 #pragma once
 
-#include <atomic>
-#include <condition_variable>
-#include <cstdint>
 #include <memory>
-#include <mutex>
-#include <thread>
-#include <vector>
 
 namespace mobilemoe {
+
+// How often this process was made by a fork, since the first call of this in its forefathers. What a fork leaves of
+// threads, and of locks that other threads held, is of no use in the child: so it can tell.
+int count_forks();
 
 class ThreadPool {
  public:
@@ -18,14 +17,14 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+  int threads() const { return threads_; }
 
   // Calls work(task, thread) for each task in 0 .. tasks - 1, in any order, and returns when all are done.
   // `work` must not throw.
   template <class Work>
   void run(int tasks, const Work& work) {
     if (tasks <= 0) return;
-    if (tasks == 1 || workers_.empty()) {
+    if (tasks == 1 || threads_ == 1) {
       for (int task = 0; task < tasks; ++task) work(task, 0);
       return;
     }
@@ -36,22 +35,13 @@ class ThreadPool {
 
  private:
   using Call = void (*)(const void*, int, int);
+  struct Crew;  // the workers, and what they and the caller share
   void start(int tasks, Call call, const void* closure);
-  void take_tasks(int thread);
-  void worker(int thread);
-  void join();
+  void leave();
 
-  std::vector<std::thread> workers_;
-  Call call_ = nullptr;
-  const void* closure_ = nullptr;
-  int tasks_ = 0;
-  alignas(64) std::atomic<int> next_{0};
-  alignas(64) std::atomic<uint32_t> epoch_{0};  // odd: a list of tasks is open
-  alignas(64) std::atomic<int> working_{0};     // workers that are looking at the list
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::atomic<int> asleep_{0};
-  std::atomic<bool> stop_{false};
+  const int threads_;
+  std::unique_ptr<Crew> crew_;
+  int forks_;  // of this process when the crew was started: a forked child has none of its threads
 };
 
 }  // namespace mobilemoe

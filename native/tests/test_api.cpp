@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "check.h"
+#include "fork.h"
 #include "mobilemoe.h"
 
 namespace {
@@ -194,6 +195,50 @@ TEST(api_refuses_calls_that_mean_nothing_and_changes_nothing) {
   mm_sequence* none = nullptr;
   check_refused(mm_sequence_new(engine.get(), -3, &none), "-3");
   CHECK_EQ(none, nullptr);
+}
+
+TEST(api_refuses_more_outputs_than_there_is_room_for_before_it_takes_memory_for_them) {
+  const EnginePointer engine = open_nano();
+  const SequencePointer one = new_sequence(engine, 8);
+  const SequencePointer two = new_sequence(engine, 8);
+  const SequencePointer three = new_sequence(engine, 8);
+  constexpr int32_t kMost = INT32_MAX;
+  // Neither may be read as far as the counts say: the room is looked at first.
+  const mm_request requests[] = {{one.get(), kPrompt.data(), kMost, kMost},
+                                 {two.get(), kPrompt.data(), kMost, kMost},
+                                 {three.get(), kPrompt.data(), kMost, kMost}};
+  const int32_t target = 0;
+  mm_score score;
+  float logit;
+  for (const int32_t count : {1, 2, 3}) {
+    check_refused(mm_score_targets(engine.get(), requests, count, &target, &score), "2147483647 tokens", MM_FULL);
+    check_refused(mm_forward(engine.get(), requests, count, &logit), "2147483647 tokens", MM_FULL);
+  }
+}
+
+TEST(api_copies_a_sequence_into_itself) {
+  const EnginePointer engine = open_nano();
+  const SequencePointer sequence = new_sequence(engine);
+  const SequencePointer copy = new_sequence(engine);
+  forward(engine, sequence, kPrompt);
+  CHECK_EQ(mm_sequence_copy(copy.get(), sequence.get(), 4), MM_OK);
+  CHECK_EQ(mm_sequence_copy(sequence.get(), sequence.get(), 4), MM_OK);
+  CHECK_EQ(mm_sequence_length(sequence.get()), 4);
+  CHECK(forward(engine, sequence, {99}) == forward(engine, copy, {99}));
+  check_refused(mm_sequence_copy(sequence.get(), sequence.get(), 6), "6");
+}
+
+TEST(api_serves_a_forked_child_too) {
+  EnginePointer engine = open_nano();
+  SequencePointer sequence = new_sequence(engine);
+  const std::vector<float> wanted = forward(engine, sequence, kPrompt);
+  const int status = mobilemoe::test::status_of_child([&] {
+    const bool is_same = forward(engine, new_sequence(engine), kPrompt) == wanted;
+    sequence.reset();
+    engine.reset();
+    return is_same;
+  });
+  CHECK_EQ(status, 0);
 }
 
 TEST(api_keeps_the_sequences_of_two_engines_apart) {

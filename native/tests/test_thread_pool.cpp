@@ -1,13 +1,16 @@
 #include <atomic>
 #include <chrono>
+#include <memory>
 #include <thread>
 #include <vector>
 
 #include "check.h"
+#include "fork.h"
 #include "thread_pool.h"
 
 using mobilemoe::ErrorCode;
 using mobilemoe::ThreadPool;
+using mobilemoe::test::status_of_child;
 
 TEST(every_task_runs_exactly_once_whatever_the_number_of_threads) {
   for (const int threads : {1, 2, 3, 8}) {
@@ -102,4 +105,22 @@ TEST(a_number_of_threads_that_means_nothing_is_refused) {
   for (const int threads : {0, -1, 100000}) {
     CHECK_THROWS_SAYING(ThreadPool(threads), ErrorCode::usage, "threads is " + std::to_string(threads));
   }
+}
+
+TEST(a_forked_child_computes_with_threads_of_its_own_and_can_throw_the_pool_away) {
+  auto pool = std::make_unique<ThreadPool>(3);
+  std::atomic<int> sum{0};
+  const auto add = [&](int, int) { ++sum; };
+  pool->run(100, add);
+  std::this_thread::sleep_for(std::chrono::milliseconds(1));  // the workers sleep: the condition has waiters
+  const int status = status_of_child([&] {
+    auto unused = ThreadPool(2);
+    pool->run(100, add);
+    pool.reset();
+    return sum == 200;
+  });
+  CHECK_EQ(status, 0);
+  CHECK_EQ(status_of_child([&] { return pool.reset(), true; }), 0);
+  pool->run(100, add);  // the parent's goes on
+  CHECK_EQ(sum.load(), 200);
 }

@@ -1,8 +1,8 @@
 // One table of functions per instruction set; `choose_kernels` picks it once, when an engine is opened.
 //
-// Every result is the same, bit for bit, for any number of rows, any split into calls and any thread, and (but for the
-// exponential function) for every instruction set: integer sums are exact, and floats are added in the order
-// that the scalar reference (kernels/scalar) spells out.
+// Every result is the same, bit for bit, for any number of rows, any split into calls, any thread and every instruction
+// set: integer sums are exact, and floats are added in the order that the scalar reference (kernels/scalar) spells out,
+// which computes its exponentials in the same steps too.
 #pragma once
 
 #include <cstddef>

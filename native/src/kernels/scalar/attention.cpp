@@ -129,10 +129,10 @@ void attend_row(const AttendArgs& args, size_t block_bytes, int row) {
       p[s] = block.score(query, args.head_dim, s, scale);
       if (p[s] > largest) largest = p[s];
     }
-    const float rescale = std::exp(before - largest);
+    const float rescale = exp(before - largest);
     float of_block[kLanes] = {};
     for (int s = first; s <= last; ++s) {
-      p[s] = std::exp(p[s] - largest);
+      p[s] = exp(p[s] - largest);
       of_block[s % kLanes] += p[s];
     }
     for (int lane = 0; lane < kLanes; ++lane) sum[lane] = std::fma(sum[lane], rescale, of_block[lane]);

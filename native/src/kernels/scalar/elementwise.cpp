@@ -33,7 +33,7 @@ int8_t to_int8(float x) {
   return static_cast<int8_t>(std::rint(std::clamp(x, -127.0f, 127.0f)));
 }
 
-float silu(float x) { return x / (1.0f + std::exp(-x)); }
+float silu(float x) { return x / (1.0f + exp(-x)); }
 
 void swiglu(void (*prepare)(const float*, int, void*), const float* gate_up, size_t stride, int rows, void* out,
             size_t out_stride) {
@@ -127,7 +127,7 @@ void add_scaled(const float* x, float scale, int count, float* y) {
 float log_sum_exp(const float* logits, int count) {
   const float largest = *std::max_element(logits, logits + count);
   double sum = 0;
-  for (int i = 0; i < count; ++i) sum += static_cast<double>(std::exp(logits[i] - largest));
+  for (int i = 0; i < count; ++i) sum += static_cast<double>(exp(logits[i] - largest));
   return largest + static_cast<float>(std::log(sum));
 }
 

@@ -1,12 +1,29 @@
 // The scalar reference: what every instruction set must compute, in the plainest form.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
 #include "../kernels.h"
 
 namespace mobilemoe::scalar {
+
+// e^x as all instruction sets compute it, step by step (kernels/vector/math.h): std::exp differs in the last bit, which
+// the rounding of activations to int8 and the choice of experts would make visible.
+inline float exp(float x) {
+  if (std::isnan(x)) return x;
+  x = std::clamp(x, -88.0f, 88.3f);
+  const float n = std::rint(x * 1.44269504f);
+  const float r = std::fma(n, 2.12194440e-4f, std::fma(n, -0.693359375f, x));
+  float p = 1.9875691e-4f;
+  for (const float coefficient : {1.3981999e-3f, 8.3334519e-3f, 4.1665796e-2f, 1.6666665e-1f, 5.0000000e-1f}) {
+    p = std::fma(p, r, coefficient);
+  }
+  p = std::fma(p * r, r, r + 1.0f);
+  return p * (n == -127.0f ? 0.0f : std::ldexp(1.0f, static_cast<int>(n)));
+}
 
 void prepare_blocks(const float* x, int count, void* out);
 void prepare_scaled(const float* x, int count, void* out);

@@ -144,12 +144,12 @@ float log_sum_exp(const float* logits, int count) {
   largest = max_lane<S>(largest_lanes);
   for (int i = whole; i < count; ++i) largest = logits[i] > largest ? logits[i] : largest;
   double total = 0;
-  float lane[16];
-  for (int i = 0; i < whole; i += 16) {
-    S::store(lane, exp<S>(S::sub(S::load(logits + i), S::set(largest))));
+  for (int i = 0; i < count; i += 16) {
+    float lane[16];
+    for (int l = 0; l < 16; ++l) lane[l] = i + l < count ? logits[i + l] : -__builtin_inff();  // e^-inf adds nothing
+    S::store(lane, exp<S>(S::sub(S::load(lane), S::set(largest))));
     for (float value : lane) total += static_cast<double>(value);
   }
-  for (int i = whole; i < count; ++i) total += __builtin_exp(static_cast<double>(logits[i] - largest));
   return largest + static_cast<float>(__builtin_log(total));
 }
 

@@ -1,0 +1,26 @@
+// What a forked child makes of objects that its parent made.
+#pragma once
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+namespace mobilemoe::test {
+
+// 0 if `work` returns true in a child of this process, 1 if false, else what ended the child: SIGALRM after 20 s.
+template <class Work>
+int status_of_child(const Work& work) {
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    try {
+      _exit(work() ? 0 : 1);
+    } catch (...) {
+      _exit(1);
+    }
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status) + 128;
+}
+
+}  // namespace mobilemoe::test
