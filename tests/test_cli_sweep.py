@@ -36,7 +36,7 @@ def test_a_sweep_says_how_each_run_ended_and_what_is_next(mobilemoe_cli, tmp_pat
 @pytest.mark.parametrize(
     ("status", "arguments", "sentence"),
     [
-        (1, ["nowhere.toml"], "the grid nowhere.toml cannot be read"),
+        (1, ["nowhere.toml"], "nowhere.toml does not exist"),
         (1, [TINY, "--set", "blocks.size.tokens=[-1]"], "blocks.size.tokens.0 is -1"),
         (2, [TINY, "--only", "nobody"], "no run and no block 'nobody'"),
         (2, [TINY, "--set", "nothing"], "is not ENTRY=VALUE"),

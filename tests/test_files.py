@@ -18,6 +18,7 @@ from mobilemoe.files import (
     atomic_folder,
     read_json,
     read_text,
+    read_toml,
     scratch_folder,
     sha256_file,
     write_atomic,
@@ -285,3 +286,13 @@ def test_a_scratch_folder_goes_also_when_its_process_was_killed(tmp_path, monkey
         assert first.is_dir()
         assert not left.exists()
     assert os.listdir(tmp_path) == []
+
+
+def test_toml_is_read_with_a_byte_order_mark_and_refused_with_its_place(tmp_path):
+    path = tmp_path / "file.toml"
+    path.write_bytes(b"\xef\xbb\xbfa = 1\r\n")
+    assert read_toml(path, ConfigError) == {"a": 1}
+    for data in (b"a = 1\nb = \n", b"a = " + b"[" * 100_000, b"a = " + b"9" * 5000, b"\xff\xfea"):
+        path.write_bytes(data)
+        with pytest.raises(ConfigError, match=r"file\.toml"):
+            read_toml(path, ConfigError)

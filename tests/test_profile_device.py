@@ -197,6 +197,17 @@ def test_a_device_comes_back_from_its_file_as_it_was(tmp_path):
     path = tmp_path / "made.toml"
     made.save(path)
     assert device(path) == device(str(path)) == made
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as Windows' editor saves it
+    assert device(path) == made
+
+
+def test_a_value_that_cannot_be_is_refused_with_its_file(tmp_path):
+    path = tmp_path / "made.toml"
+    EASY.save(path)
+    path.write_text(path.read_text().replace("routed_cost = ", "routed_cost = -"))
+    said = refusal(lambda: device(path), ConfigError)
+    assert str(path) in said
+    assert "routed_cost is -" in said
 
 
 def test_a_saved_device_is_found_by_its_name(tmp_path, monkeypatch):
@@ -244,6 +255,7 @@ def test_a_shipped_name_is_not_taken():
         ({"routed_cost": "2"}, "routed_cost is '2'"),
         ({"threads": 0}, "threads is 0"),
         ({"threads": 2.5}, "threads is 2.5"),
+        ({"threads": True}, "threads is True"),
         ({"name": "a/b"}, "name is 'a/b'"),
         ({"source": 1}, "source is 1"),
     ],
@@ -256,7 +268,7 @@ def test_values_that_cannot_be_are_refused(change, sentence):
     ("text", "sentence"),
     [
         ("name = ", "is not valid TOML"),
-        ("\udcff", "is not valid TOML"),
+        ("\udcff", "is not UTF-8 text at byte 0"),
         ('name = "x"', "it lacks attention_rate, prefill_attention_rate"),
         (None, "has the unknown speed"),
     ],
@@ -272,7 +284,7 @@ def test_a_file_without_a_device_is_refused(tmp_path, text, sentence):
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
-    assert "does not exist" in refusal(lambda: device(tmp_path / "none.toml"))
+    assert "does not exist" in refusal(lambda: device(tmp_path / "none.toml"), ConfigError)
 
 
 # This machine

@@ -172,11 +172,11 @@ def test_an_override_below_what_is_no_table_is_wrong_usage(override):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "cannot be read: No such file"),
+        (None, "does not exist"),
         ("folder", "cannot be read: Is a directory"),
         (b"name = ", "is not valid TOML"),
         (b'name = "a"\nname = "b"\n', "is not valid TOML"),
-        (b"\xff\xfe", "is not valid TOML"),
+        (b"\xff\xfe", "is not UTF-8 text at byte 0"),
         (b"", "name: Field required"),
         (b'name = "a"\n', "model: Field required"),
         (b'name = "a"\nmodel = "nano"\n', "model is 'nano': "),

@@ -54,10 +54,11 @@ def test_rows_without_a_usable_number_are_left_out_and_told(table):
     assert runs.ids == ("a", "b")
     told = " ".join(runs.notes)
     assert "2 runs left out: loss" in told
-    assert "2 runs left out: n_active" in told
+    assert "1 run left out: n_active" in told
     assert "1 run left out: tokens" in told
     assert "1 run left out: experts" in told
-    assert "line 4" in told
+    assert "line 4: 'nan', line 5: '-2'" in told
+    assert "1 run left out: fewer cells than the 7 of the header (line 9: 2)" in told
 
 
 def test_doubles_are_dropped_and_different_runs_of_one_name_kept(table):
@@ -66,6 +67,12 @@ def test_doubles_are_dropped_and_different_runs_of_one_name_kept(table):
     assert runs.loss.tolist() == [2.6, 2.4, 2.7]
     assert any("later line" in note for note in runs.notes)
     assert any("several different runs" in note for note in runs.notes)
+
+
+def test_a_row_that_stands_twice_without_an_id_counts_once(table):
+    runs = table(",loss,n_active,tokens,seed\n0,2.5,1,1,0\n1,2.5,1,1,0\n2,2.5,1,1,1\n3,2.4,1,2,0\n")
+    assert runs.loss.tolist() == [2.5, 2.5, 2.4]
+    assert any("the same row comes again in a later line (line 2)" in note for note in runs.notes)
 
 
 def test_fewer_tokens_than_a_count_begins_with_are_known_by_their_compute(table):
@@ -77,12 +84,32 @@ def test_fewer_tokens_than_a_count_begins_with_are_known_by_their_compute(table)
 def test_trials_of_other_learning_rates_are_left_out_and_told(table):
     runs = table("id,loss,n_active,tokens,rate\na,2.5,3e8,1e11,1\nb,2.6,2e8,1e11,0.5\nc,2.6,2e8,1e11,2\n")
     assert runs.ids == ("a",)
-    assert runs.notes == ("2 runs at another learning rate than the sweep's rule are left out",)
+    (note,) = runs.notes
+    assert "2 runs at another learning rate than the sweep's rule are left out: rate is not 1" in note
+    assert "line 3: '0.5', line 4: '2'" in note
+
+
+def test_a_column_rate_that_is_no_factor_leaves_no_run_out_and_that_is_said(table):
+    runs = table("loss,n_active,tokens,rate\n2.5,3e8,1e11,3e-4\n2.6,2e8,1e11,1e-3\n")
+    assert len(runs) == 2
+    assert any("rate is not used" in note for note in runs.notes)
+    blank = table("loss,n_active,tokens,rate\n2.5,3e8,1e11,1\n2.6,2e8,1e11,\n")
+    assert len(blank) == 2
+
+
+def test_flops_that_are_no_training_compute_change_nothing_and_that_is_said(table):
+    runs = table("loss,n_active,tokens,flops\n2.5,3e8,100,6e8\n2.6,2e8,200,4e8\n")
+    assert runs.points.tokens.tolist() == [100, 200]
+    assert any("flops is not used" in note for note in runs.notes)
 
 
 def test_runs_that_repeat_data_are_marked(table):
     head = "loss,n_active,tokens,"
-    assert table(head + "repeated\n2,1,1,yes\n2,1,1,0\n2,1,1,\n").repeated.tolist() == [True, False, False]
+    assert table(head + "repeated\n2,1,1,yes\n2,1,2,0\n2,1,3,\n").repeated.tolist() == [True, False, False]
+    for yes, no in (("TRUE", "FALSE"), ("1.0", "0.0"), ("t", "f"), ("1", "nan")):
+        assert table(f"{head}repeated\n2,1,1,{yes}\n2.1,1,1,{no}\n").repeated.tolist() == [True, False]
+        assert table(f"{head}shared\n2,1,1,{yes}\n2,1,2,0\n").points.shared.tolist() == [1, 0]
+    assert "line 3: shared is '2'" in refusal(lambda: table(head + "shared\n2,1,1,1\n2,1,1,2\n"), DataError)
     assert table(head + "epochs\n2,1,1,1.5\n2,1,1,1\n").repeated.tolist() == [True, False]
     assert table(head + "epoch_tokens\n2,1,9,5\n2,1,1,5\n").repeated.tolist() == [True, False]
     assert "must be 0 or 1" in refusal(lambda: table(head + "repeated\n2,1,1,maybe\n"), DataError)

@@ -10,6 +10,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -221,6 +222,15 @@ def parse_json(data: bytes, where: str, error: type[MobileMoEError]) -> Any:
     except (ValueError, RecursionError) as fault:
         raise error(f"{where} is not valid JSON: {fault}") from None
     return value
+
+
+def read_toml(path: Path | str, error: type[MobileMoEError]) -> dict[str, Any]:
+    """The tables of a TOML file, with or without a byte-order mark; `error` with one sentence if it holds none."""
+    text = read_text(path, error)
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as fault:
+        raise error(f"{path} is not valid TOML: {fault}") from None
 
 
 def read_json(path: Path | str, error: type[MobileMoEError] = MobileMoEError) -> dict[str, Any]:

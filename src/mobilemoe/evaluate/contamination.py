@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import glob
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -24,6 +23,7 @@ from mobilemoe.data.mixture import build_sources, refuse_tokens
 from mobilemoe.data.sources import LocalSource, Source
 from mobilemoe.errors import DataError, MissingExtraError
 from mobilemoe.evaluate.paired import Examples
+from mobilemoe.files import read_toml
 
 Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
@@ -166,7 +166,7 @@ def _sources(path: Path) -> list[Source]:
     except ImportError:
         raise MissingExtraError(f"reading {path.name}", "train") from None
     try:
-        config = DataConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))["data"])
+        config = DataConfig.model_validate(read_toml(path, DataError)["data"])
     except (KeyError, ValueError, ValidationError) as fault:
         raise DataError(f"{path} has no usable [data] table: check it with `mobilemoe train {path} --plan`") from fault
     sources = build_sources(config, path.parent)

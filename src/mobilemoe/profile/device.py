@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,7 +19,7 @@ from mobilemoe import accounting
 from mobilemoe.config import ModelConfig
 from mobilemoe.config_rules import is_finite
 from mobilemoe.errors import ConfigError, UsageError
-from mobilemoe.files import cache_folder, write_atomic
+from mobilemoe.files import cache_folder, read_toml, write_atomic
 
 _SHIPPED = Path(__file__).parent / "devices"
 CONSTANTS = ("weight_bandwidth", "attention_rate", "prefill_linear_rate", "prefill_attention_rate", "routed_cost")
@@ -77,7 +76,7 @@ class Device:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        if not isinstance(self.threads, int) or self.threads < 1:
+        if type(self.threads) is not int or self.threads < 1:
             raise ConfigError(f"{self.name}: threads is {self.threads!r}, but must be a whole number from 1 on")
         if not isinstance(self.source, str):
             raise ConfigError(f"{self.name}: source is {self.source!r}, but must be a text")
@@ -154,17 +153,13 @@ def _known() -> list[Path]:
 
 
 def _read(path: Path) -> Device:
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist") from None
-    except OSError as fault:
-        raise ConfigError(f"{path} cannot be read: {fault.strerror}") from None
-    except ValueError as fault:  # of TOML and of UTF-8
-        raise ConfigError(f"{path} is not valid TOML: {fault}") from None
+    values = read_toml(path, ConfigError)
     names = {entry.name for entry in fields(Device)}
     if values.keys() != names:
         missing, unknown = sorted(names - values.keys()), sorted(values.keys() - names)
         wrong = f"lacks {', '.join(missing)}" if missing else f"has the unknown {', '.join(unknown)}"
         raise ConfigError(f"{path} is no device: it {wrong}")
-    return Device(**values)
+    try:
+        return Device(**values)
+    except ConfigError as fault:
+        raise ConfigError(f"{path} is no device: {fault}") from None

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilemoe.errors import DataError, UsageError
+from mobilemoe.scaling.table import Table, read_table
 
 Array = NDArray[np.float64]
 
@@ -24,9 +22,9 @@ COLUMNS = (
     *("loss", *KNOBS, "n_active_no_embedding", "n_total", "flops", "id"),
     *("repeated", "epochs", "epoch_tokens", "rate"),
 )
-MAX_BYTES = 64 * 2**20
+NUMBERS = tuple(name for name in COLUMNS if name != "id")
 _LEAST = {"n_active": 0.0, "tokens": 0.0, "experts": 1.0, "granularity": 1.0, "shared": 0.0}
-_TRUE, _FALSE = ("1", "true", "yes", "y"), ("", "0", "false", "no", "n", "nan")
+_FLAGS = {"true": 1.0, "yes": 1.0, "y": 1.0, "t": 1.0, "false": 0.0, "no": 0.0, "n": 0.0, "f": 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,43 +111,23 @@ def read_runs(path: Path | str, columns: Mapping[str, str] | None = None) -> Run
     an experts column E is n_total / n_active if there is an n_total. Rows without a usable number are left out and
     told in `notes`. DataError and UsageError say what to change.
     """
-    path = Path(path)
-    header, rows = _read_table(path)
-    table = _Table(path, header, rows, dict(columns or {}))
-    return table.runs()
+    with np.errstate(all="ignore"):  # of cells that hold no usable number
+        return _Runs(read_table(path), dict(columns or {})).runs()
 
 
-def _read_table(path: Path) -> tuple[list[str], list[list[str]]]:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path} has more than {MAX_BYTES} bytes, too many for a table of runs")
-        text = path.read_text("utf-8-sig")
-        first = text.split("\n", 1)[0]
-        separator = max(",;\t", key=first.count)
-        lines = [line for line in csv.reader(io.StringIO(text), delimiter=separator) if any(map(str.strip, line))]
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except (UnicodeDecodeError, csv.Error) as fault:
-        raise DataError(f"{path} is not a CSV file: {fault}") from None
-    if len(lines) < 2:
-        raise DataError(f"{path} has no runs: it needs a header line and one line a run")
-    header = [name.strip() for name in lines[0]]
-    if twice := sorted({name for name in header if name and header.count(name) > 1}):
-        raise DataError(f"{path} has several columns called {twice[0]!r}: rename them")
-    return header, lines[1:]
+class _Runs:
+    """A table on its way to Runs; `notes` grows with every decision."""
 
-
-class _Table:
-    """A CSV file on its way to Runs; `notes` grows with every decision."""
-
-    def __init__(self, path: Path, header: list[str], rows: list[list[str]], columns: dict[str, str]) -> None:
-        self.path, self.header, self.rows, self.columns = path, header, rows, columns
-        self.notes: list[str] = []
+    def __init__(self, table: Table, columns: dict[str, str]) -> None:
+        self.table, self.columns = table, columns
+        self.notes = list(table.notes)
         for ours, theirs in columns.items():
             if ours not in COLUMNS:
                 raise UsageError(f"there is no column {ours!r} to map: choose one of {', '.join(COLUMNS)}")
-            if theirs not in header:
-                raise UsageError(f"{path} has no column {theirs!r}; it has {', '.join(header)}")
+            if theirs not in table.header:
+                raise UsageError(f"{table.path} has no column {theirs!r}; it has {', '.join(table.header)}")
+        used = dict.fromkeys(found for ours in NUMBERS if (found := self._source(ours)) is not None)
+        self.numbers = table.numbers([*used])
 
     def runs(self) -> Runs:
         loss = self._need("loss")
@@ -164,17 +142,16 @@ class _Table:
             self.notes.append("tokens are derived from the training compute: D = C / (6 N)")
         if n_active is None or tokens is None:
             raise self._missing("n_active" if n_active is None else "tokens")
-        if flops is not None and np.nanmedian(flops / (6 * BILLION**2 * n_active * tokens)) < 1 / LEAST_COUNT:
-            tokens = tokens / BILLION
-            self.notes = [note for note in self.notes if "read as billions" not in note]
+        if flops is not None:
+            tokens = self._in_billions(n_active, tokens, flops)
         values = {"n_active": n_active, "tokens": tokens, **self._knobs(n_active)}
-        usable = self._usable(loss, values)
         if "experts" in values:  # by definition: there is nothing to cut or to share
             dense = values["experts"] == 1
             values |= {name: np.where(dense, _LEAST[name], values[name]) for name in values.keys() & {*KNOBS[3:]}}
+        usable = self._usable(loss, values)
         kept = self._drop_doubles(np.flatnonzero(usable), loss, values)
         if not len(kept):
-            raise DataError(f"{self.path} has no usable run: {'; '.join(self.notes)}")
+            raise DataError(f"{self.table.path} has no usable run: {'; '.join(self.notes)}")
         if np.median(loss[kept]) > 15:
             self.notes.append("the losses are above 15: they must be nats a token, not perplexities or percent")
         ids = self._ids()
@@ -189,18 +166,24 @@ class _Table:
 
     def _source(self, ours: str) -> str | None:
         theirs = self.columns.get(ours, ours)
-        return theirs if theirs in self.header else None
+        return theirs if theirs in self.table.header else None
 
-    def _texts(self, ours: str) -> list[str] | None:
+    def _numbers(self, ours: str) -> Array | None:
+        theirs = self._source(ours)
+        return None if theirs is None else self.numbers[theirs]
+
+    def _flags(self, ours: str) -> Array | None:
+        """The column as 0 and 1, in words or numbers; NaN where it is empty. DataError for anything else."""
         theirs = self._source(ours)
         if theirs is None:
             return None
-        place = self.header.index(theirs)
-        return [row[place].strip() if place < len(row) else "" for row in self.rows]
-
-    def _numbers(self, ours: str) -> Array | None:
-        texts = self._texts(ours)
-        return None if texts is None else np.array([_number(text) for text in texts])
+        flags = self.numbers[theirs].copy()
+        for place, text in enumerate(self.table.texts(theirs)):
+            flags[place] = _FLAGS.get(text.lower(), flags[place])
+            if flags[place] not in (0, 1) and text.lower() not in ("", "nan", "na", "none", "null"):
+                line = self.table.rows[place].line
+                raise DataError(f"{self.table.path}, line {line}: {theirs} is {text!r}, but must be 0 or 1")
+        return flags
 
     def _count(self, ours: str) -> Array | None:
         """The column in 1e9, whichever of the two units it is in."""
@@ -210,9 +193,13 @@ class _Table:
         positive = values[np.isfinite(values) & (values > 0)]
         if positive.size and positive.max() >= LEAST_COUNT:
             if positive.min() < LEAST_COUNT:
+                lines = [
+                    self.table.rows[int(np.flatnonzero(values == end)[0])].line
+                    for end in (positive.min(), positive.max())
+                ]
                 raise DataError(
-                    f"{self.path}: {self._source(ours)} mixes plain counts and billions "
-                    f"({positive.min():g} to {positive.max():g}): write all of them in one unit"
+                    f"{self.table.path}: {self._source(ours)} mixes plain counts and billions ({positive.min():g} in "
+                    f"line {lines[0]}, {positive.max():g} in line {lines[1]}): write all of them in one unit"
                 )
             return values / BILLION
         if positive.size:
@@ -221,6 +208,18 @@ class _Table:
                 "reaches 1e5"
             )
         return values
+
+    def _in_billions(self, n_active: Array, tokens: Array, flops: Array) -> Array:
+        """`tokens`, which were counts after all where the compute says so; a note where it says neither."""
+        ratios = flops / (6 * BILLION**2 * n_active * tokens)
+        known = ratios[np.isfinite(ratios)]
+        ratio = float(np.median(known)) if known.size else 1.0
+        if 0.1 < ratio * BILLION < 10:
+            self.notes = [note for note in self.notes if "read as billions" not in note]
+            return tokens / BILLION
+        if not 0.1 < ratio < 10:
+            self.notes.append(f"{self._source('flops')} is not used: it is {ratio:.2g} times 6 N D")
+        return tokens
 
     def _n_active(self) -> tuple[Array | None, bool | None]:
         whole, without = self._source("n_active"), self._source("n_active_no_embedding")
@@ -237,7 +236,7 @@ class _Table:
         return self._count("n_active"), counts
 
     def _knobs(self, n_active: Array) -> dict[str, Array]:
-        found = {name: self._numbers(name) for name in KNOBS[2:]}
+        found = {name: self._numbers(name) for name in KNOBS[2:4]} | {"shared": self._flags("shared")}
         knobs = {name: values for name, values in found.items() if values is not None}
         if "experts" not in knobs and (n_total := self._count("n_total")) is not None:
             knobs["experts"] = np.maximum(n_total / n_active, 1)
@@ -248,46 +247,67 @@ class _Table:
         return knobs
 
     def _usable(self, loss: Array, values: Mapping[str, Array]) -> NDArray[np.bool_]:
-        usable = np.ones(len(loss), bool)
+        rows = self.table.rows
+        usable = np.array([not row.lacks for row in rows])
+        if short := [row for row in rows if row.lacks]:
+            cells = few(f"line {row.line}: {len(row.cells) - row.lacks}" for row in short)
+            header = len(self.table.header)
+            self.notes.append(f"{count(len(short))} left out: fewer cells than the {header} of the header ({cells})")
         for name, array in (("loss", loss), *values.items()):
             positive = name in ("loss", "n_active", "tokens")
             good = np.isfinite(array) & (array > 0 if positive else array >= _LEAST[name])
             bad = np.flatnonzero(usable & ~good)
             if len(bad):
                 rule = "a number above 0" if positive else f"a number of at least {_LEAST[name]:g}"
-                self.notes.append(f"{count(len(bad))} left out: {name} is not {rule} ({self._lines(bad)})")
+                self.notes.append(f"{count(len(bad))} left out: {name} is not {rule} ({self._cells(name, bad)})")
             usable &= good
-        if (rate := self._numbers("rate")) is not None:  # of a sweep's trials: the learning rate over its rule's
-            trials = np.flatnonzero(usable & (rate != 1))
+        rate = self._numbers("rate")  # of a sweep's trials: the learning rate over its rule's
+        if rate is not None and np.any(rate == 1):
+            other = np.isfinite(rate) & (rate != 1)
+            trials = np.flatnonzero(usable & other)
             if len(trials):
-                self.notes.append(f"{count(len(trials))} at another learning rate than the sweep's rule are left out")
-            usable &= rate == 1
+                self.notes.append(
+                    f"{count(len(trials))} at another learning rate than the sweep's rule are left out: "
+                    f"{self._source('rate')} is not 1 ({self._cells('rate', trials)})"
+                )
+            usable &= ~other
+        elif rate is not None:
+            self.notes.append(f"{self._source('rate')} is not used: it is nowhere 1, as it is at a sweep's own rates")
         return usable
 
     def _drop_doubles(self, places: NDArray[np.intp], loss: Array, values: Mapping[str, Array]) -> NDArray[np.intp]:
-        """Of rows with one id and the same knobs the last counts: it is a run that was repeated or written twice."""
-        if self._texts("id") is None:
-            return places
-        ids = self._ids()
-        last = {(ids[place], *(array[place] for array in values.values())): place for place in places}
+        """Of rows with one id and the same knobs the last counts: it is a run that was repeated or written twice.
+
+        Rows without an id are the same run where all of their cells are equal, but for those of a running number.
+        """
+        names, ids = self._named(), self._ids()
+        compared = [place for place, name in enumerate(self.table.header) if name and not name.startswith("Unnamed:")]
+        last: dict[tuple[Any, ...], np.intp] = {}
+        for place in places:
+            cells = self.table.rows[place].cells
+            same = (ids[place], *(array[place] for array in values.values())) if names[place] else ()
+            last[same or tuple(cells[column] for column in compared)] = place
         kept = np.array(sorted(last.values()), np.intp)
-        if doubles := len(places) - len(kept):
-            self.notes.append(f"{count(doubles)} left out: the same id and knobs come again in a later line")
-        names = [ids[place] for place in kept]
-        if several := sorted({name for name in names if names.count(name) > 1}):
+        if doubles := [place for place in places if place not in {*kept}]:
+            what = "the same id and knobs come" if any(names[place] for place in doubles) else "the same row comes"
+            lines = few(f"line {self.table.rows[place].line}" for place in doubles)
+            self.notes.append(f"{count(len(doubles))} left out: {what} again in a later line ({lines})")
+        named = [ids[place] for place in kept]
+        if several := sorted({name for name in named if named.count(name) > 1}):
             self.notes.append(f"{len(several)} ids name several different runs, as {several[0]!r}: all are kept")
         return kept
 
+    def _named(self) -> list[str]:
+        """The ids of the table, empty where it has none."""
+        theirs = self._source("id")
+        return [""] * len(self.table.rows) if theirs is None else self.table.texts(theirs)
+
     def _ids(self) -> list[str]:
-        texts = self._texts("id") or [""] * len(self.rows)
-        return [text or f"line {number}" for number, text in enumerate(texts, start=2)]
+        return [name or f"line {row.line}" for name, row in zip(self._named(), self.table.rows, strict=True)]
 
     def _repeated(self, tokens: Array) -> NDArray[np.bool_]:
-        repeated = np.zeros(len(tokens), bool)
-        for place, text in enumerate(self._texts("repeated") or ()):
-            if text.lower() not in (*_TRUE, *_FALSE):
-                raise DataError(f"{self.path}, line {place + 2}: repeated is {text!r}, but must be 0 or 1")
-            repeated[place] = text.lower() in _TRUE
+        flags = self._flags("repeated")
+        repeated = np.zeros(len(tokens), bool) if flags is None else flags == 1
         if (epochs := self._numbers("epochs")) is not None:
             repeated |= epochs > 1
         if (epoch := self._count("epoch_tokens")) is not None:
@@ -302,19 +322,16 @@ class _Table:
 
     def _missing(self, ours: str) -> UsageError:
         return UsageError(
-            f"{self.path} has no column {ours!r}; it has {', '.join(self.header)}: say which it is with "
+            f"{self.table.path} has no column {ours!r}; it has {', '.join(self.table.header)}: say which it is with "
             f"--columns {ours}=NAME"
         )
 
-    def _lines(self, places: Sequence[int] | NDArray[np.intp]) -> str:
-        return few(f"line {place + 2}" for place in places)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text.replace("_", ""))
-    except ValueError:
-        return math.nan
+    def _cells(self, ours: str, places: NDArray[np.intp]) -> str:
+        """The lines of these rows, and what the column says there if it is in the table."""
+        theirs = self._source(ours)
+        texts = [""] * len(self.table.rows) if theirs is None else self.table.texts(theirs)
+        said = (f": {texts[place]!r}" if theirs else "" for place in places)
+        return few(f"line {self.table.rows[place].line}{text}" for place, text in zip(places, said, strict=True))
 
 
 def few(items: Iterable[str], most: int = 3) -> str:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mobilemoe.data.config import DataConfig
 from mobilemoe.errors import ConfigError, UsageError
+from mobilemoe.files import read_toml
 
 
 class _Table(BaseModel):
@@ -141,23 +142,17 @@ def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
     A relative data.path or tokenizer.path means the recipe's folder where the file says it, and the current folder
     where an override does. Raises ConfigError naming the entry, UsageError for an override that is no entry=value.
     """
-    return validated(Recipe, read_tables(path, overrides, "recipe"), str(path), "recipe")
+    return validated(Recipe, read_tables(path, overrides), str(path), "recipe")
 
 
 def read_tables(
     path: Path | str,
     overrides: tuple[str, ...],
-    what: str,
     resolve: Callable[[dict[str, Any], Path], None] | None = None,
 ) -> dict[str, Any]:
-    """The tables of a TOML file that is a `what`, with overrides, and its paths made absolute by `resolve`."""
+    """The tables of a TOML file, with overrides, and its paths made absolute by `resolve`."""
     path, resolve = Path(path), resolve or resolve_paths
-    try:
-        tables = tomllib.loads(path.read_text())
-    except OSError as fault:
-        raise ConfigError(f"the {what} {path} cannot be read: {fault.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
-        raise ConfigError(f"the {what} {path} is not valid TOML: {fault}") from None
+    tables = read_toml(path, ConfigError)
     resolve(tables, path.parent)
     for override in overrides:
         _override(tables, override)

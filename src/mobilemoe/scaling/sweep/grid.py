@@ -179,7 +179,7 @@ def load_grid(path: Path | str, overrides: tuple[str, ...] = ()) -> Grid:
     Relative paths mean the file's folder where the file says them, and the current folder where an override does.
     Raises ConfigError naming the entry, UsageError for an override that is no entry=value.
     """
-    return make_grid(read_tables(path, overrides, "grid", _resolve), str(path))
+    return make_grid(read_tables(path, overrides, _resolve), str(path))
 
 
 def _resolve(tables: dict[str, Any], root: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from mobilemoe.errors import TrainError
 from mobilemoe.files import write_atomic
+from mobilemoe.scaling.table import read_table
 
 RUNS, FAILURES = "runs.csv", "failures.csv"
 
@@ -20,8 +21,16 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a table, as text by column; none where there is no file yet."""
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
+    table = read_table(path, TrainError)
+    if missing := [name for name in ("id", "key") if name not in table.header]:
+        raise TrainError(f"{path} is no table of a sweep: it has no column {missing[0]!r}")
+    for row in table.rows:
+        if row.lacks:
+            cells, width = len(table.header) - row.lacks, len(table.header)
+            raise TrainError(
+                f"{path}, line {row.line}, has {cells} cells where the header has {width}: mend or remove it"
+            )
+    return table.plain()
 
 
 def add_row(path: Path, row: dict[str, Any]) -> None:
