@@ -1,14 +1,19 @@
 """Bits per byte are the sum of -log2 of each token's probability over the bytes of the text, and nothing else."""
 
+import gzip
 import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
+import zstandard
 
 import mobilemoe
 from conftest import write_model
 from mobilemoe.errors import DataError, MobileMoEError, UsageError
 from mobilemoe.evaluate.bits_per_byte import score_file
+from mobilemoe.evaluate.compression import compression_table
 
 CHAT = [{"role": "user", "content": "Où?"}, {"role": "assistant", "content": "Here <|eot|>."}]
 
@@ -44,6 +49,53 @@ def test_bits_are_those_of_a_slow_count(model, tmp_path, window):
     assert score.bits == pytest.approx(by_hand(model, ids, window or 256), rel=1e-5)
     assert (score.bytes, score.tokens, score.texts) == (len(text.encode()), len(ids) - 1, 1)
     assert score.bits_per_byte == score.bits / score.bytes
+
+
+def without_bos(folder: Path, scratch: Path) -> Path:
+    """The model in `folder` with a tokenizer that has no begin-of-text."""
+    nameless = scratch / "nameless"
+    shutil.copytree(folder, nameless)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        path = nameless / name
+        path.write_text(path.read_text().replace("<|begin_of_text|>", "<|something_else|>"))
+    return nameless
+
+
+@pytest.mark.parametrize("text", ["a", "The quick brown fox", "two\r\nlines\r\n", "é"])
+def test_without_begin_of_text_a_text_stands_behind_end_of_text_and_every_token_counts(tiny_folder, tmp_path, text):
+    nameless = mobilemoe.load(without_bos(tiny_folder, tmp_path))
+    ids = [nameless.tokenizer.end_of_text_id, *nameless.tokenizer.encode(text)]
+    path = write(tmp_path / "t.jsonl", {"text": text})
+    score = score_file(nameless, path)["all"]
+    assert score.bits == pytest.approx(by_hand(nameless, ids, 256), rel=1e-5)
+    assert (score.bytes, score.tokens) == (len(text.encode()), len(ids) - 1)
+    parent = mobilemoe.load(nameless.folder, backend="torch")
+    table = compression_table(parent, {"it": nameless}, path)
+    assert table.tokens == {"text": len(ids) - 1, "all": len(ids) - 1}
+    assert table.costs["it"]["all"].bits_per_byte == pytest.approx(score.bits_per_byte, rel=1e-4)
+
+
+def test_a_template_that_begins_with_what_is_said_or_says_nothing(tiny_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    plain = mobilemoe.load(folder)
+    score = score_file(plain, write(tmp_path / "t.jsonl", {"messages": CHAT}))["all"]
+    ids = plain.encode("".join(f"{message['content']}\n" for message in CHAT))
+    assert score.tokens == len(ids) - 1
+    assert score.bits == pytest.approx(by_hand(plain, ids, 256), rel=1e-5)
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}")
+    with pytest.raises(DataError, match=r"line 1: .* makes nothing of it that could be scored"):
+        score_file(mobilemoe.load(folder), write(tmp_path / "t.jsonl", {"messages": CHAT}))
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz", "t.jsonl.zst"])
+def test_marks_and_compression_change_nothing(model, tmp_path, name):
+    plain = score_file(model, write(tmp_path / "plain.jsonl", {"text": "one"}, {"text": "two"}))["all"]
+    data = b"\xef\xbb\xbf" + (tmp_path / "plain.jsonl").read_bytes().replace(b"\n", b"\r\n")
+    packed = gzip.compress(data) if name.endswith("gz") else zstandard.compress(data) if "zst" in name else data
+    (tmp_path / name).write_bytes(packed)
+    assert score_file(model, tmp_path / name)["all"] == plain
 
 
 def test_a_text_longer_than_the_context_is_scored_whole(tmp_path):
@@ -108,6 +160,11 @@ def test_all_is_the_sum_of_its_sources(model, tmp_path):
         ([{"messages": [{"role": "user"}]}], "line 1"),
         ([{"messages": [{"role": "user", "content": ""}]}], "line 1"),
         (['{"text": "a\\ud800"}\n'], "line 1"),
+        ([{"text": "a", "source": ["b"]}], "line 1"),
+        ([{"text": "a", "domain": {"b": 1}}], "line 1"),
+        ([{"messages": [{"role": "user", "content": None}]}], "line 1"),
+        ([{"messages": [5]}], "line 1"),
+        ([{"messages": {"role": "user", "content": "a"}}], "line 1"),
     ],
 )
 def test_a_malformed_file_is_named_with_its_line(model, tmp_path, lines, words):

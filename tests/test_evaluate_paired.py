@@ -144,8 +144,11 @@ def test_examples_are_read_by_benchmark_and_id(tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "is not JSONL"),
-        ("[1]", "line 2, is no scored example"),
+        ("{", "line 2, is not valid JSON"),
+        ("[1]", "line 2, is [1], not an object"),
+        ('{"benchmark": 5, "id": 8, "correct": 1}', "line 2, is no scored example"),
+        ('{"benchmark": "piqa", "id": 8, "correct": "1"}', "line 2, is no scored example"),
+        ('{"benchmark": "piqa", "id": 8, "correct": 1e999}', "line 2, is no scored example"),
         ('{"benchmark": "piqa", "id": 8}', "line 2, is no scored example"),
         ('{"benchmark": "piqa", "id": 8, "correct": NaN}', "line 2, is no scored example"),
         ('{"benchmark": "piqa", "id": 7, "correct": 1}', "has the example 7 twice"),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from mobilemoe.chat import ChatTemplate, encode_chat
 from mobilemoe.errors import DataError, TokenizerError, UsageError
+from mobilemoe.evaluate.rows import read_rows
 from mobilemoe.load import Model
 
 
@@ -42,16 +42,20 @@ def score_file(
 ) -> dict[str, Score]:
     """Scores of a JSONL file's texts by their "domain" (else "source", else "text"), and "all".
 
-    A line holds "text", whose every token after BOS is scored, or "messages", scored as the chat template writes them,
-    control tokens included, over the bytes of their contents. A text longer than `window` tokens (default: the
-    model's context) is scored in windows that each begin anew behind BOS. `on_text` hears how many are done.
+    A line holds "text", whose every token is scored, or "messages", scored as the chat template writes them, control
+    tokens included, over the bytes of their contents. A text stands behind BOS, or behind end-of-text where there is no
+    BOS; one longer than `window` tokens (default: the model's context) is scored in windows that each begin anew behind
+    it. `on_text` hears how many are done. The file may be compressed (.gz, .zst).
     """
     window = model.config.max_position_embeddings if window is None else window
     check_window(window, model.config.max_position_embeddings)
 
     def score(place: str, entry: dict[str, Any]) -> Score:
         ids, size = encode_entry(model, place, entry)
-        return Score(_bits(model, ids, window), size, len(ids) - 1, 1)
+        bits = _bits(model, ids, window)
+        if not math.isfinite(bits):
+            raise DataError(f"{place}: the model gives this text no probability, but {bits}")
+        return Score(bits, size, len(ids) - 1, 1)
 
     return sum_by_domain(Path(path), Score, score, on_text)
 
@@ -61,9 +65,9 @@ def sum_by_domain(
 ) -> dict[str, S]:
     """Sums, and "all", of what `score(place, entry)` says of each entry of a JSONL file, by its domain."""
     found: dict[str, S] = defaultdict(kind)
-    for done, (place, entry) in enumerate(_read_entries(path), start=1):
+    for done, (place, entry) in enumerate(read_rows(path), start=1):
         text = score(place, entry)
-        for name in {str(entry.get("domain") or entry.get("source") or "text"): None, "all": None}:
+        for name in {_domain(place, entry): None, "all": None}:
             found[name].add(text)
         if on_text is not None:
             on_text(done)
@@ -90,38 +94,41 @@ def _bits(model: Model, ids: list[int], window: int) -> float:
     return -sum(logprob for logprob, _ in model.loglikelihoods(windows)) / math.log(2)
 
 
-def encode_entry(model: Model, place: str, entry: dict[str, Any]) -> tuple[list[int], int]:
-    """The ids of an entry, BOS first, and the bytes that they stand for; DataError names the `place` of a bad one."""
-    messages = entry.get("messages")
+def encode_entry(model: Model, place: str, entry: Mapping[str, Any]) -> tuple[list[int], int]:
+    """The ids of an entry, behind one that is not scored, and the bytes of its text; DataError names a bad `place`.
+
+    That one is BOS, else end-of-text, else the control token with which the chat template begins.
+    """
+    messages, text = entry.get("messages"), entry.get("text")
+    tokenizer = model.tokenizer
     try:
-        if not messages:
-            return model.encode(entry["text"]), len(entry["text"].encode())
-        ids = encode_chat(model.tokenizer, ChatTemplate.load(model.folder), messages, False)
+        if messages:
+            ids = encode_chat(tokenizer, ChatTemplate.load(model.folder), messages, False)
+            size = sum(len(message["content"].encode()) for message in messages)
+        elif isinstance(text, str) and text:
+            ids, size = tokenizer.encode(text), len(text.encode())
+        else:
+            raise DataError(f"{place}: neither text nor messages")
     except TokenizerError as fault:
         raise DataError(f"{place}: {fault}") from None
-    size = sum(len(message["content"].encode()) for message in messages)
     if size == 0:
         raise DataError(f"{place}: its messages are empty")
+    if not (messages and ids and ids[0] in tokenizer.special_ids):
+        ids.insert(0, _start_id(model))
+    if len(ids) < 2:
+        raise DataError(f"{place}: the tokenizer or the chat template makes nothing of it that could be scored")
     return ids, size
 
 
-def _read_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The entries of a file, each with its place for messages; blank lines are passed over."""
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                place = f"{path}, line {number}"
-                try:
-                    entry = json.loads(line)
-                except (ValueError, RecursionError) as fault:
-                    raise DataError(f"{place}, is not JSON: {fault}") from None
-                text, messages = (entry.get("text"), entry.get("messages")) if isinstance(entry, dict) else (None, None)
-                if not messages and not (isinstance(text, str) and text):
-                    raise DataError(f"{place}: neither text nor messages")
-                yield place, entry
-    except OSError as fault:
-        raise DataError(f"{path} cannot be read: {fault.strerror}") from None
-    except UnicodeDecodeError as fault:
-        raise DataError(f"{path} is not UTF-8 text: {fault}") from None
+def _start_id(model: Model) -> int:
+    for token in (model.tokenizer.bos_id, model.tokenizer.end_of_text_id):
+        if token is not None:
+            return token
+    raise UsageError(f"{model.folder} has neither a begin-of-text nor an end-of-text token to start a text from")
+
+
+def _domain(place: str, entry: Mapping[str, Any]) -> str:
+    name = entry.get("domain") or entry.get("source") or "text"
+    if not isinstance(name, str | int):
+        raise DataError(f"{place}: its domain or source is {name!r:.60}, but must be a text")
+    return str(name)

@@ -5,6 +5,7 @@ Texts are encoded, cut and scored as by the harness's own Hugging Face model, so
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,7 +39,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     """lm_eval's three questions (log-likelihood, rolling log-likelihood, generation) put to a model.
 
     `left_truncations` counts requests that lost their beginning, `token_cap_hits` answers that ended only because
-    they had used up their tokens.
+    they had used up their tokens. A continuation of no token, or of more than the context, is a DataError; where
+    `unscorable` is a dictionary, such requests are kept there with their tokens, given a log-likelihood of minus
+    infinity, and their items are to be left out.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             self.scorer = pretrained
         self.on_progress = on_progress
         self.left_truncations = self.token_cap_hits = 0
+        self.unscorable: dict[tuple[str, ...], int] | None = None
         self._store = Store(self.scorer.settings, None if cache_dir is None else Path(cache_dir))
         self._prefix = self.scorer.token_text(self.scorer.prefix_id)
         self._tokens: dict[tuple[str, ...], int] = {}
@@ -107,6 +111,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     def tokens_of(self, arguments: tuple[Any, ...]) -> int:
         """How many tokens a request that was answered has, its answer included; `arguments` are the Instance's."""
         return self._tokens[_texts(arguments)]
+
+    def unscorable_of(self, requests: Sequence[tuple[Any, ...]]) -> int | None:
+        """The tokens of the first request, by its Instance's arguments, that cannot be scored; None if all can."""
+        found = self.unscorable or {}
+        return next((found[texts] for texts in map(_texts, requests) if texts in found), None)
 
     # Its three questions
 
@@ -168,14 +177,18 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     def _loglikelihood_tokens(
         self, requests: Sequence[Encoded], disable_tqdm: bool = True, kind: str = "log-likelihood"
     ) -> list[tuple[float, bool]]:
-        keys: list[str] = []
+        keys: list[str | None] = []
         pairs: dict[str, tuple[list[int], list[int]]] = {}
         for texts, context, continuation in requests:
             if not 0 < len(continuation) <= self.max_length:
-                raise DataError(
-                    f"a continuation of {len(continuation)} tokens cannot be scored: it must have from 1 to the "
-                    f"{self.max_length} of the model's context ({texts!r:.100})"
-                )
+                if self.unscorable is None:
+                    raise DataError(
+                        f"a continuation of {len(continuation)} tokens cannot be scored: it must have from 1 to the "
+                        f"{self.max_length} of the model's context ({texts!r:.100})"
+                    )
+                self._tokens[texts] = self.unscorable[texts] = len(continuation)
+                keys.append(None)
+                continue
             # One token more than the context holds: behind the last nothing is asked for.
             cut = max(0, len(context) + len(continuation) - self.max_length - 1)
             self.left_truncations += cut > 0
@@ -191,9 +204,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         for start in range(0, len(waiting), _TOGETHER):
             some = waiting[start : start + _TOGETHER]
             scores = self.scorer.loglikelihoods([pairs[key] for key in some])
+            if any(math.isnan(logprob) for logprob, _ in scores):
+                raise DataError(f"{self.scorer.model['name']} gives log-likelihoods that are no numbers")
             self._store.put({key: list(score) for key, score in zip(some, scores, strict=True)})
             self._tell(len(pairs) - len(waiting) + start + len(some), len(pairs), kind)
-        return [(logprob, greedy) for logprob, greedy in map(self._store.__getitem__, keys)]
+        return [(-math.inf, False) if key is None else tuple(self._store[key]) for key in keys]
 
     def _read_generation(
         self, context: str, settings: Mapping[str, Any]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 
 from mobilemoe.errors import DataError
 from mobilemoe.evaluate.results import Results
+from mobilemoe.evaluate.rows import is_number, read_rows
 
 Array = NDArray[np.float64]
 Examples = dict[str, dict[str, float]]  # by benchmark, by id: the score, or 1 and 0 for right and wrong
@@ -78,19 +77,15 @@ class Comparison:
 
 def read_examples(path: Path | str) -> Examples:
     """The scores of a JSONL of {"benchmark", "id", "correct"}. DataError for other lines and for an id met twice."""
-    path = Path(path)
     examples: Examples = {}
-    for number, entry in _lines(path):
-        try:
-            scores = examples.setdefault(str(entry["benchmark"]), {})
-            key, score = str(entry["id"]), float(entry["correct"])
-            if not math.isfinite(score):
-                raise ValueError
-        except (KeyError, TypeError, ValueError):
-            raise DataError(f'{path}, line {number}, is no scored example: {{"benchmark", "id", "correct"}}') from None
-        if key in scores:
-            raise DataError(f"{path}, line {number}: {entry['benchmark']} has the example {key} twice")
-        scores[key] = score
+    for place, entry in read_rows(Path(path)):
+        benchmark, key, score = (entry.get(name) for name in ("benchmark", "id", "correct"))
+        if not (isinstance(benchmark, str) and isinstance(key, str | int) and is_number(score)):
+            raise DataError(f'{place}, is no scored example: {{"benchmark": text, "id": text, "correct": number}}')
+        scores = examples.setdefault(benchmark, {})
+        if str(key) in scores:
+            raise DataError(f"{place}: {benchmark} has the example {key} twice")
+        scores[str(key)] = float(score)
     return examples
 
 
@@ -180,15 +175,3 @@ def _spread(means: Array) -> dict[str, float]:
     # A resample without any difference speaks for neither. One is added to both counts, for the data themselves.
     beyond = min(int((means <= 1e-12).sum()), int((means >= -1e-12).sum()))
     return {"low": float(low), "high": float(high), "share": min(1.0, 2 * (beyond + 1) / (len(means) + 1))}
-
-
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, json.loads(line)
-    except OSError as fault:
-        raise DataError(f"{path} cannot be read: {fault.strerror}") from None
-    except (ValueError, RecursionError) as fault:
-        raise DataError(f"{path} is not JSONL: {fault}") from None

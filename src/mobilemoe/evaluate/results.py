@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilemoe.errors import DataError
+from mobilemoe.evaluate.rows import is_number
 from mobilemoe.files import read_json, write_atomic, write_json
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -38,6 +39,8 @@ _KEYS = {  # that every file of ours has in these objects
     "counts": ("left_truncations", "token_cap_hits"),
 }
 _COUNTS = ("parameters", "active_parameters", "int4_bytes", "flops_per_token", "context")
+_NAMES = {str: "a text", int: "a whole number", bool: "true or false", dict: "an object"}
+_ROW_KINDS = {"main_metric": str, "n": int, "shots": int, "published": bool, "note": str, "prompt": str, "parts": dict}
 ROW_FACTS = ("main_metric", "n", "shots", "version", "published")
 
 
@@ -80,22 +83,44 @@ def read_results(path: Path | str) -> Results:
     found = read_json(Path(path), DataError)
     for name, kind in _KINDS.items():
         if name not in found or not isinstance(found[name], kind):
-            raise DataError(f"{path} holds no results of an evaluation: its {name!r} is missing or of another kind")
+            raise _refusal(path, f"its {name!r} is missing or of another kind")
     for name, keys in _KEYS.items():
         _check_keys(path, name, found[name], keys)
-    counted = {**found["speed"], **{name: found["model"][name] for name in _COUNTS}}
-    for name, value in counted.items():
-        if not isinstance(value, int | float | None):
-            raise DataError(f"{path} holds no results of an evaluation: its {name} is {value!r}, but must be a number")
+    model, counts = found["model"], found["counts"]
+    known = {**found["speed"], **{name: model[name] for name in _COUNTS}}
+    for name, value in {"seconds": found["seconds"], **counts, **known}.items():
+        if not is_number(value) and not (value is None and name in known):
+            raise _refusal(path, f"its {name} is {value!r:.60}, but must be a number")
+    if not isinstance(model["name"], str):
+        raise _refusal(path, f"its model's name is {model['name']!r:.60}, but must be a text")
+    for name, reason in found["missing"].items():
+        if not isinstance(reason, str):
+            raise _refusal(path, f"why {name} is missing is {reason!r:.60}, but must be a text")
     for name, row in found["results"].items():
-        _check_keys(path, f"results of {name}", row, ROW_FACTS)
-        metric = row["main_metric"]
-        if not isinstance(metric, str) or not isinstance(row.get(metric), int | float):
-            raise DataError(f"{path} holds no results of an evaluation: {name} has no number for its main metric")
+        _check_row(path, name, row)
     return Results(**{field.name: found[field.name] for field in fields(Results)})
+
+
+def _check_row(path: Path | str, name: str, row: object) -> None:
+    _check_keys(path, f"results of {name}", row, ROW_FACTS)
+    assert isinstance(row, dict)
+    for fact, kind in _ROW_KINDS.items():
+        if fact in row and not isinstance(row[fact], kind):
+            raise _refusal(path, f"{fact} of {name} is {row[fact]!r:.60}, but must be {_NAMES[kind]}")
+    if not is_number(row.get(row["main_metric"])):
+        raise _refusal(path, f"{name} has no number for its main metric")
+    for key, value in row.items():
+        if key.endswith("_stderr") and value is not None and not (is_number(value) and value >= 0):
+            raise _refusal(path, f"{key} of {name} is {value!r:.60}, but must be a number that is not negative")
+        if isinstance(value, float) and not is_number(value):
+            raise _refusal(path, f"{key} of {name} is {value!r}, which is no number")
 
 
 def _check_keys(path: Path | str, name: str, value: object, keys: Iterable[str]) -> None:
     missing = [key for key in keys if not isinstance(value, dict) or key not in value]
     if missing:
-        raise DataError(f"{path} holds no results of an evaluation: its {name} lack {', '.join(missing)}")
+        raise _refusal(path, f"its {name} lack {', '.join(missing)}")
+
+
+def _refusal(path: Path | str, why: str) -> DataError:
+    return DataError(f"{path} holds no results of an evaluation: {why}")

@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from lm_eval import evaluator
 from lm_eval.api import task as lm_eval_task
 from lm_eval.api.metrics import aggregate_subtask_metrics, pooled_sample_stderr
@@ -29,16 +30,23 @@ FEWSHOT_SEED = 1234  # lm_eval's own, with which it draws the examples of a prom
 _RESAMPLES = 1000  # for standard errors of metrics that are no means
 _FACTS = ("name", "alias", "sample_len")  # what lm_eval has beside the metrics of a task
 Row = dict[str, Any]
+Parts = Mapping[str, Any]  # the tasks of a benchmark, under names of their own
+# What lm_eval's tasks raise for items that they do not expect; the faults of the machine are none of these.
+_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, TemplateError)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """lm_eval's results of one task: means and standard errors by name, over `size` examples, which are `samples`."""
+    """lm_eval's results of one task: means and standard errors by name, over `size` examples, which are `samples`.
+
+    unscorable: for each item that was left out, the tokens of an answer that the model cannot be asked for.
+    """
 
     metrics: dict[str, float | None]
     size: int
     version: Any
     samples: list[dict[str, Any]]
+    unscorable: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,8 +72,7 @@ def prepare(suite: str, *, data_dir: Path | None = None, allow_code: bool = Fals
     if not tasks and data_dir is None and all(reason.startswith(NO_HUB) for reason in missing.values()):
         raise DataError(f"{NO_HUB}: give the data sets as JSONL files with --data DIR")
     if not tasks:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
-        raise DataError(f"no benchmark of {suite} can be run: {reasons}")
+        raise _nothing_of(suite, missing)
     return Prepared(suite, benchmarks, tasks, missing)
 
 
@@ -83,27 +90,37 @@ def evaluate(
     examples: the file for them, a line each: benchmark, id, correct (the main metric's value for it), tokens (of its
     longest request, answer included). limit: examples of each benchmark, the first ones, of its tasks about as many
     each. chat: whether prompts are put as conversations; by default those of benchmarks that ask for it, if the model
-    has a chat template. `on_progress` is that of `HarnessModel`.
+    has a chat template. `on_progress` is that of `HarnessModel`. Items that cannot be put to this model are left out,
+    and the benchmark's note says so; one of which nothing is left is missing. DataError if all are.
     """
     began = time.perf_counter()
     model.on_progress = on_progress
     model.left_truncations = model.token_cap_hits = 0
+    model.unscorable = {}
     parts = {name: _parts(name, found) for name, found in prepared.tasks.items()}
     in_chat = _in_chat(model, prepared.benchmarks) if chat is None else parts.keys() if chat else set()
-    found: dict[str, Any] = {}
+    found: dict[str, _Part] = {}
+    missing = dict(prepared.missing)
     with _quiet():
         for is_chat in (False, True):
             some = {name: each for name, each in parts.items() if (name in in_chat) == is_chat}
             if some:
-                found |= _run(model, some, limit, is_chat)
+                found |= _run_all(model, some, limit, is_chat, missing)
     rows: dict[str, Row] = {}
     lines: list[dict[str, Any]] = []
     for benchmark in prepared.benchmarks:
-        if benchmark.name in parts:
-            of_parts = {key: found[key] for key in parts[benchmark.name] if key in found}
+        of_parts = {key: found[key] for key in parts.get(benchmark.name, ()) if key in found}
+        unscored = _unscored(model, of_parts)
+        of_parts = {key: part for key, part in of_parts.items() if part.size}
+        if of_parts:
             row = _row(benchmark, of_parts) | {"prompt": "conversation" if benchmark.name in in_chat else "text"}
+            row["note"] = "; ".join(filter(None, (row["note"], unscored)))
             lines += _examples(benchmark.name, row["main_metric"], of_parts, model)
             rows[benchmark.name] = row
+        elif unscored:
+            missing[benchmark.name] = unscored
+    if not rows:
+        raise _nothing_of(prepared.suite, missing)
     write_examples(lines, examples)
     return Results(
         model=dict(model.scorer.model),
@@ -111,7 +128,7 @@ def evaluate(
         suite=prepared.suite,
         limit=limit,
         results=rows,
-        missing=prepared.missing,
+        missing=missing,
         counts={"left_truncations": model.left_truncations, "token_cap_hits": model.token_cap_hits},
         speed={"ms_per_token": decode_ms(model.scorer)},
         examples=Path(examples).name,
@@ -128,6 +145,23 @@ def prompts(model: HarnessModel, prepared: Prepared, count: int) -> dict[str, li
         mixed = [text for texts in zip_longest(*per_task) for text in texts if text is not None]
         found[name] = [model.tok_encode(text) or [model.prefix_token_id] for text in mixed[:count]]
     return found
+
+
+def _nothing_of(suite: str, missing: Mapping[str, str]) -> DataError:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+    return DataError(f"no benchmark of {suite} can be run: {reasons}")
+
+
+def _unscored(model: HarnessModel, parts: Mapping[str, _Part]) -> str:
+    """How many items of a benchmark were left out, and why; "" for none."""
+    lengths = [length for part in parts.values() for length in part.unscorable]
+    if not lengths:
+        return ""
+    items = sum(part.size for part in parts.values()) + len(lengths)
+    return (
+        f"{len(lengths):,} of {items:,} items left out: an answer has {max(lengths):,} tokens, "
+        f"but must have from 1 to the {model.max_length:,} of the model's context"
+    )
 
 
 @contextmanager
@@ -154,26 +188,57 @@ def _in_chat(model: HarnessModel, benchmarks: Sequence[Benchmark]) -> set[str]:
     return {benchmark.name for benchmark in benchmarks if benchmark.chat}
 
 
-def _parts(name: str, found: Any) -> dict[str, Any]:
+def _parts(name: str, found: Any) -> Parts:
     """The tasks of a benchmark under names of their own: that of the benchmark, and of the task if it has several."""
     return {f"{name}/{task.task_name}": task for task in found} if isinstance(found, list) else {name: found}
 
 
-def _run(
-    model: HarnessModel, parts: Mapping[str, Mapping[str, Any]], limit: int | None, chat: bool
+def _run_all(
+    model: HarnessModel, parts: Mapping[str, Parts], limit: int | None, chat: bool, missing: dict[str, str]
 ) -> dict[str, _Part]:
+    """Results of the tasks of all benchmarks; one whose task fails in lm_eval's code goes into `missing`, no other."""
+    try:
+        return _run(model, parts, limit, chat)
+    except _FAULTS:
+        found: dict[str, _Part] = {}
+        for name, of_one in parts.items():
+            try:
+                found |= _run(model, {name: of_one}, limit, chat)  # what was answered before the fault is kept
+            except _FAULTS as fault:
+                missing[name] = f"lm_eval cannot score it ({type(fault).__name__}: {str(fault).partition(chr(10))[0]})"
+        return found
+
+
+def _run(model: HarnessModel, parts: Mapping[str, Parts], limit: int | None, chat: bool) -> dict[str, _Part]:
     """lm_eval's results of all tasks, whose requests are put to the model together."""
     tasks = {key: task for each in parts.values() for key, task in each.items()}
-    for task in tasks.values():
-        task.set_fewshot_seed(seed=FEWSHOT_SEED)
     samples = None
     if limit is not None:
         counts = {key: count for each in parts.values() for key, count in _counts(each, limit).items()}
         samples = {key: list(range(count)) for key, count in counts.items() if count}
         tasks = {key: tasks[key] for key in samples}  # to lm_eval no examples are all of them
+    found = _score(model, tasks, samples, chat)
+    for key, part in found.items():
+        lengths = {sample["doc_id"]: model.unscorable_of(sample["arguments"]) for sample in part.samples}
+        left_out = tuple(length for length in lengths.values() if length is not None)
+        if left_out:
+            rest = sorted(place for place, length in lengths.items() if length is None)
+            without = (
+                _score(model, {key: tasks[key]}, {key: rest}, chat)[key] if rest else _Part({}, 0, part.version, [])
+            )
+            found[key] = replace(without, unscorable=left_out)
+    return found
+
+
+def _score(
+    model: HarnessModel, tasks: Mapping[str, Any], samples: dict[str, list[int]] | None, chat: bool
+) -> dict[str, _Part]:
+    """lm_eval's results of `tasks`, over all their examples or those numbered in `samples`."""
+    for task in tasks.values():
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
     results = evaluator.evaluate(
         lm=model,
-        task_dict={"tasks": tasks, "groups": {}},
+        task_dict={"tasks": dict(tasks), "groups": {}},
         samples=samples,
         bootstrap_iters=_RESAMPLES,
         log_samples=True,

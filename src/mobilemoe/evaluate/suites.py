@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mobilemoe.errors import MissingExtraError, UsageError
+from mobilemoe.errors import DataError, MissingExtraError, UsageError
 from mobilemoe.evaluate import local
 from mobilemoe.evaluate.local import Unavailable
 from mobilemoe.evaluate.sandbox import SandboxError, sandbox_strength
@@ -134,7 +134,7 @@ def build_tasks(
 
     With `data_dir` the items are those of its files (local.py), without it lm_eval fetches them from the Hub.
     Benchmarks of code are built only with `allow_code`, and where the sandbox works. A benchmark's limit is applied.
-    Raises MissingExtraError; UsageError if `data_dir` is no folder, DataError if a file in it is damaged.
+    A damaged file is such a reason, with the line. Raises MissingExtraError, and UsageError if `data_dir` is no folder.
     """
     if data_dir is not None and not data_dir.is_dir():
         raise UsageError(f"{data_dir} is no folder of benchmark data")
@@ -154,7 +154,7 @@ def build_tasks(
                 if benchmark.kind == "code":
                     sandbox_strength()
                 tasks[benchmark.name] = build.build_task(benchmark, data_dir)
-            except (Unavailable, SandboxError) as reason:
+            except (Unavailable, SandboxError, DataError) as reason:
                 missing[benchmark.name] = str(reason)
                 if isinstance(reason, build.HubUnreachable):  # its client tries each for half a minute
                     network.enter_context(build.cache_alone())

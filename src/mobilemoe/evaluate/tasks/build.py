@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +57,7 @@ class LocalTask(ConfigurableTask):  # type: ignore[misc]
 def build_task(benchmark: Benchmark, data_dir: Path | None) -> Any:
     """lm_eval's task for `benchmark`, or a list of them for a group; each its first `limit` items if there is a limit.
 
-    Raises Unavailable for what cannot be had, DataError for a damaged file.
+    Raises Unavailable for what cannot be had, DataError for a damaged file of `data_dir`.
     """
     # An index of one folder: that of all of lm_eval's tasks takes ten seconds.
     manager = TaskManager(include_defaults=False, include_path=str(FOLDERS / benchmark.folder))
@@ -92,8 +94,29 @@ def _local_tasks(benchmark: Benchmark, manager: TaskManager, data_dir: Path) -> 
         config |= {"training_split": None, "validation_split": None, "num_fewshot": benchmark.shots}
         if benchmark.shots and not brings_shots:
             config |= {"fewshot_split": "test", "fewshot_config": {"sampler": "first_n"}}
-        tasks.append(LocalTask(config | local.config_of(benchmark.name), splits))
+        try:
+            task = LocalTask(config | local.config_of(benchmark.name), splits)
+        except ImportError:
+            raise
+        except Exception as fault:  # the task's own code, which expects upstream's data
+            raise Unavailable(f"lm_eval makes no task of it ({type(fault).__name__}: {_first_line(fault)})") from None
+        _check_shots(task, benchmark.shots)
+        tasks.append(task)
     return tasks
+
+
+def _check_shots(task: LocalTask, shots: int) -> None:
+    """Unavailable if an item has too few others to take its shots from; rows equal to it are no others."""
+    if shots == 0:
+        return
+    copies = Counter(map(_key, task.sampler.df))
+    others = copies.total() - max(copies[_key(doc)] for doc in task.eval_docs)
+    if others < shots:
+        raise Unavailable(f"{task.config.task} has {others} other items for the {shots} shots of one")
+
+
+def _key(doc: Mapping[str, Any]) -> str:
+    return json.dumps(doc, sort_keys=True)
 
 
 def _config(benchmark: Benchmark, manager: TaskManager, task: str) -> Config:
