@@ -69,7 +69,7 @@ class Forked:
             sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")
             threading.Thread(target=worker._stop_with_parent, daemon=True).start()
             module = command.index("mobilemoe.scaling.sweep.worker")
-            os._exit(worker.work(Path(command[module + 1]), set(command[module + 2:])))
+            os._exit(worker.work(Path(command[module + 1]), command[module + 2], command[module + 3:]))
         os.close(stdin)
         os.close(stdout)
         self.stdout = open(self.stdout, "rb", buffering=0)

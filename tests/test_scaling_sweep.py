@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mobilemoe import accounting
 from mobilemoe.data.encoding import open_tokenizer
 from mobilemoe.data.mixture import build_sources
 from mobilemoe.data.sources import is_held_out
-from mobilemoe.errors import ConfigError, DataError, TrainError, UsageError
+from mobilemoe.errors import ConfigError, DataError, MachineError, TrainError, UsageError
 from mobilemoe.scaling.sweep.crew import choose, sweep
+from mobilemoe.scaling.sweep.faults import machine_fault
 from mobilemoe.scaling.sweep.grid import HeldOut, load_grid, plan
 from mobilemoe.scaling.sweep.heldout import read_held_out
 from mobilemoe.scaling.sweep.table import add_row, claimed, read_rows, remove_rows
@@ -108,39 +110,42 @@ def test_a_seed_changes_weights_and_data_and_the_key(grid):
     assert one.key != two.key
 
 
-def test_the_largest_compute_comes_last_and_every_prefix_spans_the_axes():
-    grid = load_grid(RECIPES / "grid.toml")
-    runs = plan(grid)
-    assert len(runs) >= 60
-    held = [run.flops for run in runs if run.held_out]
-    assert len(held) == grid.scaling.held_out
-    assert held == sorted(held) == [run.flops for run in runs[-len(held) :]]
-    assert min(held) >= max(run.flops for run in runs[: -len(held)])
-
-    def values(some, axis):
-        return {run.columns[axis] for run in some}
-
-    early, fitted = runs[:24], runs[: -len(held)]
-    for axis in ("hidden_size", "tokens", "experts", "granularity", "shared", "rate"):
-        assert {min(values(early, axis)), max(values(early, axis))} == {
-            min(values(fitted, axis)),
-            max(values(fitted, axis)),
-        }, axis
+def test_blocks_come_in_order_and_of_each_the_longest_training_first(grid):
+    runs = plan(grid("blocks.more={sizes=[{hidden_size=64}],tokens=[256,1024]}"))
+    blocks = [run.blocks[0] for run in runs]
+    assert blocks == sorted(blocks)
+    for name in ("all", "more"):
+        flops = [run.flops for run in runs if run.blocks[0] == name]
+        assert flops == sorted(flops, reverse=True)
 
 
-def test_the_sweep_of_ours_is_what_the_issue_asks_for():
+def test_runs_are_held_out_by_number_or_by_compute(grid):
+    runs = plan(grid())
+    most = sorted(run.compute for run in runs)
+    assert {run.compute for run in plan(grid("scaling.held_out=2")) if run.held_out} == {*most[-2:]}
+    by_limit = [run for run in plan(grid(f"scaling.held_out_above={most[1]}")) if run.held_out]
+    assert sorted(run.compute for run in by_limit) == most[2:]
+    assert runs[0].compute == 6 * accounting.active_parameters(runs[0].config) * runs[0].tokens
+
+
+def test_the_sweep_of_ours_is_what_was_registered():
     runs = plan(load_grid(RECIPES / "grid.toml"))
-    sizes = [run.columns["n_active_no_embedding"] for run in runs]
-    assert max(sizes) / min(sizes) >= 16
-    assert min(run.tokens for run in runs) < 8.5e6
-    assert 100e6 < max(run.tokens for run in runs) < 106e6  # within one epoch
-    middle = {(r.experts, r.granularity, r.shared) for r in runs if "knobs" in r.blocks}
-    assert middle == {(1, 1, 0)} | {
-        (e, g, s) for e in (2, 4, 8, 16, 32) for g in (1, 2, 4, 8, 16) for s in (0, 1) if not (s and g == 1)
-    }
-    for knobs in ((1, 1, 0), (8, 1, 0), (8, 8, 1)):
-        points = {(r.config.hidden_size, r.tokens) for r in runs if (r.experts, r.granularity, r.shared) == knobs}
-        assert len(points) == 10, knobs
+    law = [run for run in runs if "trunks" in run.blocks]
+    assert {(run.experts, run.granularity, run.shared) for run in law} == {(1, 1, 0), (8, 8, 0)}
+    assert len(law) == 48
+    fitted = [run.compute for run in law if not run.held_out]
+    assert len(fitted) == 22
+    assert max(fitted) <= 3.75e15 < min(run.compute for run in law if run.held_out)
+    assert max(run.compute for run in law) == pytest.approx(3.7e16, rel=0.02)
+    assert max(run.tokens for run in runs) < 101e6  # within one epoch
+    for run in runs:
+        config = run.config
+        assert (config.head_dim, config.num_key_value_heads) == (64, config.num_attention_heads)
+        assert run.batch_tokens == 16_384
+        if config.is_moe:
+            weight = config.routed_scaling_factor / config.num_experts_per_tok if config.norm_topk_prob else 1.0
+            assert weight == 1.0
+            assert config.norm_topk_prob == (config.num_experts_per_tok > 1)
 
 
 def test_only_takes_ids_blocks_and_patterns(grid):
@@ -164,6 +169,11 @@ def test_only_takes_ids_blocks_and_patterns(grid):
         ("blocks.all.width=[2]", r"blocks\.all\.width"),
         ("model={init='nano'}", "trains new models"),
         ("qat={}", "remove the tables"),
+        ("train.schedule=wsd", "batch_exponent is 0.5, but runs of schedule 'wsd' share"),
+        (
+            "train={schedule='wsd',steps=4,batch_size=2,sequence_length=32,learning_rate=1,warmup_steps=4}",
+            "warmup_steps",
+        ),
         ("scaling.held_out=-1", r"scaling\.held_out is -1"),
     ],
 )
@@ -261,6 +271,12 @@ def test_every_run_gives_one_row_that_says_how_to_repeat_it(grid, done):
         assert {name: row[name] for name in run.columns} == {name: str(value) for name, value in run.columns.items()}
         loss = 0.6 * float(row["loss_books"]) + 0.4 * float(row["loss_code"])
         assert float(row["loss"]) == pytest.approx(loss, abs=2e-6)
+        documents = read_rows(out / "documents" / f"{run.id}.csv")
+        code = [row for row in documents if row["domain"] == "code"]
+        assert len({row["document"] for row in code}) == len(code) >= 1
+        targets = sum(int(row["targets"]) for row in code)
+        assert 200 < targets < 256
+        assert sum(float(row["nats"]) for row in code) / targets == pytest.approx(float(row["loss_code"]), abs=1e-4)
         assert 5 < float(row["loss"]) < 12
         assert float(row["bits_per_byte"]) < float(row["loss"])
         assert 5 < float(row["train_loss"]) < 12
@@ -323,18 +339,18 @@ def wait_for(folder: Path, pattern: str) -> None:
 
 
 def test_a_run_that_fails_is_recorded_and_the_others_end(forked_sweep, tmp_path):
-    """One whose numbers go wrong, and one whose process dies."""
+    """One whose numbers go wrong, and one whose process dies of itself."""
     overrides = ("blocks.all.rates=[1,1e20]", "blocks.all.experts=[1]")
 
     def kill(event):
         if event.get("id") == "d32x1-dense-t256" and event["event"] == "started":
-            os.kill(event["worker"], signal.SIGKILL)
+            os.kill(event["worker"], signal.SIGSEGV)
 
     ended = forked_sweep(tmp_path, *overrides, hear=kill)
     assert ended["finished"] == ["d32x1-dense-t512"]
     reasons = {row["id"]: row["reason"] for row in read_rows(tmp_path / "failures.csv")}
     assert sorted(reasons) == sorted(ended["failed"])
-    assert "signal 9: perhaps there was not enough memory" in reasons.pop("d32x1-dense-t256")
+    assert "its process ended with signal 11" in reasons.pop("d32x1-dense-t256")
     assert sorted(reasons) == ["d32x1-dense-t256-rate1e20", "d32x1-dense-t512-rate1e20"]
     assert all("gradient norm" in reason for reason in reasons.values())
 
@@ -343,6 +359,60 @@ def test_a_run_that_fails_is_recorded_and_the_others_end(forked_sweep, tmp_path)
     tried = forked_sweep(tmp_path, *overrides, only=("d32x1-dense-t256",))
     assert tried["finished"] == ["d32x1-dense-t256"]
     assert sorted(row["id"] for row in read_rows(tmp_path / "failures.csv")) == sorted(reasons)
+
+
+def test_a_fault_of_the_machine_stops_the_sweep_and_is_no_runs(forked_sweep, done, tmp_path):
+    """A file that cannot be written, as on a full disk; then a process that was killed, as where memory runs out."""
+    (tmp_path / "documents").write_text("in the way")
+    stopped = forked_sweep(tmp_path, processes=2)
+    assert "the same command goes on from there" in stopped["error"]
+    assert "documents" in stopped["error"]
+    (tmp_path / "documents").unlink()
+
+    def kill(event):
+        if event["event"] == "started":
+            os.kill(event["worker"], signal.SIGKILL)
+
+    killed = forked_sweep(tmp_path, hear=kill)
+    assert "was killed, as where memory runs out" in killed["error"]
+    assert not (tmp_path / "failures.csv").exists()
+    assert len(forked_sweep(tmp_path)["finished"]) == 4
+    assert losses(tmp_path) == losses(done[0])
+
+
+def test_a_worker_that_dies_when_its_run_was_finished_has_not_failed(forked_sweep, tmp_path):
+    """Its row is there, but its last words did not come."""
+    name = "d32x1-dense-t256"
+    forked_sweep(tmp_path, only=(name,))
+    row = read_rows(tmp_path / "runs.csv")[0]
+    (tmp_path / "runs.csv").unlink()
+
+    def finish(event):
+        if event.get("id") == name and event["event"] == "started":
+            add_row(tmp_path / "runs.csv", row)
+            os.kill(event["worker"], signal.SIGKILL)
+
+    ended = forked_sweep(tmp_path, only=(name, "d32x1-dense-t512"), hear=finish)
+    assert (len(ended["finished"]), ended["failed"]) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (OSError(28, "No space left on device", "runs.csv"), "runs.csv: No space left on device"),
+        (MemoryError(), "not enough memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory"),
+        (RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"), "taken"),
+        (MachineError("the checkpoint cannot be written"), "cannot be written"),
+        (TrainError("the loss is no number"), None),
+        (RuntimeError("CUDA error: device-side assert triggered"), None),
+        (ValueError("shapes"), None),
+    ],
+)
+def test_faults_of_the_machine_and_of_the_run_are_told_apart(fault, reason):
+    said = machine_fault(fault)
+    assert said is None if reason is None else reason in said
 
 
 def test_a_sweep_that_cannot_start_says_why_once(forked_sweep, tmp_path):

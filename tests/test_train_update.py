@@ -15,7 +15,7 @@ from mobilemoe.model.router import Router
 from mobilemoe.presets import family_member
 from mobilemoe.train import balance
 from mobilemoe.train.optimizer import make_optimizer, moments, restore_moments
-from mobilemoe.train.schedule import learning_rate
+from mobilemoe.train.schedule import balance_rate, learning_rate
 from train_runs import table
 
 pytest_plugins = ["train_runs"]
@@ -52,6 +52,33 @@ def test_cosine_is_flat_at_both_ends_and_linear_is_not():
 def test_every_step_has_a_finite_positive_rate_no_higher_than_the_peak(schedule, warmup):
     train = table(schedule=schedule, warmup_steps=warmup)
     assert all(0 < learning_rate(train, step) <= 0.1 for step in range(100))
+
+
+def test_wsd_is_stable_up_to_its_decay_and_shorter_runs_are_beginnings_of_longer_ones():
+    train = table(schedule="wsd", warmup_steps=10, final_learning_rate=0.01, decay_share=0.2)
+    rates = [learning_rate(train, step) for step in range(101)]
+    assert rates[:10] == pytest.approx([0.01 * n for n in range(1, 11)])
+    assert set(rates[10:81]) == {0.1}
+    assert rates[90] == pytest.approx(0.055)
+    assert rates[100] == pytest.approx(0.01)
+    assert 0.01 < rates[99] < 0.0146
+    longer = table(schedule="wsd", steps=400, warmup_steps=10, final_learning_rate=0.01)
+    assert [learning_rate(longer, step) for step in range(80)] == rates[:80]
+    assert (train.decay_start, longer.decay_start) == (80, 320)
+
+
+def test_the_selection_bias_settles_during_the_decay_of_wsd_alone():
+    train = table(schedule="wsd", balance_rate=1e-2)
+    assert {balance_rate(train, step) for step in range(81)} == {1e-2}
+    assert balance_rate(train, 90) == pytest.approx(5e-3)
+    assert balance_rate(train, 99) == pytest.approx(5e-4)
+    for schedule in ("cosine", "linear"):
+        assert {balance_rate(table(schedule=schedule, balance_rate=1e-2), step) for step in range(100)} == {1e-2}
+
+
+def test_wsd_that_would_decay_before_it_is_warm_is_refused():
+    with pytest.raises(ValueError, match="warmup_steps is 90, but schedule 'wsd' decays from step 80 of 100"):
+        table(schedule="wsd", warmup_steps=90)
 
 
 # ---- load balance

@@ -36,6 +36,10 @@ class TrainError(MobileMoEError):
     """A training run cannot start, go on or resume."""
 
 
+class MachineError(TrainError):
+    """A training run stopped for what is not its own fault: no room on the disk, or not enough memory."""
+
+
 class MissingExtraError(MobileMoEError):
     """A package of an optional extra is not installed."""
 

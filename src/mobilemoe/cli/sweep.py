@@ -17,7 +17,7 @@ from mobilemoe.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from mobilemoe.scaling.sweep.crew import Summary
-    from mobilemoe.scaling.sweep.grid import Run
+    from mobilemoe.scaling.sweep.grid import Grid, Run
 
 
 def sweep(
@@ -32,33 +32,44 @@ def sweep(
         list[str] | None,
         typer.Option(metavar="NAME", help="Only this run or block (* is any text); a failed one is tried again."),
     ] = None,
+    rates: Annotated[
+        bool, typer.Option("--rates", help="Show which learning rates were best in the sweep's folder, and stop.")
+    ] = False,
     list_: Annotated[bool, typer.Option("--list", help="Show every run and what it costs, and stop.")] = False,
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
     """Train every model of a grid, a row in runs.csv for each; the same command again goes on where the last stopped.
 
-    A run that fails is a line in failures.csv. Ctrl-C saves the runs under way and exits with 0.
+    A run that fails is a line in failures.csv. Ctrl-C saves the runs under way and exits with 0. A full disk or too
+    little memory stops all of them, saved as far as it can be; nothing is held against the runs.
 
     Example: mobilemoe sweep recipes/sweep/tiny.toml --processes 2
     """
     try:
         from mobilemoe.scaling.sweep import crew
         from mobilemoe.scaling.sweep.grid import load_grid
+        from mobilemoe.scaling.sweep.units import own_costs
     except ModuleNotFoundError as missing:
         raise MissingExtraError(f"a sweep ({missing.name})", "train") from None
     loaded = load_grid(grid, tuple(set_ or ()))
     names = tuple(only or ())
     runs = crew.choose(loaded, names)
+    folder = out or Path("runs") / loaded.name
+    if rates:
+        _print_rates(loaded, folder / "runs.csv", json)
+        return
     if list_:
         speed = crew.flops_per_second(loaded, runs)
-        values = [run.columns | {"expected_seconds": run.flops / speed} for run in runs]
+        costs = own_costs(runs)
+        values = [
+            run.columns | {"own_tokens": costs[run.id][0], "expected_seconds": costs[run.id][1] / speed} for run in runs
+        ]
         if json:
             print_json(_totals(values) | {"runs": values})
         else:
             _print(values)
         return
-    folder = out or Path("runs") / loaded.name
     report = _Report(runs, quiet=json)
     summary = crew.sweep(loaded, folder, only=names, processes=processes, on_event=report.hear)
     table = folder / "runs.csv"
@@ -70,7 +81,7 @@ def sweep(
         print(f"{len(summary.failed)} failed, and --only NAME tries one again: {folder / 'failures.csv'}")
     if summary.left:
         print(f"{len(summary.left)} are left; the same command goes on from there")
-    else:
+    elif summary.finished:
         print(f"next: mobilemoe fit {table}")
 
 
@@ -78,7 +89,9 @@ class _Report:
     """A line for every run that ends, on standard error. The time left is that of what is left at the speed so far."""
 
     def __init__(self, runs: list[Run], quiet: bool) -> None:
-        self.flops = {run.id: run.flops for run in runs}
+        from mobilemoe.scaling.sweep.units import own_costs
+
+        self.flops = {name: flops for name, (_, flops) in own_costs(runs).items()}
         self.quiet, self.began, self.done = quiet, time.monotonic(), 0
 
     def hear(self, event: dict[str, Any], so_far: Summary) -> None:
@@ -101,7 +114,9 @@ class _Report:
 
 
 def _totals(values: list[dict[str, Any]]) -> dict[str, Any]:
-    return {name: sum(run[name] for run in values) for name in ("tokens", "flops", "expected_seconds")}
+    """What training all of it takes; tokens that several runs share count once."""
+    tokens, seconds = (sum(run[name] for run in values) for name in ("own_tokens", "expected_seconds"))
+    return {"tokens": tokens, "expected_seconds": seconds}
 
 
 def _print(values: list[dict[str, Any]]) -> None:
@@ -120,6 +135,7 @@ def _print(values: list[dict[str, Any]]) -> None:
         "rate": lambda run: f"{run['learning_rate']:.2e}",
         "batch": lambda run: f"{run['batch_tokens']:,}",
         "FLOPs": lambda run: f"{run['flops']:.2e}",
+        "own M": lambda run: f"{run['own_tokens'] / 1e6:.2f}",  # less what another run of its trunk has trained
         "s expected": lambda run: f"{run['expected_seconds']:,.1f}",
     }
     table = Table(*columns, box=None)
@@ -132,6 +148,42 @@ def _print(values: list[dict[str, Any]]) -> None:
     plain_console(190).print(table)
     totals = _totals(values)
     print(
-        f"{len(values)} runs, {totals['tokens'] / 1e6:,.0f} M tokens, {totals['flops']:.2e} FLOPs, "
+        f"{len(values)} runs, {totals['tokens'] / 1e6:,.0f} M tokens to train on (own), "
         f"{totals['expected_seconds']:,.0f} s expected in all"
     )
+
+
+def _print_rates(grid: Grid, table: Path, json: bool) -> None:
+    """The best rate of each model, and the settings for the sweep that follows."""
+    from mobilemoe.presets import preset
+    from mobilemoe.scaling.sweep.rates import AGREES, best_rates, fit_rule
+    from mobilemoe.scaling.sweep.table import read_rows
+
+    bests = best_rates(read_rows(table))
+    width = int(grid.model.changes.get("hidden_size", preset(grid.model.preset or "").hidden_size))
+    exponent = grid.scaling.width_exponent
+    mixtures, dense = ([best for best in bests if best.dense == kind] for kind in (False, True))
+    arms = {"all": bests, "mixtures": mixtures, "dense": dense}
+    rules = {arm: fit_rule(chosen, width, exponent) for arm, chosen in arms.items() if chosen}
+    if json:
+        as_json = {arm: dataclasses.asdict(rule) for arm, rule in rules.items()}
+        print_json({"best": [dataclasses.asdict(best) for best in bests], "rules": as_json})
+        return
+    for best in bests:
+        losses = "  ".join(f"{rate:.2e}: {loss:.4f}" for rate, loss in best.losses.items())
+        end = "" if best.inside else "  (an end of the rates tried)"
+        print(f"{best.arm:8} d {best.hidden_size:4}  {best.tokens / 1e6:6.1f} M  {losses}")
+        print(f"{'':8} best {best.rate:.2e}, {best.gain:.4f} nats below the rule's{end}")
+    for arm, rule in rules.items():
+        print(f"{arm}: eta0 {rule.learning_rate:.3g}, exponent {rule.width_exponent}, within x {rule.spread:.2f}")
+    joint = rules["all"]
+    settings = [f"train.learning_rate={joint.learning_rate}", f"scaling.width_exponent={joint.width_exponent}"]
+    if joint.spread > AGREES and len(rules) == 3:
+        of_mixtures, of_dense = rules["mixtures"], rules["dense"]
+        settings = [
+            f"train.learning_rate={of_mixtures.learning_rate}",
+            f"scaling.width_exponent={of_mixtures.width_exponent}",
+            f"scaling.dense_learning_rate={of_dense.learning_rate}",
+            f"scaling.dense_width_exponent={of_dense.width_exponent}",
+        ]
+    print("next: " + " ".join(f"--set {setting}" for setting in settings))

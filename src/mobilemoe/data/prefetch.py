@@ -43,7 +43,11 @@ class Prefetcher:
         return self._loader.state_dict() if self._state is None else self._state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """To be called before the first batch."""
+        """Goes on from `state`, whatever was handed out before."""
+        self.close()
+        self._stopping.clear()
+        self._ready = queue.Queue(DEPTH)
+        self._thread = self._state = None
         self._loader.load_state_dict(state)
 
     def close(self) -> None:

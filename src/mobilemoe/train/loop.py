@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilemoe.checkpoint.run_folder import step_folders
-from mobilemoe.errors import TrainError
+from mobilemoe.errors import MachineError, TrainError
 from mobilemoe.files import read_json, write_json
 from mobilemoe.train import checkpointing
 from mobilemoe.train.distributed import World, join
@@ -128,7 +128,7 @@ class Trainer:
                 if self.world.is_first:
                     write_report(self.run, step, report)
         except OSError as fault:
-            raise TrainError(
+            raise MachineError(
                 f"the checkpoint of step {step} cannot be written to {self.run}: {fault.strerror}; those before it "
                 "stand: make room and start the same command again"
             ) from None

@@ -50,6 +50,8 @@ class TokenizerTable(_Table):
 class TrainTable(_Table):
     """The loop's numbers (SPEC section 5). Batches are in rows of `sequence_length` tokens; rates are per step.
 
+    `schedule` is how the learning rate falls after the warm-up: over all steps that are left as a cosine or a line; or,
+    with "wsd", in a line over the last `decay_share` of all steps, and the steps of the selection bias with it.
     `precision` is that of matrix products; `weights` that of the stored weights and moments (fp32: master weights).
     `compile` None compiles on a GPU only. A step whose gradient norm exceeds `spike_factor` times the recent median is
     skipped; after `max_spikes` skipped in a row the run stops.
@@ -62,7 +64,8 @@ class TrainTable(_Table):
     learning_rate: float = Field(gt=0)
     final_learning_rate: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
-    schedule: Literal["cosine", "linear"] = "cosine"
+    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
+    decay_share: float = Field(default=0.2, gt=0, le=1)
     betas: tuple[_Beta, _Beta] = (0.9, 0.95)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
@@ -90,6 +93,22 @@ class TrainTable(_Table):
                 f"batch_size is {self.batch_size}, not a multiple of micro_batch_size {self.micro_batch_size}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _warm_before_the_decay(self) -> TrainTable:
+        if self.schedule == "wsd" and self.warmup_steps > self.decay_start:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps}, but schedule 'wsd' decays from step {self.decay_start} of "
+                f"{self.steps} on: train longer, or lower warmup_steps or decay_share"
+            )
+        return self
+
+    @property
+    def decay_start(self) -> int:
+        """The steps before the learning rate begins to fall."""
+        if self.schedule == "wsd":
+            return self.steps - max(1, round(self.decay_share * self.steps))
+        return self.warmup_steps
 
 
 class QatTable(_Table):

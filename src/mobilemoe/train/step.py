@@ -25,7 +25,7 @@ from mobilemoe.train.health import RouterHealth
 from mobilemoe.train.loss import cross_entropy_sum, router_z_loss
 from mobilemoe.train.qat import Teacher, divergence_sum
 from mobilemoe.train.recipe import Recipe
-from mobilemoe.train.schedule import learning_rate
+from mobilemoe.train.schedule import balance_rate, learning_rate
 
 
 class Stepper:
@@ -46,7 +46,7 @@ class Stepper:
         self.model, self.optimizer, self.train = model, optimizer, recipe.train
         self.world, self.device, self.domains = world, world.device, domains
         # Adapters learn beside frozen routers, which need the selection bias that they were trained with.
-        self.balance_rate = 0.0 if recipe.lora is not None else recipe.train.balance_rate
+        self.balances = recipe.lora is None
         self.teacher = teacher
         self.taught_share = recipe.qat.distill_weight if recipe.qat is not None and teacher is not None else 0.0
         layers = model.moe_layers()
@@ -85,8 +85,8 @@ class Stepper:
                 explain_nonfinite(self.model, parts, again, **numbers, domains=self.domains, begins=begins)
             )
         row["learning_rate"] = self._update(step)
-        if load_LE is not None:
-            balance.move_biases(self.model.moe_layers(), load_LE, self.balance_rate)
+        if load_LE is not None and self.balances:
+            balance.move_biases(self.model.moe_layers(), load_LE, balance_rate(self.train, step))
         return row
 
     def _parts(self, batch: Batch) -> list[Batch]:

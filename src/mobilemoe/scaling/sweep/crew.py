@@ -25,10 +25,11 @@ import torch
 
 from mobilemoe import accounting
 from mobilemoe.data.mixture import build_sources
-from mobilemoe.errors import TrainError, UsageError
+from mobilemoe.errors import MachineError, TrainError, UsageError
 from mobilemoe.files import write_json
 from mobilemoe.scaling.sweep.grid import Grid, Run, plan
 from mobilemoe.scaling.sweep.table import FAILURES, RUNS, read_rows, remove_rows
+from mobilemoe.scaling.sweep.units import units
 from mobilemoe.scaling.sweep.worker import GRID, record_failure, settled
 from mobilemoe.train.plan import expected_speed
 
@@ -48,15 +49,21 @@ class Summary:
 
 
 def choose(grid: Grid, only: tuple[str, ...] = ()) -> list[Run]:
-    """The runs of a grid in their order: all, or those whose id or block one of the patterns in `only` matches.
+    """The runs of a grid in their order: all; or those whose id or block one of the patterns in `only` matches, in the
+    order of the patterns, and of each the longest training first.
 
     UsageError for a pattern that matches none.
     """
     runs = plan(grid)
-    named = {name: {run.id for run in runs if fnmatch.filter((run.id, *run.blocks), name)} for name in only}
-    if empty := [name for name, ids in named.items() if not ids]:
-        raise UsageError(f"the grid has no run and no block {empty[0]!r}: --list shows them")
-    return [run for run in runs if not only or any(run.id in ids for ids in named.values())]
+    if not only:
+        return runs
+    chosen: dict[str, Run] = {}
+    for name in only:
+        matched = [run for run in runs if fnmatch.filter((run.id, *run.blocks), name)]
+        if not matched:
+            raise UsageError(f"the grid has no run and no block {name!r}: --list shows them")
+        chosen |= {run.id: run for run in sorted(matched, key=lambda run: -run.flops) if run.id not in chosen}
+    return list(chosen.values())
 
 
 def flops_per_second(grid: Grid, runs: list[Run]) -> float:
@@ -82,7 +89,8 @@ def sweep(
     Runs that failed before are left out, unless `only` names them (or their block). `processes` are 4 for each GPU, or
     1, by default. `on_event` hears of each run that starts, finishes (with its row) or fails (with the reason).
     An interrupt (Ctrl-C, SIGTERM) has the runs under way saved and returns; a second one does not wait.
-    Raises TrainError if `out` holds finished runs of another grid, or no worker can start.
+    Raises TrainError if `out` holds finished runs of another grid, or no worker can start; MachineError, after the runs
+    under way were saved, if one stopped for a fault of the machine: nothing is held against it.
     """
     chosen = choose(grid, only)
     visible = _gpus()
@@ -99,6 +107,8 @@ def sweep(
             crew.work(interrupted)
         finally:
             crew.end()
+    if crew.halted is not None:
+        raise MachineError(f"the sweep has stopped, and the same command goes on from there: {crew.halted}")
     return crew.summary()
 
 
@@ -147,6 +157,7 @@ class _Crew:
         self.began = time.monotonic()
         self.selector = selectors.DefaultSelector()
         self.workers: list[_Worker] = []
+        self.halted: str | None = None  # which fault of the machine has stopped a worker
 
     def summary(self) -> Summary:
         done = {row["id"]: row["key"] for row in read_rows(self.out / RUNS)}
@@ -158,14 +169,16 @@ class _Crew:
 
     def work(self, interrupted: list[int]) -> None:
         """Until every worker has left; after an interrupt they are asked to, and at the second one told to."""
-        for number in range(min(self.count, len(self.summary().left))):
-            self._start(number)
+        left = units(self.runs[name] for name in self.summary().left)
+        for number, unit in zip(range(self.count), left, strict=False):
+            self._start(number, unit.id)
         asked, deadline = 0, float("inf")
         while self.workers:
             for key, _ in self.selector.select(timeout=0.2):
-                self._hear(key.data, bool(interrupted))
-            if len(interrupted) > asked:
-                asked = len(interrupted)
+                self._hear(key.data, stopping=asked > 0)
+            signals = max(len(interrupted), int(self.halted is not None))
+            if signals > asked:
+                asked = signals
                 deadline = time.monotonic() + PATIENCE
                 for worker in self.workers:
                     worker.process.send_signal(signal.SIGTERM if asked == 1 else signal.SIGKILL)
@@ -180,7 +193,7 @@ class _Crew:
             worker.said.close()
         self.selector.close()
 
-    def _start(self, number: int) -> None:
+    def _start(self, number: int, first: str = "") -> None:
         environment = {name: value for name, value in os.environ.items() if name not in _TORCHRUN}
         threads = str(max(1, len(os.sched_getaffinity(0)) // self.count))
         for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
@@ -188,12 +201,13 @@ class _Crew:
         # As `train` does: giving activations back to the system in each step costs a fifth of the time.
         environment |= {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
         if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[number % len(self.gpus)]
+            # There and back, as the longest units come first: the first GPU shares the longest with the shortest.
+            environment["CUDA_VISIBLE_DEVICES"] = [*self.gpus, *self.gpus[::-1]][number % (2 * len(self.gpus))]
         rank = os.environ.get("RANK", "0")
         log = self.out / "logs" / f"worker-{rank}-{number}.log"
         log.parent.mkdir(exist_ok=True)
         names = list(self.runs) if self.only else []
-        command = [sys.executable, "-m", "mobilemoe.scaling.sweep.worker", str(self.out), *names]
+        command = [sys.executable, "-m", "mobilemoe.scaling.sweep.worker", str(self.out), first, *names]
         with log.open("a") as errors:
             process = subprocess.Popen(
                 command,
@@ -217,6 +231,10 @@ class _Crew:
         for event in map(json.loads, lines):
             if event["event"] == "stuck":
                 raise TrainError(event["reason"])
+            if event["event"] == "halted":
+                self.halted = f"{worker.started}: {event['reason']}" if worker.started else event["reason"]
+                worker.started = None
+                continue
             worker.ever = True
             worker.started = event["id"] if event["event"] == "started" else None
             self.on_event(event, self.summary())
@@ -227,13 +245,15 @@ class _Crew:
         self.workers.remove(worker)
         worker.said.close()
         status = worker.process.wait()
-        if status == 0 or stopping:
+        if status == 0 or stopping or self.halted is not None:
             return
         if not worker.ever:
             raise TrainError(f"a worker could not start ({_last_line(worker.log)}): see {worker.log}")
-        if worker.started is not None:
-            ended = f"signal {-status}: perhaps there was not enough memory" if status < 0 else f"status {status}"
-            reason = f"its process ended with {ended}"
+        if worker.started is not None and worker.started in self.summary().left:  # it may have ended in its last words
+            if status == -signal.SIGKILL:  # no run kills itself
+                self.halted = f"the process of {worker.started} was killed, as where memory runs out"
+                return
+            reason = f"its process ended with {f'signal {-status}' if status < 0 else f'status {status}'}"
             record_failure(self.out, self.runs[worker.started], reason)
             self.on_event({"event": "failed", "id": worker.started, "reason": reason}, self.summary())
         self._start(worker.number)

@@ -2,27 +2,30 @@
 
 The file is a recipe, which is the reference run, with the tables `[scaling]`, `[heldout]` and `[blocks.NAME]` beside
 it. Every run of the grid is that recipe with another architecture and another length. Its batch and its learning rate
-follow the rules of `Scaling`, its warm-up is the reference's share of the steps, and its learning rate decays over its
-own steps, so that its last loss is what these tokens give and no point on the way to more.
+follow the rules of `Scaling`, and its learning rate decays over its own steps, so that its last loss is what these
+tokens give and no point on the way to more. Its warm-up is the reference's share of the steps.
+
+With schedule "wsd" the rate is constant up to the decay. Runs that differ in their tokens alone then have the same
+beginning, their trunk, which is trained once: each branches off where its decay begins. There the batch does not depend
+on the tokens, and every run has the reference's steps of warm-up.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mobilemoe import accounting
 from mobilemoe.config import ModelConfig
 from mobilemoe.data.sources import digest
+from mobilemoe.errors import ConfigError
 from mobilemoe.presets import family_member, preset
 from mobilemoe.train.recipe import Recipe, read_tables, resolve_paths, validated
 
@@ -75,16 +78,26 @@ class Scaling(_Table):
 
     rows of a batch: B = B0 (D / D0)^batch_exponent.
     learning rate: eta = eta0 (d0 / d)^width_exponent (B / B0)^rate_exponent.
-    `compile_from`: FLOPs from which a run on a GPU compiles its blocks; that takes a host some 12 s for every new
-    shape, which a shorter run does not repay. `held_out`: so many runs of largest compute come last, for laws to be
-    checked on. `flops_per_second`: what all processes together train at, for the expected seconds alone.
+    Dense models may have an eta0 and a width_exponent of their own, `dense_learning_rate` and `dense_width_exponent`.
+
+    `head_dim`: of every model, with as many key and value heads as heads; without it the family's rule, by which some
+    widths get a narrower head, and some a single key and value head.
+    `equal_gates`: the weights of a token's routed experts have mean 1, so that routed experts together write as much
+    as the dense FFN of their width does, whatever g and s: routed_scaling_factor is the number of chosen experts, and
+    2 for a single one, whose weight is not normalised and begins at sigmoid(0) = 1/2.
+    `held_out`: so many runs of largest compute are marked, for laws to be checked on; `held_out_above`: those of more
+    FLOPs than this, by 6 N D. `flops_per_second`: what all processes together train at, for the expected seconds alone.
     """
 
     batch_exponent: float = 0.5
     width_exponent: float = 0.75
     rate_exponent: float = 0.5
-    compile_from: float | None = Field(default=None, gt=0)
+    dense_learning_rate: float | None = Field(default=None, gt=0)
+    dense_width_exponent: float | None = None
+    head_dim: int | None = Field(default=None, gt=0)
+    equal_gates: bool = False
     held_out: int = Field(default=0, ge=0)
+    held_out_above: float | None = Field(default=None, gt=0)
     flops_per_second: float | None = Field(default=None, gt=0)
 
 
@@ -114,16 +127,27 @@ class Grid(Recipe):
             raise ValueError("a sweep trains whole models from the start: remove the tables qat and lora")
         return self
 
+    @model_validator(mode="after")
+    def _shares_trunks(self) -> Grid:
+        if self.train.schedule == "wsd" and self.scaling.batch_exponent:
+            raise ValueError(
+                f"scaling.batch_exponent is {self.scaling.batch_exponent}, but runs of schedule 'wsd' share their "
+                "beginning, whatever their tokens: it must be 0"
+            )
+        return self
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One training of the grid, in the blocks that have it.
 
     `experts` is the expansion E, `rate` the factor on the rule's learning rate; `key` is a hash of everything that its
-    result depends on, but for the text and the code.
+    result depends on, but for the text and the code. Runs of one `trunk` differ in their steps alone, and the first
+    `shared_steps` of each are the same.
     """
 
     id: str
+    trunk: str
     blocks: tuple[str, ...]
     recipe: Recipe
     config: ModelConfig
@@ -142,6 +166,15 @@ class Run:
     @property
     def tokens(self) -> int:
         return self.recipe.train.steps * self.batch_tokens
+
+    @property
+    def shared_steps(self) -> int:
+        return self.recipe.train.decay_start if self.recipe.train.schedule == "wsd" else 0
+
+    @property
+    def compute(self) -> int:
+        """6 N D, as laws count it."""
+        return 6 * accounting.active_parameters(self.config) * self.tokens
 
     @property
     def flops(self) -> int:
@@ -193,21 +226,23 @@ def make_grid(tables: dict[str, Any], name: str) -> Grid:
 
 
 def plan(grid: Grid) -> list[Run]:
-    """The runs of all blocks, each once, in the order in which they are worth most.
-
-    The `held_out` runs of largest compute come last, by compute. Before them comes the run nearest to the middle of all
-    axes (in logarithms), then always the one that is farthest from all that came earlier, the cheapest of equals: so
-    the runs that any interruption leaves span every axis.
-    """
+    """The runs of all blocks, each once: blocks in the file's order, and of each the longest training first, so that
+    no process is still at a long one when the others have nothing left to do."""
     runs: dict[str, Run] = {}
     for name, block in grid.blocks.items():
-        for run in _expand(grid, name, block):
+        for run in sorted(_expand(grid, name, block), key=lambda run: (-run.flops, run.id)):
             known = runs.get(run.id, run)
             runs[run.id] = dataclasses.replace(known, blocks=tuple(dict.fromkeys((*known.blocks, name))))
-    by_compute = sorted(runs.values(), key=lambda run: (run.flops, run.id))
-    first = max(0, len(by_compute) - grid.scaling.held_out)
-    held_out = [dataclasses.replace(run, held_out=True) for run in by_compute[first:]]
-    return [*_spread(by_compute[:first]), *held_out]
+    held_out = _held_out(grid, list(runs.values()))
+    return [dataclasses.replace(run, held_out=run.id in held_out) for run in runs.values()]
+
+
+def _held_out(grid: Grid, runs: list[Run]) -> set[str]:
+    """The ids of the runs that `Scaling` holds out, by 6 N D."""
+    by_compute = sorted(runs, key=lambda run: (run.compute, run.id))
+    chosen = {run.id for run in by_compute[max(0, len(runs) - grid.scaling.held_out) :]}
+    limit = grid.scaling.held_out_above
+    return chosen | {run.id for run in runs if limit is not None and run.compute > limit}
 
 
 def _expand(grid: Grid, name: str, block: Block) -> Iterator[Run]:
@@ -226,16 +261,14 @@ def _make_run(
     experts, granularity, shared = knobs
     reference = dataclasses.replace(preset(grid.model.preset or ""), **grid.model.changes)
     member = _member(size, knobs, reference.vocab_size)
-    changes = {field: getattr(member, field) for field in _FAMILY}
+    changes = {field: getattr(member, field) for field in _FAMILY} | _rules(grid.scaling, member)
     config = dataclasses.replace(reference, **changes)
-    train = _scaled(grid, member.hidden_size / reference.hidden_size, tokens, rate)
-    if grid.scaling.compile_from is not None:
-        flops = tokens * accounting.training_flops_per_token(config, train["sequence_length"])
-        train["compile"] = None if flops >= grid.scaling.compile_from else False
+    train = _scaled(grid, member.hidden_size / reference.hidden_size, tokens, rate, dense=experts == 1)
     train["seed"] += seed
     architecture = "dense" if experts == 1 else f"e{experts}g{granularity}s{shared}"
-    identity = f"d{member.hidden_size}x{member.num_hidden_layers}-{architecture}-t{tokens}"
-    identity += (f"-rate{rate:g}".replace("+", "") if rate != 1 else "") + (f"-seed{seed}" if seed else "")
+    model = f"d{member.hidden_size}x{member.num_hidden_layers}-{architecture}"
+    variant = (f"-rate{rate:g}".replace("+", "") if rate != 1 else "") + (f"-seed{seed}" if seed else "")
+    identity = f"{model}-t{tokens}{variant}"
     values = {field: getattr(grid, field) for field in Recipe.model_fields}
     values["name"] = identity
     values["model"] = {"preset": grid.model.preset, "changes": grid.model.changes | changes}
@@ -244,6 +277,7 @@ def _make_run(
     made = Recipe.model_validate(values)
     return Run(
         id=identity,
+        trunk=model + variant if train["schedule"] == "wsd" else identity,
         blocks=(block,),
         recipe=made,
         config=config,
@@ -254,6 +288,22 @@ def _make_run(
         seed=seed,
         key=_key(made, grid.heldout),
     )
+
+
+def _rules(rules: Scaling, member: ModelConfig) -> dict[str, Any]:
+    """What `head_dim` and `equal_gates` change in a family member."""
+    changes: dict[str, Any] = {}
+    if (head_dim := rules.head_dim) is not None:
+        if member.hidden_size % head_dim:
+            raise ConfigError(
+                f"scaling.head_dim is {head_dim}, but must divide every width, and one is {member.hidden_size}"
+            )
+        heads = member.hidden_size // head_dim
+        changes |= {"head_dim": head_dim, "num_attention_heads": heads, "num_key_value_heads": heads}
+    if rules.equal_gates and member.is_moe:
+        chosen = member.num_experts_per_tok
+        changes["routed_scaling_factor"] = float(chosen) if chosen > 1 else 2.0
+    return changes
 
 
 def _member(size: Size, knobs: tuple[int, int, int], vocab_size: int) -> ModelConfig:
@@ -285,19 +335,24 @@ def _of_width(width: int, size: Size, knobs: tuple[int, int, int], vocab_size: i
     )
 
 
-def _scaled(grid: Grid, width: float, tokens: int, rate: float) -> dict[str, Any]:
+def _scaled(grid: Grid, width: float, tokens: int, rate: float, *, dense: bool) -> dict[str, Any]:
     """The train table of a run of `tokens` whose width is `width` of the reference's."""
     train, rules = grid.train, grid.scaling
     row, micro = train.sequence_length, train.micro_batch_size or 1
     reference_tokens = train.steps * train.batch_size * row
     rows = micro * max(1, round(train.batch_size / micro * (tokens / reference_tokens) ** rules.batch_exponent))
     steps = max(1, round(tokens / (rows * row)))
-    factor = rate * width**-rules.width_exponent * (rows / train.batch_size) ** rules.rate_exponent
+    rate_of, exponent = train.learning_rate, rules.width_exponent
+    if dense:
+        rate_of = rate_of if rules.dense_learning_rate is None else rules.dense_learning_rate
+        exponent = exponent if rules.dense_width_exponent is None else rules.dense_width_exponent
+    factor = rate * width**-exponent * (rows / train.batch_size) ** rules.rate_exponent
+    shared = train.schedule == "wsd"
     return train.model_dump() | {
         "batch_size": rows,
         "steps": steps,
-        "warmup_steps": round(steps * train.warmup_steps / train.steps),
-        "learning_rate": float(f"{train.learning_rate * factor:.4g}"),
+        "warmup_steps": train.warmup_steps if shared else round(steps * train.warmup_steps / train.steps),
+        "learning_rate": float(f"{rate_of * factor:.4g}"),
         "final_learning_rate": float(f"{train.final_learning_rate * factor:.4g}"),
     }
 
@@ -309,25 +364,3 @@ def _key(recipe: Recipe, heldout: HeldOut) -> str:
         del values["train"][entry]
     del values["data"]["path"], values["tokenizer"]["path"]
     return digest(json.dumps(values, sort_keys=True))
-
-
-def _spread(runs: list[Run]) -> list[Run]:
-    """The order that `plan` states, of runs that are sorted by compute."""
-    if not runs:
-        return []
-    place_RA = np.array([_place(run) for run in runs])
-    extent_A = np.ptp(place_RA, axis=0)
-    place_RA = place_RA[:, extent_A > 0] / extent_A[extent_A > 0]
-    chosen = [int(np.argmin(np.linalg.norm(place_RA - place_RA.mean(axis=0), axis=1)))]
-    distance_R = np.full(len(runs), np.inf)
-    while len(chosen) < len(runs):
-        distance_R = np.minimum(distance_R, np.linalg.norm(place_RA - place_RA[chosen[-1]], axis=1))
-        distance_R[chosen] = -1.0
-        chosen.append(int(np.argmax(distance_R.round(9))))  # of equals the first, which is the cheapest
-    return [runs[index] for index in chosen]
-
-
-def _place(run: Run) -> list[float]:
-    """Where a run lies on the axes of the grid; its seed is none, so that twins come late."""
-    logarithms = map(math.log2, (run.config.hidden_size, run.tokens, run.experts, run.granularity, run.rate))
-    return [*logarithms, float(run.shared)]

@@ -1,4 +1,6 @@
-"""The two tables of a sweep, which several processes write: runs.csv and failures.csv, a row for each run."""
+"""The two tables of a sweep, which several processes write: runs.csv and failures.csv, a row for each run.
+
+Beside them documents/ID.csv has a row for each held-out document that the run was scored on."""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from mobilemoe.errors import TrainError
 from mobilemoe.files import write_atomic
 from mobilemoe.scaling.table import read_table
 
-RUNS, FAILURES = "runs.csv", "failures.csv"
+RUNS, FAILURES, DOCUMENTS = "runs.csv", "failures.csv", "documents"
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -54,6 +56,12 @@ def remove_rows(path: Path, ids: set[str]) -> None:
             _write(path, list(rows[0]), kept)
         else:
             path.unlink(missing_ok=True)
+
+
+def write_documents(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes the losses of a run by document."""
+    path.parent.mkdir(exist_ok=True)
+    _write(path, list(rows[0]), rows)
 
 
 def _write(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:

@@ -1,6 +1,6 @@
-"""A worker of a sweep: a process that takes one run after the other from the plan, trains it, scores it, adds its row.
+"""A worker of a sweep: a process that takes one unit after the other, trains and scores its runs, and adds their rows.
 
-`python -m mobilemoe.scaling.sweep.worker OUT [ID...]` is what `sweep` starts. It says on standard output, as JSON
+`python -m mobilemoe.scaling.sweep.worker OUT FIRST [ID...]` is what `sweep` starts. It says on standard output, as JSON
 lines, which runs it starts and how they end; it stops when its standard input closes, so none outlives the sweep.
 """
 
@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,101 +24,37 @@ from typing import Any
 import torch
 
 from mobilemoe.data.encoding import open_tokenizer
-from mobilemoe.data.sources import digest
-from mobilemoe.errors import ConfigError, MobileMoEError, TrainError
+from mobilemoe.errors import ConfigError, MobileMoEError
 from mobilemoe.files import read_json
+from mobilemoe.scaling.sweep.faults import machine_fault
 from mobilemoe.scaling.sweep.grid import Run, make_grid, plan
 from mobilemoe.scaling.sweep.heldout import HeldOutRows, read_held_out
-from mobilemoe.scaling.sweep.table import FAILURES, RUNS, add_row, claimed, read_rows
-from mobilemoe.train.distributed import World, join
-from mobilemoe.train.loop import Trainer
-from mobilemoe.train.metrics import MetricsLog, read_metrics
-from mobilemoe.train.recipe import Recipe
+from mobilemoe.scaling.sweep.table import DOCUMENTS, FAILURES, RUNS, add_row, claimed, read_rows, write_documents
+from mobilemoe.scaling.sweep.training import Training
+from mobilemoe.scaling.sweep.units import Unit, units
+from mobilemoe.train.distributed import join
 
 GRID = "grid.json"
 SPOILT = 3  # exit status of a worker whose last fault may have left its device unusable: another takes its place
 WAIT = 0.5  # seconds
-LAST_SHARE = 0.05  # of the steps, over which the final training loss is a mean
 _CODE = (  # what a run's result depends on
     *("config.py", "presets.py", "tokenizer.py", "model/**/*.py", "data/*.py", "train/*.py"),
     "scaling/sweep/*.py",
 )
 
 
-class Training(Trainer):
-    """A run of a sweep: steps without pictures, and checkpoints only on the way, since what counts is its row."""
+def train_run(training: Training, run: Run, text: HeldOutRows, stopped: Callable[[], bool]) -> dict[str, Any] | None:
+    """Trains a run of a unit and scores it; returns its row, None if `stopped` ended it.
 
-    def finish(self, stopped: Callable[[], bool]) -> bool:
-        """Goes on from the last checkpoint to the recipe's end; False if `stopped` ended it early, which is saved."""
-        train, loader = self.train, self.setup.loader
-        state = self._begin()
-        step, tokens, loss = state["step"], state["tokens"], state["loss"]
-        saved = step
-        log = MetricsLog(self.run / "metrics.jsonl", step)
-        try:
-            while step < train.steps:
-                if stopped():
-                    if step > saved:
-                        self._save(step, tokens, loss)
-                    return False
-                began = time.monotonic()
-                begins = loader.state_dict()["positions"]
-                loss = self.stepper.step(next(loader), step, begins)["loss"]
-                step, tokens = step + 1, tokens + train.batch_size * train.sequence_length
-                log.write({"step": step, "loss": loss, "seconds": time.monotonic() - began})
-                if step % train.checkpoint_every == 0 and step < train.steps:
-                    self._save(step, tokens, loss)
-                    saved = step
-        finally:
-            loader.close()
-            log.close()
-        return True
-
-
-def train_run(run: Run, text: HeldOutRows, folder: Path, stopped: Callable[[], bool]) -> dict[str, Any] | None:
-    """Trains one run in `folder`, where it goes on if it was interrupted; returns its row, None if `stopped` ended it.
-
-    Raises the rooms' own errors, and what torch raises.
+    Writes documents/ID.csv in the sweep's folder. Raises the rooms' own errors, and what torch raises.
     """
-    recipe = run.recipe
-    _forget_other(recipe, folder)
-    with join(recipe) as world:
-        training = Training(recipe, folder, world)
-        if not training.finish(stopped):
-            return None
-        scores = text.score(training.setup.model, world.device, recipe.train.precision, recipe.train.batch_size)
-        row = run.columns | _measured(run, training, world) | {name: round(score, 6) for name, score in scores.items()}
-        row |= {"key": run.key, "heldout": text.fingerprint, "code": code_version()}
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return row
-
-
-def _measured(run: Run, training: Training, world: World) -> dict[str, Any]:
-    """The columns that the training itself gives."""
-    steps = read_metrics(training.run / "metrics.jsonl")
-    last = steps[-max(1, round(LAST_SHARE * len(steps))) :]
-    seconds = sum(step["seconds"] for step in steps)
-    state = training.setup.loader.state_dict()
-    # The seed is a column of its own, and changes the order of the same text.
-    identity = {name: value for name, value in state["identity"].items() if name != "seed"}
-    on_gpu = world.device.type == "cuda"
-    return {
-        "train_loss": round(sum(step["loss"] for step in last) / len(last), 6),
-        "seconds": round(seconds, 3),
-        "tokens_per_second": round(run.tokens / seconds),
-        "repeated": int(any(position[0] > 0 for position in state["positions"].values())),  # into a second epoch
-        "device": torch.cuda.get_device_name(world.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads",
-        "torch": str(torch.__version__),
-        "data": digest(json.dumps(identity, sort_keys=True)),
-    }
-
-
-def _forget_other(recipe: Recipe, folder: Path) -> None:
-    """Removes what a run of this name left unfinished under another recipe."""
-    saved = folder / "recipe.json"
-    if saved.exists() and read_json(saved, TrainError) != json.loads(json.dumps(recipe.model_dump())):
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    if not training.finish(run, stopped):
+        return None
+    train = run.recipe.train
+    scores = text.score(training.setup.model, training.world.device, train.precision, train.batch_size)
+    write_documents(training.folders.parent / DOCUMENTS / f"{run.id}.csv", scores.documents)
+    row = run.columns | training.measured(run) | {name: round(score, 6) for name, score in scores.losses.items()}
+    return row | {"key": run.key, "heldout": text.fingerprint, "code": code_version()}
 
 
 @cache
@@ -141,8 +78,11 @@ def record_failure(out: Path, run: Run, reason: str) -> None:
     add_row(out / FAILURES, {"id": run.id, "block": run.blocks[0], "reason": sentence, "key": run.key})
 
 
-def work(out: Path, only: set[str]) -> int:
-    """Does what nobody does yet of the plan in `out`, in its order; returns the exit status."""
+def work(out: Path, first: str, only: list[str]) -> int:
+    """Does what nobody does yet of the plan in `out`, or of the runs in `only`, in that order; returns the exit status.
+
+    `first` names a unit to try before the others, so that workers which start together do not all want the same one.
+    """
     stop: list[int] = []
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, lambda number, _: stop.append(number))
@@ -153,41 +93,82 @@ def work(out: Path, only: set[str]) -> int:
     except MobileMoEError as fault:  # no run's own: none could be made
         _say({"event": "stuck", "reason": str(fault)})
         return 1
-    runs = [run for run in plan(grid) if not only or run.id in only]
-    while (waits := _work_through(out, runs, text, stop)) and not stop:
-        time.sleep(WAIT)  # for what other processes are at: should one stop, its run is there to be taken
-    return SPOILT if waits is None else 0
+    runs = {run.id: run for run in plan(grid)}
+    found = units(runs[name] for name in only or runs)
+    found.sort(key=lambda unit: unit.id != first)
+    try:
+        while _work_through(out, found, text, stop) and not stop:
+            time.sleep(WAIT)  # for what other processes are at: should one stop, its runs are there to be taken
+    except _SpoiltError:
+        return SPOILT
+    except BrokenPipeError:  # the sweep is gone
+        return 1
+    except Exception as fault:
+        if (reason := machine_fault(fault)) is None:
+            raise
+        _print_trace()
+        _say({"event": "halted", "reason": reason})
+        return 1
+    return 0
 
 
-def _work_through(out: Path, runs: list[Run], text: HeldOutRows, stop: list[int]) -> bool | None:
-    """Tries each run once; whether others are still at some of them, or None after a fault that is no run's own."""
+class _SpoiltError(Exception):
+    """A fault that no room foresees has stopped a run: it may have left the device unusable."""
+
+
+def _work_through(out: Path, found: list[Unit], text: HeldOutRows, stop: list[int]) -> bool:
+    """Tries each unit once; whether something may be left to do."""
     waits = False
-    for run in runs:
+    for unit in found:
         if stop:
             return False
-        folder = out / "runs" / run.id
-        with claimed(folder / ".claim") as mine:
-            if settled(out).get(run.id) == run.key:
-                continue
+        if not (left := _left(out, unit)):
+            continue
+        with claimed(out / "runs" / unit.id / ".claim") as mine:
             if not mine:
                 waits = True
-                continue
-            _say({"event": "started", "id": run.id})
-            try:
-                row = train_run(run, text, folder, lambda: bool(stop))
-                if row is not None:
-                    add_row(out / RUNS, row)
-                    _say({"event": "finished", **row})
-            except Exception as fault:
-                expected = isinstance(fault, MobileMoEError)
-                reason = str(fault) if expected else f"{type(fault).__name__}: {fault}"
-                record_failure(out, run, reason)
-                _say({"event": "failed", "id": run.id, "reason": reason})
-                traceback.print_exc()
-                if not expected:
-                    return None
-        _release()
+            elif left := _left(out, unit):  # now that nobody else can be at them
+                waits |= not _train_unit(out, Unit(unit.id, left), text, stop)
+                _release()
     return waits
+
+
+def _left(out: Path, unit: Unit) -> tuple[Run, ...]:
+    """The runs of a unit that are neither finished nor failed."""
+    known = settled(out)
+    return tuple(run for run in unit.runs if known.get(run.id) != run.key)
+
+
+def _train_unit(out: Path, unit: Unit, text: HeldOutRows, stop: list[int]) -> bool:
+    """Trains the runs of a unit, a row for each; False if a failure of some has left others to be tried again."""
+    training = None
+    try:
+        with ExitStack() as stack:
+            for run in unit.runs:
+                _say({"event": "started", "id": run.id})
+                if training is None:
+                    world = stack.enter_context(join(run.recipe))
+                    training = stack.enter_context(closing(Training(unit, out, world)))
+                row = train_run(training, run, text, lambda: bool(stop))
+                if row is None:
+                    return True
+                add_row(out / RUNS, row)
+                _say({"event": "finished", **row})
+                shutil.rmtree(out / "runs" / run.id / "checkpoints", ignore_errors=True)
+    except Exception as fault:
+        if machine_fault(fault) is not None:
+            raise
+        expected = isinstance(fault, MobileMoEError)
+        reason = str(fault) if expected else f"{type(fault).__name__}: {fault}"
+        for concerned in unit.runs if training is None else training.at:
+            record_failure(out, concerned, reason)
+            _say({"event": "failed", "id": concerned.id, "reason": reason})
+        _print_trace()
+        if not expected:
+            raise _SpoiltError from fault
+        return False
+    shutil.rmtree(out / "runs" / unit.id / "checkpoints", ignore_errors=True)
+    return True
 
 
 def _release() -> None:
@@ -195,6 +176,11 @@ def _release() -> None:
     torch.compiler.reset()  # or else the next model's blocks would count as recompilations of this one's
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _print_trace() -> None:
+    with suppress(OSError):  # the disk may be full
+        traceback.print_exc()
 
 
 def _say(event: dict[str, Any]) -> None:
@@ -208,4 +194,4 @@ def _stop_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_stop_with_parent, daemon=True).start()
-    sys.exit(work(Path(sys.argv[1]), set(sys.argv[2:])))
+    sys.exit(work(Path(sys.argv[1]), sys.argv[2], sys.argv[3:]))

@@ -1,0 +1,5 @@
+"""`python -m mobilemoe`: the command where its script is not on the path."""
+
+from mobilemoe.cli.main import main
+
+main()
