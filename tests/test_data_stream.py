@@ -1,6 +1,8 @@
 """Promises of data.stream and data.mixture: one seed, one order; nothing lost in an epoch; exact proportions."""
 
+import gzip
 import json
+import random
 from collections import Counter
 
 import pytest
@@ -18,7 +20,7 @@ from mobilemoe.errors import DataError
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream_module, "BLOCK_PIECES", 16)
+    monkeypatch.setattr(stream_module, "BLOCK_CHARS", 8000)
     for shard in range(4):
         rows = [{"text": f"s{shard} d{row} " + "word " * (row * 7), "source": f"{shard}/{row}"} for row in range(11)]
         (tmp_path / f"a-{shard}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -71,9 +73,80 @@ def test_a_stream_goes_on_from_any_position(folder):
         assert [next(again) for _ in range(10)] == pieces[start : start + 10]
 
 
-def test_the_order_is_the_one_that_older_checkpoints_count_in(folder):
+def test_the_order_is_the_one_that_checkpoints_count_in(folder):
     stream = open_stream(folder)
-    assert [next(stream).source for _ in range(6)] == ["0/5", "0/6", "0/4", "0/8", "0/1", "0/3"]
+    assert [next(stream).source for _ in range(6)] == ["0/9", "2/9", "3/6", "0/6", "3/10", "3/8"]
+
+
+def distance(pieces, everything):
+    """Total variation between the folders (the first part of `source`) of some pieces and of all."""
+    seen, there = (Counter(p.source.split("/")[0] for p in some) for some in (pieces, everything))
+    return sum(abs(seen[name] / len(pieces) - count / len(everything)) for name, count in there.items()) / 2
+
+
+def documents_by_folder(folders, each):
+    for number in range(folders):
+        for row in range(each):
+            yield {"text": f"{number} {row} " + "word " * 40, "source": f"{number:02d}/{row}"}
+
+
+def one_file(root):
+    rows = documents_by_folder(30, 60)
+    (root / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def one_packed_file(root):
+    rows = documents_by_folder(30, 60)
+    with gzip.open(root / "a.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def a_file_for_each_folder(root):
+    for row in documents_by_folder(30, 60):
+        with (root / f"{row['source'][:2]}.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def files_in_folders(root):
+    for row in documents_by_folder(30, 20):
+        path = root / f"{row['source']}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(row["text"])
+
+
+@pytest.mark.parametrize("store", [one_file, one_packed_file, a_file_for_each_folder, files_in_folders])
+def test_a_short_run_sees_every_folder_as_a_sample_would(tmp_path, monkeypatch, store):
+    monkeypatch.setattr(stream_module, "BLOCK_CHARS", 80_000)  # a tenth of the text
+    store(tmp_path)
+    stream = PieceStream(LocalSource(tmp_path, "**/*.*"), StreamConfig("a", 5, "train", 0.0, piece_chars=500))
+    pieces = take_epoch(stream)
+    few = len(pieces) // 10
+    dice = random.Random(0)
+    samples = [distance(dice.sample(pieces, few), pieces) for _ in range(50)]
+    assert distance(sorted(pieces, key=lambda piece: piece.source)[:few], pieces) > 0.8
+    for start in (0, few, 5 * few):
+        assert distance(pieces[start : start + few], pieces) < 1.2 * max(samples)
+
+
+def test_of_files_too_large_to_read_often_many_are_read_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream_module, "BLOCK_CHARS", 4_000)  # 16 rounds of it are a tenth of the text
+    a_file_for_each_folder(tmp_path)
+    stream = PieceStream(LocalSource(tmp_path, "*"), StreamConfig("a", 5, "train", 0.0, piece_chars=500))
+    pieces = take_epoch(stream)
+    assert len(pieces) == 30 * 60
+    first = Counter(piece.source[:2] for piece in pieces[:80])
+    assert len(first) == 16
+    assert max(first.values()) < 15
+
+
+def test_shards_of_any_size_end_together(tmp_path):
+    for name, count in (("long", 600), ("short", 60), ("shorter", 20)):
+        rows = [{"text": f"{name} {row} " + "word " * 40, "source": name} for row in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stream = PieceStream(LocalSource(tmp_path, "*"), StreamConfig("a", 0, "train", 0.0, piece_chars=500))
+    stored = [piece.source for _, piece in stream._read_window(0, 0)]
+    assert Counter(stored[:68])["long"] == pytest.approx(60, abs=2)
+    assert {"long", "short", "shorter"} == set(stored[-70:])
 
 
 def test_small_files_share_a_block(tmp_path):
@@ -88,7 +161,10 @@ def test_a_split_without_text_is_an_error_not_an_endless_search(folder):
         next(open_stream(folder, split="heldout", holdout=0.0))
 
 
-@pytest.mark.parametrize("position", [Position(0, -1), Position(0, 9), Position(0, 0, 0, 99)])
+@pytest.mark.parametrize(
+    "position",
+    [Position(0, -1), Position(0, 9), Position(0, 0, 2**64), Position(0, 0, 0, 999), Position(0, 0, 0, 0, 99)],
+)
 def test_a_position_that_cannot_be_is_an_error(folder, position):
     stream = open_stream(folder)
     with pytest.raises(DataError, match="the state is damaged"):

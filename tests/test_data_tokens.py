@@ -11,6 +11,7 @@ from cli_calls import RECIPE
 from mobilemoe.chat import ChatTemplate
 from mobilemoe.data import loader as loader_module
 from mobilemoe.data import prepare as prepare_module
+from mobilemoe.data import shuffle as shuffle_module
 from mobilemoe.data import stream as stream_module
 from mobilemoe.data.config import DataConfig
 from mobilemoe.data.encoding import Encoder, open_tokenizer
@@ -19,6 +20,7 @@ from mobilemoe.data.mixture import build_mixture
 from mobilemoe.data.packing import NO_TARGET
 from mobilemoe.data.prepare import prepare
 from mobilemoe.data.sample import write_sample
+from mobilemoe.data.shuffle import Shuffler
 from mobilemoe.data.sources import Encoded
 from mobilemoe.data.tokens import TokenSource, read_shard, write_shard
 from mobilemoe.errors import DataError
@@ -29,7 +31,7 @@ MIXTURE = [{"name": name, "files": f"{name}-*.npz", "weight": weight} for name, 
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream_module, "BLOCK_PIECES", 32)
+    monkeypatch.setattr(stream_module, "BLOCK_CHARS", 12_000)
     monkeypatch.setattr(loader_module, "READ_AHEAD", 7)
     monkeypatch.setattr(prepare_module, "SHARD_TOKENS", 2500)
     monkeypatch.setattr(prepare_module, "BATCH_PIECES", 5)
@@ -66,6 +68,57 @@ def test_shards_hold_the_pieces_that_training_on_the_text_sees(root, name):
     tokens = build_mixture(make_config(path="tokens", mixture=MIXTURE), root)
     assert epoch(tokens, name) == epoch(text, name)
     assert len(TokenSource(root / "tokens", f"{name}-*.npz").shards) > 1
+
+
+def test_shards_mix_what_was_stored_by_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "SHARD_TOKENS", 4000)
+    rows = [{"text": f"{folder} {row:02d}", "source": f"{folder}/{row}"} for folder in "abcdefgh" for row in range(99)]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mixture = [{"name": "all", "files": "all.jsonl", "weight": 1}]
+
+    def folders(out, seed):
+        out = tmp_path / out
+        config = DataConfig(path=".", seed=seed, holdout=0, mixture=mixture)
+        prepare(config, tmp_path, out, ByteTokenizer(), ChatTemplate())
+        shards = [read_shard(path) for path in sorted(out.glob("*.npz"))]
+        assert sum(len(shard.ends) for shard in shards) == len(rows)
+        assert not [path for path in out.iterdir() if path.is_dir()]
+        return [[chr(shard.ids[end - 5]) for end in shard.ends] for shard in shards]
+
+    first, *_ = folders("one", 1)
+    assert min(Counter(first).values()) > len(first) / 8 / 2
+    assert sorted(first) != first
+    assert folders("again", 1)[0] == first
+    assert folders("other", 2)[0] != first
+
+
+def test_buckets_on_disk_give_the_order_of_those_in_memory(tmp_path, monkeypatch):
+    dice = np.random.default_rng(0)
+    pieces = [
+        Encoded(dice.integers(0, 2**16, dice.integers(1, 40)), dice.random(1) < 0.5 if number % 3 == 0 else None)
+        for number in range(500)
+    ]
+    pieces = [piece if piece.taught_N is None else Encoded(piece.ids_N[:1], piece.taught_N) for piece in pieces]
+
+    def shuffled(size):
+        shuffler = Shuffler(tmp_path, 7, np.uint16, size)
+        for piece in pieces:
+            shuffler.add(piece)
+        on_disk = len(list(tmp_path.iterdir()))
+        found = [
+            (ids_N.tolist(), None if taught_N is None else taught_N.tolist()) for ids_N, taught_N in shuffler.drain()
+        ]
+        assert not list(tmp_path.iterdir())
+        return on_disk, found
+
+    in_memory = shuffled(0)
+    assert in_memory[0] == 0
+    monkeypatch.setattr(shuffle_module, "BUFFER_BYTES", 3000)
+    monkeypatch.setattr(shuffle_module, "BUCKET_BYTES", 1000)
+    assert shuffled(9000) == (10, in_memory[1])
+    before = [(ids_N.tolist(), None if taught_N is None else taught_N.tolist()) for ids_N, taught_N in pieces]
+    assert sorted(map(repr, before)) == sorted(map(repr, in_memory[1]))
+    assert before != in_memory[1]
 
 
 def test_the_index_says_what_was_prepared(root):
@@ -142,7 +195,7 @@ def test_a_shard_reads_as_it_was_written(tmp_path, large):
         ids = dice.integers(0, 100_000 if large else 65_536, dice.integers(1, 50))
         pieces.append(Encoded(ids, dice.random(len(ids)) < 0.5 if number % 2 else None))
     write_shard(tmp_path / "a-00000.npz", pieces, 100_000 if large else 65_536)
-    (tmp_path / "prepared.json").write_text('{"version": 1, "tokenizer": "x"}')
+    (tmp_path / "prepared.json").write_text('{"version": 2, "tokenizer": "x"}')
     found = list(TokenSource(tmp_path, "a-*.npz").documents(0))
     for document, piece in zip(found, pieces, strict=True):
         np.testing.assert_array_equal(document.encoded.ids_N, piece.ids_N)

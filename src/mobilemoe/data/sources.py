@@ -22,6 +22,8 @@ from mobilemoe.errors import DataError, MissingExtraError, TokenizerError
 Split = Literal["train", "heldout"]
 HOLDOUT = 0.01  # at 1% even the smallest domain of the project's text (about 1,000 sections) has held-out sources
 SPLITS: tuple[Split, ...] = ("train", "heldout")
+_PACKED = 4  # characters in a byte of a packed file
+_HUB_SHARD_SIZE = 2**30  # nobody tells
 
 
 class Encoded(NamedTuple):
@@ -53,10 +55,20 @@ class Document(NamedTuple):
 
 
 class Source(Protocol):
-    """A list of shards that can be read one by one, any number of times, always with the same result."""
+    """A list of shards that can be read one by one, any number of times, always with the same result.
+
+    `sizes` are about the characters in each shard. For a good mix `side_by_side` shards
+    are to be read at once, and each up to `most_rounds` times an epoch.
+    """
+
+    side_by_side: int
+    most_rounds: int
 
     @property
     def shards(self) -> Sequence[str]: ...
+
+    @property
+    def sizes(self) -> Sequence[int]: ...
 
     @property
     def fingerprint(self) -> str:
@@ -71,12 +83,16 @@ class LocalSource:
     Raises DataError if a pattern matches nothing or a file is of an unknown kind.
     """
 
+    side_by_side = 16
+    most_rounds = 16
+
     def __init__(self, root: Path, patterns: str | Sequence[str], text_field: str = "text") -> None:
         self._root = root
         self._text_field = text_field
         self.shards = find_shards(root, patterns)
         for shard in self.shards:
             shard_kind(shard)  # an unknown kind is a mistake to hear of now, not hours into a run
+        self.sizes = [_characters_in(root / shard) for shard in self.shards]
         self.fingerprint = shards_fingerprint(root, self.shards, text_field)
 
     def documents(self, shard: int) -> Iterator[Document]:
@@ -104,6 +120,9 @@ class HubSource:
     Raises MissingExtraError without `datasets`, DataError if the dataset cannot be opened or read.
     """
 
+    side_by_side = 4  # a run that goes on fetches them again
+    most_rounds = 1  # each would fetch everything
+
     def __init__(
         self,
         hub: str,
@@ -124,6 +143,7 @@ class HubSource:
         except Exception as fault:  # `datasets` passes on whatever its builders, fsspec and the network raise
             raise DataError(f"the dataset {hub} ({split}) cannot be opened: {_first_line(fault)}") from fault
         self.shards = [f"{hub}/{subset or 'default'}/{split}-{index:05d}" for index in range(count)]
+        self.sizes = [_HUB_SHARD_SIZE] * count
         self.fingerprint = digest(json.dumps([hub, subset, split, data_files, text_field, count]))
 
     def documents(self, shard: int) -> Iterator[Document]:
@@ -171,6 +191,10 @@ def find_shards(root: Path, patterns: str | Sequence[str]) -> list[str]:
 def shards_fingerprint(root: Path, shards: Sequence[str], *more: str) -> str:
     """A hash of the files' names and sizes, and of `more`."""
     return digest("\n".join([*more, *(f"{shard}\0{(root / shard).stat().st_size}" for shard in shards)]))
+
+
+def _characters_in(path: Path) -> int:
+    return path.stat().st_size * (_PACKED if path.suffix in (".gz", ".zst", ".parquet") else 1)
 
 
 def digest(text: str) -> str:

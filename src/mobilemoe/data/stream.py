@@ -1,12 +1,16 @@
-"""One source as an endless shuffled stream of pieces, with a position that is four small numbers.
+"""One source as an endless shuffled stream of pieces, with a position that is five numbers.
 
-Every epoch puts the shards in a new order. Documents of the wanted split are cut into pieces; consecutive pieces
-(across shards, so that many small files mix too) form blocks, and each block is shuffled. All orders follow from the
-seed and the place in the stream, so resuming means reading again from the shard where the current block begins.
+Text is often stored by folder or package, and a short run that took it in stored order would see few of them. So every
+epoch puts the shards in a new order and cuts it into windows of many shards. A window's shards are read side by side,
+each as fast as its size says, so that they end together. Every piece has a random key, and a window is read in rounds:
+each gives the pieces of the lowest keys that are left, as many as a block in memory holds, in the order of the keys.
+Where that would take too many rounds, each has a fixed share of the keys, and gives block after block of it. All keys
+follow from the seed and the place in the stream, so resuming means reading the current round again.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,14 +21,19 @@ import numpy as np
 from mobilemoe.data.sources import Document, Source, Split, digest, is_held_out
 from mobilemoe.errors import DataError
 
-BLOCK_PIECES = 4096  # about 24 MB of text: enough to mix dozens of books, little enough to hold for every source
+BLOCK_CHARS = 2**25  # enough to mix thousands of pieces, little enough to hold for every source
+PIECE_CHARS = 256  # what a piece takes of a block beside its text
+CHARS_PER_TOKEN = 4
+KEYS = 2**64
 
 
 class Position(NamedTuple):
-    """The next piece: number `offset` of the shuffled block that begins `skip` pieces into an epoch's n-th shard."""
+    """The next piece: number `offset` of a block in an epoch's n-th window; the block has no keys below `above`, and
+    begins `skip` pieces into its round."""
 
     epoch: int = 0
-    shard: int = 0
+    window: int = 0
+    above: int = 0
     skip: int = 0
     offset: int = 0
 
@@ -57,69 +66,136 @@ class PieceStream:
 
     def seek(self, position: Position) -> None:
         """Goes on at `position`, taken from an equal stream. Raises DataError if it cannot be one of this stream."""
-        if min(position) < 0 or position.shard >= len(self.source.shards):
+        if min(position) < 0:
             raise self._no_such_place(position)
-        self._block_start = position[:3]
+        self._windows = self._cut_epoch(position.epoch)
+        if position.window >= len(self._windows) or position.above >= KEYS:
+            raise self._no_such_place(position)
+        self._block_start = position[:4]
         self._offset = position.offset
         self._block: list[Document] | None = None
-        self._reading: Iterator[_Place] | None = None
+        self._reading: Iterator[tuple[int, Document]] | None = None
+        self._epoch_is_empty = position[1:] == (0, 0, 0, 0)  # as far as it was read
 
     def __iter__(self) -> Iterator[Document]:
         return self
 
     def __next__(self) -> Document:
-        block = self._load_block() if self._block is None else self._block
-        if self._offset > len(block):
+        if self._block is None:
+            self._block = self._load_block()
+        if self._offset > len(self._block):
             raise self._no_such_place(self.position)
-        while self._offset == len(block):
-            self._block_start, self._offset = self._next_block, 0
-            block = self._load_block()
+        while self._offset == len(self._block):
+            self._enter(self._next_start)
+            self._block = self._load_block()
         self._offset += 1
-        return block[self._offset - 1]
+        return self._block[self._offset - 1]
+
+    def _enter(self, start: tuple[int, int, int, int]) -> None:
+        epoch = start[0]
+        if epoch > self._block_start[0]:
+            if self._epoch_is_empty:
+                kept = f"the {self.config.split} split (holdout {self.config.holdout})"
+                raise DataError(f"source {self.config.name!r} has no text in {kept}: add documents or change holdout")
+            self._windows = self._cut_epoch(epoch)
+            self._epoch_is_empty = True
+        self._block_start, self._offset = start, 0
+        self._block = None  # two need not be in memory
 
     def _load_block(self) -> list[Document]:
-        """Reads and shuffles the block at the position's shard and skip; empty at the end of an epoch."""
-        epoch, shard, skip = self._block_start
+        """The shuffled block at the position; it may be empty where a round ends."""
+        epoch, window, above, skip = self._block_start
+        least = min(KEYS, above + KEYS // self.source.most_rounds)  # the round has all keys below
         if self._reading is None:
-            self._reading = islice(self._read_epoch(epoch, shard), skip, None)
-        places = list(islice(self._reading, BLOCK_PIECES))
-        if places:
-            self._next_block = (epoch, places[-1].shard, places[-1].number + 1)
-        elif shard == skip == 0:
-            kept = f"the {self.config.split} split (holdout {self.config.holdout})"
-            raise DataError(f"source {self.config.name!r} has no text in {kept}: add documents or change holdout")
+            self._reading = self._read_window(epoch, window)
+            passed = (key for key, _ in self._reading if above <= key < least)
+            if sum(1 for _ in islice(passed, skip)) < skip:
+                raise self._no_such_place(self.position)
+        end = least if skip else KEYS  # and none from here on
+        room = BLOCK_CHARS
+        block: list[tuple[int, int, Document]] = []  # a heap with the highest key first
+        for number, (key, piece) in enumerate(self._reading):
+            if not above <= key < end:
+                continue
+            heapq.heappush(block, (-key, number, piece))
+            room -= _characters(piece)
+            while room < 0 and -block[0][0] >= least:
+                key, _, piece = heapq.heappop(block)
+                room += _characters(piece)
+                end = -key
+            if room < 0:
+                self._next_start = (epoch, window, above, skip + len(block))
+                break
         else:
-            self._next_block = (epoch + 1, 0, 0)
             self._reading = None
-        order = self._order(len(places), "block", epoch, shard, skip)
-        self._block = [places[number].piece for number in order]
-        return self._block
+            self._next_start = (epoch, window, end, 0) if end < KEYS else self._next_window(epoch, window)
+        self._epoch_is_empty &= not block
+        return [piece for _, _, piece in sorted(block, reverse=True)]
 
-    def _read_epoch(self, epoch: int, first_shard: int) -> Iterator[_Place]:
-        order = self._order(len(self.source.shards), "shards", epoch)
-        for shard in range(first_shard, len(order)):
-            documents = split_documents(self.source, order[shard], self.config.split, self.config.holdout)
+    def _next_window(self, epoch: int, window: int) -> tuple[int, int, int, int]:
+        return (epoch, window + 1, 0, 0) if window + 1 < len(self._windows) else (epoch + 1, 0, 0, 0)
+
+    def _cut_epoch(self, epoch: int) -> list[list[int]]:
+        """The shards in the epoch's order, in windows that are wide enough to be read side by side in all rounds."""
+        windows: list[list[int]] = []
+        room = 0
+        for shard in self._order(len(self.source.shards), "shards", epoch):
+            if room <= 0 and (not windows or len(windows[-1]) >= self.source.side_by_side):
+                windows.append([])
+                room = self.source.most_rounds * BLOCK_CHARS
+            windows[-1].append(shard)
+            room -= self.source.sizes[shard]
+        return windows
+
+    def _read_window(self, epoch: int, window: int) -> Iterator[tuple[int, Document]]:
+        """All pieces of a window with their keys, from as many shards at once as the source allows."""
+        lanes: list[list[int]] = [[] for _ in range(min(self.source.side_by_side, len(self._windows[window])))]
+        sizes = [0] * len(lanes)
+        for shard in self._windows[window]:
+            number = sizes.index(min(sizes))
+            lanes[number].append(shard)
+            sizes[number] += self.source.sizes[shard]
+        readers = [self._read_lane(epoch, lane) for lane in lanes]
+        waiting = [(0.0, number) for number in range(len(lanes))]  # how much of a lane is read, in sizes of its own
+        while waiting:
+            read, number = waiting[0]
+            found = next(readers[number], None)
+            if found is None:
+                heapq.heappop(waiting)
+            else:
+                heapq.heapreplace(waiting, (read + _characters(found[1]) / max(1, sizes[number]), number))
+                yield found
+
+    def _read_lane(self, epoch: int, shards: Sequence[int]) -> Iterator[tuple[int, Document]]:
+        for shard in shards:
+            documents = split_documents(self.source, shard, self.config.split, self.config.holdout)
             pieces = (piece for document in documents for piece in cut_document(document, self.config.piece_chars))
             for number, piece in enumerate(pieces):
-                yield _Place(shard, number, piece)
+                yield self._draw("piece", epoch, shard, number), piece
 
     def _order(self, count: int, *place: object) -> list[int]:
         """A permutation of range(count) that depends on seed, source name and place alone.
 
         Sorting raw generator output, not `Generator.permutation`: NumPy promises only the former for ever.
         """
-        seed = int(digest("/".join(map(str, (self.config.seed, self.config.name, *place)))), 16)
-        order: list[int] = np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable").tolist()
+        order: list[int] = np.argsort(np.random.PCG64(self._draw(*place)).random_raw(count), kind="stable").tolist()
         return order
+
+    def _draw(self, *place: object) -> int:
+        """A number of 64 bits that depends on seed, source name and place alone."""
+        return int(digest("/".join(map(str, (self.config.seed, self.config.name, *place)))), 16)
 
     def _no_such_place(self, position: Position) -> DataError:
         return DataError(f"{tuple(position)} is no position in source {self.config.name!r}: the state is damaged")
 
 
-class _Place(NamedTuple):
-    shard: int
-    number: int
-    piece: Document
+def _characters(piece: Document) -> int:
+    """What a piece takes of a block; one of tokens about as much as their text."""
+    if piece.encoded is not None:
+        return PIECE_CHARS + CHARS_PER_TOKEN * len(piece.encoded.ids_N)
+    if piece.text is not None:
+        return PIECE_CHARS + len(piece.text)
+    return PIECE_CHARS + sum(len(message["content"]) for message in piece.messages or ())
 
 
 def split_documents(source: Source, shard: int, split: Split, holdout: float) -> Iterator[Document]:

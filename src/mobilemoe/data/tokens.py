@@ -25,8 +25,9 @@ from mobilemoe.errors import DataError
 from mobilemoe.files import atomic_file, read_json
 
 INDEX_NAME = "prepared.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of 1 the pieces stood in the order of their text
 MAX_SHARD_BYTES = 2**30  # of one array, unpacked
+_CHARS_PER_BYTE = 3  # of text in a byte of packed ids
 
 
 class TokenShard(NamedTuple):
@@ -44,9 +45,13 @@ class TokenSource:
     Raises DataError if there are none or they lack their index.
     """
 
+    side_by_side = 1  # they are mixed as they are
+    most_rounds = 1
+
     def __init__(self, root: Path, patterns: str | Sequence[str]) -> None:
         self._root = root
         self.shards = find_shards(root, patterns)
+        self.sizes = [_CHARS_PER_BYTE * (root / shard).stat().st_size for shard in self.shards]
         self.fingerprint = shards_fingerprint(root, self.shards)
         indexes = [read_json(folder / INDEX_NAME, DataError) for folder in {(root / s).parent for s in self.shards}]
         if any(index.get("version") != FORMAT_VERSION for index in indexes):
@@ -76,9 +81,14 @@ class TokenSource:
                 start = end
 
 
+def ids_type(vocab_size: int) -> type[np.uint16 | np.uint32]:
+    """The narrowest type that a shard may hold ids of this vocabulary in."""
+    return np.uint16 if vocab_size <= 2**16 else np.uint32
+
+
 def write_shard(path: Path, pieces: Sequence[Encoded], vocab_size: int) -> None:
     """Writes `pieces` (at least one) in one step."""
-    ids = np.concatenate([piece.ids_N for piece in pieces]).astype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+    ids = np.concatenate([piece.ids_N for piece in pieces]).astype(ids_type(vocab_size))
     ends = np.cumsum([len(piece.ids_N) for piece in pieces])
     chat = np.array([piece.taught_N is not None for piece in pieces])
     taught = np.concatenate([_none_taught(piece) if piece.taught_N is None else piece.taught_N for piece in pieces])
