@@ -115,6 +115,9 @@ def chats(
     holdout: Annotated[
         float | None, typer.Option(min=0, max=1, help="The recipe's data.holdout; by default what recipes have.")
     ] = None,
+    apart_from: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Leave out near copies of this file's conversations.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Join conversations of one turn into some of 2 to 4 turns, and put a system message before some.
@@ -126,11 +129,34 @@ def chats(
     from mobilemoe.data.chats import write_chats
     from mobilemoe.data.sources import HOLDOUT
 
-    counts = write_chats(files, out, seed, HOLDOUT if holdout is None else holdout)
+    counts = write_chats(files, out, seed, HOLDOUT if holdout is None else holdout, apart_from)
     if json:
         print_json({"file": str(out), **counts})
     else:
         print(", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items()))
+        print(f"written: {out}")
+
+
+@app.command("practice")
+def practice(
+    out: Annotated[Path, typer.Option(help="The .jsonl file to write.")],
+    count: Annotated[int, typer.Option(min=1, max=1_000_000, help="Conversations.")] = 40_000,
+    seed: Annotated[int, typer.Option(help="Another seed draws others.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Make conversations by rule: small sums, reading a passage, remembering what was said, saying what it cannot do.
+
+    Take the result as a source with files = "OUT".
+
+    Example: mobilemoe data practice --out practice-00.jsonl --seed 1
+    """
+    from mobilemoe.data.practice import write_practice
+
+    counts = write_practice(out, count, seed)
+    if json:
+        print_json({"file": str(out), **counts})
+    else:
+        print(", ".join(f"{number:,} {kind}" for kind, number in counts.items()))
         print(f"written: {out}")
 
 

@@ -14,6 +14,7 @@ from glob import escape
 from pathlib import Path
 
 from mobilemoe.chat import Message
+from mobilemoe.data.near_copies import near_copies, read_conversations
 from mobilemoe.data.sources import Document, LocalSource, digest, is_held_out
 from mobilemoe.errors import DataError
 from mobilemoe.files import refuse_existing, write_atomic
@@ -47,18 +48,25 @@ SYSTEM_MESSAGES_BY_CATEGORY = {
 TOOLS_MESSAGE = "You can call these tools:\n"
 
 
-def write_chats(files: Sequence[Path | str], out: Path | str, seed: int, holdout: float) -> dict[str, int]:
+def write_chats(
+    files: Sequence[Path | str],
+    out: Path | str,
+    seed: int,
+    holdout: float,
+    apart_from: Path | str | None = None,
+) -> dict[str, int]:
     """Writes the conversations of `files` that are not held out to the JSONL file `out`, each once; returns counts.
 
     What is held out is decided for each conversation of `files`, by its question, as training on `files` with this
     `holdout` decides it; so no joined conversation shows a held-out one. Conversations that have a system message
-    already, or several turns, stay as they are. The same files (by name) and seed give the same bytes.
+    already, or several turns, stay as they are. The same files (by name) and seed give the same bytes. Near copies of
+    the conversations in the file `apart_from` are left out too (`near_copies`).
     Raises DataError if a file cannot be read or holds texts, or `out` exists.
     """
     out = Path(out)
     refuse_existing(out, DataError)
     counts = Counter(read=0, held_out=0, written=0, several_turns=0, with_system=0)
-    groups: dict[str, list[tuple[float, Document]]] = {}
+    kept = []
     for document in _documents(files):
         if document.messages is None:
             raise DataError(f"{document.key} is a text, but conversations are joined here: leave its file out")
@@ -66,7 +74,14 @@ def write_chats(files: Sequence[Path | str], out: Path | str, seed: int, holdout
         if is_held_out(document, holdout):
             counts["held_out"] += 1
         else:
-            groups.setdefault(document.category, []).append((_draw(seed, "order", document.key), document))
+            kept.append(document)
+    if apart_from is not None:
+        copies = near_copies([document.messages or [] for document in kept], read_conversations(apart_from))
+        counts["near_copies"] = len(copies)
+        kept = [document for place, document in enumerate(kept) if place not in copies]
+    groups: dict[str, list[tuple[float, Document]]] = {}
+    for document in kept:
+        groups.setdefault(document.category, []).append((_draw(seed, "order", document.key), document))
     lines = []
     for category, ranked in groups.items():
         ranked.sort(key=lambda entry: entry[0])
