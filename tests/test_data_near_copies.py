@@ -31,6 +31,8 @@ def test_the_wording_of_a_task_does_not_count():
     training = [chat(f"{task} number {n} is prime") for n in range(60)]
     held_out = [chat(f"{task} whales are fish that live in the deep sea")]
     assert near_copies(training, held_out) == {}
+    few = [chat(f"{task} {animal} lay eggs") for animal in ("snakes", "geese", "ants")]
+    assert near_copies(training[:1], few) == {}
     assert near_copies([chat(f"{task} whales are fish that live in the deep seas")], held_out) == {0: 0}
 
 

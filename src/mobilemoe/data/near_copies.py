@@ -18,7 +18,9 @@ from mobilemoe.errors import DataError
 
 WORDS = 5  # in a row
 SHARE = 0.3  # of a held-out conversation's runs of words, as many as make a near copy
-MOST_SHARERS = 50  # what more training conversations have is the wording of the task: its options, its tools
+# What more conversations have is the wording of the task: its options, its tools.
+MOST_SHARERS = 50  # of the training conversations
+MOST_HOLDERS = 2  # of the held-out ones, which are few
 LEAST_RUNS = 3  # fewer say nothing
 
 Run = tuple[str, ...]
@@ -40,8 +42,8 @@ def near_copies(
     """Which of `training` is a near copy of which of `held_out`, by their places.
 
     A near copy has at least `share` of the runs of WORDS words of a held-out conversation, case and punctuation aside.
-    Runs that more than MOST_SHARERS training conversations have do not count; a held-out conversation that is left
-    with fewer than LEAST_RUNS has no near copies.
+    Runs that more than MOST_SHARERS training or MOST_HOLDERS held-out conversations have do not count; a held-out
+    conversation that is left with fewer than LEAST_RUNS has no near copies.
     """
     holders: dict[Run, list[int]] = defaultdict(list)
     for place, messages in enumerate(held_out):
@@ -49,7 +51,7 @@ def near_copies(
             holders[run].append(place)
     shared = [[run for run in _runs(messages) if run in holders] for messages in training]
     sharers = Counter(run for runs in shared for run in runs)
-    telling = {run for run in holders if sharers[run] <= MOST_SHARERS}
+    telling = {run for run, held in holders.items() if sharers[run] <= MOST_SHARERS and len(held) <= MOST_HOLDERS}
     sizes = Counter(place for run in telling for place in holders[run])
     found: dict[int, int] = {}
     for place, runs in enumerate(shared):
