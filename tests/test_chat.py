@@ -184,7 +184,7 @@ def test_templates_get_what_transformers_offers() -> None:
         "{% for message in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}\n"
         "{{ {'<é>': message.content} | tojson }}{% endfor %}{{ eos_token }}{{ strftime_now('%%') }}"
     )
-    rendered = ChatTemplate(source, eos_token="<end>").render([*HI, *HI])
+    rendered = ChatTemplate(source, tokens={"eos_token": "<end>"}).render([*HI, *HI])
     assert rendered == '{"<é>": "Hi"}<end>%'
 
 
@@ -220,7 +220,7 @@ def test_a_template_is_found_where_model_folders_keep_it(tmp_path: Path) -> None
     assert ChatTemplate.load(tmp_path).render(HI) == "4"
 
 
-@pytest.mark.parametrize("config", [None, {}, {"chat_template": None}, {"chat_template": [{"name": ["default"]}, 3]}])
+@pytest.mark.parametrize("config", [None, {}, {"chat_template": None}, {"chat_template": []}])
 def test_a_base_model_has_no_chat_template(config: dict | None, tmp_path: Path) -> None:
     if config is not None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
@@ -235,6 +235,11 @@ def test_a_base_model_has_no_chat_template(config: dict | None, tmp_path: Path) 
         ("tokenizer_config.json", b"[]"),
         ("tokenizer_config.json", b'{"chat_template": 3}'),
         ("tokenizer_config.json", b'{"chat_template": [{"name": "default", "template": 3}]}'),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": ["default"], "template": "x"}]}'),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": "tool_use", "template": "x"}]}'),
+        ("tokenizer_config.json", b'{"chat_template": "{% for"}'),
+        ("chat_template.json", b'{"chat_template": "{% for"}'),
+        ("chat_template.jinja", b"{% for"),
         ("chat_template.jinja", b"\xff"),
     ],
 )

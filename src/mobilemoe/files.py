@@ -233,9 +233,11 @@ def read_toml(path: Path | str, error: type[MobileMoEError]) -> dict[str, Any]:
         raise error(f"{path} is not valid TOML: {fault}") from None
 
 
-def read_json(path: Path | str, error: type[MobileMoEError] = MobileMoEError) -> dict[str, Any]:
+def read_json(
+    path: Path | str, error: type[MobileMoEError] = MobileMoEError, limit: int | None = None
+) -> dict[str, Any]:
     """Reads a JSON object; raises `error` with one sentence if it is missing, oversized or not an object."""
-    value = parse_json(read_bytes(path, error), str(path), error)
+    value = parse_json(read_bytes(path, error, limit), str(path), error)
     if not isinstance(value, dict):
         raise error(f"{path} holds a JSON {type(value).__name__}, not an object")
     return value

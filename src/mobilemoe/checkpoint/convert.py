@@ -12,15 +12,6 @@ from mobilemoe.checkpoint.folder import Checkpoint, Floats, Format, encoder, sto
 from mobilemoe.checkpoint.layout import stored_tensors, weights
 from mobilemoe.config import GroupAxis
 
-# What belongs to a model beside its weights and config.
-COMPANIONS = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "README.md",
-)
 _BLOCK = 2**22  # weights compared at once
 
 
@@ -56,8 +47,7 @@ def convert(src: Path | str, dst: Path | str, *, format: Format, group_axis: Gro
         def produce(stored: str) -> Array:
             return source.array(stored) if stored in copied else encode(stored)
 
-        extra = [src / name for name in COMPANIONS if (src / name).is_file()]
-        write_folder(dst, config, produce, extra=extra)
+        write_folder(dst, config, produce, beside=src)
         with Checkpoint.open(dst) as result:
             return compare(source, result)
 

@@ -7,7 +7,6 @@ per expert, a repeated tied head. Legend: E experts, D hidden, F expert width.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilemoe.checkpoint import int4
+from mobilemoe.checkpoint.companions import copy_companions
 from mobilemoe.checkpoint.container import (
     Array,
     SafetensorsFile,
@@ -256,9 +256,9 @@ def write_folder(
     produce: Callable[[str], Array],
     *,
     shard_bytes: int | None = None,
-    extra: Iterable[Path] = (),
+    beside: Path | None = None,
 ) -> None:
-    """Writes config, weight files with the tensors that `produce` gives by stored name, and copies of `extra`."""
+    """Writes config, the tensors that `produce` gives by stored name, and what belongs to the model `beside`."""
     table = tensor_table(config)
     with atomic_folder(folder, CheckpointError) as part:
         config.save(part)
@@ -270,8 +270,8 @@ def write_folder(
         metadata = {COMPANION_HASH + path.name: sha256_file(path) for path in sorted(part.iterdir())}
         for shard, specs in shards.items():
             write_safetensors(part / shard, specs, produce, metadata)
-        for path in extra:
-            shutil.copyfile(path, part / path.name)
+        if beside is not None:
+            copy_companions(beside, part)
 
 
 def _split(table: dict[str, Spec], shard_bytes: int | None) -> dict[str, dict[str, Spec]]:

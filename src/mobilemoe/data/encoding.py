@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,7 +16,7 @@ from mobilemoe.chat import ChatTemplate, Part, chat_parts
 from mobilemoe.data.sources import Document, Encoded, digest
 from mobilemoe.errors import DataError, TokenizerError
 from mobilemoe.hub import find_model
-from mobilemoe.tokenizer import Tokenizer
+from mobilemoe.tokenizer import EOT, HEADER_END, HEADER_START, Tokenizer
 
 
 class Encoder:
@@ -60,6 +62,12 @@ class Encoder:
             return []
         if document.text is not None:
             return [Part(document.text, False, ())]
+        if not writes_chats(self._tokenizer, self._template):
+            raise DataError(
+                f"{document.key} of {document.source} is a conversation, but the tokenizer has neither a chat template "
+                f"nor the control tokens of MobileMoE's ({HEADER_START}, {HEADER_END}, {EOT}): put a "
+                "chat_template.jinja beside it"
+            )
         try:
             return chat_parts(self._tokenizer.special_pattern, self._template, document.messages or [])
         except TokenizerError as fault:
@@ -95,10 +103,23 @@ class Encoder:
 
 
 def open_tokenizer(name: Path | str) -> tuple[Tokenizer, ChatTemplate]:
-    """The tokenizer of a folder, bundled model or Hub id, and its chat template (SPEC 3.4's if it has none)."""
+    """The tokenizer of a folder, bundled model or Hub id, and its chat template: SPEC 3.4's if it has none, as base
+    models have, which standard error then says.
+
+    Raises TokenizerError for a tokenizer or a template that cannot be used.
+    """
     folder = find_model(name, weights=False)
     tokenizer = Tokenizer.load(folder)
-    try:
-        return tokenizer, ChatTemplate.load(folder)
-    except TokenizerError:  # a base model
-        return tokenizer, ChatTemplate()
+    template = ChatTemplate.find(folder)
+    if template is None:
+        template = ChatTemplate(is_default=True)
+        if writes_chats(tokenizer, template) and os.environ.get("RANK", "0") == "0":  # of torchrun's processes one
+            sentence = "has no chat template: conversations are written in MobileMoE's, which checkpoints then carry"
+            print(f"mobilemoe: the tokenizer in {folder} {sentence}", file=sys.stderr)
+    return tokenizer, template
+
+
+def writes_chats(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
+    """Whether the template's control tokens are the tokenizer's: ours, taken where there was none, may not be."""
+    ids = {name: tokenizer.encode(name, special=True) for name in (HEADER_START, HEADER_END, EOT)}
+    return not template.is_default or all(len(found) == 1 for found in ids.values())

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from mobilemoe.checkpoint import Checkpoint, save_checkpoint
+from mobilemoe.checkpoint.companions import copy_companions
 from mobilemoe.checkpoint.container import MAX_HEADER_BYTES
-from mobilemoe.checkpoint.convert import COMPANIONS
 from mobilemoe.checkpoint.folder import CONFIG, INDEX, WEIGHTS
 from mobilemoe.config import GroupAxis, ModelConfig
 from mobilemoe.engine.native import native, our_errors
@@ -74,9 +74,8 @@ def write_engine_folder(source: Path, target: Path) -> None:
         if not checkpoint.config.is_quantized:
             raise UsageError(f"{source} holds BF16 weights: convert it with --format int4 first")
         with atomic_folder(target, CheckpointError) as part:
-            for name in (CONFIG, *COMPANIONS):
-                if (source / name).is_file():
-                    shutil.copyfile(source / name, part / name)
+            shutil.copyfile(source / CONFIG, part / CONFIG)
+            copy_companions(source, part)
             _rewrite(source, part / ENGINE_FILE)
 
 

@@ -96,7 +96,7 @@ class GgufScorer:
 
     def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
         ends = {"bos_token": self.token_text(self.prefix_id), "eos_token": self.token_text(self._llama.token_eos())}
-        template = ChatTemplate(self.template(), **ends)
+        template = ChatTemplate(self.template(), tokens=ends)
         return template.render([dict(message) for message in messages], add_generation_prompt=add_generation_prompt)
 
     def template(self) -> str:

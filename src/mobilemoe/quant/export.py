@@ -6,7 +6,7 @@ Without learnt scales nothing of this is needed: `mobilemoe.checkpoint` rounds m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from mobilemoe.checkpoint import Checkpoint, Report, SafetensorsFile, compare, int4, weights
 from mobilemoe.checkpoint.container import Array
-from mobilemoe.checkpoint.convert import COMPANIONS
 from mobilemoe.checkpoint.folder import encoder, stored_config, write_folder
 from mobilemoe.checkpoint.layout import stored_tensors
 from mobilemoe.config import GROUP_SIZE, GroupAxis, ModelConfig
@@ -48,8 +47,7 @@ def quantize_learnt(source: Path, target: Path, scales: Mapping[str, Floats], gr
     CheckpointError as for `save_learnt`.
     """
     with Checkpoint.open(source) as master:
-        extra = [source / name for name in COMPANIONS if (source / name).is_file()]
-        save_learnt(target, master.config, master.weight, scales, group_axis=group_axis, extra=extra)
+        save_learnt(target, master.config, master.weight, scales, group_axis=group_axis, beside=source)
         with Checkpoint.open(target) as result:
             return compare(master, result)
 
@@ -61,7 +59,7 @@ def save_learnt(
     scales: Mapping[str, Floats],
     *,
     group_axis: GroupAxis,
-    extra: Iterable[Path] = (),
+    beside: Path | None = None,
 ) -> None:
     """`checkpoint.save_checkpoint` as INT4, but with the learnt scales where there are any.
 
@@ -83,7 +81,7 @@ def save_learnt(
         w = weight(owner.name)
         return _nibbles(int4.arrange_experts(w, group_axis) if owner.storage == "experts" else w, scale)
 
-    write_folder(folder, config, produce, extra=extra)
+    write_folder(folder, config, produce, beside=beside)
 
 
 def _stored_scale(name: str, learnt: Floats, shape: tuple[int, ...], group_axis: GroupAxis) -> npt.NDArray[np.float16]:

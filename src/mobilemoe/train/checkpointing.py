@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mobilemoe.chat import ChatTemplate
 from mobilemoe.checkpoint import Checkpoint, SafetensorsFile, weights, write_safetensors
 from mobilemoe.checkpoint.container import Array
 from mobilemoe.checkpoint.folder import COMPANION_HASH
@@ -52,6 +53,7 @@ class Draft:
     config: ModelConfig
     state: Mapping[str, Any]
     tokenizer_files: list[Path]
+    template: ChatTemplate | None
     keep: int
 
     @property
@@ -69,6 +71,8 @@ class Draft:
             write_json(part / "state.json", {"version": _VERSION, "step": self.step, **self.state})
             for path in self.tokenizer_files:
                 shutil.copyfile(path, part / path.name)
+            if self.template is not None:
+                self.template.save(part)
             for file, shape_of in shapes.items():
                 specs = {name: ("F32", shape) for name, shape in shape_of.items()}
                 companion = part / _COMPANIONS[file]

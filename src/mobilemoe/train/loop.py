@@ -118,6 +118,7 @@ class Trainer:
             config=dataclasses.replace(setup.model.config, expert_group_axis=None),
             state=checkpointing.state_of(setup.model, setup.optimizer) | state,
             tokenizer_files=setup.tokenizer_files,
+            template=setup.template,
             keep=self.train.keep_checkpoints,
         )
         save = checkpointing.save if self.saver is None else self.saver.save

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from mobilemoe.chat import ChatTemplate
 from mobilemoe.checkpoint import Checkpoint
+from mobilemoe.checkpoint.companions import TOKENIZER_FILES
 from mobilemoe.checkpoint.run_folder import newest_model
 from mobilemoe.config import ModelConfig
-from mobilemoe.data.encoding import open_tokenizer
+from mobilemoe.data.encoding import open_tokenizer, writes_chats
 from mobilemoe.data.loader import PackedLoader
 from mobilemoe.data.mixture import build_mixture
 from mobilemoe.data.prefetch import Prefetcher
@@ -33,7 +35,7 @@ from mobilemoe.train.recipe import Recipe, TrainTable
 
 @dataclass(frozen=True)
 class Setup:
-    """What the loop trains, with what, and on what text; `tokenizer_files` go into every checkpoint."""
+    """What the loop trains, with what, and on what text; `tokenizer_files` and `template` go into every checkpoint."""
 
     model: MobileMoE
     optimizer: torch.optim.Optimizer
@@ -41,6 +43,7 @@ class Setup:
     domains: tuple[str, ...]
     loader: Prefetcher
     tokenizer_files: list[Path]
+    template: ChatTemplate | None  # None: the tokenizer has none, and ours would not fit
 
 
 def set_up(recipe: Recipe, world: World) -> Setup:
@@ -66,7 +69,8 @@ def set_up(recipe: Recipe, world: World) -> Setup:
         teacher=_teacher(recipe, model, world),
         domains=loader.domains,
         loader=Prefetcher(loader),
-        tokenizer_files=[path for path in sorted(folder.glob("tokenizer*")) if path.is_file()],
+        tokenizer_files=[folder / name for name in TOKENIZER_FILES if (folder / name).is_file()],
+        template=template if writes_chats(tokenizer, template) else None,
     )
 
 

@@ -1,0 +1,24 @@
+"""What a conversation is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mobilemoe.errors import TokenizerError
+
+Message = Mapping[str, str]
+
+
+def check_messages(messages: Sequence[Message]) -> Sequence[Message]:
+    """Returns `messages` if it is a list of {"role": text, "content": text}, else raises TokenizerError."""
+    if not isinstance(messages, list | tuple) or not messages:
+        raise TokenizerError("messages must be a list of at least one {'role': ..., 'content': ...}")
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise TokenizerError(f"message {index} is a {type(message).__name__}, not an object with role and content")
+        for key in ("role", "content"):
+            if not isinstance(message.get(key), str):
+                raise TokenizerError(f"message {index} has no {key} that is text: give both role and content")
+        if unknown := sorted(str(key) for key in message.keys() - {"role", "content"}):
+            raise TokenizerError(f"message {index} has {', '.join(unknown)}, but only role and content are known here")
+    return messages

@@ -1,0 +1,149 @@
+"""From a rendered conversation to ids, and to what in it is the assistant's to write."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple, Protocol
+
+from mobilemoe.chat.messages import Message, check_messages
+from mobilemoe.chat.template import ChatTemplate
+from mobilemoe.errors import TokenizerError
+
+MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode's noncharacters: no honest text holds them
+
+
+class ChatEncoder(Protocol):
+    """What `encode_chat` needs of a tokenizer; `mobilemoe.tokenizer.Tokenizer` has it."""
+
+    special_pattern: re.Pattern[str]
+
+    def encode(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]: ...
+
+
+def encode_chat(
+    tokenizer: ChatEncoder,
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = True,
+) -> list[int]:
+    """The ids of the rendered prompt: control ids where the template wrote them, never where a message did."""
+    [hide] = _free_marks(template, messages, 1)
+    hidden = _hide_names(messages, tokenizer.special_pattern, hide)
+    rendered = template.render(hidden, add_generation_prompt=add_generation_prompt)
+    ids: list[int] = []
+    for index, piece in enumerate(tokenizer.special_pattern.split(rendered)):
+        ids += tokenizer.encode(piece.replace(hide, ""), special=index % 2 == 1)
+    return ids
+
+
+class Part(NamedTuple):
+    """A stretch of a rendered conversation: the name of a control token if `special`, else plain text.
+
+    `taught` are the (begin, end) runs of its UTF-8 bytes that the assistant has to write itself.
+    """
+
+    text: str
+    special: bool
+    taught: tuple[tuple[int, int], ...]
+
+
+def chat_parts(special_pattern: re.Pattern[str], template: ChatTemplate, messages: Sequence[Message]) -> list[Part]:
+    """The parts that `encode_chat` makes of a finished conversation, and what in them is the assistant's to write.
+
+    Where the template marks that by {% generation %}, it is what stands between, as in transformers. Elsewhere it is
+    the content of the assistant's messages, and the control token after it where no more than blanks stand between.
+    Raises TokenizerError for a template that changes this content by more than taking the blanks off its ends.
+    """
+    hide, begin, end = _free_marks(template, messages, 3)
+    hidden = _hide_names(messages, special_pattern, hide)
+    plain = template.render(hidden, add_generation_prompt=False)
+    if template.marks_generation:
+        rendered = template.render(hidden, add_generation_prompt=False, generation_marks=(begin, end))
+        if rendered.replace(begin, "").replace(end, "") == plain:
+            return _split_generations(rendered, special_pattern, hide, begin, end)
+        raise _rewrites()
+    # Marks round the whole content; then, for a template that strips it, inside the blanks at its ends.
+    for strips in (False, True):
+        marked = [_mark_content(message, begin, end, strips) for message in hidden]
+        rendered = template.render(marked, add_generation_prompt=False)
+        if rendered.replace(begin, "").replace(end, "") == plain:
+            return _split_contents(rendered, special_pattern, hide, begin, end)
+    raise _rewrites()
+
+
+def _split_generations(text: str, special_pattern: re.Pattern[str], hide: str, begin: str, end: str) -> list[Part]:
+    """Parts of a text with marks that may enclose control tokens."""
+    marks = re.compile(f"([{begin}{end}])")
+    parts = []
+    depth = 0
+    for index, piece in enumerate(special_pattern.split(text)):
+        if index % 2:
+            parts.append(Part(piece, True, ((0, len(piece.encode())),) if depth else ()))
+            continue
+        said, runs = "", []
+        for chunk in marks.split(piece.replace(hide, "")):
+            if chunk in (begin, end):
+                depth += 1 if chunk == begin else -1
+            elif chunk:
+                at = len(said.encode())
+                said += chunk
+                runs += [(at, len(said.encode()))] if depth else []
+        parts.append(Part(said, False, tuple(runs)))
+    return parts
+
+
+def _split_contents(text: str, special_pattern: re.Pattern[str], hide: str, begin: str, end: str) -> list[Part]:
+    content = re.compile(f"{begin}([^{begin}{end}]*){end}")
+    pieces = special_pattern.split(text)
+    parts = []
+    closes = False
+    for index, piece in enumerate(pieces):
+        if index % 2:
+            parts.append(Part(piece, True, ((0, len(piece.encode())),) if closes else ()))
+            continue
+        chunks = content.split(piece.replace(hide, ""))
+        if any(begin in chunk or end in chunk for chunk in chunks[::2]):
+            raise _rewrites()
+        ends = list(accumulate(len(chunk.encode()) for chunk in chunks))
+        runs = list(pairwise(ends))[::2]
+        closes = bool(runs) and not chunks[-1].strip() and index + 1 < len(pieces)
+        if closes:
+            runs[-1] = (runs[-1][0], ends[-1])  # blanks before the token that closes the turn are written too
+        parts.append(Part("".join(chunks), False, tuple(runs)))
+    return parts
+
+
+def _mark_content(message: Message, begin: str, end: str, strips: bool) -> Message:
+    content = message["content"]
+    core = content.strip() if strips else content
+    if message["role"] != "assistant" or not content.strip():
+        return message
+    before, _, after = content.partition(core)
+    return {**message, "content": f"{before}{begin}{core}{end}{after}"}
+
+
+def _rewrites() -> TokenizerError:
+    return TokenizerError("the chat template rewrites what the assistant says, so its words cannot be told from others")
+
+
+def _free_marks(template: ChatTemplate, messages: Sequence[Message], count: int) -> list[str]:
+    said = [text for message in check_messages(messages) for text in message.values()]
+    used = "".join([template.source, *said])
+    marks = [mark for mark in MARKS if mark not in used][:count]
+    if len(marks) < count:
+        raise TokenizerError("the messages hold too many noncharacters from U+FDD0 to U+FDEF: remove them")
+    return marks
+
+
+def _hide_names(messages: Sequence[Message], special_pattern: re.Pattern[str], mark: str) -> list[Message]:
+    """Messages with one mark inside each control name, which hides it; overlapping names get a mark each."""
+    starts = re.compile(f"(?={special_pattern.pattern})(?P<first>.)", re.DOTALL)
+    return [
+        {
+            key: starts.sub(rf"\g<first>{mark}", text) if special_pattern.search(text) else text
+            for key, text in message.items()
+        }
+        for message in messages
+    ]
