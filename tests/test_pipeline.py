@@ -37,7 +37,7 @@ def micro(tmp_path, monkeypatch):
             text += "\n[qat]\ngroup_axis = 'in'\n"
         (tmp_path / "recipes" / f"micro-{stage}.toml").write_text(text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mobilemoe.train.plan.MATMUL_SECONDS", 0.01)
+    monkeypatch.setattr("mobilemoe.train.device.MATMUL_SECONDS", 0.01)
     return tmp_path
 
 

@@ -32,7 +32,7 @@ def test_the_committed_recipe_is_read_with_its_data_beside_it(monkeypatch, tmp_p
 def test_what_a_recipe_leaves_out_is_what_the_paper_says():
     train = table()
     assert (train.betas, train.eps, train.weight_decay, train.clip_norm) == ((0.9, 0.95), 1e-8, 0.1, 1.0)
-    assert (train.z_loss, train.balance_rate, train.precision) == (1e-4, 1e-3, "bf16")
+    assert (train.z_loss, train.balance_rate, train.precision) == (1e-4, 1e-3, "auto")
     assert (train.weights, train.optimizer, train.compile, train.deterministic) == ("fp32", "adamw", None, False)
     recipe = load_recipe(RECIPE)
     assert (recipe.qat, recipe.lora) == (None, None)
@@ -122,12 +122,17 @@ BAD_ENTRIES = {
     "data.mixture=[]": "data.mixture is []: ",
     "data.seed=x": "data.seed is 'x': ",
     "data.holdout=1": "data.holdout is 1: ",
-    "tokenizer.path=7": "tokenizer.path is 7: ",
+    "data.path=": "data.path is '': ",
+    "tokenizer.path=": "tokenizer.path is '': ",
+    "data.mixture=7": "data.mixture is 7: ",
     "model.changes=7": "model.changes is 7: ",
     "model.init=runs/x": "model: a model has either a preset or an init, and only one of them",
     "model={}": "model: a model has either a preset or an init",
     "model={init='x', changes={head_dim=7}}": "model: a model that starts from init keeps its architecture",
     "data.train_on=user": "data.train_on is 'user': ",
+    "train={steps=1,batch_size=1,sequence_length=8,learning_rate=1,weights='bf16',precision='fp32'}": (
+        "train: weights in bf16 are multiplied in bf16: precision cannot be fp32"
+    ),
     "train.weights=int8": "train.weights is 'int8': ",
     "train.optimizer=sgd": "train.optimizer is 'sgd': ",
     "train.compile=maybe": "train.compile is 'maybe': ",
@@ -157,6 +162,30 @@ def test_a_bad_entry_is_refused_by_name_value_and_rule(override, words):
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("value", ["2024-01-01", "123", "true", "07:30:00", "1e3", "1_000", "0x1F", "inf", "[7]", "{}"])
+@pytest.mark.parametrize("entry", ["data.path", "tokenizer.path", "model.init", "qat.distill_from", "name"])
+def test_an_entry_that_is_text_takes_the_value_as_it_is_written(entry, value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if entry == "name" and not value.replace("-", "").replace("_", "").isalnum():
+        return  # no name of a run
+    model = ("model={init='x'}",) if entry == "model.init" else ()
+    recipe = load_recipe(RECIPE, (*model, f"{entry} = {value} "))
+    table, _, last = entry.rpartition(".")
+    found = getattr(getattr(recipe, table) if table else recipe, last)
+    assert Path(found).name == value.strip()
+
+
+def test_text_in_quotes_and_what_may_be_a_list_are_read_as_toml():
+    assert load_recipe(RECIPE, ('name="7"',)).name == "7"
+    mixture = 'data.mixture=[{name="a", weight=1, files=["x.jsonl", "y.jsonl"]}]'
+    assert load_recipe(RECIPE, (mixture,)).data.mixture[0].files == ["x.jsonl", "y.jsonl"]
+
+
+def test_a_recipe_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbf" + RECIPE.read_bytes())
+    assert load_recipe(tmp_path / "bom.toml").train == load_recipe(RECIPE).train
+
+
 @pytest.mark.parametrize("override", ["", "train.steps", "=5", ".steps=5", "train.=5", "train..steps=5"])
 def test_an_override_that_is_no_entry_and_value_is_wrong_usage(override):
     with pytest.raises(UsageError, match=r"is not ENTRY=VALUE, such as train\.steps=200"):
@@ -177,6 +206,8 @@ def test_an_override_below_what_is_no_table_is_wrong_usage(override):
         (b"name = ", "is not valid TOML"),
         (b'name = "a"\nname = "b"\n', "is not valid TOML"),
         (b"\xff\xfe", "is not UTF-8 text at byte 0"),
+        (b"a = " + b"[" * 5000, "is not valid TOML"),
+        (b"a = " + b"9" * 5000, "is not valid TOML"),
         (b"", "name: Field required"),
         (b'name = "a"\n', "model: Field required"),
         (b'name = "a"\nmodel = "nano"\n', "model is 'nano': "),

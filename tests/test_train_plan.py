@@ -24,7 +24,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def recipe(*overrides: str) -> Recipe:
-    return load_recipe(RECIPE, overrides)
+    return load_recipe(RECIPE, ("train.precision=bf16", *overrides))
 
 
 @pytest.fixture
@@ -125,8 +125,9 @@ def test_activation_checkpointing_saves_memory_and_costs_speed(known_device):
 def test_the_expected_speed_is_a_stated_share_of_the_measured_product(known_device):
     flops = accounting.training_flops_per_token(NANO, 512)
     speed, source = expected_speed(recipe(), NANO, CPU, 1)
-    assert speed == pytest.approx(plan_module.CPU_SHARE * 1e12 / flops)
-    assert source == f"expected from {plan_module.CPU_SHARE:.1%} of the 1.00 TFLOP/s of a bf16 matrix product"
+    share = plan_module.CPU_SHARE["bf16"]
+    assert speed == pytest.approx(share * 1e12 / flops)
+    assert source == f"expected from {share:.1%} of the 1.00 TFLOP/s of a bf16 matrix product"
     assert expected_speed(recipe(), NANO, CPU, 8)[0] == pytest.approx(8 * speed)
     wide = preset("S")
     assert "from 45.0% of" in expected_speed(recipe(), wide, GPU, 1)[1]
@@ -164,6 +165,21 @@ def test_a_plan_reads_as_its_numbers(known_device, tmp_path):
     assert "estimated: " in text
     assert "tokens/s, expected from" in text
     assert ", cost " in text
+
+
+def test_what_will_take_years_and_what_looks_like_a_mistake_is_said_with_what_to_change(monkeypatch, tmp_path):
+    monkeypatch.setattr(plan_module, "matmul_flops", lambda device, precision: 1e9)
+    monkeypatch.setattr(plan_module, "faster_precision", lambda kind: "fp32")
+    text = str(make_plan(recipe("train.warmup_steps=1000", "train.steps=10"), preset("S"), tmp_path))
+    assert " 0 tokens/s" not in text
+    assert "0.00 TFLOP/s" not in text
+    assert "1.0 GFLOP/s of a bf16 matrix product" in text
+    assert "train.warmup_steps is 1,000, but the run has only 10 steps" in text
+    assert "multiplies much faster in fp32 than in bf16: set train.precision to fp32\n" in text + "\n"
+    long = str(make_plan(recipe("train.steps=1000000"), preset("S"), tmp_path))
+    assert " years to finish" in long
+    assert "use a GPU, a smaller model.preset" in long
+    assert make_plan(recipe("train.precision=fp32", "train.steps=500"), NANO, tmp_path).notes == ()
 
 
 # The model

@@ -37,7 +37,7 @@ typedef struct mm_sequence mm_sequence;
 typedef struct mm_sampler mm_sampler;
 
 typedef struct {
-  int32_t threads;          /* 0: one for each core */
+  int32_t threads;          /* 0: one for each core that the process may use; of more only so many run */
   mm_kv kv;                 /* how keys and values are kept */
   int32_t fp32_activations; /* 1: exact and slow; 0: int8 */
 } mm_options;

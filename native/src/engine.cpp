@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
-#include <thread>
 
+#include "cores.h"
 #include "error.h"
 #include "forward.h"
 
@@ -12,8 +12,6 @@ namespace mobilemoe {
 namespace {
 
 constexpr int kScoredRows = 16;  // rows of logits in memory at once while scoring
-
-int default_threads() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
 
 // A request's part of one pass.
 struct Part {
@@ -34,7 +32,7 @@ Engine::Engine(Model model, const EngineOptions& options)
     : model_(std::move(model)),
       options_(options),
       kernels_(choose_kernels()),
-      pool_(options.threads == 0 ? default_threads() : options.threads) {
+      pool_(options.threads == 0 ? allowed_cores() : options.threads) {
   if (options_.fp32) options_.kv = KvType::f32;
   forward_ = std::make_unique<Forward>(model_, kernels_, pool_, options_.fp32);
   pass_ = std::make_unique<Pass>();

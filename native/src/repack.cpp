@@ -7,9 +7,9 @@
 #include <cstring>
 #include <exception>
 #include <mutex>
-#include <thread>
 
 #include "atomic_file.h"
+#include "cores.h"
 #include "engine_layout.h"
 #include "error.h"
 #include "thread_pool.h"
@@ -78,7 +78,7 @@ void make_all(const Checkpoint& checkpoint, const Pieces& pieces, int threads, c
   if (fault) std::rethrow_exception(fault);
 }
 
-int thread_count() { return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads); }
+int thread_count() { return std::min(allowed_cores(), kMaxThreads); }
 
 // Zeros, page by page as they are touched.
 std::shared_ptr<uint8_t> allocate(size_t bytes) {

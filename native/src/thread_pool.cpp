@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -49,6 +50,7 @@ bool spin(const Done& done) {
       if (done()) return true;
       pause();
     }
+    std::this_thread::yield();  // to whoever else wants the core
   } while (std::chrono::steady_clock::now() - start < kSpin);
   return done();
 }
@@ -164,12 +166,13 @@ void ThreadPool::Crew::work(int thread) {
   }
 }
 
-ThreadPool::ThreadPool(int threads) : threads_(threads), forks_(count_forks()) {
+ThreadPool::ThreadPool(int threads, int cores)
+    : threads_(threads), running_(std::min(threads, std::max(1, cores))), forks_(count_forks()) {
   if (threads < 1 || threads > kMaxThreads) {
     throw Error(ErrorCode::usage,
                 "threads is " + std::to_string(threads) + ", but must be between 1 and " + std::to_string(kMaxThreads));
   }
-  crew_ = std::make_unique<Crew>(threads);
+  crew_ = std::make_unique<Crew>(running_);
 }
 
 ThreadPool::~ThreadPool() { leave(); }
@@ -184,7 +187,7 @@ void ThreadPool::leave() {
 void ThreadPool::start(int tasks, Call call, const void* closure) {
   if (forks_ != count_forks()) {
     leave();
-    crew_ = std::make_unique<Crew>(threads_);
+    crew_ = std::make_unique<Crew>(running_);
     forks_ = count_forks();
   }
   crew_->run(tasks, call, closure);

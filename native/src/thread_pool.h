@@ -1,8 +1,13 @@
 // Threads that share a list of tasks: each takes the next one until none is left. A forked child of the process has a
 // pool without threads, which starts its own when it has something to do.
+//
+// Of more threads than cores those beyond the cores are not started: they would only take turns with the others, and
+// every list would wait for whichever has no core at the moment.
 #pragma once
 
 #include <memory>
+
+#include "cores.h"
 
 namespace mobilemoe {
 
@@ -12,19 +17,20 @@ int count_forks();
 
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads);  // the caller is one of them; throws Error(usage), Error(memory)
+  // The caller is one of the `threads`, of which at most `cores` run. Throws Error(usage), Error(memory).
+  explicit ThreadPool(int threads, int cores = allowed_cores());
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int threads() const { return threads_; }
+  int threads() const { return threads_; }  // as asked for: work is cut up for so many
 
   // Calls work(task, thread) for each task in 0 .. tasks - 1, in any order, and returns when all are done.
   // `work` must not throw.
   template <class Work>
   void run(int tasks, const Work& work) {
     if (tasks <= 0) return;
-    if (tasks == 1 || threads_ == 1) {
+    if (tasks == 1 || running_ == 1) {
       for (int task = 0; task < tasks; ++task) work(task, 0);
       return;
     }
@@ -40,6 +46,7 @@ class ThreadPool {
   void leave();
 
   const int threads_;
+  const int running_;
   std::unique_ptr<Crew> crew_;
   int forks_;  // of this process when the crew was started: a forked child has none of its threads
 };

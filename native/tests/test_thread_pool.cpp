@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <memory>
@@ -14,7 +15,7 @@ using mobilemoe::test::status_of_child;
 
 TEST(every_task_runs_exactly_once_whatever_the_number_of_threads) {
   for (const int threads : {1, 2, 3, 8}) {
-    ThreadPool pool(threads);
+    ThreadPool pool(threads, threads);
     CHECK_EQ(pool.threads(), threads);
     for (const int tasks : {0, 1, 2, 7, 1000}) {
       std::vector<std::atomic<int>> runs(static_cast<size_t>(tasks));
@@ -26,7 +27,7 @@ TEST(every_task_runs_exactly_once_whatever_the_number_of_threads) {
 
 TEST(thread_numbers_are_below_the_number_of_threads_and_used_by_one_task_at_a_time) {
   constexpr int kThreads = 4;
-  ThreadPool pool(kThreads);
+  ThreadPool pool(kThreads, kThreads);
   std::vector<std::atomic<int>> busy(kThreads);
   std::atomic<bool> fine{true};
   pool.run(2000, [&](int, int thread) {
@@ -37,7 +38,7 @@ TEST(thread_numbers_are_below_the_number_of_threads_and_used_by_one_task_at_a_ti
 }
 
 TEST(what_tasks_write_is_visible_when_run_returns_and_to_the_next_list) {
-  ThreadPool pool(3);
+  ThreadPool pool(3, 3);
   std::vector<int> now(64, 0);  // plain ints: ThreadSanitizer sees any missing order
   std::vector<int> next(64, 0);
   for (int round = 0; round < 2000; ++round) {
@@ -51,7 +52,7 @@ TEST(what_tasks_write_is_visible_when_run_returns_and_to_the_next_list) {
 }
 
 TEST(a_hundred_thousand_tiny_lists_lose_no_task) {
-  ThreadPool pool(2);
+  ThreadPool pool(2, 2);
   std::atomic<int64_t> sum{0};
   for (int i = 0; i < 100000; ++i) {
     const int mine = i;  // dies with the closure: no worker may hold on to it
@@ -61,7 +62,7 @@ TEST(a_hundred_thousand_tiny_lists_lose_no_task) {
 }
 
 TEST(sleeping_workers_wake_up_for_the_next_list) {
-  ThreadPool pool(2);
+  ThreadPool pool(2, 2);
   for (int round = 0; round < 20; ++round) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));  // far beyond the time that workers spin
     // Each task waits for the other one, so both threads must take part.
@@ -74,8 +75,26 @@ TEST(sleeping_workers_wake_up_for_the_next_list) {
   }
 }
 
+TEST(threads_beyond_the_cores_are_not_started_and_their_number_is_kept) {
+  for (const int cores : {0, 1, 3}) {  // 0: a caller's mistake, which is no reason to fail
+    ThreadPool pool(64, cores);
+    CHECK_EQ(pool.threads(), 64);
+    std::vector<std::atomic<int>> of_thread(64);
+    for (int round = 0; round < 50; ++round) {
+      pool.run(100, [&](int, int thread) { ++of_thread[static_cast<size_t>(thread)]; });
+    }
+    int sum = 0;
+    for (int thread = 0; thread < 64; ++thread) {
+      const int count = of_thread[static_cast<size_t>(thread)];
+      CHECK(count == 0 || thread < std::max(1, cores));
+      sum += count;
+    }
+    CHECK_EQ(sum, 50 * 100);
+  }
+}
+
 TEST(more_threads_than_cores_still_get_on) {
-  ThreadPool pool(64);
+  ThreadPool pool(64, 64);
   std::atomic<int> sum{0};
   for (int i = 0; i < 500; ++i) {
     pool.run(128, [&](int, int) { ++sum; });
@@ -84,9 +103,9 @@ TEST(more_threads_than_cores_still_get_on) {
 }
 
 TEST(a_task_may_use_another_pool) {
-  ThreadPool outer(2);
-  ThreadPool first(2);
-  ThreadPool second(3);
+  ThreadPool outer(2, 2);
+  ThreadPool first(2, 2);
+  ThreadPool second(3, 3);
   std::atomic<int> sum{0};
   for (int round = 0; round < 200; ++round) {
     outer.run(2, [&](int task, int) { (task == 0 ? first : second).run(10, [&](int, int) { ++sum; }); });
@@ -96,7 +115,7 @@ TEST(a_task_may_use_another_pool) {
 
 TEST(pools_are_made_and_thrown_away_without_work) {
   for (int i = 0; i < 50; ++i) {
-    const ThreadPool pool(1 + i % 5);
+    const ThreadPool pool(1 + i % 5, 5);
     CHECK_EQ(pool.threads(), 1 + i % 5);
   }
 }

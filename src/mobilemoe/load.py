@@ -53,7 +53,8 @@ def load(
     """Loads a Hub id, a folder, a training run's folder, or a bundled model ("nano").
 
     The native engine runs INT4 weights with `activations` "int8" (its default) or "fp32" (exact, slow), keys and
-    values in `kv` "int8", "fp16" or "fp32" (default: as the activations), on `threads` (default: one per core).
+    values in `kv` "int8", "fp16" or "fp32" (default: as the activations), on `threads` (default: one for each core that
+    this process may use).
     BF16 weights need quantize="int4", which rounds them to nearest, or backend="torch", which computes in fp32, on a
     GPU where there is one, and needs the extra.
     Raises ModelNotFoundError, UsageError, ConfigError, CheckpointError, MissingExtraError.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from rich.console import Console
 
 import mobilemoe
+from mobilemoe.cores import allowed_cores
 from mobilemoe.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -35,7 +37,22 @@ ActivationsOption = Annotated[
     str | None, typer.Option("--activations", help="int8 (the native default) or fp32: exact, slow.")
 ]
 KvOption = Annotated[str | None, typer.Option("--kv", help="Keys and values in int8, fp16 or fp32.")]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", help="By default one for each core.")]
+
+
+def _warn_of_threads(threads: int | None) -> int | None:
+    if threads is not None and threads > (cores := allowed_cores()):
+        print(
+            f"mobilemoe: warning: --threads is {threads}, but this process may use {cores} "
+            f"{'core' if cores == 1 else 'cores'}: no more threads than that will run",
+            file=sys.stderr,
+        )
+    return threads
+
+
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", callback=_warn_of_threads, help="By default one for each core that the process may use."),
+]
 QuantizeOption = Annotated[str | None, typer.Option("--quantize", help="int4: round BF16 weights to nearest and run.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Stop after this many tokens.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy; higher is more varied.")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,6 +52,9 @@ def train(
             if not json:
                 print(planned)
     else:
+        if json and first:  # without the plan, which has them
+            for note in (note for stage in stages for note in stage.notes):
+                print(f"note: {note}", file=sys.stderr)
         values = _run(stages, price, quiet=json or not first, skip=pipeline is not None)
     if json and first:
         print_json({"stages": values} if pipeline else values[0])

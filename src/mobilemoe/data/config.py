@@ -48,7 +48,7 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: str
+    path: str = Field(min_length=1)
     seed: int
     holdout: float = Field(default=HOLDOUT, ge=0, lt=1)
     piece_chars: int = Field(default=6000, ge=16)

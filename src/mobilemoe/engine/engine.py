@@ -50,9 +50,9 @@ class Engine:
     ) -> None:
         """Opens the INT4 model in `folder`, or rounds a BF16 one to INT4 with `quantize`.
 
-        threads: one per core by default. activations: "fp32" is exact and slow. kv: how keys and values are kept, by
-        default as the activations are (with "fp32" always). context: the most tokens of one text, by default those of
-        the model.
+        threads: by default one for each core that this process may use; of more only so many run. activations: "fp32"
+        is exact and slow. kv: how keys and values are kept, by default as the activations are (with "fp32" always).
+        context: the most tokens of one text, by default those of the model.
         Raises UsageError, ConfigError, CheckpointError.
         """
         kv = kv or activations

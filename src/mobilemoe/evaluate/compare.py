@@ -6,7 +6,6 @@ C models, T tokens, V vocabulary, R rows: some of the T tokens.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mobilemoe.cores import allowed_cores
 from mobilemoe.errors import UsageError
 from mobilemoe.evaluate.bits_per_byte import check_window, encode_entry, targets_of
 from mobilemoe.load import Model
@@ -77,7 +77,7 @@ def compare_logits(
     targets_T, count = np.asarray(targets), len(models)
     shape = count, len(targets_T)
     found = LogitsComparison(np.empty(shape[1]), np.empty(shape), np.empty(shape), np.empty(shape, bool))
-    threads = max(1, min(os.cpu_count() or 1, shape[1] * parent_TV.shape[1] // _BLOCK))
+    threads = max(1, min(allowed_cores(), shape[1] * parent_TV.shape[1] // _BLOCK))
     edges = np.linspace(0, shape[1], threads + 1).astype(int)
 
     def work(start: int, stop: int) -> None:

@@ -5,7 +5,6 @@ T tokens, V vocabulary, C chosen: the tokens of a continuation.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from math import prod
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilemoe.chat import ChatTemplate
+from mobilemoe.cores import allowed_cores
 from mobilemoe.errors import CheckpointError, MissingExtraError, TokenizerError
 from mobilemoe.evaluate.scorer import Answer, Prompt
 from mobilemoe.files import sha256_file
@@ -49,8 +49,8 @@ class GgufScorer:
                 str(path),
                 n_ctx=CONTEXT,
                 n_batch=_BATCH,
-                n_threads=threads or os.cpu_count(),
-                n_threads_batch=threads or os.cpu_count(),
+                n_threads=threads or allowed_cores(),
+                n_threads_batch=threads or allowed_cores(),
                 swa_full=True,
                 verbose=False,
             )

@@ -17,6 +17,7 @@ from mobilemoe.checkpoint.run_folder import step_folders
 from mobilemoe.errors import MachineError, TrainError
 from mobilemoe.files import read_json, write_json
 from mobilemoe.train import checkpointing
+from mobilemoe.train.device import settle, with_precision
 from mobilemoe.train.distributed import World, join
 from mobilemoe.train.health import REPORT_FILE, write_report
 from mobilemoe.train.metrics import MetricsLog, ProgressReport, draw_loss, draw_routing, drawing, read_metrics
@@ -53,6 +54,7 @@ class Trainer:
     """A run that is set up; `run_steps` does the work."""
 
     def __init__(self, recipe: Recipe, run: Path, world: World) -> None:
+        recipe = _agreed(recipe, run, world)
         self.recipe, self.run, self.train, self.world = recipe, run, recipe.train, world
         self.setup = set_up(recipe, world)
         self.saver = ShardedSaver() if world.size > 1 else None
@@ -133,6 +135,14 @@ class Trainer:
                 f"the checkpoint of step {step} cannot be written to {self.run}: {fault.strerror}; those before it "
                 "stand: make room and start the same command again"
             ) from None
+
+
+def _agreed(recipe: Recipe, run: Path, world: World) -> Recipe:
+    """`recipe` with its precision settled, which the first process does for all: another might measure otherwise."""
+    if recipe.train.precision != "auto":
+        return recipe
+    in_bf16 = world.is_first and settle(recipe, world.device, run).train.precision == "bf16"
+    return with_precision(recipe, "bf16" if world.any(in_bf16) else "fp32")
 
 
 class _Report:

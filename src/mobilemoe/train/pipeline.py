@@ -14,7 +14,7 @@ from mobilemoe.config import ModelConfig
 from mobilemoe.errors import ConfigError, TrainError
 from mobilemoe.files import read_json
 from mobilemoe.train.loop import Result, train
-from mobilemoe.train.plan import Plan, architecture, make_plan
+from mobilemoe.train.plan import Plan, architecture, make_plan, recipe_notes
 from mobilemoe.train.recipe import Recipe, load_recipe
 
 STAGES = ("pretrain", "midtrain", "sft", "qat")
@@ -43,6 +43,11 @@ class Stage:
     @property
     def finished(self) -> bool:
         return self.steps_done >= self.recipe.train.steps
+
+    @property
+    def notes(self) -> list[str]:
+        """What looks like a mistake in the recipe, a sentence each."""
+        return recipe_notes(self.recipe)
 
     def plan(self, price: float | None = None) -> Plan:
         """What the stage takes; `price` is of one device for an hour."""

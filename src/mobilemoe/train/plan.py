@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,21 +18,24 @@ import torch
 from mobilemoe import accounting
 from mobilemoe.checkpoint.run_folder import newest_model
 from mobilemoe.config import ModelConfig
+from mobilemoe.cores import allowed_cores
 from mobilemoe.errors import ConfigError
 from mobilemoe.hub import find_model
 from mobilemoe.presets import preset
+from mobilemoe.train.device import faster_precision, matmul_flops, set_threads, settle
 from mobilemoe.train.loss import CHUNK
 from mobilemoe.train.metrics import read_metrics
 from mobilemoe.train.recipe import LoraTable, ModelTable, Recipe
+from mobilemoe.train.schedule import learning_rate
 
 BYTES = {"fp32": 4, "bf16": 2}
 RECENT_STEPS = 50  # whose median speed is that of a run under way
-MATMUL_SECONDS = 0.25
+LONG = 14 * 86400  # seconds, beyond which a plan says what to change
 
 # The share of the matrix product's speed that training reaches. A GPU: S's width and more 0.45, and nano, a third as
 # wide, 0.15 on one H100: in proportion. A CPU: nano in bf16. All measured.
 GPU_SHARE, GPU_WIDTH = 0.45, 768
-CPU_SHARE = 0.1
+CPU_SHARE = {"bf16": 0.1, "fp32": 0.17}
 _RECOMPUTED = 3 / 4  # of the speed, where the forward pass runs twice: 6 N useful of 8 N
 
 _ADAPTED = {"attention": "attention", "shared": "shared expert", "experts": "routed experts"}  # to accounting's names
@@ -57,7 +59,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's figures. `seconds` and `cost` are for what is left of it; `cost` is in the currency of the price."""
+    """A run's figures. `seconds` and `cost` are for what is left of it; `cost` is in the currency of the price.
+
+    `notes` are sentences on what looks like a mistake, or will take long, and what to change.
+    """
 
     name: str
     total_parameters: int
@@ -68,11 +73,13 @@ class Plan:
     flops: int
     device: str
     processes: int
+    precision: str
     memory: Memory
     tokens_per_second: float
     speed_source: str
     seconds: float
     cost: float | None
+    notes: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
@@ -87,8 +94,8 @@ class Plan:
             f"{self.name}: {_count(self.total_parameters)} parameters, {_count(self.active_parameters)} active; "
             f"{_count(self.tokens)} tokens in {self.steps:,} steps{done}, {self.flops:.2e} FLOPs\n"
             f"  memory on each of {self.processes} x {self.device}, estimated: {_bytes(self.memory.total)} ({parts})\n"
-            f"  speed: {self.tokens_per_second:,.0f} tokens/s, {self.speed_source}; "
-            f"{_duration(self.seconds)} to finish{cost}"
+            f"  speed in {self.precision}: {_rate(self.tokens_per_second)} tokens/s, {self.speed_source}; "
+            f"{_duration(self.seconds)} to finish{cost}" + "".join(f"\n  note: {note}" for note in self.notes)
         )
 
 
@@ -98,14 +105,29 @@ def make_plan(recipe: Recipe, config: ModelConfig, run: Path, steps_done: int = 
     `price` is of one device for an hour; torchrun's WORLD_SIZE says how many there are. Measures the device's matrix
     product (0.3 s) unless the run's metrics know the speed.
     """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    threads = set_threads(recipe.train)
+    recipe = settle(recipe, device, run)
     train = recipe.train
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     step_tokens = train.batch_size * train.sequence_length
+    flops_per_token = accounting.training_flops_per_token(config, train.sequence_length)
     speed, source = measured_speed(run) if steps_done else None, "as in the run's last steps"
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if speed is None:
         speed, source = expected_speed(recipe, config, device, processes)
     seconds = max(0, train.steps - steps_done) * step_tokens / speed
+    notes = recipe_notes(recipe)
+    if device.type == "cpu" and train.precision == "bf16" and faster_precision("cpu") == "fp32":
+        entry = "train.weights" if train.weights == "bf16" else "train.precision"
+        began = " (this run began in bf16 and stays in it: give the new one another --out)" if steps_done else ""
+        notes.append(f"this CPU multiplies much faster in fp32 than in bf16: set {entry} to fp32{began}")
+    if seconds > LONG:
+        mend = "use a GPU" if device.type == "cpu" else "use more GPUs (torchrun)"
+        notes.append(
+            f"{_duration(seconds)}, since {flops_per_token:.2g} FLOPs a token at this speed are only "
+            f"{_flops(speed * flops_per_token)}: {mend}, a smaller model.preset (nano is the smallest that is of use) "
+            "or fewer train.steps"
+        )
     return Plan(
         name=recipe.name,
         total_parameters=accounting.total_parameters(config),
@@ -113,15 +135,34 @@ def make_plan(recipe: Recipe, config: ModelConfig, run: Path, steps_done: int = 
         steps=train.steps,
         steps_done=steps_done,
         tokens=train.steps * step_tokens,
-        flops=train.steps * step_tokens * accounting.training_flops_per_token(config, train.sequence_length),
-        device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        flops=train.steps * step_tokens * flops_per_token,
+        device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {threads} threads",
         processes=processes,
+        precision=train.precision,
         memory=estimate_memory(recipe, config, processes),
         tokens_per_second=speed,
         speed_source=source,
         seconds=seconds,
         cost=None if price is None else price * processes * seconds / 3600,
+        notes=tuple(notes),
     )
+
+
+def recipe_notes(recipe: Recipe) -> list[str]:
+    """What looks like a mistake in the recipe itself, a sentence each."""
+    train, notes = recipe.train, []
+    if train.warmup_steps >= train.steps:
+        reached = learning_rate(train, train.steps - 1)
+        notes.append(
+            f"train.warmup_steps is {train.warmup_steps:,}, but the run has only {train.steps:,} steps: the learning "
+            f"rate ends at {reached:.2g} of {train.learning_rate:.2g} and never falls; lower train.warmup_steps"
+        )
+    if train.threads is not None and train.threads > allowed_cores():
+        notes.append(
+            f"train.threads is {train.threads:,}, but this process may use only {allowed_cores()} cores: "
+            "more threads than cores wait for each other"
+        )
+    return notes
 
 
 def architecture(model: ModelTable) -> ModelConfig:
@@ -206,33 +247,14 @@ def measured_speed(run: Path) -> float | None:
 
 def expected_speed(recipe: Recipe, config: ModelConfig, device: torch.device, processes: int) -> tuple[float, str]:
     """Tokens per second of all processes together, and in words where the figure comes from."""
-    share = CPU_SHARE
+    share = CPU_SHARE.get(recipe.train.precision, 0.0)
     if device.type == "cuda":
         share = GPU_SHARE * min(1.0, config.hidden_size / GPU_WIDTH)
     if recipe.train.activation_checkpointing:
         share *= _RECOMPUTED
     flops = matmul_flops(device, recipe.train.precision)
     speed = share * flops * processes / accounting.training_flops_per_token(config, recipe.train.sequence_length)
-    product = f"{flops / 1e12:,.2f} TFLOP/s of a {recipe.train.precision} matrix product"
-    return speed, f"expected from {share:.1%} of the {product}"
-
-
-def matmul_flops(device: torch.device, precision: str) -> float:
-    """FLOP/s of a square matrix product: 8192 wide on a GPU, 1024 on a CPU."""
-    size = 8192 if device.type == "cuda" else 1024
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    matrix = torch.randn(size, size, device=device, dtype=dtype)
-    best, end = float("inf"), time.perf_counter() + MATMUL_SECONDS
-    warm = False
-    while time.perf_counter() < end or best == float("inf"):
-        began = time.perf_counter()
-        matrix @ matrix
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if warm:  # the first one pays for what is set up once
-            best = min(best, time.perf_counter() - began)
-        warm = True
-    return 2 * size**3 / best
+    return speed, f"expected from {share:.1%} of the {_flops(flops)} of a {recipe.train.precision} matrix product"
 
 
 def _bytes(size: float) -> str:
@@ -246,8 +268,17 @@ def _count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def _flops(per_second: float) -> str:
+    tera = per_second / 1e12
+    return f"{tera:,.2f} TFLOP/s" if tera >= 0.5 else f"{1000 * tera:,.1f} GFLOP/s"
+
+
+def _rate(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+
+
 def _duration(seconds: float) -> str:
-    for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+    for unit, name in ((365 * 86400, "years"), (86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:,.1f} {name}"
     return f"{seconds:,.0f} seconds"

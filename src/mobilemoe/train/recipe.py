@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -20,6 +21,7 @@ class _Table(BaseModel):
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
 _Beta = Annotated[float, Field(ge=0, lt=1)]
+Precision = Literal["bf16", "fp32"]
 
 
 class ModelTable(_Table):
@@ -29,7 +31,7 @@ class ModelTable(_Table):
     """
 
     preset: str | None = None
-    init: str | None = None
+    init: str | None = Field(default=None, min_length=1)
     changes: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -44,7 +46,7 @@ class ModelTable(_Table):
 class TokenizerTable(_Table):
     """A folder with a tokenizer, or the name of a bundled model."""
 
-    path: str
+    path: str = Field(min_length=1)
 
 
 class TrainTable(_Table):
@@ -52,7 +54,8 @@ class TrainTable(_Table):
 
     `schedule` is how the learning rate falls after the warm-up: over all steps that are left as a cosine or a line; or,
     with "wsd", in a line over the last `decay_share` of all steps, and the steps of the selection bias with it.
-    `precision` is that of matrix products; `weights` that of the stored weights and moments (fp32: master weights).
+    `precision` is that of matrix products ("auto": the faster one on this device, as `device.settle` finds it);
+    `weights` that of the stored weights and moments (fp32: master weights).
     `compile` None compiles on a GPU only. A step whose gradient norm exceeds `spike_factor` times the recent median is
     skipped; after `max_spikes` skipped in a row the run stops.
     """
@@ -73,8 +76,8 @@ class TrainTable(_Table):
     z_loss: float = Field(default=1e-4, ge=0)
     balance_rate: float = Field(default=1e-3, ge=0)
     capacity_factor: float | None = Field(default=None, gt=0)
-    precision: Literal["bf16", "fp32"] = "bf16"
-    weights: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal[Precision, "auto"] = "auto"
+    weights: Precision = "fp32"
     optimizer: Literal["adamw", "muon"] = "adamw"
     compile: bool | None = None
     activation_checkpointing: bool = False
@@ -110,6 +113,12 @@ class TrainTable(_Table):
             return self.steps - max(1, round(self.decay_share * self.steps))
         return self.warmup_steps
 
+    @model_validator(mode="after")
+    def _bf16_weights_are_multiplied_in_bf16(self) -> TrainTable:
+        if (self.weights, self.precision) == ("bf16", "fp32"):
+            raise ValueError("weights in bf16 are multiplied in bf16: precision cannot be fp32, unless weights are too")
+        return self
+
 
 class QatTable(_Table):
     """Quantisation-aware training (SPEC section 5): INT4 weights in groups of 32, INT8 activations.
@@ -121,7 +130,7 @@ class QatTable(_Table):
     group_axis: Literal["in", "out"] = "in"
     activations: Literal["int8", "none"] = "int8"
     learn_scales: bool = False
-    distill_from: str | None = None
+    distill_from: str | None = Field(default=None, min_length=1)
     distill_weight: float = Field(default=0.5, gt=0, le=1)
 
 
@@ -161,20 +170,24 @@ def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
     A relative data.path or tokenizer.path means the recipe's folder where the file says it, and the current folder
     where an override does. Raises ConfigError naming the entry, UsageError for an override that is no entry=value.
     """
-    return validated(Recipe, read_tables(path, overrides), str(path), "recipe")
+    return validated(Recipe, read_tables(Recipe, path, overrides), str(path), "recipe")
 
 
 def read_tables(
+    kind: type[BaseModel],
     path: Path | str,
     overrides: tuple[str, ...],
     resolve: Callable[[dict[str, Any], Path], None] | None = None,
 ) -> dict[str, Any]:
-    """The tables of a TOML file, with overrides, and its paths made absolute by `resolve`."""
+    """The tables of a TOML file of `kind`, with overrides, and its paths made absolute by `resolve`.
+
+    Raises ConfigError for a file that cannot be read, UsageError for an override that is no entry=value.
+    """
     path, resolve = Path(path), resolve or resolve_paths
     tables = read_toml(path, ConfigError)
     resolve(tables, path.parent)
     for override in overrides:
-        _override(tables, override)
+        _override(kind, tables, override)
     resolve(tables, Path.cwd())
     return tables
 
@@ -195,24 +208,53 @@ def resolve_paths(tables: dict[str, Any], root: Path) -> None:
     """Makes the two paths absolute; a tokenizer's that is no folder below `root` stays, being a bundled name."""
     for table, must_exist in (("data", False), ("tokenizer", True)):
         entry = tables.get(table)
-        if isinstance(entry, dict) and isinstance(entry.get("path"), str):
+        if isinstance(entry, dict) and isinstance(entry.get("path"), str) and entry["path"]:
             resolved = (root / entry["path"]).resolve()
             if resolved.is_dir() or not must_exist:
                 entry["path"] = str(resolved)
 
 
-def _override(tables: dict[str, Any], override: str) -> None:
+def _override(kind: type[BaseModel], tables: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
-    *parents, last = name.strip().split(".")
-    if not equals or not all((*parents, last)):
+    *parents, last = path = name.strip().split(".")
+    if not equals or not all(path):
         raise UsageError(f"--set {override!r} is not ENTRY=VALUE, such as train.steps=200")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
     table = tables
     for parent in parents:
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
             raise UsageError(f"--set {override!r}: {parent} is not a table of the recipe")
-    table[last] = value
+    table[last] = _value(text.strip(), _kinds_at(kind, path))
+
+
+def _value(text: str, kinds: set[type]) -> Any:
+    """What `text` means for an entry of these kinds: a TOML value, or the text itself where it is none, or where the
+    entry is text: a folder may be called 2024-01-01 or true."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text
+    return text if str in kinds and type(value) not in kinds else value
+
+
+def _kinds_at(kind: type[BaseModel], path: Sequence[str]) -> set[type]:
+    """The types that the entry at `path` of a `kind` may have; none where there is no such entry."""
+    name, *below = path
+    field = kind.model_fields.get(name)
+    found = set(_types(field.annotation)) if field is not None else set()
+    if not below:
+        return found
+    tables = [table for table in found if issubclass(table, BaseModel)]
+    return set().union(*(_kinds_at(table, below) for table in tables))
+
+
+def _types(annotation: Any) -> Iterator[type]:
+    """The classes that an annotation names: those of a union, and without what is in brackets."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        for part in get_args(annotation):
+            yield from _types(part)
+    elif origin is Annotated:
+        yield from _types(get_args(annotation)[0])
+    elif isinstance(origin or annotation, type):
+        yield origin or annotation

@@ -27,6 +27,7 @@ from mobilemoe.hub import find_model
 from mobilemoe.model import MobileMoE
 from mobilemoe.tokenizer import Tokenizer
 from mobilemoe.train import lora, qat
+from mobilemoe.train.device import DTYPES, set_threads
 from mobilemoe.train.distributed import World, shard
 from mobilemoe.train.optimizer import make_optimizer
 from mobilemoe.train.plan import architecture
@@ -47,7 +48,7 @@ class Setup:
 
 
 def set_up(recipe: Recipe, world: World) -> Setup:
-    """Everything that `recipe` describes, as it is before the first step. Raises the rooms' own errors."""
+    """Everything that `recipe`, its precision settled, describes, before the first step. Raises the rooms' errors."""
     train = recipe.train
     _configure_torch(train, world.device)
     folder = find_model(recipe.tokenizer.path, weights=False)
@@ -149,15 +150,13 @@ def _control_ids(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
 def _teacher(recipe: Recipe, student: MobileMoE, world: World) -> qat.Teacher | None:
     if recipe.qat is None or recipe.qat.distill_from is None:
         return None
-    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
-    teacher = qat.Teacher(recipe.qat.distill_from, student, world.device, dtype)
+    teacher = qat.Teacher(recipe.qat.distill_from, student, world.device, DTYPES[recipe.train.precision])
     prepare_blocks(teacher.model, recipe.train, world.device)
     return teacher
 
 
 def _configure_torch(train: TrainTable, device: torch.device) -> None:
-    if train.threads:
-        torch.set_num_threads(train.threads)
+    set_threads(train)
     if train.deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts, which is later
         torch.use_deterministic_algorithms(True)

@@ -20,6 +20,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mobilemoe import accounting
@@ -27,6 +28,7 @@ from mobilemoe.config import ModelConfig
 from mobilemoe.data.sources import digest
 from mobilemoe.errors import ConfigError
 from mobilemoe.presets import family_member, preset
+from mobilemoe.train.device import settle
 from mobilemoe.train.recipe import Recipe, read_tables, resolve_paths, validated
 
 WIDTHS: tuple[int, ...] = (*range(32, 256, 32), *range(256, 2049, 64))  # those that a size given in parameters may get
@@ -212,7 +214,8 @@ def load_grid(path: Path | str, overrides: tuple[str, ...] = ()) -> Grid:
     Relative paths mean the file's folder where the file says them, and the current folder where an override does.
     Raises ConfigError naming the entry, UsageError for an override that is no entry=value.
     """
-    return make_grid(read_tables(path, overrides, _resolve), str(path))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return settle(make_grid(read_tables(Grid, path, overrides, _resolve), str(path)), device)
 
 
 def _resolve(tables: dict[str, Any], root: Path) -> None:
