@@ -8,7 +8,7 @@ from cli_calls import RECIPE, recipe_options
 from mobilemoe.cli import main as cli_main
 
 VERBS = ["run", "chat", "info", "bench", "train", "quantize", "convert", "eval", "data tokenizer", "data sample"]
-VERBS += ["data prepare", "data chats", "plan", "fit", "sweep", "profile device", "report"]
+VERBS += ["data prepare", "data chats", "data practice", "plan", "fit", "sweep", "profile device", "report"]
 
 
 # Help and wrong usage

@@ -122,3 +122,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() != (tmp_path / "c").read_bytes()
     with pytest.raises(DataError, match="a"):
         write_practice(tmp_path / "a", 50, 1)
+
+
+def test_the_verb_writes_and_counts_them(mobilemoe_cli, tmp_path):
+    told = mobilemoe_cli("data", "practice", "--out", tmp_path / "p.jsonl", "--count", 30, "--seed", 2, "--json").json
+    assert sum(told[kind] for kind in ("sums", "reading", "remembering", "limits") if kind in told) == 30
+    assert len((tmp_path / "p.jsonl").read_text().splitlines()) == 30
