@@ -1,26 +1,23 @@
 """What code that a model wrote cannot do: each test is an attack, and what must hold afterwards."""
 
+import ast
 import os
+import platform
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mobilemoe.evaluate import sandbox
-from mobilemoe.evaluate.sandbox import Outcome, SandboxError, run_code, sandbox_strength
-
-try:
-    sandbox_strength()
-except SandboxError as reason:
-    pytest.skip(str(reason), allow_module_level=True)
-
-
-def attack(program: str, *, seconds: float = 10, memory_bytes: int = 2**28) -> Outcome:
-    return run_code(program, seconds=seconds, memory_bytes=memory_bytes)
+from mobilemoe.evaluate.sandbox import Outcome, SandboxError, sandbox_strength
+from mobilemoe.evaluate.sandbox_calls import calls_of
+from mobilemoe.evaluate.sandbox_files import visible_files
+from sandbox_attacks import attack
 
 
 def processes_with(text: str) -> list[str]:
@@ -70,17 +67,12 @@ def test_only_the_end_of_the_tests_counts_as_passing(program):
     assert attack(program).failure == "error"
 
 
-@pytest.mark.parametrize("family", ["AF_INET", "AF_INET6"])
-def test_it_reaches_no_network_not_even_this_machine(family):
+def test_it_reaches_no_network_not_even_this_machine():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        for host in ("127.0.0.1", "::1", "1.1.1.1"):
-            program = (
-                f"import socket\nwith socket.socket(socket.{family}) as s:\n    s.settimeout(2)\n"
-                f"    try: s.connect(({host!r}, {port}))\n"
-                "    except OSError: pass\n    else: raise SystemExit('connected')"
-            )
-            assert attack(program).passed, "a connection was made, or the attempt killed the program"
+        for host in ("127.0.0.1", "1.1.1.1"):
+            program = f"import socket; socket.create_connection(({host!r}, {port}), timeout=2)"
+            assert "Address family not supported" in attack(program).output
         server.settimeout(0)
         with pytest.raises(BlockingIOError):
             server.accept()
@@ -108,11 +100,45 @@ def test_it_sees_and_writes_no_file_but_its_own(tmp_path):
     ]
     assert attack(f"import os\nassert not any(map(os.path.exists, {paths}))").passed
     assert attack(f"open({str(tmp_path / 'new')!r}, 'w')").failure == "error"
-    for path in ("/usr/planted", "/lib/planted", f"{sys.base_prefix}/planted"):
+    for path in ("/planted", "/usr/planted", "/lib/planted", f"{sys.base_prefix}/planted", f"{os.__file__}.planted"):
         assert attack(f"open({path!r}, 'w')").failure == "error"
         assert not Path(path).exists()
     assert attack("open('a', 'w').write('x'); assert open('a').read() == 'x'").passed
     assert attack("import os; assert os.listdir('.') == []").passed, "a file of another run is still there"
+
+
+def test_of_this_machine_it_sees_the_interpreter_alone():
+    """Not what else lies in /usr, or in the folder that Python is installed in, be it somebody's home."""
+    listed = attack(
+        "import os\nfor folder, names, files in os.walk('/'):\n"
+        "    if folder == os.path.dirname(os.__file__): names[:] = ['site-packages']\n"
+        "    for name in files: print(os.path.join(folder, name))"
+    ).output.splitlines()
+    python = os.path.realpath(sys.executable)
+    assert python in listed
+    standard = os.path.dirname(os.path.realpath(os.__file__))
+    others = [path for path in listed if path != python and not path.startswith(standard + "/")]
+    assert len(others) < 100
+    assert all(".so" in os.path.basename(path) for path in others), others
+    assert not any("-packages/" in path for path in listed)
+
+
+def test_an_interpreter_in_a_home_shows_nothing_else_of_it(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".env").write_text("TOKEN=secret")
+    (home / "lib").symlink_to(Path(sys.base_prefix) / "lib")
+    found = visible_files(os.path.realpath(sys.executable))
+    assert not any(Path(sys.base_prefix) == Path(path) for path in (*found.files, *found.folders))
+    for secret in (
+        home / ".env",
+        Path(sys.base_prefix) / "bin",
+        Path("/usr/bin"),
+        Path("/usr/src"),
+        Path("/usr/share"),
+    ):
+        listing = f"import os\nprint(os.listdir({str(secret)!r}) if os.path.isdir({str(secret)!r}) else [])"
+        assert set(ast.literal_eval(attack(listing).output)) <= {os.path.basename(os.path.realpath(sys.executable))}
 
 
 def test_it_inherits_no_environment_and_no_open_file(monkeypatch, tmp_path):
@@ -144,6 +170,20 @@ def test_a_memory_bomb_ends_itself():
     outcome = attack("x = []\nwhile True: x.append(bytearray(2**24))", memory_bytes=2**28)
     assert outcome.failure == "error"
     assert "MemoryError" in outcome.output
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import os\nfd = os.memfd_create('x')",
+        "import mmap\nx = []\nwhile True:\n    x.append(mmap.mmap(-1, 2**24))\n    x[-1].write(b'x' * 2**24)",
+        "import mmap\nwith open('a', 'wb') as f: f.truncate(2**40)",
+        "import ctypes\nassert ctypes.CDLL(None).shmget(0, 2**28, 0o1600) != -1",
+        "x = bytes(200 * 2**20)",  # with the folder's 64 MiB it is more than 256
+    ],
+)
+def test_no_other_memory_escapes_the_limit(program):
+    assert attack(program, memory_bytes=2**28).failure == "error"
 
 
 def test_files_have_a_limit_together():
@@ -229,7 +269,52 @@ def test_where_the_walls_cannot_be_built_nothing_runs(monkeypatch, tmp_path):
         attack("pass")
 
 
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        ("resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))", "Too many open files"),
+        ("resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))", "File too large"),
+        ("resource.setrlimit(resource.RLIMIT_NPROC, (1, 1)); os.setgid(65534); os.setuid(65534)", ""),
+        ("resource.setrlimit(resource.RLIMIT_AS, (2**28, 2**28))", None),
+        ("os.environ['TMPDIR'] = '/nowhere'; tempfile.tempdir = None", None),
+        ("os.chdir('/'); os.environ.clear()", None),
+    ],
+)
+def test_where_it_cannot_work_it_says_so_before_anything_is_scored(harm, words, tmp_path):
+    """`words` of the reason, None where it works all the same."""
+    script = (
+        "import os, resource, sys, tempfile\nfrom mobilemoe.evaluate.sandbox import SandboxError, sandbox_strength\n"
+        f"{harm}\ntry: print(sandbox_strength())\nexcept SandboxError as reason: print('refused:', reason)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    if words is None:
+        assert done.stdout.startswith("Linux namespaces"), done.stdout
+    elif words or done.stdout.startswith("refused"):
+        assert done.stdout.startswith("refused: generated code cannot be walled in")
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize("program", ["assert 1 + 1 == 3", "import socket"])
+def test_a_sandbox_that_lets_all_pass_or_none_is_not_used(monkeypatch, program):
+    ended = None if program.startswith("assert") else "error"
+    monkeypatch.setattr(sandbox, "run_code", lambda *_, **__: Outcome(ended, "why", 0.1))
+    sandbox_strength.cache_clear()
+    with pytest.raises(SandboxError, match="ended otherwise: why"):
+        sandbox_strength()
+
+
+def test_a_program_that_the_kernel_does_not_start_is_no_failed_solution(monkeypatch):
+    monkeypatch.setattr(sandbox, "calls_of", lambda machine: replace(calls_of(machine), filter=b""))
+    with pytest.raises(SandboxError, match="prctl: Invalid argument"):
+        attack("pass")
+
+
 def test_other_systems_are_refused_in_one_sentence(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(SandboxError, match="Linux namespaces, which darwin lacks"):
+        attack("pass")
+    monkeypatch.undo()
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    with pytest.raises(SandboxError, match="Linux namespaces, which riscv64 lacks"):
         attack("pass")

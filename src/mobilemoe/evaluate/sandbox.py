@@ -1,36 +1,51 @@
 """Runs code that a model wrote, where it can do no harm: no network, no files but its own, limits on all it uses.
 
-The walls are Linux namespaces (sandbox_inside.py builds them): its network has no device, its root folder is an empty
-one in memory (64 MiB, gone afterwards) beside the system's libraries, read-only, and it sees no process but its own, 16
-at most, which all end with it. They need a kernel that lets this user make user namespaces; where it does not, code is
-not run at all. What the walls cannot do: code that searches the interpreter's own frames for the token of `run_code`
-can claim to have passed its tests. It still cannot leave.
+The walls are Linux namespaces (sandbox_inside.py builds them): its network has no device, it sees an empty folder in
+memory (64 MiB, gone afterwards), the interpreter's own files, read-only (sandbox_files.py), and no process but its own,
+16 at most, which all end with it. Of system calls it has only what programs need (sandbox_calls.py): sockets of this
+machine's kind alone, no keys, no memory that no limit counts. All this needs a kernel that lets this user make user
+namespaces; where it does not, code is not run at all. What the walls cannot do: code that searches the interpreter's
+own frames for the token of `run_code` can claim to have passed its tests. It still cannot leave.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import secrets
 import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from mobilemoe.errors import MobileMoEError
 from mobilemoe.evaluate import sandbox_inside
+from mobilemoe.evaluate.sandbox_calls import calls_of
+from mobilemoe.evaluate.sandbox_files import visible_files
 
 MAX_OUTPUT_BYTES = 64 * 2**10
 STRENGTH = (
-    "Linux namespaces: no network, an empty folder in memory for files and read-only libraries beside it, no sight of "
-    "other processes; limits on seconds, memory, output, files and processes"
+    "Linux namespaces and a closed list of system calls: no network, an empty folder in memory for files and the "
+    "interpreter's own beside it, read-only, no sight of other processes; limits on seconds, memory, output, files and "
+    "processes"
 )
+# What the sandbox is tried on before it is trusted: each of these must end as it says.
+_TRIALS = {
+    "import collections, functools, hashlib, heapq, itertools, json, math, random, re, socket, string, typing\n"
+    "with open('kept', 'w') as file: file.write('x' * 2**16)\n"
+    "assert len(open('kept').read()) == 2**16\n"
+    "try: socket.socket(socket.AF_INET)\n"
+    "except OSError: pass\n"
+    "else: raise SystemExit('it can open a network socket')": None,
+    "assert 1 + 1 == 3": "error",
+}
 
 Failure = Literal["error", "time", "output"]
 
@@ -59,36 +74,37 @@ def run_code(program: str, *, seconds: float, memory_bytes: int) -> Outcome:
     any exit before the end and a signal are all "error"; more than 64 KiB of output is "output".
     Raises SandboxError if the walls cannot be built.
     """
-    if sys.platform != "linux":
-        raise SandboxError(f"generated code runs only in a sandbox of Linux namespaces, which {sys.platform} lacks")
+    calls = calls_of(platform.machine())
+    if sys.platform != "linux" or calls is None:
+        here = sys.platform if sys.platform != "linux" else platform.machine()
+        raise SandboxError(f"generated code runs only in a sandbox of Linux namespaces, which {here} lacks")
     token = secrets.token_hex(16)
     python = os.path.realpath(sys.executable)
-    job = {
-        "token": token,
-        "program": program,
-        "seconds": seconds,
-        "memory_bytes": memory_bytes,
-        "python": python,
-        "visible": _visible_folders(python),
-    }
     command = [python, "-I", "-S", "-B", str(Path(sandbox_inside.__file__).resolve())]
-    began = time.monotonic()
-    with tempfile.TemporaryFile() as stdin:
-        stdin.write(json.dumps(job).encode())
-        stdin.seek(0)
+    try:
+        job = {
+            "token": token,
+            "program": program,
+            "seconds": seconds,
+            "memory_bytes": memory_bytes,
+            "python": python,
+            "visible": asdict(visible_files(python)),
+            "filter": calls.filter.hex(),
+            "keyctl": calls.keyctl,
+        }
+        pipe, began = subprocess.PIPE, time.monotonic()
         with subprocess.Popen(
-            command,
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={},
-            cwd="/",
-            start_new_session=True,
+            command, stdin=pipe, stdout=pipe, stderr=pipe, env={}, cwd="/", start_new_session=True
         ) as launcher:
             try:
+                assert launcher.stdin is not None
+                with suppress(BrokenPipeError), launcher.stdin:  # one that failed says why itself
+                    launcher.stdin.write(json.dumps(job).encode())
                 output, verdict, failure = _read_both(launcher, began + seconds)
             finally:
                 launcher.kill()  # and the kernel everything below it
+    except OSError as fault:
+        raise SandboxError(_refusal(str(fault))) from None
     if launcher.returncode not in (0, -signal.SIGKILL):
         raise SandboxError(_refusal(verdict.decode(errors="replace").strip()))
     if failure is None and verdict != token.encode():
@@ -99,9 +115,11 @@ def run_code(program: str, *, seconds: float, memory_bytes: int) -> Outcome:
 @cache
 def sandbox_strength() -> str:
     """What is in force here, in words. Raises SandboxError, with the mend, where code cannot be walled in."""
-    outcome = run_code("assert 1 + 1 == 2", seconds=20, memory_bytes=2**29)
-    if not outcome.passed:
-        raise SandboxError(_refusal(outcome.output.strip() or f"a first program failed: {outcome.failure}"))
+    for program, failure in _TRIALS.items():
+        outcome = run_code(program, seconds=20, memory_bytes=2**29)
+        if outcome.failure != failure:
+            ended = f"a program that must {'fail' if failure else 'pass'} ended otherwise"
+            raise SandboxError(_refusal(f"{ended}: {' '.join(outcome.output.split())[-200:] or outcome.failure}"))
     return STRENGTH
 
 
@@ -111,16 +129,6 @@ def _refusal(fault: str) -> str:
         "(sysctl kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns; Docker's seccomp "
         "profile), or leave the code benchmarks out"
     )
-
-
-def _visible_folders(python: str) -> list[str]:
-    """What an interpreter needs to start, outermost first, each folder once."""
-    wanted = ["/lib", "/lib64", "/usr", os.path.realpath(sys.base_prefix), os.path.dirname(os.path.dirname(python))]
-    found: list[str] = []
-    for folder in sorted({folder for folder in wanted if os.path.isdir(folder) and folder != "/"}):
-        if not any(folder.startswith(other + "/") for other in found):
-            found.append(folder)
-    return found
 
 
 def _read_both(launcher: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bytes, Failure | None]:

@@ -1,11 +1,13 @@
 """The inner half of sandbox.py: a program of its own, started by file name in a bare interpreter (no site packages).
 
-It reads one JSON job from stdin, walls itself in with Linux namespaces and starts the untrusted program there. The
-processes are nested: this launcher (its death kills all below), process 1 of a new process namespace (its end kills
-whatever the program left behind, and the program cannot signal it), the program. Ends with SETUP_FAILED and a line on
-stderr if the kernel refuses any of the walls: the program is not started then.
+It reads one JSON job from stdin, walls itself in with Linux namespaces and starts the untrusted program there, which
+can make only the system calls of the job's filter. The processes are nested: this launcher (its death kills all below),
+process 1 of a new process namespace (its end kills whatever the program left behind, and the program cannot signal it),
+the program. Ends with SETUP_FAILED and a line on stderr if the kernel refuses any of the walls: the program is not
+started then.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -21,9 +23,11 @@ PROCESSES = 16
 FOLDER_BYTES = 64 * 2**20
 
 CLONE_FLAGS = 0x10000000 | 0x40000000 | 0x20000000 | 0x00020000 | 0x08000000 | 0x04000000  # user net pid mount ipc uts
-MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 4096, 16384, 1 << 18
 MNT_DETACH = 2
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+SECCOMP_MODE_FILTER = 2
+KEYCTL_JOIN_SESSION_KEYRING = 1
 MOUNT_SETATTR, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, 0x8000, 1  # the same number on every architecture
 
 # The program and its tests run as one module. The token goes out only after the last test: neither a printed "passed"
@@ -79,80 +83,123 @@ def enter_namespaces() -> None:
         handle.write("0")  # no namespaces inside, where the program would have capabilities again
 
 
-def change_root(visible: list[str]) -> None:
-    """An empty root in memory, of FOLDER_BYTES, that shows the folders `visible`, read-only, and nothing else."""
+def change_root(visible: dict) -> None:  # type: ignore[type-arg]
+    """A root in memory that shows `visible`, read-only, an empty folder to write into, and nothing else."""
     call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
-    sources = {path: os.open(path, os.O_PATH) for path in visible if not os.path.islink(path)}
+    sources = {path: os.open(path, os.O_PATH) for path in visible["folders"] + visible["files"]}
     os.setresgid(USER, USER, USER)
     os.setresuid(USER, USER, USER)
     # Changing the user made this process opaque to itself, and so /proc/self/fd unreadable.
     call("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
-    options = f"size={FOLDER_BYTES},nr_inodes=4096,mode=755".encode()
-    call("mount", b"none", b"/tmp", b"tmpfs", MS_NOSUID | MS_NODEV, options)
-    for path in visible:
+    mount_memory("/tmp", 2**20)
+    for path, source in sources.items():
         target = "/tmp" + path
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        if path not in sources:
-            os.symlink(os.readlink(path), target)
-            continue
-        os.makedirs(target, exist_ok=True)
-        call("mount", f"/proc/self/fd/{sources[path]}".encode(), target.encode(), None, MS_BIND | MS_REC, None)
-        attributes = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY, 0, 0, 0)
-        call("syscall", MOUNT_SETATTR, -100, target.encode(), AT_RECURSIVE, attributes, ctypes.c_size_t(32))
-        os.close(sources[path])
+        if path in visible["folders"]:
+            os.mkdir(target)
+        else:
+            os.close(os.open(target, os.O_CREAT, 0o444))
+        call("mount", f"/proc/self/fd/{source}".encode(), target.encode(), None, MS_BIND | MS_REC, None)
+        make_read_only(target, AT_RECURSIVE)
+        os.close(source)
+    for path in visible["hidden"]:
+        mount_memory("/tmp" + path, 2**12, MS_RDONLY)
+    for path, goal in visible["links"].items():
+        os.makedirs(os.path.dirname("/tmp" + path), exist_ok=True)
+        os.symlink(goal, "/tmp" + path)
     os.mkdir("/tmp/folder")
+    mount_memory("/tmp/folder", FOLDER_BYTES)
+    make_read_only("/tmp", 0)
     os.chdir("/tmp")
     call("pivot_root", b".", b".")
     call("umount2", b".", MNT_DETACH)
     os.chdir("/folder")
 
 
+def mount_memory(path: str, size: int, flags: int = 0) -> None:
+    """An empty folder of at most `size` bytes over the one at `path`."""
+    options = f"size={size},nr_inodes=4096,mode=755".encode()
+    call("mount", b"none", path.encode(), b"tmpfs", MS_NOSUID | MS_NODEV | flags, options)
+
+
+def make_read_only(path: str, flags: int) -> None:
+    """What is mounted at `path`."""
+    attributes = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY, 0, 0, 0)
+    call("syscall", MOUNT_SETATTR, -100, path.encode(), flags, attributes, ctypes.c_size_t(32))
+
+
 def set_limits(seconds: float, memory_bytes: int) -> None:
-    """Of each process, but for the number of processes; hard, so that nothing inside can raise them."""
-    cpu = int(seconds) + 1
+    """Of each process, but for the number of processes; hard, so that nothing inside can raise them.
+
+    What the folder may hold is memory too, and is taken off. Limits that hold already may be narrower.
+    """
     for kind, limit in (
-        (resource.RLIMIT_CPU, cpu),
-        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_CPU, int(seconds) + 1),
+        (resource.RLIMIT_AS, memory_bytes - FOLDER_BYTES),
         (resource.RLIMIT_FSIZE, FOLDER_BYTES),
         (resource.RLIMIT_NPROC, PROCESSES),
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_CORE, 0),
     ):
-        resource.setrlimit(kind, (limit, limit))
+        hard = resource.getrlimit(kind)[1]
+        least = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (least, least))
 
 
-def start_program(job: dict) -> None:  # type: ignore[type-arg]
+def refuse_calls(code: bytes) -> None:
+    """From here on only the system calls that the filter `code` lets through; never undone."""
+
+    class Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_char_p)]
+
+    call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(Program(len(code) // 8, code)), 0, 0)
+
+
+def start_program(job: dict, source: int) -> None:  # type: ignore[type-arg]
     """Becomes the untrusted program; stdin holds the token and the text, stdout and stderr are one pipe."""
-    source = os.memfd_create("program")
-    os.write(source, json.dumps([job["token"], job["program"]]).encode())
-    os.lseek(source, 0, os.SEEK_SET)
     os.dup2(source, 0)  # first: `source` may be the number of VERDICT
     os.dup2(2, VERDICT)
     os.dup2(1, 2)
-    os.closerange(VERDICT + 1, 4096)
-    call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     set_limits(job["seconds"], job["memory_bytes"])
+    refuse_calls(bytes.fromhex(job["filter"]))
     os.execve(job["python"], [job["python"], "-I", "-S", "-B", "-c", RUNNER], {})
 
 
 def run(job: dict) -> None:  # type: ignore[type-arg]
     """Builds the walls, then waits for the program behind them."""
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.syscall(job["keyctl"], KEYCTL_JOIN_SESSION_KEYRING, None)  # not of a kernel that has no keys
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     enter_namespaces()
     change_root(job["visible"])
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # again: changing the user cleared it
     first = os.fork()
     if first != 0:
-        os.waitpid(first, 0)
+        if os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) == SETUP_FAILED:
+            sys.exit(SETUP_FAILED)
         return
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    source, text = os.pipe()
+    heard, fault = os.pipe()  # both are closed when the program starts
     program = os.fork()
     if program == 0:
         try:
-            start_program(job)
+            os.close(text)
+            start_program(job, source)
+        except (OSError, ValueError) as reason:
+            os.write(fault, str(reason).encode())
         finally:
             os._exit(1)
     call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)  # the program may not look into process 1
+    os.close(source)
+    os.close(fault)
+    with contextlib.suppress(BrokenPipeError), open(text, "wb") as pipe:
+        pipe.write(json.dumps([job["token"], job["program"]]).encode())
+    if said := os.read(heard, 4096):
+        os.write(2, said)
+        os._exit(SETUP_FAILED)
     while os.wait()[0] != program:
         pass
     os._exit(0)
@@ -161,6 +208,6 @@ def run(job: dict) -> None:  # type: ignore[type-arg]
 if __name__ == "__main__":
     try:
         run(json.load(sys.stdin))
-    except OSError as fault:
+    except (OSError, ValueError) as fault:
         print(fault, file=sys.stderr)
         sys.exit(SETUP_FAILED)
