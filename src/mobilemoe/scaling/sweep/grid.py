@@ -189,7 +189,8 @@ class Run:
         active, config = accounting.active_parameters(self.config), self.config
         return {
             "id": self.id,
-            "block": self.blocks[0],
+            "block": "+".join(self.blocks),
+            "trunk": self.trunk,  # whose runs are not independent of each other
             "n_active": active,
             "n_active_no_embedding": active - config.vocab_size * config.hidden_size,
             "n_total": accounting.total_parameters(config),
