@@ -145,7 +145,7 @@ def _print(values: list[dict[str, Any]]) -> None:
         column.no_wrap = True
     for run in values:
         table.add_row(*(tell(run) for tell in columns.values()))
-    plain_console(190).print(table)
+    plain_console(210).print(table)
     totals = _totals(values)
     print(
         f"{len(values)} runs, {totals['tokens'] / 1e6:,.0f} M tokens to train on (own), "

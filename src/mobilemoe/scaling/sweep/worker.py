@@ -36,7 +36,7 @@ from mobilemoe.train.distributed import join
 
 GRID = "grid.json"
 SPOILT = 3  # exit status of a worker whose last fault may have left its device unusable: another takes its place
-WAIT = 0.5  # seconds
+WAIT = 1.0  # seconds
 _CODE = (  # what a run's result depends on
     *("config.py", "presets.py", "tokenizer.py", "model/**/*.py", "data/*.py", "train/*.py"),
     "scaling/sweep/*.py",
@@ -118,24 +118,23 @@ class _SpoiltError(Exception):
 
 def _work_through(out: Path, found: list[Unit], text: HeldOutRows, stop: list[int]) -> bool:
     """Tries each unit once; whether something may be left to do."""
-    waits = False
+    waits, known = False, settled(out)
     for unit in found:
         if stop:
             return False
-        if not (left := _left(out, unit)):
+        if not _left(unit, known):
             continue
         with claimed(out / "runs" / unit.id / ".claim") as mine:
             if not mine:
                 waits = True
-            elif left := _left(out, unit):  # now that nobody else can be at them
+            elif left := _left(unit, settled(out)):  # now that nobody else can be at them
                 waits |= not _train_unit(out, Unit(unit.id, left), text, stop)
                 _release()
     return waits
 
 
-def _left(out: Path, unit: Unit) -> tuple[Run, ...]:
-    """The runs of a unit that are neither finished nor failed."""
-    known = settled(out)
+def _left(unit: Unit, known: dict[str, str]) -> tuple[Run, ...]:
+    """The runs of a unit that are not among those settled."""
     return tuple(run for run in unit.runs if known.get(run.id) != run.key)
 
 
