@@ -93,10 +93,21 @@ def _part(path: Path, *, folder: bool) -> Iterator[Path]:
 
 
 @contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Gives the OSErrors of writes the name of the file or folder: they know none, or that of its part."""
+    try:
+        yield
+    except OSError as fault:
+        if fault.filename is None or f"/.{path.name}." in str(fault.filename):
+            fault.filename, fault.filename2 = str(path), None
+        raise
+
+
+@contextmanager
 def atomic_file(path: Path | str) -> Iterator[IO[bytes]]:
     """Yields a binary file beside `path`; on success it is fsynced and renamed to `path`, else removed."""
     path = Path(path)
-    with _part(path, folder=False) as part:
+    with _named(path), _part(path, folder=False) as part:
         try:
             with part.open("w+b") as handle:
                 yield handle
@@ -134,7 +145,7 @@ def atomic_folder(path: Path | str, error: type[MobileMoEError] = MobileMoEError
     """
     path = Path(path)
     refuse_existing(path, error)
-    with _part(path, folder=True) as part:
+    with _named(path), _part(path, folder=True) as part:
         try:
             yield part
             for folder, _, names in os.walk(part):

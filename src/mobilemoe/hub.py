@@ -18,6 +18,8 @@ def find_model(name: str | Path, *, weights: bool = True) -> Path:
 
     Raises ModelNotFoundError if there is no such model, MissingExtraError if the Hub's package is not installed.
     """
+    if not str(name).strip():
+        raise ModelNotFoundError("the model's name is empty")
     folder = Path(name)
     try:
         is_folder, is_file = folder.is_dir(), folder.is_file()

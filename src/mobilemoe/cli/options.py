@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,5 +96,15 @@ def read_recipe(path: Path, overrides: list[str] | None) -> Recipe:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One object on one line, as scripts expect it."""
-    print(json.dumps(value, ensure_ascii=False))
+    """One object on one line, as scripts expect it: what JSON cannot say is null, and any encoding can carry it."""
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") in ("utf8", "utf8sig")
+    print(json.dumps(_sayable(value), ensure_ascii=not utf8, allow_nan=False))
+
+
+def _sayable(value: Any) -> Any:
+    """Without NaN and infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _sayable(each) for name, each in value.items()}
+    return [_sayable(each) for each in value] if isinstance(value, list | tuple) else value
