@@ -9,6 +9,7 @@ import pytest
 
 from mobilemoe.chat import check_messages
 from mobilemoe.data.practice import write_practice
+from mobilemoe.data.practice_passages import about_passage, read_passages
 from mobilemoe.data.practice_reading import UNKNOWN, reading
 from mobilemoe.data.practice_sums import REFUSALS, plain_sum, short_sum, story, sum_and_another, two_steps
 from mobilemoe.errors import DataError
@@ -122,6 +123,41 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() != (tmp_path / "c").read_bytes()
     with pytest.raises(DataError, match="a"):
         write_practice(tmp_path / "a", 50, 1)
+
+
+PROSE = (
+    "Merchants crossed the northern mountains every spring. They carried copper and salted herring to the market. "
+    "The harbour was frozen until the middle of April."
+)
+MORE = (
+    "Astronomers measured the brightness of several comets. Their telescope was built from polished bronze mirrors. "
+    "Clouds covered the valley during most of the autumn."
+)
+
+
+def test_questions_about_real_text_are_answered_by_its_sentences_or_refused(tmp_path):
+    rows = [{"text": f"# Title\n\n{text}\n\nshort", "source": text[:5], "license": "CC0"} for text in (PROSE, MORE)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    passages = read_passages([tmp_path / "text.jsonl"])
+    assert [" ".join(passage.sentences) for passage in passages] == [PROSE, MORE]
+    random, refused = Random(6), 0
+    for _ in range(300):
+        (layout, first), *more = about_passage(random, *passages)
+        assert PROSE in layout
+        for asked, answer in [(layout.replace(PROSE, ""), first), *more]:
+            word = re.search(r"(?:about|mention) (\w+)\?", asked)
+            if answer in UNKNOWN or answer.startswith("No,"):
+                assert word[1].lower() not in PROSE.lower()
+                refused += 1
+            elif not answer.startswith("Yes,"):
+                assert answer in passages[0].sentences
+                assert word is None or word[1] in answer
+    assert refused > 30
+    counts = write_practice(tmp_path / "out.jsonl", 200, 1, [tmp_path / "text.jsonl"])
+    assert counts["passages"] > 20
+    (tmp_path / "code.jsonl").write_text('{"text": "x = 1"}\n')
+    with pytest.raises(DataError, match="no paragraph"):
+        read_passages([tmp_path / "code.jsonl"])
 
 
 def test_the_verb_writes_and_counts_them(mobilemoe_cli, tmp_path):

@@ -142,6 +142,9 @@ def practice(
     out: Annotated[Path, typer.Option(help="The .jsonl file to write.")],
     count: Annotated[int, typer.Option(min=1, max=1_000_000, help="Conversations.")] = 40_000,
     seed: Annotated[int, typer.Option(help="Another seed draws others.")] = 0,
+    passages: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Text to ask about as well, .jsonl[.zst] (repeatable).")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Make conversations by rule: small sums, reading a passage, remembering what was said, saying what it cannot do.
@@ -152,7 +155,7 @@ def practice(
     """
     from mobilemoe.data.practice import write_practice
 
-    counts = write_practice(out, count, seed)
+    counts = write_practice(out, count, seed, passages or [])
     if json:
         print_json({"file": str(out), **counts})
     else:

@@ -1,18 +1,20 @@
 """Conversations made by rule, to practise what a small model gets wrong: small sums, reading a passage, remembering
 what was said before, and saying so when it cannot know.
 
-All are right by construction, and drawn from a seed. They teach a way to answer and no knowledge of the world.
+All are right by construction, and drawn from a seed. They teach a way to answer and no knowledge of the world. Some of
+them may be about passages of given text.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
 from mobilemoe.chat import Message
+from mobilemoe.data.practice_passages import about_passage, read_passages
 from mobilemoe.data.practice_reading import reading
 from mobilemoe.data.practice_sums import (
     Exchange,
@@ -40,6 +42,7 @@ from mobilemoe.files import refuse_existing, write_atomic
 
 SOURCE, LICENSE = "mobilemoe-practice", "Apache-2.0"
 WITH_SYSTEM = 0.25
+PASSAGES = 0.2
 SYSTEM_MESSAGES = (
     "You are a helpful assistant.",
     "You are nano, a small language model.",
@@ -52,20 +55,28 @@ NUMBER_ONLY = ("Answer with a number only.", "Answer with the number and nothing
 ASK_AGAIN = "Please tell me, and I will answer from that."
 
 
-def write_practice(out: Path | str, count: int, seed: int) -> dict[str, int]:
+def write_practice(out: Path | str, count: int, seed: int, files: Sequence[Path | str] = ()) -> dict[str, int]:
     """Writes `count` conversations of all kinds to the JSONL file `out`, none twice; returns how many of each.
 
-    The same count and seed give the same bytes. Raises DataError if `out` exists.
+    PASSAGES of them are about passages of the text `files`, if there are any. The same arguments give the same bytes.
+    Raises DataError if `out` exists, or a file cannot be read or has no prose.
     """
     out = Path(out)
     refuse_existing(out, DataError)
+    passages = read_passages(files) if files else []
     random, counts = Random(seed), Counter[str]()
     lines: list[str] = []
     seen: set[str] = set()
     while len(lines) < count:
-        kind, make = random.choices(KINDS, weights=[weight for *_, weight in KINDS])[0][:2]
-        messages = make(random)
-        line = json.dumps({"messages": messages, "source": SOURCE, "license": LICENSE, "category": kind})
+        source, license = SOURCE, LICENSE
+        if passages and random.random() < PASSAGES:
+            passage, other = random.choice(passages), random.choice(passages)
+            kind, messages = "passages", _messages(_system(random), about_passage(random, passage, other))
+            source, license = f"{SOURCE} + {passage.source}", f"{LICENSE} + {passage.license}"
+        else:
+            kind, make, _ = random.choices(KINDS, weights=[weight for *_, weight in KINDS])[0]
+            messages = make(random)
+        line = json.dumps({"messages": messages, "source": source, "license": license, "category": kind})
         if line not in seen:
             seen.add(line)
             lines.append(line + "\n")

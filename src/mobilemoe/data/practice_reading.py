@@ -52,17 +52,22 @@ def reading(random: Random) -> list[Exchange]:
         else:
             exchanges.append((fact.question, fact.short if bare else fact.answer))
     first, answer = exchanges[0]
-    ask = "Answer in a word or two. " if bare else ""
-    layouts = (
-        f"{passage}\n\n{ask}{first}",
-        f"Read this text: {passage}\n{ask}{first}",
-        f"Text: {passage}\nQuestion: {ask}{first}",
-        f"Here is a passage.\n\n{passage}\n\n{ask}{first}",
-        f"{ask}{first}\n\n{passage}",
-        f"Answer from the passage.\n\nPassage: {passage}\n\nQuestion: {ask}{first}",
-        f"Context: {passage}\n\n{ask}{first}",
+    return [(layout(random, passage, ("Answer in a word or two. " if bare else "") + first), answer), *exchanges[1:]]
+
+
+def layout(random: Random, passage: str, question: str) -> str:
+    """Passage and question as a user might write them."""
+    return random.choice(
+        (
+            f"{passage}\n\n{question}",
+            f"Read this text: {passage}\n{question}",
+            f"Text: {passage}\nQuestion: {question}",
+            f"Here is a passage.\n\n{passage}\n\n{question}",
+            f"{question}\n\n{passage}",
+            f"Answer from the passage.\n\nPassage: {passage}\n\nQuestion: {question}",
+            f"Context: {passage}\n\n{question}",
+        )
     )
-    return [(random.choice(layouts), answer), *exchanges[1:]]
 
 
 def _facts(random: Random) -> tuple[list[Fact], list[Fact]]:
