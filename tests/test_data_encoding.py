@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobilemoe.chat import ChatTemplate, encode_chat
+from mobilemoe.data import encoding
 from mobilemoe.data.encoding import Encoder, open_tokenizer
 from mobilemoe.data.sources import Document
-from mobilemoe.errors import DataError
+from mobilemoe.errors import DataError, TokenizerError
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30)
 STARTS = st.sampled_from(["", " ", "\n", "\n\n", "<|eot|>", "a"])
@@ -65,3 +66,52 @@ def test_a_conversation_that_the_template_refuses_is_named(opened):
     template = ChatTemplate("{{ raise_exception('no system message') }}")
     with pytest.raises(DataError, match=r"chat\.jsonl:7 of s cannot be encoded: .*no system message"):
         Encoder(opened[0], template).encode([chat(("user", "Hi"))])
+
+
+def test_a_message_of_weight_0_is_shown_and_not_learnt(opened, encoder):
+    document = chat(("user", "Once"), ("assistant", "No."), ("user", "And?"), ("assistant", "Yes."))
+    whole, shown, silent = encoder.encode(
+        [document, document._replace(unlearnt=(1,)), document._replace(unlearnt=(1, 3))]
+    )
+    assert whole.ids_N.tolist() == shown.ids_N.tolist() == silent.ids_N.tolist()
+    tokenizer, _ = opened
+    assert tokenizer.decode(shown.ids_N[shown.taught_N], skip_special=False) == "Yes.<|eot|>"
+    assert not silent.taught_N.any()
+
+
+def test_very_long_texts_and_messages_are_cut_before_they_are_split(opened, encoder, monkeypatch):
+    monkeypatch.setattr(encoding, "LONGEST_CHARS", 100)
+    text = "One two three.\n" * 50 + " " * 1000
+    conversation = chat(("user", text), ("assistant", text))
+    tokenizer, _ = opened
+    found, talk = encoder.encode([Document(text, None, "s", "k"), conversation])
+    assert tokenizer.decode(found.ids_N) == text
+    assert tokenizer.decode(talk.ids_N[talk.taught_N]) == text
+
+
+class Refusing:
+    """A tokenizer that panics at one word, as the library does at some 10 million blanks."""
+
+    def __init__(self, tokenizer, fault):
+        self._tokenizer, self._fault = tokenizer, fault
+
+    def __getattr__(self, name):
+        return getattr(self._tokenizer, name)
+
+    def encode_batch(self, texts):
+        if any("panic" in text for text in texts):
+            raise self._fault
+        return self._tokenizer.encode_batch(texts)
+
+
+class PanicException(BaseException):
+    """Named as the library's, which cannot be made from Python."""
+
+
+@pytest.mark.parametrize("fault", [PanicException("retry-limit-in-match over"), TokenizerError("no text")])
+def test_the_document_that_the_tokenizer_refuses_is_named(opened, fault):
+    tokenizer, template = opened
+    encoder = Encoder(Refusing(tokenizer, fault), template)
+    documents = [Document("fine", None, "s", "a:1"), chat(("user", "panic")), Document("panic", None, "s", "a:3")]
+    with pytest.raises(DataError, match=rf"^chat\.jsonl:7 of s cannot be split into tokens: {fault}"):
+        encoder.encode(documents)

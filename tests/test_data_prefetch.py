@@ -11,12 +11,13 @@ from mobilemoe.errors import DataError
 class Counting:
     """Stands in for a loader: batches are numbers."""
 
-    def __init__(self, fails_at=None):
+    def __init__(self, fails_at=None, fault=None):
         self.made, self.fails_at = 0, fails_at
+        self.fault = fault or DataError("the disk is gone")
 
     def __next__(self):
         if self.made == self.fails_at:
-            raise DataError("the disk is gone")
+            raise self.fault
         self.made += 1
         return self.made
 
@@ -44,6 +45,15 @@ def test_a_fault_is_raised_where_its_batch_is_asked_for():
     assert [next(batches) for _ in range(3)] == [1, 2, 3]
     with pytest.raises(DataError, match="the disk is gone"):
         next(batches)
+    batches.close()
+
+
+@pytest.mark.parametrize("fault", [MemoryError("full"), BaseException("a panic"), SystemExit(3)])
+def test_whatever_ends_the_thread_ends_the_wait(fault):
+    batches = Prefetcher(Counting(fails_at=0, fault=fault))
+    for _ in range(2):  # nobody makes another batch
+        with pytest.raises(type(fault)):
+            next(batches)
     batches.close()
 
 

@@ -1,7 +1,13 @@
 """Promises of data.sources and data.shards: every file kind reads the same, and damage is told in one sentence."""
 
+import datetime
+import decimal
 import gzip
 import json
+import os
+from codecs import BOM_UTF8
+from contextlib import suppress
+from glob import escape
 
 import pyarrow
 import pyarrow.parquet
@@ -11,7 +17,7 @@ import zstandard
 from mobilemoe.data import retry, shards
 from mobilemoe.data.config import SourceConfig
 from mobilemoe.data.mixture import open_source
-from mobilemoe.data.sources import Document, HubSource, LocalSource, is_held_out
+from mobilemoe.data.sources import Document, HubSource, LocalSource, document_of_row, is_held_out, messages_as_stored
 from mobilemoe.errors import DataError
 
 ROWS = [{"text": f"Document {i}: naïve 🙂\n" * 20, "source": f"book {i}", "license": "MIT"} for i in range(300)]
@@ -98,6 +104,101 @@ def test_a_pattern_that_cannot_work_is_refused_at_once(tmp_path, pattern, said):
         LocalSource(tmp_path, pattern)
 
 
+BESIDE = (
+    "._a.jsonl .a.jsonl.swp a.jsonl~ #a.jsonl# a.jsonl.bak a.jsonl.orig A.JSONL.OLD a.jsonl.lock a.jsonl.idx .DS_Store "
+    "a.jsonl.sha256 a.jsonl.md5 Thumbs.db desktop.ini a.jsonl.part .ipynb_checkpoints/a-checkpoint.jsonl .git/x.jsonl"
+)
+
+
+@pytest.mark.parametrize("pattern", ["*", "**/*", "*.jsonl*", ["*", "*.jsonl"]])
+def test_what_stands_beside_the_data_is_no_data(tmp_path, pattern):
+    for name in [*BESIDE.split(), "a.jsonl", "b.jsonl"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("not data")
+    assert LocalSource(tmp_path, pattern).shards == ["a.jsonl", "b.jsonl"]
+    (tmp_path / "a.csv").write_text("x")  # may have been meant
+    with pytest.raises(DataError, match=r"a\.csv is of no known kind"):
+        LocalSource(tmp_path, "*")
+
+
+def test_a_hidden_file_is_read_by_its_own_name_alone(tmp_path):
+    name = ".a[1].jsonl"
+    (tmp_path / name).write_text('{"text": "x"}')
+    assert LocalSource(tmp_path, escape(name)).shards == [name]
+    with pytest.raises(DataError, match=r"no file matches '\*' in .* but hidden files and backups \(\.a\[1\]\.jsonl\)"):
+        LocalSource(tmp_path, "*")
+
+
+def test_a_file_and_the_same_packed_are_read_once(tmp_path):
+    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "b.jsonl.gz", "b.jsonl.zst", "c.txt", "c.jsonl"):
+        write(tmp_path / name, LINES)
+    assert LocalSource(tmp_path, ["*.gz", "*"]).shards == ["a.jsonl", "b.jsonl.gz", "c.jsonl", "c.txt"]
+
+
+def test_of_a_pattern_and_the_same_packed_one_has_to_match(tmp_path):
+    write(tmp_path / "a.jsonl.gz", LINES)
+    (tmp_path / "a.jsonl.parts").write_text("x")
+    assert LocalSource(tmp_path, ["*.jsonl", "*.jsonl.gz", "*.jsonl.zst"]).shards == ["a.jsonl.gz"]
+    with pytest.raises(DataError, match=r"no file matches 'b-\*\.jsonl'"):
+        LocalSource(tmp_path, ["*.jsonl.gz", "b-*.jsonl", "b-*.jsonl.gz"])
+
+
+@pytest.mark.parametrize("pattern", ["", "a**", ["*", ""], "a\0b"])
+def test_a_pattern_that_is_none_is_one_sentence(tmp_path, pattern):
+    (tmp_path / "a.jsonl").write_text("{}")
+    with pytest.raises(DataError, match="pattern"):
+        LocalSource(tmp_path, pattern)
+
+
+def test_a_file_whose_name_is_no_text_is_refused(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/a\xff.txt", "w") as file:
+        file.write("x")
+    with pytest.raises(DataError, match="is not UTF-8: rename it"):
+        LocalSource(tmp_path, "*")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt", "a.txt.gz", "a.md"])
+def test_byte_order_marks_are_no_text(tmp_path, name):
+    lines = b'{"text": "one"}\n'
+    is_json = "jsonl" in name
+    for data in (BOM_UTF8 + lines, BOM_UTF8 + b"\r\n" + lines if is_json else BOM_UTF8 + lines):
+        write(tmp_path / name, data)
+        [document] = read_all(LocalSource(tmp_path, "*"))
+        assert document.text == ("one" if is_json else lines.decode())
+    write(tmp_path / name, BOM_UTF8)
+    assert read_all(LocalSource(tmp_path, "*")) == []
+
+
+def test_files_with_marks_may_be_put_together(tmp_path):
+    part = BOM_UTF8 + b'{"text": "one"}\n'
+    (tmp_path / "a.jsonl").write_bytes(part + part + BOM_UTF8 + b"\n" + part)
+    assert [document.key for document in read_all(LocalSource(tmp_path, "*"))] == [
+        "a.jsonl:1",
+        "a.jsonl:2",
+        "a.jsonl:4",
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.zst", "a.txt"])
+def test_wide_text_is_named(tmp_path, name, encoding):
+    write(tmp_path / name, '{"text": "one"}\n{"text": "two"}\n'.encode(encoding))
+    with pytest.raises(DataError, match=rf"{name} is text in UTF-16 or UTF-32: save it as UTF-8"):
+        read_all(LocalSource(tmp_path, "*"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt", "a.parquet"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_what_is_no_file_is_refused_without_waiting(tmp_path, name, kind):
+    path = tmp_path / name
+    path.write_bytes(b"")
+    source = LocalSource(tmp_path, "*")
+    path.unlink()
+    {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda path: path.symlink_to("/dev/zero")}[kind](path)
+    with pytest.raises(DataError, match=r"is no regular file|cannot be read: Is a directory"):
+        read_all(source)
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.txt.gz", "a.txt.zst"])
 def test_a_compressed_file_cut_anywhere_is_an_error_that_names_it(tmp_path, name):
     packed = write(tmp_path / name, LINES)
@@ -129,11 +230,111 @@ def test_a_file_of_noise_is_an_error_that_names_it(tmp_path, name):
         b'{"messages": "hi"}',
         b'{"messages": [{"role": "user"}]}',
         b'{"messages": [{"role": "user", "content": 1}]}',
+        b'{"messages": {}, "text": "x"}',
+        b'{"messages": [], "text": null}',
+        b'{"messages": [{"role": "assistant", "content": null}]}',
+        b'{"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]}',
+        b'{"messages": [{"role": "tool", "content": "", "tool_call_id": "1"}]}',
+        b'{"messages": [{"role": "user", "content": "x", "name": 3}]}',
+        b'{"messages": [{"role": "user", "content": "x", "weight": 0}]}',
+        b'{"messages": [{"role": "assistant", "content": "x", "weight": 0.5}]}',
+        b'{"messages": [{"role": "assistant", "content": "x", "weight": "0"}]}',
+        b'{"messages": [{"role": "\\ud800", "content": "x"}]}',
+        b'{"text": "x", "license": "\\udfff"}',
+        b'{"text": "x", "category": ["\\uDBFF"]}',
+        b'{"text": "x", "source": "\\ud83d"}',
+        b'{"text": "x", "other": {"\\ud83d": 1}}',
+        b'{"text": "\xed\xa0\x80"}',
     ],
 )
 def test_a_bad_line_is_an_error_that_names_file_and_line(tmp_path, line):
     (tmp_path / "bad.jsonl").write_bytes(b'{"text": "fine"}\n' + line + b"\n")
     with pytest.raises(DataError, match=r"bad\.jsonl, line 2,"):
+        read_all(LocalSource(tmp_path, "*"))
+
+
+def test_messages_that_are_none_leave_the_text(tmp_path):
+    rows = [{"messages": nothing, "text": "x"} for nothing in ([], None)]
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, {"messages": CHAT, "text": ""}])
+    )
+    table = pyarrow.table({"messages": [[], None, CHAT], "text": ["x", "x", None]})
+    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+    for name in ("a.jsonl", "b.parquet"):
+        found = read_all(LocalSource(tmp_path, name))
+        assert [(document.text, document.messages) for document in found] == [("x", None), ("x", None), (None, CHAT)]
+
+
+def test_of_a_message_the_name_is_left_out_and_the_weight_kept(tmp_path):
+    asked, said = CHAT
+    messages = [
+        asked | {"name": "Ada", "weight": None},
+        said | {"weight": 0},
+        asked,
+        said | {"weight": 1.0, "tool_calls": []},
+    ]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}))
+    [document] = read_all(LocalSource(tmp_path, "*"))
+    assert document.messages == [asked, said, asked, said]
+    assert document.unlearnt == (1,)
+    again = {"messages": messages_as_stored(document)}
+    assert document_of_row(again, "again", "a.jsonl:1") == document
+
+
+def damaged_text(path, column):
+    """A file whose second row of `column` is Latin-1."""
+    texts = [pyarrow.array(["one", "two", "three"])] * 2
+    wrong = pyarrow.array([b"one", b"caf\xe9", b"three"]).cast(pyarrow.string(), safe=False)
+    names = ["text", column]
+    table = pyarrow.table([wrong if name == column else text for name, text in zip(names, texts, strict=True)], names)
+    pyarrow.parquet.write_table(table, path)
+
+
+@pytest.mark.parametrize("column", ["license", "source", "category"])
+def test_parquet_text_that_is_not_utf8_is_named_by_row_and_column(tmp_path, column):
+    damaged_text(tmp_path / "a.parquet", column)
+    with pytest.raises(DataError, match=rf"a\.parquet, row 2, holds text in '{column}' that is not UTF-8"):
+        read_all(LocalSource(tmp_path, "*"))
+
+
+def test_parquet_columns_that_nobody_asks_for_do_not_matter(tmp_path):
+    damaged_text(tmp_path / "a.parquet", "url")
+    assert [document.text for document in read_all(LocalSource(tmp_path, "*"))] == ["one", "two", "three"]
+
+
+def test_a_damaged_parquet_page_is_an_error_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(retry.time, "sleep", lambda _: pytest.fail("it was tried again"))
+    path = tmp_path / "a.parquet"
+    rows = [{"text": f"{number} " * 50} for number in range(3000)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, compression="snappy")
+    whole = path.read_bytes()
+    for place in range(4, len(whole), len(whole) // 40):
+        path.write_bytes(whole[:place] + bytes(30) + whole[place + 30 :])
+        with suppress(DataError):
+            read_all(LocalSource(tmp_path, "*"))
+    path.write_bytes(whole[:200] + bytes(30) + whole[230:])
+    with pytest.raises(DataError, match=rf"^{path} is damaged \(after row 0\): [^\n]*$"):
+        read_all(LocalSource(tmp_path, "*"))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        [datetime.datetime(2020, 1, 1)],
+        [{"a": 1}],
+        [[1, 2]],
+        [decimal.Decimal("1.5")],
+        [b"\xff"],
+        [True],
+        pyarrow.array([2**62], pyarrow.timestamp("us")),
+        pyarrow.array([[("a", "b")]], pyarrow.map_(pyarrow.string(), pyarrow.string())),
+    ],
+)
+@pytest.mark.parametrize("name", ["text", "source", "messages"])
+def test_parquet_of_other_types_is_one_sentence(tmp_path, name, column):
+    columns = {"text": ["x"]} | {name: column}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet"):
         read_all(LocalSource(tmp_path, "*"))
 
 

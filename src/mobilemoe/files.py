@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -182,6 +183,18 @@ def sha256_file(path: Path | str) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def open_regular(path: Path | str, error: type[MobileMoEError]) -> IO[bytes]:
+    """Opens a regular file; `error` for a pipe or a device, without waiting for it; else OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise error(f"{path} is no regular file")
+
+
 def read_bytes(path: Path | str, error: type[MobileMoEError], limit: int | None = None) -> bytes:
     """The content of a regular file of at most `limit` bytes (64 MiB); `error` with one sentence for anything else.
 
@@ -189,19 +202,17 @@ def read_bytes(path: Path | str, error: type[MobileMoEError], limit: int | None 
     """
     limit = MAX_JSON_BYTES if limit is None else limit
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as handle:
-            kind = os.fstat(handle.fileno())
-            if not stat.S_ISREG(kind.st_mode):
-                raise error(f"{path} is no regular file")
-            data = handle.read(limit + 1) if kind.st_size <= limit else b""
+        with open_regular(path, error) as handle:
+            size = os.fstat(handle.fileno()).st_size
+            data = handle.read(limit + 1) if size <= limit else b""
     except FileNotFoundError:
         raise error(f"{path} does not exist") from None
     except ValueError as fault:  # a NUL in the name
         raise error(f"{str(path)!r} cannot be a file's name: {fault}") from None
     except OSError as fault:
         raise error(f"{path} cannot be read: {fault.strerror}") from None
-    if kind.st_size > limit or len(data) > limit:
-        raise error(f"{path} is {max(kind.st_size, len(data))} bytes, more than the {limit} that it may have here")
+    if size > limit or len(data) > limit:
+        raise error(f"{path} is {max(size, len(data))} bytes, more than the {limit} that it may have here")
     return data
 
 
@@ -226,7 +237,7 @@ def parse_json(data: bytes, where: str, error: type[MobileMoEError]) -> Any:
     text = decode_text(data, where, error)
     try:
         value = json.loads(text)
-        if "\\ud" in text.lower():
+        if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise error(f"{where} holds half a surrogate pair (\\ud800 to \\udfff), which is no text") from None

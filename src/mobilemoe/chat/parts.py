@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol
 
@@ -49,13 +49,22 @@ class Part(NamedTuple):
     taught: tuple[tuple[int, int], ...]
 
 
-def chat_parts(special_pattern: re.Pattern[str], template: ChatTemplate, messages: Sequence[Message]) -> list[Part]:
+def chat_parts(
+    special_pattern: re.Pattern[str],
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    unlearnt: Collection[int] = (),
+) -> list[Part]:
     """The parts that `encode_chat` makes of a finished conversation, and what in them is the assistant's to write.
 
     Where the template marks that by {% generation %}, it is what stands between, as in transformers. Elsewhere it is
     the content of the assistant's messages, and the control token after it where no more than blanks stand between.
-    Raises TokenizerError for a template that changes this content by more than taking the blanks off its ends.
+    Messages at the places `unlearnt` are left out of that.
+    Raises TokenizerError for a template that changes this content by more than taking the blanks off its ends, or
+    marks by itself what is `unlearnt`.
     """
+    if unlearnt and template.marks_generation:
+        raise TokenizerError("its weights cannot be kept: the chat template marks by {% generation %} what is learnt")
     hide, begin, end = _free_marks(template, messages, 3)
     hidden = _hide_names(messages, special_pattern, hide)
     plain = template.render(hidden, add_generation_prompt=False)
@@ -66,7 +75,10 @@ def chat_parts(special_pattern: re.Pattern[str], template: ChatTemplate, message
         raise _rewrites()
     # Marks round the whole content; then, for a template that strips it, inside the blanks at its ends.
     for strips in (False, True):
-        marked = [_mark_content(message, begin, end, strips) for message in hidden]
+        marked = [
+            message if place in unlearnt else _mark_content(message, begin, end, strips)
+            for place, message in enumerate(hidden)
+        ]
         rendered = template.render(marked, add_generation_prompt=False)
         if rendered.replace(begin, "").replace(end, "") == plain:
             return _split_contents(rendered, special_pattern, hide, begin, end)

@@ -13,6 +13,7 @@ from mobilemoe.cli.progress import Progress
 from mobilemoe.errors import DataError, UsageError
 from mobilemoe.files import refuse_existing
 
+MOST_MEGABYTES = 1e9  # a petabyte
 app = typer.Typer(help="Tokenizers, samples, token shards and conversations from training text.", no_args_is_help=True)
 
 
@@ -164,5 +165,5 @@ def practice(
 
 
 def _check_size(megabytes: float) -> None:
-    if not 0 < megabytes < float("inf"):
-        raise UsageError(f"--megabytes is {megabytes}, but must be a positive number")
+    if not 1e-6 <= megabytes <= MOST_MEGABYTES:
+        raise UsageError(f"--megabytes is {megabytes}, but must be from 0.000001 (a byte) to {MOST_MEGABYTES:,.0f}")

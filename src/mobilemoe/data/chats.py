@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mobilemoe.chat import Message
 from mobilemoe.data.near_copies import near_copies, read_conversations
-from mobilemoe.data.sources import Document, LocalSource, digest, is_held_out
+from mobilemoe.data.sources import Document, LocalSource, digest, is_held_out, messages_as_stored
 from mobilemoe.errors import DataError
 from mobilemoe.files import refuse_existing, write_atomic
 
@@ -85,7 +85,9 @@ def write_chats(
     lines = []
     for category, ranked in groups.items():
         ranked.sort(key=lambda entry: entry[0])
-        documents = [document._replace(messages=_tools_as_system(document.messages or [])) for _, document in ranked]
+        documents = [
+            document._replace(messages=_tools_as_system(messages_as_stored(document))) for _, document in ranked
+        ]
         for group in _grouped(documents, seed):
             messages = [message for document in group for message in document.messages or []]
             if _is_single(group[0]):
@@ -143,7 +145,7 @@ def _system_message(document: Document, seed: int) -> list[Message]:
     return [{"role": "system", "content": choices[int(_draw(seed, "which", document.key) * len(choices))]}]
 
 
-def _tools_as_system(messages: list[Message]) -> list[Message]:
+def _tools_as_system(messages: Sequence[Message]) -> list[Message]:
     """GPTeacher's tool-use questions begin with the tools' descriptions, which are a system message's to give.
 
     "toolformer: enabled", "toolformer access: NAME, ...", then for each NAME a description and a line "NAME(argument)".
@@ -151,14 +153,14 @@ def _tools_as_system(messages: list[Message]) -> list[Message]:
     first, *answers = messages
     lines = first["content"].split("\n")
     if first["role"] != "user" or len(lines) < 2 or not lines[1].startswith("toolformer access: "):
-        return messages
+        return list(messages)
     end = 2
     for name in lines[1].removeprefix("toolformer access: ").split(", "):
         while end < len(lines) and not re.fullmatch(rf"{re.escape(name)}\([\w, ]*\)", lines[end]):
             end += 1
         end += 1
     if end >= len(lines):
-        return messages
+        return list(messages)
     system = {"role": "system", "content": TOOLS_MESSAGE + "\n".join(lines[2:end])}
     return [system, {"role": "user", "content": "\n".join(lines[end:])}, *answers]
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import sys
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import accumulate, chain
+from itertools import accumulate, chain, islice
 from pathlib import Path
 
 import numpy as np
 
 from mobilemoe.chat import ChatTemplate, Part, chat_parts
 from mobilemoe.data.sources import Document, Encoded, digest
+from mobilemoe.data.stream import cut_text
 from mobilemoe.errors import DataError, TokenizerError
 from mobilemoe.hub import find_model
 from mobilemoe.tokenizer import EOT, HEADER_END, HEADER_START, Tokenizer
+
+LONGEST_CHARS = 2**20  # that are split into tokens in one go
 
 
 class Encoder:
@@ -44,8 +47,12 @@ class Encoder:
         Raises DataError naming the document for a conversation that the template refuses.
         """
         split = [self._parts(document) for document in documents]
-        plain = dict.fromkeys(part.text for parts in split for part in parts if not part.special)
-        ids = dict(zip(plain, self._tokenizer.encode_batch(list(plain)), strict=True))
+        try:
+            ids = self._ids(part.text for parts in split for part in parts if not part.special)
+        except BaseException as fault:
+            if not _is_refusal(fault):
+                raise
+            raise self._refusal(documents, split) from fault
         encoded = []
         for document, parts in zip(documents, split, strict=True):
             if document.encoded is not None:
@@ -56,6 +63,26 @@ class Encoder:
             else:
                 encoded.append(self._join(parts, ids))
         return encoded
+
+    def _ids(self, texts: Iterable[str]) -> dict[str, list[int]]:
+        """The ids of each text, once; very long ones are cut, since the library gives up at some 10 million blanks."""
+        cut = {text: cut_text(text, LONGEST_CHARS) for text in texts}
+        ids = iter(self._tokenizer.encode_batch(list(chain.from_iterable(cut.values()))))
+        return {
+            text: next(ids) if len(pieces) == 1 else list(chain.from_iterable(islice(ids, len(pieces))))
+            for text, pieces in cut.items()
+        }
+
+    def _refusal(self, documents: Sequence[Document], split: Sequence[list[Part]]) -> DataError:
+        """Which of the documents the tokenizer refuses."""
+        for document, parts in zip(documents, split, strict=True):
+            try:
+                self._ids(part.text for part in parts if not part.special)
+            except BaseException as fault:
+                if not _is_refusal(fault):
+                    raise
+                return DataError(f"{document.key} of {document.source} cannot be split into tokens: {fault}")
+        return DataError(f"a document from {documents[0].key} to {documents[-1].key} cannot be split into tokens")
 
     def _parts(self, document: Document) -> list[Part]:
         if document.encoded is not None:
@@ -69,7 +96,9 @@ class Encoder:
                 "chat_template.jinja beside it"
             )
         try:
-            return chat_parts(self._tokenizer.special_pattern, self._template, document.messages or [])
+            return chat_parts(
+                self._tokenizer.special_pattern, self._template, document.messages or [], document.unlearnt
+            )
         except TokenizerError as fault:
             raise DataError(f"{document.key} of {document.source} cannot be encoded: {fault}") from None
 
@@ -123,3 +152,8 @@ def writes_chats(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
     """Whether the template's control tokens are the tokenizer's: ours, taken where there was none, may not be."""
     ids = {name: tokenizer.encode(name, special=True) for name in (HEADER_START, HEADER_END, EOT)}
     return not template.is_default or all(len(found) == 1 for found in ids.values())
+
+
+def _is_refusal(fault: BaseException) -> bool:
+    """Whether it is the tokenizer's, whose library panics now and then: that is no Exception."""
+    return isinstance(fault, TokenizerError) or type(fault).__name__ == "PanicException"

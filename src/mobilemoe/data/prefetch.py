@@ -20,20 +20,24 @@ class Prefetcher:
 
     def __init__(self, loader: PackedLoader) -> None:
         self._loader = loader
-        self._ready: queue.Queue[tuple[Batch, dict[str, Any]] | Exception] = queue.Queue(DEPTH)
+        self._ready: queue.Queue[tuple[Batch, dict[str, Any]] | BaseException] = queue.Queue(DEPTH)
         self._state: dict[str, Any] | None = None
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._fault: BaseException | None = None
 
     def __iter__(self) -> Prefetcher:
         return self
 
     def __next__(self) -> Batch:
+        if self._fault is not None:
+            raise self._fault
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
             self._thread.start()
         ready = self._ready.get()
-        if isinstance(ready, Exception):
+        if isinstance(ready, BaseException):
+            self._fault = ready
             raise ready
         batch, self._state = ready
         return batch
@@ -64,6 +68,6 @@ class Prefetcher:
             try:
                 batch = next(self._loader)
                 self._ready.put((batch, self._loader.state_dict()))
-            except Exception as fault:  # handed on to the thread that asked
+            except BaseException as fault:  # handed on to the thread that asked, which else would wait for ever
                 self._ready.put(fault)
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -9,6 +10,8 @@ from typing import TypeVar
 from mobilemoe.errors import DataError, MobileMoEError
 
 WAITS = (1.0, 5.0, 25.0)  # seconds before each new attempt; a network or a mount is often back after half a minute
+
+_LASTING = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG)
 
 _Row = TypeVar("_Row")
 
@@ -33,9 +36,16 @@ def read_patiently(
         except MobileMoEError:
             raise
         except passing as fault:
+            if getattr(fault, "errno", None) in _LASTING:
+                raise DataError(f"{name} cannot be read: {getattr(fault, 'strerror', fault)}") from fault
             if failures == len(WAITS):
-                reason = (str(fault).splitlines() or [type(fault).__name__])[0]
                 tries = failures + 1
-                raise DataError(f"{name} cannot be read after row {last}, {tries} attempts failed: {reason}") from fault
+                raise DataError(
+                    f"{name} cannot be read after row {last}, {tries} attempts failed: {_reason(fault)}"
+                ) from fault
             time.sleep(WAITS[failures])
             failures += 1
+
+
+def _reason(fault: Exception) -> str:
+    return (str(fault).splitlines() or [type(fault).__name__])[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobilemoe.data.mixture import build_sources, refuse_tokens
-from mobilemoe.data.sources import Document, Source, Split, digest
+from mobilemoe.data.sources import Document, Source, Split, digest, messages_as_stored
 from mobilemoe.data.stream import cut_document, split_documents
 from mobilemoe.errors import DataError
 from mobilemoe.files import atomic_folder, write_atomic
@@ -113,7 +113,9 @@ def _length_is_right(piece: Document, limit: int) -> bool:
 
 
 def _json_line(piece: Document, domain: str, split: Split) -> str:
-    entry: dict[str, object] = {"text": piece.text} if piece.text is not None else {"messages": piece.messages}
+    entry: dict[str, object] = (
+        {"text": piece.text} if piece.text is not None else {"messages": messages_as_stored(piece)}
+    )
     entry |= {"source": piece.source, "license": piece.license}
     if split == "heldout":
         entry["domain"] = domain

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import zlib
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import IO, Any, Literal
 
-from mobilemoe.errors import DataError, MissingExtraError
+from mobilemoe.errors import DataError, MissingExtraError, MobileMoEError
+from mobilemoe.files import decode_text, open_regular, parse_json
 
 MAX_DOCUMENT_BYTES = 256 * 2**20  # a damaged or hostile file must not fill the memory with one endless line
 ZSTD_INPUT_BYTES = 4096  # at a time: zstd can unpack each byte to 32 kB, so 128 MiB at the very worst
+_PARQUET_ROWS = 256  # decoded at a time
 _KINDS: dict[str, Literal["jsonl", "parquet", "text"]] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -28,44 +31,52 @@ _KINDS: dict[str, Literal["jsonl", "parquet", "text"]] = {
 
 def shard_kind(name: str) -> Literal["jsonl", "parquet", "text"]:
     """What a file holds, by its name without .gz or .zst. Raises DataError for a name that says nothing."""
-    plain = name.removesuffix(".gz").removesuffix(".zst")
-    kind = _KINDS.get(Path(plain).suffix)
+    plain = plain_name(name)
+    kind = _KINDS.get(Path(plain).suffix.lower())
     if kind is None or (kind == "parquet" and plain != name):
         raise DataError(f"{name} is of no known kind: use .jsonl or .txt (also with .gz or .zst), .md, .rst, .parquet")
     return kind
 
 
+def plain_name(name: str) -> str:
+    """A file's name without .gz or .zst."""
+    return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in (".gz", ".zst") else name
+
+
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Pairs (line number from 1, JSON value) of each line that is not blank."""
+    """Pairs (line number from 1, JSON value) of each line that is not blank.
+
+    Byte-order marks are passed over. Raises DataError naming file and line for what is no JSON in UTF-8 or holds half a
+    surrogate pair, OSError if the machine fails.
+    """
     with _open_plain(path) as handle:
         number = 0
         while line := handle.readline(MAX_DOCUMENT_BYTES + 1):
             number += 1
+            if number == 1:
+                _refuse_wide(line, path)
             if len(line) > MAX_DOCUMENT_BYTES:
                 raise DataError(f"{path}, line {number}, is longer than {MAX_DOCUMENT_BYTES} bytes: split the document")
-            if line.isspace():
-                continue
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as fault:
-                raise DataError(f"{path}, line {number}, is not valid JSON: {fault}") from None
-            yield number, value
+            line = line.removeprefix(BOM_UTF8)
+            if line.strip():
+                yield number, parse_json(line, f"{path}, line {number},", DataError)
 
 
 def read_text(path: Path) -> str:
-    """The whole file as one text (UTF-8)."""
+    """The whole file as one text (UTF-8, without its byte-order mark)."""
     with _open_plain(path) as handle:
         data = handle.read(MAX_DOCUMENT_BYTES + 1)
     if len(data) > MAX_DOCUMENT_BYTES:
         raise DataError(f"{path} is longer than {MAX_DOCUMENT_BYTES} bytes: split it into several files")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as fault:
-        raise DataError(f"{path} is not UTF-8 text at byte {fault.start}: convert it first") from None
+    _refuse_wide(data, path)
+    return decode_text(data, str(path), DataError)
 
 
 def read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Pairs (row number from 1, row) with those of `columns` that the file has."""
+    """Pairs (row number from 1, row) with those of `columns` that the file has; no other column is looked at.
+
+    Raises DataError naming file and row for damage and for values that are not what their type says.
+    """
     try:
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
@@ -73,37 +84,68 @@ def read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict
         raise MissingExtraError(f"reading {path.name}", "train") from None
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with open_regular(path, DataError) as handle, pyarrow.parquet.ParquetFile(handle, buffer_size=2**20) as file:
             present = [name for name in columns if name in file.schema_arrow.names]
-            for batch in file.iter_batches(batch_size=256, columns=present):
-                for row in batch.to_pylist():
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=present):
+                for row in _rows(batch, path, number):
                     number += 1
                     yield number, row
-    except pyarrow.ArrowException as fault:
-        raise DataError(f"{path} is not a whole parquet file (after row {number}): {fault}") from None
+    except MobileMoEError:
+        raise
+    except (pyarrow.ArrowException, ValueError, OverflowError, TypeError) as fault:
+        raise DataError(f"{path} is not a whole parquet file (after row {number}): {_one_line(fault)}") from None
+    except OSError as fault:
+        if fault.errno is not None:  # the machine's
+            raise
+        raise DataError(f"{path} is damaged (after row {number}): {_one_line(fault)}") from None
+
+
+def _rows(batch: Any, path: Path, before: int) -> list[dict[str, Any]]:
+    """The rows of a record batch, the `before` + 1st of the file first."""
+    try:
+        return batch.to_pylist()  # type: ignore[no-any-return]
+    except UnicodeDecodeError:
+        for number, name in product(range(batch.num_rows), batch.schema.names):
+            try:
+                batch.column(name).slice(number, 1).to_pylist()
+            except UnicodeDecodeError as fault:
+                place = f"{path}, row {before + number + 1}"
+                raise DataError(f"{place}, holds text in {name!r} that is not UTF-8: {fault.reason}") from None
+        raise
+
+
+def _one_line(fault: Exception) -> str:
+    return " ".join(str(fault).split())
+
+
+def _refuse_wide(data: bytes, path: Path) -> None:
+    """Raises DataError if a file's first bytes are those of UTF-16 or UTF-32."""
+    if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) or (b"\0" in data[:2] and data[:4].strip(b"\0")):
+        raise DataError(f"{path} is text in UTF-16 or UTF-32: save it as UTF-8")
 
 
 @contextmanager
-def _open_plain(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, decompressed by its suffix; damage met while reading becomes a DataError.
+def _open_plain(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a regular file, decompressed by its suffix; damage met while reading becomes a DataError.
 
     An OSError of the machine passes through, since it may be gone at the next attempt.
     """
     faults: tuple[type[Exception], ...] = (gzip.BadGzipFile, EOFError, zlib.error)
+    packing = path.suffix.lower()
     try:
-        if path.suffix == ".zst":
+        if packing == ".zst":
             try:
                 import zstandard
             except ImportError:
                 raise MissingExtraError(f"reading {path.name}", "train") from None
             faults = (*faults, zstandard.ZstdError)
-            with path.open("rb") as packed, io.BufferedReader(_ZstdStream(packed), 2**20) as handle:
+            with open_regular(path, DataError) as packed, io.BufferedReader(_ZstdStream(packed), 2**20) as handle:
                 yield handle
-        elif path.suffix == ".gz":
-            with gzip.open(path) as handle:
-                yield handle  # type: ignore[misc]  # GzipFile is a BinaryIO in all but name
+        elif packing == ".gz":
+            with open_regular(path, DataError) as packed, gzip.open(packed) as handle:
+                yield handle  # type: ignore[misc]  # GzipFile is such a file in all but name
         else:
-            with path.open("rb") as handle:
+            with open_regular(path, DataError) as handle:
                 yield handle
     except faults as fault:
         raise DataError(f"{path} cannot be read to its end, fetch or write it again: {fault}") from None
@@ -112,7 +154,7 @@ def _open_plain(path: Path) -> Iterator[BinaryIO]:
 class _ZstdStream(io.RawIOBase):
     """Decompresses one frame after another; unlike zstandard's own reader it notices a frame that was cut off."""
 
-    def __init__(self, packed: BinaryIO) -> None:
+    def __init__(self, packed: IO[bytes]) -> None:
         import zstandard
 
         self._packed = packed

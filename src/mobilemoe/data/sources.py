@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilemoe.chat import Message, check_messages
+from mobilemoe.data.folder import find_shards
 from mobilemoe.data.retry import read_patiently
 from mobilemoe.data.shards import read_json_lines, read_parquet, read_text, shard_kind
 from mobilemoe.errors import DataError, MissingExtraError, TokenizerError
@@ -41,7 +42,7 @@ class Document(NamedTuple):
 
     Exactly one of `text`, `messages` and (in a prepared shard) `encoded` is set. `source` is the document's own origin
     (a book, a file), `key` says where it was read (`file:line`), `ends` is false for a piece that is followed by more
-    of the same document.
+    of the same document. `unlearnt` are the places of those messages of the assistant's that are shown and not learnt.
     """
 
     text: str | None
@@ -52,6 +53,7 @@ class Document(NamedTuple):
     category: str = ""
     ends: bool = True
     encoded: Encoded | None = None
+    unlearnt: tuple[int, ...] = ()
 
 
 class Source(Protocol):
@@ -110,8 +112,11 @@ class LocalSource:
         def read() -> Iterator[tuple[int, Any]]:
             return read_json_lines(path) if kind == "jsonl" else read_parquet(path, wanted)
 
+        unit = "line" if kind == "jsonl" else "row"
         for number, row in read_patiently(read, str(path)):
-            yield from _documents_of_row(row, self._text_field, f"{name}:{number}", str(path))
+            document = document_of_row(row, f"{path}, {unit} {number},", f"{name}:{number}", self._text_field)
+            if document is not None:
+                yield document
 
 
 class HubSource:
@@ -154,7 +159,9 @@ class HubSource:
             return enumerate(self._dataset.shard(num_shards=len(self.shards), index=shard), 1)
 
         for number, row in read_patiently(read, name, passing=Exception):  # any fault, as above
-            yield from _documents_of_row(row, self._text_field, f"{name}:{number}", name)
+            document = document_of_row(row, f"{name}, row {number},", f"{name}:{number}", self._text_field)
+            if document is not None:
+                yield document
 
 
 def is_held_out(document: Document, fraction: float) -> bool:
@@ -172,22 +179,6 @@ def is_held_out(document: Document, fraction: float) -> bool:
     return int(digest(key), 16) < fraction * 2**64
 
 
-def find_shards(root: Path, patterns: str | Sequence[str]) -> list[str]:
-    """The files below `root` that match one of the glob patterns, each once, sorted, relative to `root`.
-
-    Raises DataError if a pattern leaves the folder or matches nothing.
-    """
-    found: set[Path] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-            raise DataError(f"the pattern {pattern!r} leaves the data folder: write it relative to {root}")
-        matches = [path for path in root.glob(pattern) if path.is_file()]
-        if not matches:
-            raise DataError(f"no file matches {pattern!r} in {root}: check data.path and the pattern")
-        found.update(matches)
-    return sorted(path.relative_to(root).as_posix() for path in found)
-
-
 def shards_fingerprint(root: Path, shards: Sequence[str], *more: str) -> str:
     """A hash of the files' names and sizes, and of `more`."""
     return digest("\n".join([*more, *(f"{shard}\0{(root / shard).stat().st_size}" for shard in shards)]))
@@ -202,33 +193,67 @@ def digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _documents_of_row(row: Any, text_field: str, key: str, where: str) -> Iterator[Document]:
-    """The document of one row, or nothing if its text is blank (empty modules are common and teach nothing)."""
-    place = f"{where}, line {key.rpartition(':')[2]},"
+def document_of_row(row: Any, place: str, key: str, text_field: str = "text") -> Document | None:
+    """The document of one row of a file, or nothing if its text is blank (empty modules are common and teach nothing).
+
+    Messages may be missing, null or an empty list, and then it is the text that counts. Of a message `name` is left
+    out; `weight` 0 says that the assistant's message is shown and not learnt. Raises DataError that begins with
+    `place`.
+    """
     if not isinstance(row, dict):
         raise DataError(f"{place} holds a JSON {type(row).__name__}, not an object with {text_field!r} or 'messages'")
-    messages = None if row.get("messages") is None else _clean_messages(row["messages"], place)
-    text = row.get(text_field) if messages is None else None
+    messages, text = None, None
+    unlearnt: tuple[int, ...] = ()
+    if row.get("messages") not in (None, []):
+        messages, unlearnt = _clean_messages(row["messages"], place)
+    else:
+        text = row.get(text_field)
     source = row.get("source") or key
     if not isinstance(source, str):
         raise DataError(f"{place} has a 'source' that is not a string")
     if messages is None and not isinstance(text, str):
         raise DataError(f"{place} has neither a string {text_field!r} nor 'messages': name the field with text_field")
+    license_, category = str(row.get("license") or ""), str(row.get("category") or "")
     try:
-        for string in (source, text or "", *(message["content"] for message in messages or [])):
+        for string in (source, license_, category, text or "", *(said for m in messages or () for said in m.values())):
             string.encode()
     except UnicodeEncodeError:
         raise DataError(f"{place} holds half a surrogate pair, which is no character: encode the file again") from None
-    if messages is not None or (text and not text.isspace()):
-        yield Document(text, messages, source, key, str(row.get("license") or ""), str(row.get("category") or ""))
+    if messages is None and (not text or text.isspace()):
+        return None
+    return Document(text, messages, source, key, license_, category, unlearnt=unlearnt)
 
 
-def _clean_messages(messages: Any, place: str) -> list[Message]:
-    """Messages with only the keys that are set: parquet gives every message every key, most of them None."""
+def messages_as_stored(document: Document) -> list[dict[str, Any]]:
+    """A conversation as `document_of_row` reads it."""
+    messages = [dict[str, Any](message) for message in document.messages or []]
+    for place in document.unlearnt:
+        messages[place]["weight"] = 0
+    return messages
+
+
+def _clean_messages(messages: Any, place: str) -> tuple[list[Message], tuple[int, ...]]:
+    """Messages of role and content alone, and which are not to be learnt.
+
+    Keys that are None are left out: parquet gives every message every key.
+    """
+    unlearnt = []
     try:
         if isinstance(messages, list) and all(isinstance(message, dict) for message in messages):
-            messages = [{key: text for key, text in message.items() if text is not None} for message in messages]
-        return list(check_messages(messages))
+            messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
+            for number, message in enumerate(messages):
+                if not isinstance(message.pop("name", ""), str):
+                    raise TokenizerError(f"message {number} has a name that is not text")
+                if message.pop("tool_calls", []) != []:
+                    raise TokenizerError(f"message {number} has tool_calls, but only text can be learnt: write it out")
+                if "weight" in message and message.get("role") != "assistant":
+                    raise TokenizerError(f"message {number} has a weight, which only the assistant's may have")
+                weight = message.pop("weight", 1)
+                if weight not in (0, 1):
+                    raise TokenizerError(f"message {number} has the weight {weight!r}, but must have 0 or 1")
+                if not weight:
+                    unlearnt.append(number)
+        return list(check_messages(messages)), tuple(unlearnt)
     except TokenizerError as fault:
         raise DataError(f"{place} has no usable conversation: {fault}") from None
 

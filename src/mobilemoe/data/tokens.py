@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mobilemoe.data.folder import find_shards
 from mobilemoe.data.retry import read_patiently
-from mobilemoe.data.sources import Document, Encoded, find_shards, shards_fingerprint
+from mobilemoe.data.sources import Document, Encoded, shards_fingerprint
 from mobilemoe.errors import DataError
 from mobilemoe.files import atomic_file, read_json
 

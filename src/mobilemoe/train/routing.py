@@ -7,12 +7,11 @@ from pathlib import Path
 
 import torch
 
-from mobilemoe.chat import check_messages
 from mobilemoe.checkpoint import Checkpoint
 from mobilemoe.data.encoding import Encoder, open_tokenizer
 from mobilemoe.data.shards import read_json_lines, read_text, shard_kind
-from mobilemoe.data.sources import Document
-from mobilemoe.errors import DataError, TokenizerError, UsageError
+from mobilemoe.data.sources import Document, document_of_row
+from mobilemoe.errors import DataError, UsageError
 from mobilemoe.model import MobileMoE
 from mobilemoe.train.health import RouterHealth
 
@@ -55,18 +54,9 @@ def _read_file(path: Path) -> Iterator[tuple[str, Document]]:
             yield "text", Document(read_text(path), None, path.name, path.name)
             return
         for number, row in read_json_lines(path):
-            yield _document(row, f"{path}, line {number},")
+            place = f"{path}, line {number},"
+            document = document_of_row(row, place, place)
+            if document is not None:
+                yield str(row.get("domain") or row.get("source") or "text"), document
     except OSError as fault:
         raise DataError(f"{path} cannot be read: {fault.strerror}") from None
-
-
-def _document(row: object, place: str) -> tuple[str, Document]:
-    if not isinstance(row, dict) or not (isinstance(row.get("text"), str) or row.get("messages")):
-        raise DataError(f"{place} has neither text nor messages")
-    domain = str(row.get("domain") or row.get("source") or "text")
-    if row.get("messages") is None:
-        return domain, Document(row["text"], None, domain, place)
-    try:
-        return domain, Document(None, list(check_messages(row["messages"])), domain, place)
-    except TokenizerError as fault:
-        raise DataError(f"{place} has no usable conversation: {fault}") from None

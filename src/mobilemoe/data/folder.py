@@ -1,0 +1,67 @@
+"""Which files of a folder are data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from glob import escape
+from pathlib import Path
+
+from mobilemoe.data.shards import plain_name
+from mobilemoe.errors import DataError
+
+_BACKUPS = ".bak .backup .old .orig .save .sav .rej .tmp .temp .part .partial .crdownload .download .swp .swo .swn"
+_SUMS = (
+    ".md5 .md5sum .sha1 .sha1sum .sha224 .sha256 .sha256sum .sha384 .sha512 .sha512sum .b2 .b3 .crc .crc32 .checksum"
+)
+_ASIDE = frozenset(f"{_BACKUPS} {_SUMS} .lock .pid .idx .index .offsets .sig .asc .log".split())
+
+
+def find_shards(root: Path, patterns: str | Sequence[str]) -> list[str]:
+    """The files below `root` that match one of the glob patterns, each once, sorted, relative to `root`.
+
+    Wildcards match no hidden files, no backups and nothing that belongs to another file (`a.jsonl.sha256`); of a file
+    and the same packed (`a.jsonl`, `a.jsonl.gz`) the first is taken. Raises DataError if a pattern leaves the folder,
+    or neither it nor the same with .gz or .zst matches anything.
+    """
+    names = [patterns] if isinstance(patterns, str) else patterns
+    found: set[str] = set()
+    missing: dict[str, str] = {}  # sentences by pattern
+    for pattern in names:
+        matches = _matches(root, pattern)
+        kept = {name for name in matches if escape(name) == pattern or not _is_aside(name)}
+        found |= kept
+        if not kept:
+            aside = f" but hidden files and backups ({min(matches)})" if matches else ""
+            missing[pattern] = f"no file matches {pattern!r} in {root}{aside}: check data.path and the pattern"
+    met = {plain_name(pattern) for pattern in names if pattern not in missing}
+    for pattern, sentence in missing.items():
+        if plain_name(pattern) not in met:
+            raise DataError(sentence)
+    unpacked: dict[str, str] = {}
+    for name in sorted(found):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"the name of the file {name!r} in {root} is not UTF-8: rename it") from None
+        unpacked.setdefault(plain_name(name), name)
+    return sorted(unpacked.values())
+
+
+def _matches(root: Path, pattern: str) -> set[str]:
+    if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+        raise DataError(f"the pattern {pattern!r} leaves the data folder: write it relative to {root}")
+    try:
+        return {path.relative_to(root).as_posix() for path in root.glob(pattern) if path.is_file()}
+    except (ValueError, NotImplementedError) as fault:
+        raise DataError(f"the pattern {pattern!r} cannot be used: {fault}") from None
+
+
+def _is_aside(name: str) -> bool:
+    """Whether a file is hidden, a backup or about another file, by its path."""
+    *_, last = parts = name.split("/")
+    return (
+        any(part.startswith(".") for part in parts)
+        or last.endswith(("~", "#"))
+        or last.lower() in ("thumbs.db", "desktop.ini")
+        or Path(last).suffix.lower() in _ASIDE
+    )
