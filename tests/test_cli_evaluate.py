@@ -127,3 +127,25 @@ def test_ctrl_c_says_that_nothing_is_lost(evaluate, tiny_folder, monkeypatch):
     ended = evaluate(tiny_folder)
     assert ended.status == 130
     assert "goes on from there" in ended.err
+
+
+def test_a_folder_that_is_named_by_dots_is_called_by_its_name(evaluate, tmp_path, monkeypatch):
+    folder = write_model(tmp_path / "model")
+    (folder / "inner").mkdir()
+    written = tmp_path / "results" / "model-hellaswag-boolq.json"
+    for place, name in ((".", "."), (".", "../model/"), (".", "../model/."), ("inner", ".."), ("inner", "../../model")):
+        monkeypatch.chdir(folder / place)
+        values = evaluate(name, "--limit", "1", "--json").json
+        assert values["written"] == [str(written)]
+        assert json.loads(written.read_text())["model"]["name"].endswith("model")
+        written.unlink()
+
+
+def test_a_damaged_benchmark_is_missing_and_the_other_scored(evaluate, data, tiny_folder):
+    path = data / "boolq.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"query": "no passage"}\n')
+    done = evaluate(tiny_folder)
+    path.write_text(whole)
+    assert done.status == 0
+    assert f"missing: boolq: {path}, line 13, is no item of boolq" in " ".join(done.out.split())

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
 
@@ -219,6 +220,51 @@ def test_a_line_that_a_kill_tore_is_dropped_and_the_others_kept(tmp_path):
         again = Store(settings, tmp_path)
         assert again["c"] == ["é", 1, False]
         assert ("a" in again, "b" in again) == ("a" in kept, "b" in kept)
+
+
+ODD = ("5", "null", '"x"', '"xy"', "[]", "{}", '["c"]', '["c", 5]', '["c", null]', '["c", "text"]', '["c", [1, 2]]')
+ODD += ('["c", [NaN, true]]', '["c", [-0.1, 1]]', '["c", ["text", 1.5, false]]', '["c", ["text", 3, null]]', "[5, 6]")
+ODD += ('[["c"], [-0.1, true]]', '["c", [-0.1, true], 3]', "[" * 100_000, '["c", [-0.1, tru', '"\\ud800"', "\xff", "")
+
+
+@pytest.mark.parametrize("line", ODD)
+def test_a_line_that_holds_no_answer_is_passed_over(tmp_path, line):
+    settings = {"model": "x"}
+    Store(settings, tmp_path).put({"a": [-0.1, True]})
+    [path] = tmp_path.glob("*/requests.jsonl")
+    whole = path.read_bytes()
+    path.write_bytes(line.encode("latin-1") + b"\n" + whole)
+    kept = Store(settings, tmp_path)
+    assert kept["a"] == [-0.1, True]
+    assert "c" not in kept
+
+
+def test_answers_that_another_user_could_have_written_are_not_believed(tmp_path):
+    settings = {"model": "x"}
+    Store(settings, tmp_path).put({"a": [-0.1, True]})
+    [path] = tmp_path.glob("*/requests.jsonl")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    for place, mode in ((path, 0o666), (path, 0o620), (path.parent, 0o777)):
+        before = stat.S_IMODE(place.stat().st_mode)
+        place.chmod(mode)
+        with pytest.raises(DataError, match=r"another user could have written its answers.*--cache"):
+            Store(settings, tmp_path)
+        place.chmod(before)
+    assert Store(settings, tmp_path)["a"] == [-0.1, True]
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="no regular file"):
+        Store(settings, tmp_path)
+
+
+def test_encoding_many_requests_is_told(model, tmp_path):
+    told = []
+    harness = HarnessModel(model, cache_dir=tmp_path, on_progress=lambda *news: told.append(news))
+    score(harness, *[("The", " sea")] * 600)
+    write(harness, *[("The", {"max_gen_toks": 2})] * 300)
+    encoding = [(done, total) for done, total, kind in told if kind == "encoding"]
+    assert encoding == [(256, 600), (512, 600), (256, 300)]
 
 
 def test_progress_goes_from_what_is_kept_to_all(model, tmp_path):

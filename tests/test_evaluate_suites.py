@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -296,6 +297,18 @@ def test_without_the_hub_every_benchmark_is_missing_in_one_line():
     assert len(lines) == 15
     assert all("the Hub cannot be reached" in line for line in lines[1:])
     assert "Traceback" not in done.stderr
+
+
+def test_the_revision_of_data_from_the_hub_is_known_by_the_folder_that_they_are_kept_in():
+    from mobilemoe.evaluate.tasks.build import data_revisions
+
+    def task(path, *folders):
+        files = [{"filename": f"/cache/org___{path}/default/0.0.0/{folder}/test.arrow"} for folder in folders]
+        splits = {"test": SimpleNamespace(cache_files=files), "in memory": SimpleNamespace(cache_files=[])}
+        return SimpleNamespace(dataset=splits, config=SimpleNamespace(dataset_path=f"org/{path}"))
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    assert data_revisions([task("a", commit), task("a", commit), task("b", "0.0.0")]) == [f"org/a@{commit}"]
 
 
 def test_the_network_is_tried_once(monkeypatch):

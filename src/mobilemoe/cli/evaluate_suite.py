@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -146,14 +147,18 @@ def _scorer(name: str, backend: str, load: Callable[[str], Model], settings: Set
         from mobilemoe.evaluate.gguf import GgufScorer
 
         return GgufScorer(name, threads=settings.threads)
-    return ModelScorer(load(name), name)
+    return ModelScorer(load(name), _called(name))
+
+
+def _called(name: str) -> str:
+    """A name that people know the model by: "." and ".." are the folders that they lead to."""
+    return os.path.abspath(name) if Path(name).name in ("", "..") else str(Path(name))
 
 
 def _file_names(names: Sequence[str], suite: str) -> dict[str, str]:
     """A file for each model: its last name and the suite's, in characters that every file system takes."""
     files = {
-        name: re.sub(r"[^\w.-]+", "-", f"{Path(name).stem if name.endswith('.gguf') else Path(name).name}-{suite}")
-        for name in names
+        name: re.sub(r"[^\w.-]+", "-", f"{Path(_called(name).removesuffix('.gguf')).name}-{suite}") for name in names
     }
     if len(set(files.values())) < len(names):
         raise UsageError("two of the models have the same last name, and so the same file of results")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 MAX_NEW_TOKENS = 256  # of an answer where the task says nothing, as in the harness
-_TOGETHER = 256  # requests scored between two writes to the store
+_TOGETHER = 256  # requests scored between two writes to the store, or encoded between two words about it
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 OnProgress = Callable[[int, int, str], None]
@@ -76,6 +76,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         self._store = Store(self.scorer.settings, None if cache_dir is None else Path(cache_dir))
         self._prefix = self.scorer.token_text(self.scorer.prefix_id)
         self._tokens: dict[tuple[str, ...], int] = {}
+        self._encoded = self._to_encode = 0
 
     # What the harness asks about the model
 
@@ -121,6 +122,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """log P(continuation | context) in nats of each request, and whether greedy decoding gives it."""
+        self._encoded, self._to_encode = 0, len(requests)
         found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
         return found
 
@@ -147,9 +149,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         keys: list[str] = []
         prompts: dict[str, Prompt] = {}
         asked: Counter[str] = Counter()
+        self._encoded, self._to_encode = 0, len(requests)
         for request in requests:
             context, settings = request.args
             ids, room, stop, sampling = self._read_generation(context, settings)
+            self._tell_encoded()
             key = digest(["generate", ids, room, stop, sampling])
             if sampling["temperature"]:
                 # Asked again, it is to give another sample; with a seed of its own each can be had a second time.
@@ -173,6 +177,17 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return texts
 
     # How they are answered
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
+        self._tell_encoded()
+        return pair
+
+    def _tell_encoded(self) -> None:
+        """A run that goes on encodes all its requests again before it finds what is answered already."""
+        self._encoded += 1
+        if self._encoded % _TOGETHER == 0:
+            self._tell(self._encoded, self._to_encode, "encoding")
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Encoded], disable_tqdm: bool = True, kind: str = "log-likelihood"

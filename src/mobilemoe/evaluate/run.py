@@ -25,6 +25,7 @@ from mobilemoe.evaluate.local import NO_HUB
 from mobilemoe.evaluate.results import Results, write_examples
 from mobilemoe.evaluate.scorer import decode_ms
 from mobilemoe.evaluate.suites import Benchmark, build_tasks, find_benchmarks
+from mobilemoe.evaluate.tasks.build import data_revisions
 
 FEWSHOT_SEED = 1234  # lm_eval's own, with which it draws the examples of a prompt
 _RESAMPLES = 1000  # for standard errors of metrics that are no means
@@ -115,6 +116,7 @@ def evaluate(
         if of_parts:
             row = _row(benchmark, of_parts) | {"prompt": "conversation" if benchmark.name in in_chat else "text"}
             row["note"] = "; ".join(filter(None, (row["note"], unscored)))
+            row["data"] = data_revisions(parts[benchmark.name].values())
             lines += _examples(benchmark.name, row["main_metric"], of_parts, model)
             rows[benchmark.name] = row
         elif unscored:

@@ -6,9 +6,13 @@ appended a batch at a time.
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
+import stat
 from collections.abc import Mapping
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,7 +30,7 @@ class Store:
     """Results of requests by key, for one model under one group of settings; `put` returns when they are on disk.
 
     The folder is named by a hash of `settings`, inside `folder` (default: the user's cache; without a home nothing is
-    kept). Several processes may write at a time. DataError where nothing can be written.
+    kept). Several processes may write at a time. DataError where nothing can be written, or others may write too.
     """
 
     def __init__(self, settings: Mapping[str, Any], folder: Path | None = None) -> None:
@@ -38,6 +42,7 @@ class Store:
             return
         self._path = root / digest(settings) / "requests.jsonl"
         try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_json(self._path.parent / "settings.json", dict(settings))  # for people who look into the cache
             if self._path.exists():
                 self._read(self._path)
@@ -57,7 +62,7 @@ class Store:
             return
         lines = "".join(json.dumps([key, value], ensure_ascii=False) + "\n" for key, value in results.items())
         try:
-            with self._path.open("ab+") as file:
+            with open(self._path, "ab+", opener=partial(os.open, mode=0o600)) as file:
                 if file.tell() and not self._ends_a_line():
                     lines = "\n" + lines  # behind a line that a kill tore
                 file.write(lines.encode())
@@ -73,14 +78,29 @@ class Store:
             return file.read() == b"\n"
 
     def _read(self, path: Path) -> None:
+        for place in (path.parent, path):
+            status = place.stat()
+            if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+                raise OSError(errno.EPERM, "another user could have written its answers")
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
         for line in path.read_bytes().splitlines():
             try:
-                key, value = json.loads(line)
-            except ValueError:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
                 continue  # torn by a kill: that batch is computed again
-            self._results[key] = value
+            if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and _is_result(entry[1]):
+                self._results[entry[0]] = entry[1]
 
     def _refusal(self, fault: OSError) -> DataError:
         return DataError(
             f"finished requests cannot be kept in {self._path} ({fault.strerror}): name another folder with --cache"
         )
+
+
+def _is_result(value: Any) -> bool:
+    """Whether it has the form of a log-likelihood, [nats, greedy], or of an answer, [text, tokens, capped]."""
+    if not isinstance(value, list):
+        return False
+    kinds = [type(each) for each in value]
+    return (kinds == [float, bool] and not math.isnan(value[0])) or kinds == [str, int, bool]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mobilemoe.evaluate.suites import Benchmark
 
 Config = dict[str, Any]
+_COMMIT = re.compile("[0-9a-f]{40}")
 FOLDERS = Path(lm_eval.tasks.__file__).parent
 
 
@@ -70,6 +72,19 @@ def build_task(benchmark: Benchmark, data_dir: Path | None) -> Any:
         if benchmark.limit is not None:
             _limit(task, benchmark.limit)
     return tasks if len(tasks) > 1 else tasks[0]
+
+
+def data_revisions(tasks: Iterable[Any]) -> list[str]:
+    """The data sets of the Hub that `tasks` were built from, each as "ORG/NAME@COMMIT".
+
+    The commit is in the name of the folder that the Hub's client keeps the data in.
+    """
+    found = set()
+    for task in tasks:
+        for split in task.dataset.values():
+            folders = {Path(file["filename"]).parent.name for file in getattr(split, "cache_files", ())}
+            found |= {f"{task.config.dataset_path}@{name}" for name in folders if _COMMIT.fullmatch(name)}
+    return sorted(found)
 
 
 def _hub_tasks(benchmark: Benchmark, manager: TaskManager) -> list[Any]:
