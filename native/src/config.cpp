@@ -2,129 +2,20 @@
 
 #include <algorithm>
 #include <cmath>
-#include <initializer_list>
 
-#include "json.h"
+#include "config_fields.h"
+#include "config_keys.h"
+#include "config_rope.h"
 
 namespace mobilemoe {
 namespace {
 
-constexpr int64_t kLargest = 1 << 24;  // of every size
+using config_fields::fail;
+using config_fields::Fields;
+using config_fields::kLargest;
+using config_fields::show;
+
 constexpr std::string_view kFull = "full_attention", kSliding = "sliding_attention";
-
-[[noreturn]] void fail(const std::string& what) { throw Error(ErrorCode::config, what); }
-
-std::string show(const Json& value) {
-  if (value.text() != nullptr) return shorten(*value.text());
-  constexpr size_t kLongest = 60;
-  std::string out(value.source.substr(0, kLongest));
-  std::replace_if(out.begin(), out.end(), [](char c) { return c < ' '; }, ' ');
-  return value.source.size() > kLongest ? out + "..." : out;
-}
-
-// The fields of one object; missing and null are the same unless said otherwise.
-class Fields {
- public:
-  Fields(const Json& object, std::string prefix) : object_(object), prefix_(std::move(prefix)) {
-    if (object.members() == nullptr) {
-      fail((prefix_.empty() ? "the config" : prefix_.substr(0, prefix_.size() - 1)) + " is " + show(object) +
-           ", not an object");
-    }
-  }
-
-  const Json* get(const char* name) const {
-    const Json* value = object_.find(name);
-    return value == nullptr || value->is_null() ? nullptr : value;
-  }
-
-  const Json& need(const char* name) const {
-    const Json* value = object_.find(name);
-    if (value == nullptr) fail(prefix_ + name + " is missing");
-    return *value;
-  }
-
-  [[noreturn]] void refuse(const char* name, const std::string& rule) const {
-    fail(prefix_ + name + " is " + show(*object_.find(name)) + rule);
-  }
-
-  // Whether the field holds a whole number within lowest .. 2^24; `out` keeps its default where the field is missing.
-  void size(const char* name, int lowest, int& out) const {
-    const Json* value = object_.find(name);
-    if (value == nullptr) return;
-    const int64_t* number = value->integer();
-    if (number == nullptr) refuse(name, ", not a whole number");
-    if (*number < lowest || *number > kLargest) {
-      refuse(name, ", but must be within " + std::to_string(lowest) + " and " + std::to_string(kLargest));
-    }
-    out = static_cast<int>(*number);
-  }
-
-  void required_size(const char* name, int& out) const {
-    need(name);
-    size(name, 1, out);
-  }
-
-  void number(const char* name, double& out) const {
-    const Json* value = object_.find(name);
-    if (value == nullptr) return;
-    const std::optional<double> number = value->number();
-    if (!number) refuse(name, ", not a number");
-    if (!std::isfinite(*number)) refuse(name, ", not a finite number");
-    out = *number;
-  }
-
-  void positive(const char* name, double& out) const {
-    number(name, out);
-    if (out <= 0) refuse(name, ", but must be positive");
-  }
-
-  void flag(const char* name, bool& out) const {
-    const Json* value = object_.find(name);
-    if (value == nullptr) return;
-    if (value->boolean() == nullptr) refuse(name, ", neither true nor false");
-    out = *value->boolean();
-  }
-
-  // The index of the field's text among `words`; `otherwise` where the field is missing.
-  size_t word(const char* name, std::initializer_list<std::string_view> words, size_t otherwise) const {
-    const Json* value = object_.find(name);
-    if (value == nullptr) return otherwise;
-    const auto* found = value->text() == nullptr ? words.end() : std::find(words.begin(), words.end(), *value->text());
-    if (found != words.end()) return static_cast<size_t>(found - words.begin());
-    std::string all;
-    for (const std::string_view each : words) all += (all.empty() ? "" : ", ") + std::string(each);
-    refuse(name, ", not one of " + all);
-  }
-
-  const Json::Items& list(const char* name) const {
-    static const Json::Items kNone;
-    const Json* value = get(name);
-    if (value == nullptr) return kNone;
-    if (value->items() == nullptr) refuse(name, ", not a list");
-    return *value->items();
-  }
-
-  // What must stand there if anything does: another value means another model. True and false count as 1 and 0.
-  void fixed(const char* name, std::string_view wanted) const {
-    const Json* value = object_.find(name);
-    if (value == nullptr || (value->text() != nullptr && *value->text() == wanted)) return;
-    refuse(name, ", but only \"" + std::string(wanted) + "\" is supported");
-  }
-  void fixed(const char* name, int wanted) const {
-    const Json* value = object_.find(name);
-    if (value == nullptr || is_number(*value, wanted)) return;
-    refuse(name, ", but only " + std::to_string(wanted) + " is supported");
-  }
-
-  static bool is_number(const Json& value, int wanted) {
-    const std::optional<double> number = value.boolean() != nullptr ? *value.boolean() : value.number();
-    return number && *number == wanted;
-  }
-
- private:
-  const Json& object_;
-  std::string prefix_;  // "rope_scaling." in messages
-};
 
 void check_family(const Fields& fields) {
   fields.fixed("model_type", "mobilemoe");
@@ -192,13 +83,19 @@ void read_attention(const Fields& fields, Config& config) {
   config.attention_scale = 1 / std::sqrt(config.head_dim);
   if (fields.get("attention_scale") != nullptr) fields.number("attention_scale", config.attention_scale);
 
-  int sliding_window = 0;
+  int& sliding_window = config.sliding_window;
   if (fields.get("sliding_window") != nullptr) fields.size("sliding_window", 1, sliding_window);
   const Json::Items& types = fields.list("layer_types");
   const auto layers = static_cast<size_t>(config.num_hidden_layers);
   if (!types.empty() && types.size() != layers) {
     fail("layer_types has " + std::to_string(types.size()) + " entries, but num_hidden_layers is " +
          std::to_string(layers));
+  }
+  const Json* use_window = fields.get("use_sliding_window");
+  const bool unused = use_window != nullptr && Fields::is_number(*use_window, 0);
+  if (sliding_window != 0 && types.empty() && !unused && sliding_window < config.max_position_embeddings) {
+    fail("sliding_window is " + std::to_string(sliding_window) +
+         ", but layer_types does not say which layers have that window");
   }
   config.window.assign(layers, 0);
   for (size_t layer = 0; layer < types.size(); ++layer) {
@@ -212,32 +109,13 @@ void read_attention(const Fields& fields, Config& config) {
   }
 }
 
-void read_rope(const Fields& fields, Config& config) {
-  fields.positive("rope_theta", config.rope_theta);
-  const Json* object = fields.get("rope_scaling");
-  if (object == nullptr) return;
-  const Fields scaling(*object, "rope_scaling.");
-  const char* key = object->find("rope_type") != nullptr ? "rope_type" : "type";
-  if (scaling.word(key, {"llama3", "default"}, 2) == 1) return;
-  scaling.need(key);
-  const auto read = [&scaling](const char* name, double& out) {
-    scaling.need(name);
-    scaling.positive(name, out);
-  };
-  config.has_rope_scaling = true;
-  read("factor", config.rope_scaling.factor);
-  read("original_max_position_embeddings", config.rope_scaling.original_max_position_embeddings);
-  read("low_freq_factor", config.rope_scaling.low_freq_factor);
-  read("high_freq_factor", config.rope_scaling.high_freq_factor);
-  if (config.rope_scaling.low_freq_factor > config.rope_scaling.high_freq_factor) {
-    scaling.refuse("low_freq_factor", ", but must not be larger than high_freq_factor");
-  }
-}
-
 void read_quantization(const Fields& fields, Config& config) {
   const Json* object = fields.get("quantization");
   if (object == nullptr) return;
   const Fields quantization(*object, "quantization.");
+  for (const char* foreign : {"bits", "mode", "quant_method"}) {  // as other tools describe theirs
+    if (object->find(foreign) != nullptr) quantization.refuse(foreign, ", but only MobileMoE's own is supported");
+  }
   quantization.fixed("format", "mobilemoe-int4-g32");
   quantization.fixed("group_size", kGroup);
   quantization.fixed("embedding_group_size", kGroup);
@@ -275,6 +153,14 @@ void read_tokens(const Fields& fields, Config& config) {
   }
 }
 
+// Two names for the type of the weights in a BF16 file.
+void check_types(const Fields& fields) {
+  const Json *ours = fields.get("dtype"), *older = fields.get("torch_dtype");
+  if (ours != nullptr && older != nullptr && ours->source != older->source) {
+    fail("dtype is " + show(*ours) + ", but torch_dtype is " + show(*older) + ": they must say the same");
+  }
+}
+
 }  // namespace
 
 Config parse_config(std::string_view text) {
@@ -286,10 +172,13 @@ Config parse_config(std::string_view text) {
   read_experts(fields, config);
   read_attention(fields, config);
   fields.positive("rms_norm_eps", config.rms_norm_eps);
-  read_rope(fields, config);
+  read_rope(object, config);
   fields.flag("tie_word_embeddings", config.tie_word_embeddings);
   read_quantization(fields, config);
   read_tokens(fields, config);
+  check_types(fields);
+  const std::string fault = foreign_fault(object, config);
+  if (!fault.empty()) fail(fault);
   return config;
 }
 

@@ -47,6 +47,7 @@ struct Config {
   double rms_norm_eps = 1e-5;
   double rope_theta = 500000;
   RopeScaling rope_scaling;
+  int sliding_window = 0;   // 0: config.json has none
   std::vector<int> window;  // by layer: keys that a query sees, itself included; 0: all
   std::vector<int> eos_token_id;
 

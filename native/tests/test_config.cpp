@@ -64,6 +64,33 @@ TEST(config_reads_one_end_token_or_a_list_of_them) {
   CHECK(with({{"eos_token_id", "[128001]"}}).eos_token_id == std::vector<int>{128001});  // beyond the vocabulary
 }
 
+TEST(config_reads_the_rope_of_transformers_5) {
+  const std::string llama3 =
+      R"("rope_type": "llama3", "factor": 8, "original_max_position_embeddings": 4096, "low_freq_factor": 1,)"
+      R"( "high_freq_factor": 4)";
+  const std::string flat = "{" + llama3 + R"(, "rope_theta": 10000})";
+  for (const std::string& text : {flat, R"({"full_attention": )" + flat + "}"}) {
+    const Config config = with({{"rope_parameters", text}});
+    CHECK_EQ(config.rope_theta, 10000.0);
+    CHECK(config.has_rope_scaling);
+    CHECK_EQ(config.rope_scaling.factor, 8.0);
+    CHECK_EQ(config.rope_scaling.high_freq_factor, 4.0);
+  }
+  const Config older = with({{"rope_parameters", flat}, {"rope_theta", "10000"}, {"rope_scaling", "{" + llama3 + "}"}});
+  CHECK_EQ(older.rope_theta, 10000.0);
+  CHECK_THROWS(with({{"rope_parameters", flat}, {"rope_theta", "500000"}}), ErrorCode::config);
+}
+
+TEST(config_passes_over_what_changes_nothing) {
+  const Config config = with({{"mlp_bias", "false"},
+                              {"n_group", "1"},
+                              {"logit_scale", "1.0"},
+                              {"final_logit_softcapping", "null"},
+                              {"moe_intermediate_size", "64"},
+                              {"something_else", "7"}});
+  CHECK_EQ(config.hidden_size, 64);
+}
+
 TEST(config_gives_sliding_layers_their_window) {
   const Config config = with({{"layer_types", R"(["full_attention", "sliding_attention"])"}, {"sliding_window", "16"}});
   CHECK(config.window == (std::vector<int>{0, 16}));
@@ -132,9 +159,17 @@ TEST(config_faults_name_field_value_and_rule) {
       {"quantization", "{\"symmetric\": false}", "quantization.symmetric is false"},
       {"quantization", "{\"expert_group_axis\": \"up\"}", "quantization.expert_group_axis is \"up\""},
       {"rope_scaling", "7", "rope_scaling is 7, not an object"},
-      {"rope_scaling", "{}", "rope_scaling.type is missing"},
+      {"rope_scaling", "{}", "rope_scaling.rope_type is missing"},
       {"rope_scaling", "{\"rope_type\": \"yarn\"}", "rope_scaling.rope_type is \"yarn\""},
       {"rope_scaling", "{\"rope_type\": \"llama3\"}", "rope_scaling.factor is missing"},
+      {"rope_parameters", "{\"rope_type\": \"yarn\"}", "rope_parameters.rope_type is \"yarn\""},
+      {"rope_parameters", "{\"rope_type\": \"default\"}", "rope_parameters.rope_theta is missing"},
+      {"rope_parameters", "{\"full_attention\": null}", "rope_parameters.full_attention is no object"},
+      {"mlp_bias", "true", "mlp_bias is true, which changes what a model computes"},
+      {"first_k_dense_replace", "1", "first_k_dense_replace is 1, which changes"},
+      {"moe_intermediate_size", "65", "moe_intermediate_size is 65, which changes"},
+      {"quantization_config", "{\"quant_method\": \"awq\"}", "quantization_config is {"},
+      {"sliding_window", "16", "layer_types does not say which layers"},
   };
   for (const Fault& fault : faults) {
     CHECK_THROWS_SAYING(with({{fault.field, fault.value}}), ErrorCode::config, fault.says);

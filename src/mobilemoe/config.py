@@ -12,7 +12,9 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from mobilemoe.config_rules import FULL, SLIDING, check_rules, check_types, is_finite
+from mobilemoe.config_keys import FOREIGN_KEYS, HARMLESS_KEYS, check_foreign_keys, foreign_faults
+from mobilemoe.config_rope import RopeScaling, read_rope, write_rope
+from mobilemoe.config_rules import FULL, SLIDING, check_rules, check_types
 from mobilemoe.errors import ConfigError
 from mobilemoe.files import read_json, write_json
 
@@ -45,26 +47,6 @@ _FIXED: dict[str, Any] = {
     "attention_dropout": 0,
 }
 _FREE = ("architectures", "torch_dtype", "attention_dropout")  # fixed when written, not checked when read
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-    """The `llama3` frequency scaling (SPEC section 2, point 4); it applies at every length."""
-
-    factor: float = 16.0
-    original_max_position_embeddings: int = 8192
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not is_finite(value) or value <= 0:
-                raise ConfigError(f"rope_scaling.{name} is {value!r}, not a positive number")
-        if self.low_freq_factor > self.high_freq_factor:
-            raise ConfigError(
-                f"rope_scaling.low_freq_factor is {self.low_freq_factor}, "
-                f"but must not be larger than high_freq_factor {self.high_freq_factor}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,12 +153,38 @@ class ModelConfig:
         if not isinstance(has_norm, bool):
             raise ConfigError(f"use_qk_norm is {has_norm!r}, neither true nor false")
         values["qk_norm"] = raw.get("qk_norm", "head" if has_norm else "none")
-        values["rope_scaling"] = _read_rope_scaling(raw.get("rope_scaling"))
         values["expert_group_axis"] = _read_group_axis(raw.get("quantization"))
         values["layer_types"] = _read_list(raw, "layer_types")
+        theta, values["rope_scaling"] = read_rope(raw, values["layer_types"])
+        values |= {} if theta is None else {"rope_theta": theta}
         eos = raw.get("eos_token_id")
         values["eos_token_id"] = (eos,) if isinstance(eos, int) else _read_list(raw, "eos_token_id")
-        return cls(**values, raw=dict(raw))
+        config = cls(**values, raw=dict(raw))
+        if config.sliding_window is not None and not config._windows_are_told:
+            raise ConfigError(
+                f"sliding_window is {config.sliding_window}, but layer_types does not say which layers have that window"
+            )
+        if None not in (dtypes := (raw.get("dtype"), raw.get("torch_dtype"))) and dtypes[0] != dtypes[1]:
+            raise ConfigError(f"dtype is {dtypes[0]!r}, but torch_dtype is {dtypes[1]!r}: they must say the same")
+        check_foreign_keys(raw, config)
+        return config
+
+    @property
+    def _rope(self) -> dict[str, Any]:
+        return write_rope(self.rope_theta, self.rope_scaling)
+
+    @property
+    def _windows_are_told(self) -> bool:
+        """Whether what was read leaves no doubt about which layers have a window, if there is one."""
+        window = self.sliding_window or 0
+        off = self.raw.get("use_sliding_window") in (False,) or window >= self.max_position_embeddings
+        return off or bool(self.raw.get("layer_types"))
+
+    @property
+    def unknown_keys(self) -> tuple[str, ...]:
+        """Keys of the file that was read of which nothing is known; they are written back as they were."""
+        known = {entry.name for entry in fields(self)} | _FIXED.keys() | _READ_KEYS | FOREIGN_KEYS | HARMLESS_KEYS
+        return tuple(sorted(key for key in self.raw if key not in known))
 
     def to_dict(self) -> dict[str, Any]:
         """The `config.json` object: what was read, in its order, with only what has changed since replaced or added."""
@@ -185,21 +193,29 @@ class ModelConfig:
             return canonical
         out, read = dict(self.raw), self._parse(self.raw)
         for entry in fields(self):
-            if entry.compare and getattr(self, entry.name) != getattr(read, entry.name):
+            if (
+                entry.compare
+                and entry.name not in self._rope
+                and getattr(self, entry.name) != getattr(read, entry.name)
+            ):
                 for key in _KEYS_OF.get(entry.name, (entry.name,)):
                     if key in canonical:
                         out[key] = canonical[key]
                     else:
                         out.pop(key, None)
+        if (self.rope_theta, self.rope_scaling) != (read.rope_theta, read.rope_scaling):
+            names = out.keys() if out.get("rope_parameters") else ("rope_theta", "rope_scaling")
+            out |= {key: value for key, value in self._rope.items() if key in names}
+        for key, _ in list(foreign_faults(out, self)):  # of the model that was read, not of this one
+            del out[key]
         return out
 
     def _canonical(self) -> dict[str, Any]:
         """Every key that SPEC 3.3 names, then those of 3.5 that differ from the family's."""
-        scaling = self.rope_scaling
         out: dict[str, Any] = {
             **_FIXED,
             **{name: getattr(self, name) for name in _PLAIN_KEYS},
-            "rope_scaling": None if scaling is None else {"rope_type": "llama3", **vars(scaling)},
+            "rope_scaling": self._rope["rope_scaling"],
             "no_rope_layers": [1] * self.num_hidden_layers,
             "layer_types": list(self.layer_types) or [FULL] * self.num_hidden_layers,
             "use_qk_norm": self.qk_norm != "none",
@@ -254,9 +270,12 @@ _EXTENSION_KEYS = (
     "header_end_token_id",
 )
 _FLOAT_KEYS = ("routed_scaling_factor", "attention_scale", "rms_norm_eps", "rope_theta")
+# Keys that are read beside those named as fields, and those that every file of the family has.
+_READ_KEYS = frozenset(("dtype", "no_rope_layers", "quantization", "rope_parameters", "use_qk_norm"))
 # Fields that are written under other keys than their names, or under more than one.
 _KEYS_OF = {
     "num_hidden_layers": ("num_hidden_layers", "no_rope_layers", "layer_types"),
+    "sliding_window": ("sliding_window", "layer_types"),
     "qk_norm": ("use_qk_norm", "qk_norm"),
     "expert_group_axis": ("quantization",),
 }
@@ -269,27 +288,14 @@ def _read_list(raw: Mapping[str, Any], key: str) -> tuple[Any, ...]:
     return tuple(value or ())
 
 
-def _read_rope_scaling(raw: Any) -> RopeScaling | None:
-    if raw is None:
-        return None
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"rope_scaling is {raw!r}, not an object")
-    kind = raw.get("rope_type", raw.get("type"))
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise ConfigError(f"rope_scaling.rope_type is {kind!r}, but only 'llama3' is supported")
-    try:
-        return RopeScaling(**{entry.name: raw[entry.name] for entry in fields(RopeScaling)})
-    except KeyError as missing:
-        raise ConfigError(f"rope_scaling.{missing.args[0]} is missing") from None
-
-
 def _read_group_axis(raw: Any) -> GroupAxis | None:
     if raw is None:
         return None
     if not isinstance(raw, Mapping):
         raise ConfigError(f"quantization is {raw!r}, not an object")
+    for key in ("bits", "mode", "quant_method"):  # as other tools describe theirs
+        if key in raw:
+            raise ConfigError(f"quantization.{key} is {raw[key]!r}, but only MobileMoE's own quantization is supported")
     for key, value in _QUANTIZATION.items():
         if raw.get(key, value) != value:
             raise ConfigError(f"quantization.{key} is {raw[key]!r}, but only {value!r} is supported")

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from mobilemoe import accounting
 from mobilemoe.checkpoint import Checkpoint
+from mobilemoe.checkpoint.container import shorten
 from mobilemoe.checkpoint.run_folder import newest_model
 from mobilemoe.cli.options import JsonOption, plain_console, print_json
 from mobilemoe.config import ModelConfig
@@ -53,7 +54,7 @@ def info(
     config = PRESETS[model] if folder is None else ModelConfig.load(folder)
     values: dict[str, Any] = {"model": model, **accounting.summary(config, context)}
     if folder is not None:
-        values |= _read_files(folder, verify)
+        values |= {"unknown_config_keys": config.unknown_keys, **_read_files(folder, verify)}
     if json:
         print_json(values)
     else:
@@ -156,5 +157,7 @@ def _print(config: ModelConfig, values: dict[str, Any]) -> None:
         rows["without a hash"] = ", ".join(values["without_hash"])
     if values.get("verified"):
         rows["verified"] = "every hash fits" if not values["without_hash"] else "the hashes that there are fit"
+    if values.get("unknown_config_keys"):
+        rows["unknown in config.json"] = ", ".join(map(shorten, values["unknown_config_keys"]))
     for name, value in rows.items():
         print(f"{name:36} {value}")

@@ -1,15 +1,7 @@
-"""Text to ids and back: byte-level BPE with Llama-3's split pattern and MobileMoE's special names (SPEC 3.4).
-
-    tokenizer = Tokenizer.load(folder)
-    ids = tokenizer.encode("Hello, MobileMoE!", bos=True)
-    text = tokenizer.decode(ids)
-
-Special names inside a text are plain text unless `special=True` is said, so that nobody can write a control token.
-"""
+"""Text to ids and back."""
 
 from __future__ import annotations
 
-import base64
 import codecs
 import re
 from collections.abc import Iterable, Sequence
@@ -17,70 +9,28 @@ from functools import cached_property
 from pathlib import Path
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders
 
 from mobilemoe.errors import TokenizerError
-from mobilemoe.files import MAX_JSON_BYTES, write_atomic, write_json
-
-BEGIN_OF_TEXT = "<|begin_of_text|>"
-END_OF_TEXT = "<|end_of_text|>"
-HEADER_START = "<|header_start|>"
-HEADER_END = "<|header_end|>"
-EOM = "<|eom|>"
-EOT = "<|eot|>"
-SPECIAL_NAMES = (BEGIN_OF_TEXT, END_OF_TEXT, HEADER_START, HEADER_END, EOM, EOT)  # in the order of their ids
-
-LLAMA3_NAMES = {
-    HEADER_START: "<|start_header_id|>",
-    HEADER_END: "<|end_header_id|>",
-    EOM: "<|eom_id|>",
-    EOT: "<|eot_id|>",
-}
-
-# The split that runtimes call "llama-bpe": contractions, words, up to three digits, punctuation, line ends, spaces.
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-    r"|[^\r\n\p{L}\p{N}]?\p{L}+"
-    r"|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+"
-    r"|\s+(?!\S)"
-    r"|\s+"
+from mobilemoe.files import write_atomic, write_json
+from mobilemoe.tokenizer.json_file import no_panic, read_json_file
+from mobilemoe.tokenizer.pipeline import (
+    BEGIN_OF_TEXT,
+    BYTE_TO_CHARACTER,
+    CHARACTER_TO_BYTE,
+    END_OF_TEXT,
+    EOM,
+    EOT,
+    HEADER_END,
+    HEADER_START,
+    LLAMA3_NAMES,
+    SPECIAL_NAMES,
 )
+from mobilemoe.tokenizer.rank_file import read_ranks
 
-LLAMA3_RANKS = 128_000
-LLAMA3_SPECIALS = 256
-LLAMA3_SPECIAL_OFFSETS = {BEGIN_OF_TEXT: 0, END_OF_TEXT: 1, HEADER_START: 5, HEADER_END: 6, EOM: 7, EOT: 8}
-
-
-def _byte_characters() -> list[str]:
-    """The character by which byte-level BPE writes each byte: itself if it prints, else the next one from U+0100."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    spare = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
-
-
-BYTE_TO_CHARACTER = _byte_characters()
-CHARACTER_TO_BYTE = {character: byte for byte, character in enumerate(BYTE_TO_CHARACTER)}
-
-
-def byte_level(bpe: models.BPE) -> tokenizers.Tokenizer:
-    """A `tokenizers` pipeline round `bpe`: Llama-3's split, then bytes; no normaliser, no special ids yet."""
-    backend = tokenizers.Tokenizer(bpe)
-    split = pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERN), behavior="isolated")
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
-    backend.decoder = decoders.ByteLevel()
-    return backend
-
-
-def add_specials(backend: tokenizers.Tokenizer, names: Sequence[str]) -> None:
-    """Gives `names` the next free ids; other libraries that read the saved file will then begin a text with BOS."""
-    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    bos = (BEGIN_OF_TEXT, backend.token_to_id(BEGIN_OF_TEXT))
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{BEGIN_OF_TEXT} $A", pair=f"{BEGIN_OF_TEXT} $A {BEGIN_OF_TEXT}:1 $B:1", special_tokens=[bos]
-    )
+# The split's expression goes back over a run of blanks, and the library panics after ten million steps.
+_LONGEST_BLANK = 1_000_000
+_LONG_BLANK = re.compile(rf"\s{{{_LONGEST_BLANK}}}")
 
 
 class Tokenizer:
@@ -125,16 +75,13 @@ class Tokenizer:
         Raises TokenizerError, naming the file, if it is missing or damaged.
         """
         folder = Path(folder)
-        for name, read in (("tokenizer.json", _read_json), ("tokenizer.model", _read_ranks)):
+        for name, read in (("tokenizer.json", read_json_file), ("tokenizer.model", read_ranks)):
             path = folder / name
-            if not path.exists():
-                continue
             try:
-                if path.stat().st_size > MAX_JSON_BYTES:
-                    raise TokenizerError(f"it is larger than the {MAX_JSON_BYTES} bytes allowed here")
-                return cls(read(path))
+                if path.exists():
+                    return cls(read(path))
             except TokenizerError as fault:
-                raise TokenizerError(f"{path} cannot be used: {fault}") from None
+                raise TokenizerError(f"{path} cannot be used: {str(fault).removeprefix(f'{path} ')}") from None
             except OSError as fault:
                 raise TokenizerError(f"{path} cannot be read: {fault.strerror}") from None
         raise TokenizerError(f"{folder} has neither tokenizer.json nor tokenizer.model: name a model's folder")
@@ -172,10 +119,13 @@ class Tokenizer:
         return self._encode_plain(list(texts))
 
     def _encode_plain(self, texts: list[str]) -> list[list[int]]:
-        try:
-            return [found.ids for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
-        except TypeError:  # so the library says that it could not read a str as UTF-8
-            raise TokenizerError("a text is not valid Unicode (half of a surrogate pair?): repair it first") from None
+        if any(len(text) >= _LONGEST_BLANK and _LONG_BLANK.search(text) for text in texts):
+            raise TokenizerError(f"a text has {_LONGEST_BLANK:,} blanks or more in a row: shorten them")
+        with no_panic("a text cannot be split into words"):
+            try:
+                return [found.ids for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+            except TypeError:  # so the library says that it could not read a str as UTF-8
+                raise TokenizerError("a text is not valid Unicode (half a surrogate pair?): repair it first") from None
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of `ids`, byte for byte; bytes that are no UTF-8 become U+FFFD, ids without a token nothing."""
@@ -214,41 +164,3 @@ class StreamDecoder:
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
-
-
-def _read_json(path: Path) -> tokenizers.Tokenizer:
-    text = path.read_bytes()
-    try:
-        return tokenizers.Tokenizer.from_buffer(text)
-    except BaseException as fault:  # the library raises plain Exception, and its Rust panics not even that
-        if not isinstance(fault, Exception) and type(fault).__name__ != "PanicException":
-            raise
-        raise TokenizerError(f"it is not a tokenizer file ({' '.join(str(fault).split())})") from None
-
-
-def _read_ranks(path: Path) -> tokenizers.Tokenizer:
-    """Meta's tiktoken form: a line of base64 bytes and rank for each of 128,000 tokens; 256 special ids follow."""
-    ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            encoded, rank = line.split()
-            ranks[base64.b64decode(encoded, validate=True)] = int(rank)
-        except ValueError:
-            raise TokenizerError(f"line {number} is not a base64 token and its rank") from None
-    if sorted(ranks.values()) != list(range(LLAMA3_RANKS)):
-        raise TokenizerError(
-            f"it does not hold each rank from 0 to {LLAMA3_RANKS - 1} once ({len(ranks)} tokens found)"
-        )
-    words = {token: "".join(BYTE_TO_CHARACTER[byte] for byte in token) for token in ranks}
-    merges: list[tuple[str, str]] = []
-    for token in sorted(ranks, key=ranks.__getitem__):
-        # tiktoken joins any two neighbours whose bytes form a token, so each way to cut the token is a merge.
-        cuts = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
-        known = [(left, right) for left, right in cuts if left in ranks and right in ranks]
-        known.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
-        merges += [(words[left], words[right]) for left, right in known]
-    vocab = {words[token]: rank for token, rank in ranks.items()}
-    backend = byte_level(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
-    by_offset = {offset: name for name, offset in LLAMA3_SPECIAL_OFFSETS.items()}
-    add_specials(backend, [by_offset.get(i, f"<|reserved_special_token_{i}|>") for i in range(LLAMA3_SPECIALS)])
-    return backend

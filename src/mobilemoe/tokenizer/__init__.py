@@ -1,0 +1,31 @@
+"""Text to ids and back: byte-level BPE with Llama-3's split pattern and MobileMoE's special names (SPEC 3.4).
+
+    tokenizer = Tokenizer.load(folder)
+    ids = tokenizer.encode("Hello, MobileMoE!", bos=True)
+    text = tokenizer.decode(ids)
+
+Special names inside a text are plain text unless `special=True` is said, so that nobody can write a control token.
+"""
+
+from mobilemoe.tokenizer.bpe import StreamDecoder, Tokenizer
+from mobilemoe.tokenizer.pipeline import (
+    BYTE_TO_CHARACTER,
+    EOT,
+    HEADER_END,
+    HEADER_START,
+    SPECIAL_NAMES,
+    add_specials,
+    byte_level,
+)
+
+__all__ = [
+    "BYTE_TO_CHARACTER",
+    "EOT",
+    "HEADER_END",
+    "HEADER_START",
+    "SPECIAL_NAMES",
+    "StreamDecoder",
+    "Tokenizer",
+    "add_specials",
+    "byte_level",
+]

@@ -1,0 +1,176 @@
+"""A tokenizer.json: only structures that are known, rebuilt piece by piece.
+
+The library's own reader takes every structure that it has, and some of them make it panic, abort the process, or take
+all memory. So the file is read as JSON here, what it says is checked, and the pipeline is made of the checked parts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, models, pre_tokenizers
+
+from mobilemoe.errors import TokenizerError
+from mobilemoe.files import MAX_JSON_BYTES, parse_json, read_bytes
+from mobilemoe.tokenizer.pipeline import SPLIT_PATTERN
+from mobilemoe.tokenizer.split_pattern import check_pattern, check_speed
+
+_MAX_VALUES = 2**21  # lists and objects in a file: a merge is a list of two, and 256k words have a million merges
+_MAX_ID = 2**24  # the largest vocabulary of a model
+_MAX_PARTS = 16
+_MAX_ADDED, _MAX_ADDED_CHARACTERS = 2**17, 2**22
+
+_Object = dict[str, Any]
+
+
+def read_json_file(path: Path) -> tokenizers.Tokenizer:
+    """The byte-level BPE in the file; TokenizerError, without the file's name, for every other."""
+    data = read_bytes(path, TokenizerError, MAX_JSON_BYTES)
+    if data.count(b"[") + data.count(b"{") > _MAX_VALUES:
+        raise TokenizerError(f"it holds more than {_MAX_VALUES} lists and objects")
+    raw = parse_json(data, "it", TokenizerError)
+    if not isinstance(raw, dict):
+        raise TokenizerError(f"it holds a JSON {type(raw).__name__}, not an object")
+    parts = _checked_parts(raw)
+    with no_panic("it is not a tokenizer file"):
+        backend = tokenizers.Tokenizer(_model(_object(raw.get("model"), "model")))
+        frame = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}, **parts}
+        made = tokenizers.Tokenizer.from_str(json.dumps(frame))
+        for name in parts:
+            setattr(backend, name, getattr(made, name))
+        _add_tokens(backend, raw.get("added_tokens"))
+    _try_splits(parts["pre_tokenizer"], made.pre_tokenizer)
+    return backend
+
+
+@contextmanager
+def no_panic(sentence: str) -> Iterator[None]:
+    """TokenizerError that begins with `sentence` for what the library raises, which can be no Exception even."""
+    try:
+        yield
+    except (TokenizerError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as fault:  # a panic in Rust
+        raise TokenizerError(f"{sentence} ({' '.join(str(fault).split())})") from None
+
+
+def _checked_parts(raw: Mapping[str, Any]) -> dict[str, _Object]:
+    """What is not null of normalizer, pre_tokenizer, post_processor and decoder."""
+    decoder = _object(raw.get("decoder") or {}, "decoder")
+    splits = [part["type"] for part in _flat(raw.get("pre_tokenizer"), "pre_tokenizer", "pretokenizers")]
+    if decoder.get("type") != "ByteLevel" or splits.count("ByteLevel") != 1:
+        raise TokenizerError("the tokenizer is not a byte-level BPE, the only kind that MobileMoE models use")
+    for part in _flat(raw.get("pre_tokenizer"), "pre_tokenizer", "pretokenizers"):
+        _check_split(part)
+    for part in _flat(raw.get("normalizer"), "normalizer", "normalizers"):
+        if part["type"] != "NFC":
+            raise TokenizerError(f"its normalizer is {part['type']!r}, but only NFC is known here")
+    for part in _flat(raw.get("post_processor"), "post_processor", "processors"):
+        _check_post_processor(part)
+    names = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+    return {name: raw[name] for name in names if raw.get(name) is not None}
+
+
+def _flat(value: Any, name: str, inside: str) -> list[_Object]:
+    """The parts of a sequence, or the one part, each with a type."""
+    if value is None:
+        return []
+    part = _object(value, name)
+    if part.get("type") != "Sequence":
+        found = [part]
+    elif isinstance(part.get(inside), list):
+        found = [_object(each, name) for each in part[inside]]
+    else:
+        raise TokenizerError(f"its {name} is a sequence without {inside}")
+    if len(found) > _MAX_PARTS:
+        raise TokenizerError(f"its {name} has {len(found)} parts, more than the {_MAX_PARTS} allowed here")
+    for each in found:
+        if not isinstance(each.get("type"), str) or each["type"] == "Sequence":
+            raise TokenizerError(f"its {name} has a part of the type {each.get('type')!r}, which is not known here")
+    return found
+
+
+def _check_split(part: _Object) -> None:
+    kind = part["type"]
+    if kind == "Split":
+        pattern = _object(part.get("pattern"), "pattern")
+        if part.get("behavior") not in ("Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"):
+            raise TokenizerError(f"its split has the behavior {part.get('behavior')!r}, which would lose text")
+        if set(pattern) == {"Regex"} and isinstance(pattern["Regex"], str):
+            check_pattern(pattern["Regex"])
+        elif set(pattern) != {"String"} or not isinstance(pattern["String"], str):
+            raise TokenizerError("its split has no pattern")
+    elif kind not in ("ByteLevel", "Digits"):
+        raise TokenizerError(f"its pre_tokenizer has a part of the type {kind!r}, which is not known here")
+
+
+def _check_post_processor(part: _Object) -> None:
+    """A processor may add special tokens, which are not asked for here; the text must come through it once."""
+    kind = part["type"]
+    if kind in ("ByteLevel", "BertProcessing", "RobertaProcessing"):
+        return
+    if kind != "TemplateProcessing":
+        raise TokenizerError(f"its post_processor has a part of the type {kind!r}, which is not known here")
+    for name, texts in (("single", ["A"]), ("pair", ["A", "B"])):
+        pieces = part.get(name)
+        if not isinstance(pieces, list) or not all(isinstance(piece, dict) for piece in pieces):
+            raise TokenizerError(f"its post_processor has a {name} that is not a list of objects")
+        sequences = [piece["Sequence"] for piece in pieces if "Sequence" in piece]
+        if sorted(str(_object(each, name).get("id")) for each in sequences) != texts:
+            raise TokenizerError(f"its post_processor has a {name} that does not hold {' and '.join(texts)} once")
+
+
+def _model(model: _Object) -> models.BPE:
+    vocab, merges = model.get("vocab"), model.get("merges")
+    if model.get("type", "BPE") != "BPE" or not isinstance(vocab, dict) or not isinstance(merges, list):
+        raise TokenizerError(f"its model is of the type {model.get('type')!r}, but only a BPE is known here")
+    for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        if model.get(name):
+            raise TokenizerError(f"its model has the {name} {model[name]!r}, which is not known here")
+    if any(type(token_id) is not int or not 0 <= token_id < _MAX_ID for token_id in vocab.values()):
+        raise TokenizerError(f"its vocabulary has an id that is not a whole number below {_MAX_ID}")
+    if len(set(vocab.values())) != len(vocab):
+        raise TokenizerError("its vocabulary gives two tokens the same id")
+    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+    if any(len(pair) != 2 for pair in pairs):
+        raise TokenizerError("its merges are not all of two tokens")
+    switches = {name: bool(model.get(name)) for name in ("fuse_unk", "byte_fallback", "ignore_merges")}
+    return models.BPE(vocab=vocab, merges=pairs, unk_token=model.get("unk_token"), **switches)
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, raw: Any) -> None:
+    """The tokens beside the model's, at the ids that the file gives them."""
+    entries = [] if raw is None else raw
+    if not isinstance(entries, list) or len(entries) > _MAX_ADDED:
+        raise TokenizerError(f"its added_tokens are not a list of at most {_MAX_ADDED}")
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str) or type(entry.get("id")) is not int:
+            raise TokenizerError("its added_tokens hold one that has not both id and content")
+    if sum(len(entry["content"]) for entry in entries) > _MAX_ADDED_CHARACTERS:
+        raise TokenizerError(f"its added_tokens are more than {_MAX_ADDED_CHARACTERS} characters")
+    names = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    backend.add_tokens(
+        [AddedToken(entry["content"], **{name: bool(entry.get(name)) for name in names}) for entry in entries]
+    )
+    for entry in entries:
+        if (found := backend.token_to_id(entry["content"])) != entry["id"]:
+            raise TokenizerError(f"its added token {entry['content']!r} has the id {entry['id']}, but gets {found}")
+
+
+def _try_splits(raw: _Object, made: pre_tokenizers.PreTokenizer) -> None:
+    """Splits that are not ours are tried on texts that make a bad expression slow."""
+    patterns = [part["pattern"].get("Regex", "") for part in _flat(raw, "", "pretokenizers") if part["type"] == "Split"]
+    if any(pattern not in ("", SPLIT_PATTERN) for pattern in patterns):
+        with no_panic("its split fails"):
+            check_speed(made.pre_tokenize_str, "".join(patterns))
+
+
+def _object(value: Any, name: str) -> _Object:
+    if not isinstance(value, dict):
+        raise TokenizerError(f"its {name} is a {type(value).__name__}, not an object")
+    return value
