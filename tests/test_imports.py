@@ -37,7 +37,7 @@ RULES: dict[str, set[str]] = {
     "config_keys": {"config_rules", "errors"},
     "config": {"config_rules", "config_rope", "config_keys", "errors", "files"},
     "accounting": {"config", "errors", "files"},
-    "presets": {"config", "config_rules", "accounting", "errors"},
+    "presets": {"config", "config_rope", "config_rules", "accounting", "errors"},
     "sampling": {"errors"},
     "ids": {"errors"},
     "drawing": {"errors"},

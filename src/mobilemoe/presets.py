@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from mobilemoe import accounting
-from mobilemoe.config import ModelConfig, RopeScaling
+from mobilemoe.config import ModelConfig
+from mobilemoe.config_rope import RopeScaling
 from mobilemoe.config_rules import FULL, SLIDING
 from mobilemoe.errors import ConfigError, UsageError
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilemoe.accounting import WeightBits
-from mobilemoe.config import ModelConfig, RopeScaling
+from mobilemoe.config import ModelConfig
+from mobilemoe.config_rope import RopeScaling
 from mobilemoe.errors import UsageError
 from mobilemoe.presets import LLAMA3_IDS, family_member
 from mobilemoe.scaling.forms import form_named

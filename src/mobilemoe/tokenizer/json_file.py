@@ -136,7 +136,7 @@ def _model(model: _Object) -> models.BPE:
         raise TokenizerError(f"its vocabulary has an id that is not a whole number below {_MAX_ID}")
     if len(set(vocab.values())) != len(vocab):
         raise TokenizerError("its vocabulary gives two tokens the same id")
-    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+    pairs: list[Any] = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
     if any(len(pair) != 2 for pair in pairs):
         raise TokenizerError("its merges are not all of two tokens")
     switches = {name: bool(model.get(name)) for name in ("fuse_unk", "byte_fallback", "ignore_merges")}
