@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -98,5 +99,11 @@ def test_closed_narrow_and_full_streams_are_no_fault(start, tiny_folder):
     assert b"?" in out
     with open("/dev/full", "wb") as full:
         disk = start("info", "S", "--json", stdout=full)
-    assert b"No space left" in disk.communicate(timeout=120)[1]
+    assert disk.communicate(timeout=120)[1] == b"mobilemoe: standard output: No space left on device\n"
     assert disk.returncode == 1
+    for number in (1, 2):  # what is closed says nothing, and nothing is said elsewhere in its place
+        shut = start("run", tiny_folder, "x", "--max-new-tokens", "3", preexec_fn=partial(os.close, number))
+        streams = shut.communicate(timeout=120)
+        assert streams[number - 1] == b""
+        assert b"3 tokens" in streams[1] if number == 1 else b"tokens" not in streams[0]
+        assert shut.returncode == 0

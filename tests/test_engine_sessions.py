@@ -63,6 +63,20 @@ def test_the_context_can_be_filled_and_no_further(make_engine):
             make_engine(context=context)
 
 
+def test_a_nearly_full_context_is_filled(make_engine):
+    engine = make_engine(context=100)
+    ids = ids_for(engine, 95)
+    whole = engine.generate_ids(ids)
+    assert len(whole) == 6  # the last one is not computed any more
+    assert engine.generate_ids(ids, max_new_tokens=3) == whole[:3]
+    assert len(engine.generate_ids([*ids, *whole[:5]])) == 1
+    assert len(engine.generate_ids(ids[:30], session=engine.session(32))) == 3
+    with pytest.raises(UsageError, match="the prompt has 101 tokens, more than the context of 100"):
+        engine.generate_ids([*ids, *whole])
+    with pytest.raises(UsageError, match="33 tokens, more than the context of 32"):
+        engine.generate_ids(ids[:33], session=engine.session(32))
+
+
 def test_forks_part_ways(engine, session):
     ids = session.tokens
     forks = [session.fork(length) for length in (0, 1, 33, 70)]

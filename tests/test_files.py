@@ -296,3 +296,21 @@ def test_toml_is_read_with_a_byte_order_mark_and_refused_with_its_place(tmp_path
         path.write_bytes(data)
         with pytest.raises(ConfigError, match=r"file\.toml"):
             read_toml(path, ConfigError)
+
+
+def test_a_disk_that_is_full_names_the_file_that_was_wanted(tmp_path):
+    script = (
+        "import resource, sys\n"
+        "from mobilemoe.files import atomic_file, atomic_folder, write_atomic\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "def folder():\n"
+        "    with atomic_folder('folder') as part: (part / 'inside').write_bytes(bytes(2000))\n"
+        "def handle():\n"
+        "    with atomic_file('handle') as file: file.write(bytes(100_000))\n"
+        "for work in (folder, handle, lambda: write_atomic('file', bytes(2000))):\n"
+        "    try: work()\n"
+        "    except OSError as fault: print(fault.filename2 or fault.filename)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.split() == ["folder", "handle", "file"]
+    assert os.listdir(tmp_path) == []

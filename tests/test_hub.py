@@ -43,6 +43,12 @@ def test_the_bundled_model_is_found_by_name_wherever_one_stands():
     assert (find_model("nano") / "tokenizer.json").is_file()
 
 
+@pytest.mark.parametrize("name", ["", "  ", "\n"])
+def test_an_empty_name_is_said_to_be_one(name):
+    """An unset variable in a script, not the folder where one stands."""
+    assert "the model's name is empty" in refusal(name)
+
+
 @pytest.mark.parametrize("name", ["model", "org/model", "nano"])
 def test_a_folder_of_that_name_wins(name, tmp_path, hub):
     (tmp_path / name).mkdir(parents=True)

@@ -228,10 +228,10 @@ def test_an_unknown_name_is_told_which_there_are(tmp_path, monkeypatch):
 
 
 def test_without_a_home_the_shipped_ones_are_there(monkeypatch):
-    def no_home():
+    def no_home(kind):
         raise OSError("no home")
 
-    monkeypatch.setattr("mobilemoe.profile.device.cache_folder", no_home)
+    monkeypatch.setattr("mobilemoe.profile.device.usable_cache", no_home)
     assert device("galaxy-s25").name == "galaxy-s25"
     assert "galaxy-s25" in refusal(lambda: device("mine"))
 

@@ -151,7 +151,7 @@ void bench(const std::vector<std::string>& words) {
 
 void repack(const std::vector<std::string>& words) {
   const Options options(words, {"FOLDER", "FILE"}, {});
-  write_engine_file(options.argument(0), options.argument(1), nullptr, nullptr);
+  write_engine_file(options.argument(0), options.argument(1), nullptr, nullptr, nullptr);
 }
 
 void call(const std::string& verb, const std::vector<std::string>& words) {

@@ -85,6 +85,8 @@ MM_API mm_sampling mm_greedy(void);
 
 /* Rewrites the INT4 checkpoint in `folder` as an engine file: the same nibbles and scales in kernel-ready order. */
 MM_API mm_status mm_repack(const char* folder, const char* engine_file);
+/* Reads all of an engine file: MM_FILE unless every byte is the one that was written. mm_open does not, it maps. */
+MM_API mm_status mm_verify(const char* engine_file);
 /* `path` is an engine file, or a checkpoint's folder, which is then repacked into memory. */
 MM_API mm_status mm_open(const char* path, const mm_options* options, mm_engine** engine);
 MM_API void mm_close(mm_engine* engine); /* after all its sequences have been freed */

@@ -8,6 +8,9 @@
 #include <nanobind/stl/unordered_map.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstring>
+
+#include "engine_layout.h"
 #include "machine_speed.h"
 #include "requests.h"
 #include "sampler.h"
@@ -107,11 +110,18 @@ struct Progress {
   }
 };
 
-void repack(const std::string& folder, const std::string& path, const nb::object& call) {
+void repack(const std::string& folder, const std::string& path, const nb::object& call, const nb::object& origin) {
   Progress progress{call, nullptr};
+  Fingerprint taken{};
+  if (!origin.is_none()) {
+    nb::bytes bytes;
+    require(nb::try_cast(origin, bytes) && bytes.size() == taken.size(), "origin must be a fingerprint of 32 bytes");
+    std::memcpy(taken.data(), bytes.data(), taken.size());
+  }
   try {
     const nb::gil_scoped_release release;
-    write_engine_file(folder, path, call.is_none() ? nullptr : &Progress::tell, &progress);
+    write_engine_file(folder, path, origin.is_none() ? nullptr : &taken, call.is_none() ? nullptr : &Progress::tell,
+                      &progress);
   } catch (const Error&) {
     if (!progress.error) throw;
   }
@@ -170,6 +180,7 @@ void bind_engine(nb::module_& m) {
       .def_prop_ro("file_bytes", [](const EnginePointer& self) { return self->engine.model().file_bytes; })
       .def_prop_ro("config_json", [](const EnginePointer& self) { return self->engine.model().config_json; })
       .def_prop_ro("fingerprint", [](const EnginePointer& self) { return bytes_of(self->engine.model().fingerprint); })
+      .def_prop_ro("origin", [](const EnginePointer& self) { return bytes_of(self->engine.model().origin); })
       .def_prop_ro("threads", [](const EnginePointer& self) { return self->engine.threads(); })
       .def_prop_ro("isa", [](const EnginePointer& self) { return self->engine.isa(); })
       .def_prop_ro("kv", [](const EnginePointer& self) { return name_of(self->engine.options().kv); })
@@ -259,8 +270,18 @@ NB_MODULE(_native, m) {
   bind_sampler(m);
   m.def("available_kernels", &list_kernels);
   m.def("machine_speed", &machine_speed, "threads"_a);
-  m.def("repack", &repack, "folder"_a, "path"_a, "progress"_a = nb::none());
+  m.def("repack", &repack, "folder"_a, "path"_a, "progress"_a = nb::none(), "origin"_a = nb::none());
+  m.def("verify", &mobilemoe::verify_engine_file, "path"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def(
       "checkpoint_fingerprint",
-      [](const std::string& folder) { return bytes_of(mobilemoe::checkpoint_fingerprint(folder)); }, "folder"_a);
+      [](const std::string& folder) {
+        mobilemoe::Fingerprint found;
+        {
+          const nb::gil_scoped_release release;
+          found = mobilemoe::checkpoint_fingerprint(folder);
+        }
+        return bytes_of(found);
+      },
+      "folder"_a);
+  m.attr("ENGINE_VERSION") = mobilemoe::kEngineVersion;
 }

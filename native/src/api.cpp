@@ -142,7 +142,14 @@ mm_status mm_repack(const char* folder, const char* engine_file) {
   return guarded([&] {
     require_pointer(folder, "folder");
     require_pointer(engine_file, "engine_file");
-    mobilemoe::write_engine_file(folder, engine_file, nullptr, nullptr);
+    mobilemoe::write_engine_file(folder, engine_file, nullptr, nullptr, nullptr);
+  });
+}
+
+mm_status mm_verify(const char* engine_file) {
+  return guarded([&] {
+    require_pointer(engine_file, "engine_file");
+    mobilemoe::verify_engine_file(engine_file);
   });
 }
 

@@ -1,4 +1,5 @@
-// A file that is either whole or absent: written beside its target, fsynced and renamed.
+// A file that is either whole or absent: written beside its target as `.NAME.*.part`, fsynced and renamed. The part is
+// locked while it is written, so that the next writer of this name can tell, and clears, what a kill has left.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +15,9 @@ class AtomicFile {
   AtomicFile& operator=(const AtomicFile&) = delete;
 
   void write_at(size_t offset, const void* data, size_t bytes);  // from any thread; what is left out reads as zeros
-  void commit(size_t bytes);                                     // the file, of this size, replaces the target
+  void resize(size_t bytes);
+  void commit();  // the file replaces the target
+  const std::string& part() const { return part_; }
 
  private:
   [[noreturn]] void fail() const;  // with errno's words

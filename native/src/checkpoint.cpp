@@ -1,12 +1,14 @@
 #include "checkpoint.h"
 
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include <algorithm>
 #include <string_view>
 
+#include "hash_file.h"
 #include "json.h"
-#include "sha256.h"
+#include "tree_hash.h"
 
 namespace mobilemoe {
 namespace {
@@ -81,26 +83,29 @@ void hash_text(Sha256& hash, std::string_view text) {
   hash.update(text.data(), text.size());
 }
 
-Fingerprint fingerprint_of(const std::string& folder, const Files& files) {
+std::string show_shape(const Tensor& tensor) {
+  std::string out = tensor.dtype + " [";
+  for (size_t i = 0; i < tensor.shape.size(); ++i) out += (i == 0 ? "" : ", ") + std::to_string(tensor.shape[i]);
+  return out + "]";
+}
+
+// Of the whole checkpoint; `files` are mapped, and let go of as far as they have been read.
+Fingerprint fingerprint_of(const Checkpoint& checkpoint) {
+  ThreadPool pool(file_threads());
   Sha256 hash;
-  hash_text(hash, "mobilemoe checkpoint");
-  hash_text(hash, files.config_json);
-  hash_text(hash, files.index_json);
-  for (const auto& [name, names] : files.shards) {
-    const std::string path = folder + "/" + name;
-    const MappedFile file(path);
-    struct stat status{};
-    if (stat(path.c_str(), &status) != 0) fail(path + " is gone");
+  hash_text(hash, "mobilemoe checkpoint 2");
+  hash_text(hash, checkpoint.config_json);
+  size_t unreleased = 0;
+  for (const auto& [name, tensor] : checkpoint.tensors) {
     hash_text(hash, name);
-    hash_text(hash,
-              {reinterpret_cast<const char*>(file.data()), safetensors_header_bytes(file.data(), file.size(), path)});
-#if defined(__APPLE__)
-    const timespec changed = status.st_mtimespec;
-#else
-    const timespec changed = status.st_mtim;
-#endif
-    hash_text(hash, std::to_string(file.size()) + " " + std::to_string(changed.tv_sec) + " " +
-                        std::to_string(changed.tv_nsec));
+    hash_text(hash, show_shape(tensor));
+    const auto digest =
+        tree_hash(pool, tensor.bytes, [data = tensor.data](size_t offset, size_t, int) { return data + offset; });
+    hash.update(digest.data(), digest.size());
+    unreleased += tensor.bytes;
+    if (unreleased < kReleaseBytes) continue;
+    release(checkpoint);
+    unreleased = 0;
   }
   return hash.finish();
 }
@@ -123,12 +128,6 @@ std::vector<std::string> names_beyond(const Names& these, const Tensors& those) 
   return out;
 }
 
-std::string show_shape(const Tensor& tensor) {
-  std::string out = tensor.dtype + " [";
-  for (size_t i = 0; i < tensor.shape.size(); ++i) out += (i == 0 ? "" : ", ") + std::to_string(tensor.shape[i]);
-  return out + "]";
-}
-
 void add_shard(Checkpoint& checkpoint, const std::string& folder, const std::string& name,
                const std::vector<std::string>& indexed) {
   const std::string path = folder + "/" + name;
@@ -144,22 +143,56 @@ void add_shard(Checkpoint& checkpoint, const std::string& folder, const std::str
   checkpoint.tensors.merge(tensors);  // no name is in two shards: the index has each once
 }
 
-}  // namespace
-
-Checkpoint open_checkpoint(const std::string& folder) {
+// The files and their tensors, not yet looked at.
+Checkpoint map_checkpoint(const std::string& folder) {
   const Files files = find_files(folder);
   Checkpoint checkpoint;
   checkpoint.place = folder;
   checkpoint.config_json = files.config_json;
+  for (const auto& [name, indexed] : files.shards) add_shard(checkpoint, folder, name, indexed);
+  return checkpoint;
+}
+
+}  // namespace
+
+void release(const Checkpoint& checkpoint) {
+  for (const auto& file : checkpoint.files) {
+    madvise(const_cast<uint8_t*>(file->data()), file->size(), MADV_DONTNEED);
+  }
+}
+
+Checkpoint open_checkpoint(const std::string& folder) {
+  Checkpoint checkpoint = map_checkpoint(folder);
   try {
-    checkpoint.config = parse_config(files.config_json);
+    checkpoint.config = parse_config(checkpoint.config_json);
   } catch (const Error& error) {
     throw Error(error.code(), folder + "/config.json: " + error.what());
   }
-  checkpoint.fingerprint = fingerprint_of(folder, files);
-  for (const auto& [name, indexed] : files.shards) add_shard(checkpoint, folder, name, indexed);
   check_checkpoint(checkpoint);
+  checkpoint.fingerprint = checkpoint.origin = fingerprint_of(checkpoint);
   return checkpoint;
+}
+
+std::string checkpoint_stamp(const std::string& folder) {
+  const Files files = find_files(folder);
+  std::string stamp = files.config_json + files.index_json;
+  for (const auto& [name, names] : files.shards) {
+    const std::string path = folder + "/" + name;
+    struct stat status{};
+    if (stat(path.c_str(), &status) != 0) fail(path + " is gone");
+#if defined(__APPLE__)
+    const timespec modified = status.st_mtimespec, changed = status.st_ctimespec;
+#else
+    const timespec modified = status.st_mtim, changed = status.st_ctim;
+#endif
+    for (const auto number : {static_cast<int64_t>(status.st_dev), static_cast<int64_t>(status.st_ino),
+                              static_cast<int64_t>(status.st_size), static_cast<int64_t>(modified.tv_sec),
+                              static_cast<int64_t>(modified.tv_nsec), static_cast<int64_t>(changed.tv_sec),
+                              static_cast<int64_t>(changed.tv_nsec)}) {
+      stamp += " " + std::to_string(number);
+    }
+  }
+  return stamp;
 }
 
 void check_checkpoint(const Checkpoint& checkpoint) {
@@ -186,6 +219,6 @@ void check_checkpoint(const Checkpoint& checkpoint) {
   }
 }
 
-Fingerprint checkpoint_fingerprint(const std::string& folder) { return fingerprint_of(folder, find_files(folder)); }
+Fingerprint checkpoint_fingerprint(const std::string& folder) { return fingerprint_of(map_checkpoint(folder)); }
 
 }  // namespace mobilemoe

@@ -11,6 +11,7 @@
 #include "checkpoint.h"
 #include "engine_layout.h"
 #include "error.h"
+#include "hash_file.h"
 #include "json.h"
 
 namespace mobilemoe {
@@ -145,6 +146,7 @@ Model read_engine_file(const uint8_t* data, size_t size, const std::string& name
     return Matrix{data + layout->offset(part), table_rows, model.config.hidden_size, Axis::in};
   };
   model.fingerprint = header.fingerprint;
+  model.origin = header.origin;
   model.embedding = table("embedding");
   model.head = model.config.tie_word_embeddings ? model.embedding : table("head");
   model.norm = reinterpret_cast<const float*>(data + layout->offset("norm"));
@@ -159,6 +161,17 @@ Model read_engine_file(const uint8_t* data, size_t size, const std::string& name
 Model map_engine_file(const std::string& path) {
   const auto file = std::make_shared<MappedFile>(path);
   return read_engine_file(file->data(), file->size(), path, file);
+}
+
+void verify_engine_file(const std::string& path) {
+  EngineHeader header;
+  {
+    const MappedFile file(path);
+    header = read_header(file.data(), file.size(), path);
+  }
+  if (hash_engine_file(path) != header.hash) {
+    fail(path + " is damaged: its hash is not the one that was written; make it again from its checkpoint");
+  }
 }
 
 }  // namespace mobilemoe

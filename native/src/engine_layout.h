@@ -10,7 +10,7 @@
 namespace mobilemoe {
 
 constexpr char kEngineMagic[9] = "MMENGINE";
-constexpr uint32_t kEngineVersion = 1;
+constexpr uint32_t kEngineVersion = 2;
 constexpr size_t kEngineAlign = 64;
 
 // The first bytes of the file.
@@ -21,8 +21,10 @@ struct EngineHeader {
   uint64_t json_bytes;
   uint64_t file_bytes;
   Fingerprint fingerprint;
+  Fingerprint origin;
+  Fingerprint hash;
 };
-static_assert(sizeof(EngineHeader) == kEngineAlign);
+static_assert(sizeof(EngineHeader) == 2 * kEngineAlign);
 
 struct Section {
   size_t offset = 0;

@@ -38,6 +38,7 @@ class Cutter {
     header.json_bytes = header_.size() - sizeof header;
     header.file_bytes = layout_.end();
     header.fingerprint = checkpoint_.fingerprint;
+    header.origin = checkpoint_.origin;
     std::memcpy(header_.data(), &header, sizeof header);
     add(0, header_.size(), [text = header_](uint8_t* out) { std::memcpy(out, text.data(), text.size()); });
 
@@ -58,8 +59,7 @@ class Cutter {
   std::string make_header() const {
     std::string text;
     for (size_t start = sizeof(EngineHeader);;) {
-      text =
-          "{\"config\":" + checkpoint_.config_json + ",\"source\":" + quote_json(checkpoint_.place) + ",\"sections\":{";
+      text = "{\"config\":" + checkpoint_.config_json + ",\"sections\":{";
       const EngineLayout layout(config_, start);
       for (const auto& [name, section] : layout.sections()) {
         text += (text.back() == '{' ? "\"" : ",\"") + name + "\":[" + std::to_string(section.offset) + "," +

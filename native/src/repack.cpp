@@ -4,21 +4,19 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstring>
 #include <exception>
 #include <mutex>
 
 #include "atomic_file.h"
-#include "cores.h"
 #include "engine_layout.h"
 #include "error.h"
+#include "hash_file.h"
 #include "thread_pool.h"
 
 namespace mobilemoe {
 namespace {
-
-constexpr int kMaxThreads = 4;
-constexpr size_t kReleaseBytes = 32 << 20;  // made between two calls of `release`
 
 struct Progress {
   bool (*call)(size_t, size_t, void*) = nullptr;
@@ -39,13 +37,6 @@ void check_finite(const Checkpoint& checkpoint) {
         throw Error(ErrorCode::file, checkpoint.place + ": tensor " + name + " holds NaN or infinity");
       }
     }
-  }
-}
-
-// The pages that have been read need not count against this process any longer; those still wanted come back.
-void release(const Checkpoint& checkpoint) {
-  for (const auto& file : checkpoint.files) {
-    madvise(const_cast<uint8_t*>(file->data()), file->size(), MADV_DONTNEED);
   }
 }
 
@@ -78,8 +69,6 @@ void make_all(const Checkpoint& checkpoint, const Pieces& pieces, int threads, c
   if (fault) std::rethrow_exception(fault);
 }
 
-int thread_count() { return std::min(allowed_cores(), kMaxThreads); }
-
 // Zeros, page by page as they are touched.
 std::shared_ptr<uint8_t> allocate(size_t bytes) {
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -91,13 +80,15 @@ std::shared_ptr<uint8_t> allocate(size_t bytes) {
 
 }  // namespace
 
-void write_engine_file(const std::string& folder, const std::string& path, bool (*progress)(size_t, size_t, void*),
-                       void* context) {
-  const Checkpoint checkpoint = open_checkpoint(folder);
+void write_engine_file(const std::string& folder, const std::string& path, const Fingerprint* origin,
+                       bool (*progress)(size_t, size_t, void*), void* context) {
+  const std::string stamp = checkpoint_stamp(folder);
+  Checkpoint checkpoint = open_checkpoint(folder);
+  if (origin != nullptr) checkpoint.origin = *origin;
   check_finite(checkpoint);
   const Pieces pieces = cut_engine_file(checkpoint);
   AtomicFile file(path);
-  const int threads = thread_count();
+  const int threads = file_threads();
   std::vector<std::vector<uint8_t>> buffers(static_cast<size_t>(threads));
   make_all(checkpoint, pieces, threads, {progress, context}, [&](const Piece& piece, int thread) {
     std::vector<uint8_t>& buffer = buffers[static_cast<size_t>(thread)];
@@ -105,10 +96,13 @@ void write_engine_file(const std::string& folder, const std::string& path, bool 
     piece.fill(buffer.data());
     file.write_at(piece.offset, buffer.data(), piece.bytes);
   });
-  if (checkpoint_fingerprint(folder) != checkpoint.fingerprint) {
+  file.resize(pieces.file_bytes);
+  const Fingerprint hash = hash_engine_file(file.part());
+  file.write_at(offsetof(EngineHeader, hash), hash.data(), hash.size());
+  if (checkpoint_stamp(folder) != stamp) {
     throw Error(ErrorCode::file, folder + " changed while it was repacked: try again");
   }
-  file.commit(pieces.file_bytes);
+  file.commit();
   if (progress != nullptr) progress(pieces.file_bytes, pieces.file_bytes, context);
 }
 
@@ -116,7 +110,7 @@ Model repack_in_memory(const Checkpoint& checkpoint) {
   check_finite(checkpoint);
   const Pieces pieces = cut_engine_file(checkpoint);
   const std::shared_ptr<uint8_t> memory = allocate(pieces.file_bytes);
-  make_all(checkpoint, pieces, thread_count(), {},
+  make_all(checkpoint, pieces, file_threads(), {},
            [&](const Piece& piece, int) { piece.fill(memory.get() + piece.offset); });
   return read_engine_file(memory.get(), pieces.file_bytes, checkpoint.place, memory);
 }

@@ -56,7 +56,7 @@ void Sequence::save(const std::string& path, const Fingerprint& fingerprint) con
     for (int head = 0; head < kv_.heads(); ++head) put(kv_.blocks(layer, head), bytes);
   const auto digest = hash.finish();
   file.write_at(at, digest.data(), digest.size());
-  file.commit(at + digest.size());
+  file.commit();
 }
 
 void Sequence::load(const std::string& path, const Fingerprint& fingerprint) {

@@ -168,16 +168,25 @@ TEST(checkpoint_index_must_fit_its_files_and_stay_in_its_folder) {
   CHECK_THROWS_SAYING(open_checkpoint(folder.path()), ErrorCode::file, "holds other tensors than the index");
 }
 
-TEST(checkpoint_fingerprint_changes_with_the_files_and_only_then) {
-  const TempFolder folder;
-  folder.put(Tiny(config_json()));
+TEST(checkpoint_fingerprint_is_of_the_contents_wherever_they_lie) {
+  const Tiny tiny(config_json());
+  const TempFolder folder, shards;
+  folder.put(tiny);
+  put_shards(shards, tiny);
   const Fingerprint first = checkpoint_fingerprint(folder.path());
-  CHECK(checkpoint_fingerprint(folder.path()) == first);
-  const std::string weights = folder / "model.safetensors";
+  CHECK(checkpoint_fingerprint(shards.path()) == first);
+  const std::string weights = folder / "model.safetensors", bytes = tiny::read_file(weights);
   const auto time = std::filesystem::last_write_time(weights);
   std::filesystem::last_write_time(weights, time + std::chrono::seconds(1));
-  CHECK(checkpoint_fingerprint(folder.path()) != first);
-  std::filesystem::last_write_time(weights, time);
+  CHECK(checkpoint_fingerprint(folder.path()) == first);
+  for (const size_t from_end : {size_t{1}, size_t{999}}) {  // the same size and time, other weights
+    std::string changed = bytes;
+    changed[changed.size() - from_end] ^= 1;
+    tiny::write_file(weights, changed);
+    std::filesystem::last_write_time(weights, time);
+    CHECK(checkpoint_fingerprint(folder.path()) != first);
+  }
+  tiny::write_file(weights, bytes);
   CHECK(checkpoint_fingerprint(folder.path()) == first);
   tiny::write_file(folder / "config.json", config_json({{"rope_theta", "10000"}}));
   CHECK(checkpoint_fingerprint(folder.path()) != first);
@@ -224,8 +233,10 @@ TEST(sha256_gives_the_published_digests) {
   for (const size_t step : {1, 7, 56}) {
     CHECK_EQ(hex_digest(two_blocks, step), "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
   }
-  CHECK_EQ(hex_digest(std::string(1'000'000, 'a'), 999),
-           "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+  for (const size_t step : {999, 1000000}) {
+    CHECK_EQ(hex_digest(std::string(1'000'000, 'a'), step),
+             "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+  }
 }
 
 }  // namespace

@@ -1,11 +1,15 @@
 // The engine file keeps every weight, and is refused unless it is whole.
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <thread>
 
 #include "../src/engine_layout.h"
 #include "../src/repack.h"
+#include "../src/tree_hash.h"
 #include "check.h"
 #include "tiny_engine_file.h"
 
@@ -159,7 +163,9 @@ void check_model(const Model& model, const Tiny& tiny) {
   }
 }
 
-void write(const std::string& folder, const std::string& path) { write_engine_file(folder, path, nullptr, nullptr); }
+void write(const std::string& folder, const std::string& path) {
+  write_engine_file(folder, path, nullptr, nullptr, nullptr);
+}
 
 void check_kept(const std::map<std::string, std::string>& changes) {
   const Tiny tiny(config_json(changes));
@@ -170,6 +176,8 @@ void check_kept(const std::map<std::string, std::string>& changes) {
   check_model(mapped, tiny);
   check_model(repack_in_memory(folder.path()), tiny);
   CHECK(mapped.fingerprint == checkpoint_fingerprint(folder.path()));
+  CHECK(mapped.origin == mapped.fingerprint);
+  verify_engine_file(out / "model.engine");
   CHECK_EQ(mapped.file_bytes, tiny::read_file(out / "model.engine").size());
 }
 
@@ -181,19 +189,75 @@ TEST(engine_file_keeps_every_weight_of_a_model_like_olmoe) { check_kept(tiny::kO
 // Pieces of a large matrix are made apart: here the embedding has more than one.
 TEST(engine_file_keeps_every_weight_of_a_large_vocabulary) { check_kept({{"vocab_size", "40007"}}); }
 
-TEST(engine_file_is_the_same_bytes_each_time_and_from_memory) {
-  const TempFolder folder, out;
+TEST(engine_file_is_the_same_bytes_each_time_in_any_place_and_from_memory) {
+  const TempFolder folder, other, out;
   folder.put(Tiny(config_json()));
+  other.put(Tiny(config_json()));
   write(folder.path(), out / "a");
-  write(folder.path(), out / "b");
+  write(other.path(), out / "b");
   const std::string a = tiny::read_file(out / "a");
   CHECK(a == tiny::read_file(out / "b"));
   const Model memory = repack_in_memory(folder.path());
-  CHECK(std::memcmp(memory.storage.get(), a.data(), a.size()) == 0);
+  constexpr size_t kHash = offsetof(EngineHeader, hash), kBehind = sizeof(EngineHeader);  // a hash is for files alone
+  CHECK(std::memcmp(memory.storage.get(), a.data(), kHash) == 0);
+  CHECK(std::memcmp(static_cast<const char*>(memory.storage.get()) + kBehind, &a[kBehind], a.size() - kBehind) == 0);
+}
+
+TEST(engine_file_carries_the_origin_that_it_is_given) {
+  const TempFolder folder, out;
+  folder.put(Tiny(config_json()));
+  Fingerprint origin{};
+  origin[5] = 1;
+  write_engine_file(folder.path(), out / "model.engine", &origin, nullptr, nullptr);
+  const Model mapped = map_engine_file(out / "model.engine");
+  CHECK(mapped.origin == origin);
+  CHECK(mapped.fingerprint == checkpoint_fingerprint(folder.path()));
+}
+
+TEST(engine_file_with_any_changed_byte_is_found_by_its_hash) {
+  const TempFolder folder, out;
+  folder.put(Tiny(config_json({{"vocab_size", "200007"}})));  // several pieces are hashed
+  write(folder.path(), out / "model.engine");
+  const std::string file = tiny::read_file(out / "model.engine");
+  CHECK(file.size() > 2 * kHashPiece);
+  for (const size_t at : {size_t{40}, size_t{70}, size_t{100}, size_t{200}, file.size() / 2, file.size() - 1}) {
+    std::string changed = file;
+    changed[at] = static_cast<char>(changed[at] ^ 4);
+    tiny::write_file(out / "model.engine", changed);
+    CHECK_THROWS_SAYING(verify_engine_file(out / "model.engine"), ErrorCode::file, "damaged");
+  }
+  tiny::write_file(out / "model.engine", file);
+  verify_engine_file(out / "model.engine");
+}
+
+TEST(engine_file_parts_of_killed_writers_go_and_those_of_living_ones_stay) {
+  const TempFolder folder, out;
+  folder.put(Tiny(config_json()));
+  for (const char* name : {".model.engine.0123456789ab.part", ".model.engine.held.part", ".other.1.part"}) {
+    tiny::write_file(out / name, "half");
+  }
+  const int held = open((out / ".model.engine.held.part").c_str(), O_RDONLY | O_CLOEXEC);
+  CHECK_EQ(flock(held, LOCK_EX), 0);
+  write(folder.path(), out / "model.engine");
+  close(held);
+  CHECK(!std::filesystem::exists(out / ".model.engine.0123456789ab.part"));
+  CHECK(std::filesystem::exists(out / ".model.engine.held.part"));
+  CHECK(std::filesystem::exists(out / ".other.1.part"));
+}
+
+TEST(engine_file_has_the_mode_that_the_umask_allows) {
+  const TempFolder folder, out;
+  folder.put(Tiny(config_json()));
+  const mode_t before = umask(077);
+  write(folder.path(), out / "model.engine");
+  umask(before);
+  struct stat status{};
+  CHECK_EQ(stat((out / "model.engine").c_str(), &status), 0);
+  CHECK_EQ(status.st_mode & 0777, 0600u);
 }
 
 TEST(engine_file_sections_are_aligned_to_64_bytes) {
-  const EngineLayout layout(parse_config(config_json()), 128);
+  const EngineLayout layout(parse_config(config_json()), 192);
   for (const auto& [name, section] : layout.sections()) CHECK_EQ(section.offset % 64, 0u);
 }
 
@@ -218,7 +282,7 @@ TEST(engine_file_that_is_stopped_leaves_nothing_behind) {
   const TempFolder folder, out;
   folder.put(Tiny(config_json()));
   CHECK_THROWS(write_engine_file(
-                   folder.path(), out / "model.engine", [](size_t, size_t, void*) { return false; }, nullptr),
+                   folder.path(), out / "model.engine", nullptr, [](size_t, size_t, void*) { return false; }, nullptr),
                ErrorCode::usage);
   CHECK(std::filesystem::is_empty(out.path()));
 }
@@ -231,7 +295,7 @@ TEST(engine_file_reports_progress_up_to_its_size) {
     *static_cast<std::pair<size_t, size_t>*>(context) = {done, total};
     return true;
   };
-  write_engine_file(folder.path(), out / "model.engine", note, &seen);
+  write_engine_file(folder.path(), out / "model.engine", nullptr, note, &seen);
   CHECK_EQ(seen.first, seen.second);
   CHECK_EQ(seen.second, tiny::read_file(out / "model.engine").size());
 }

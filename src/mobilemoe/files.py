@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and readers that refuse in one sentence; the cache's place."""
+"""Files that are either whole or absent, and readers that refuse in one sentence."""
 
 from __future__ import annotations
 
@@ -20,15 +20,6 @@ from typing import IO, Any
 from mobilemoe.errors import MobileMoEError
 
 MAX_JSON_BYTES = 64 * 2**20  # a tokenizer.json of 256k words is about 35 MB; nothing honest is larger
-
-
-def cache_folder() -> Path:
-    """Where engine files are kept: under $XDG_CACHE_HOME, or ~/.cache. OSError if there is no home."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "mobilemoe" / "engine"
-    except RuntimeError as fault:
-        raise OSError(str(fault)) from None
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -55,7 +46,7 @@ def _claim(path: Path) -> int | None:
     return None
 
 
-def _clear_abandoned(folder: Path, prefix: str, suffix: str) -> None:
+def clear_abandoned(folder: Path, prefix: str, suffix: str) -> None:
     """Removes what processes that were killed have left in `folder`: our own files there that nobody holds locked."""
     for name in os.listdir(folder):
         path = folder / name
@@ -75,7 +66,7 @@ def _part(path: Path, *, folder: bool) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix, suffix = f".{path.name}.", ".part"
     with suppress(OSError):  # of others, or gone by now
-        _clear_abandoned(path.parent, prefix, suffix)
+        clear_abandoned(path.parent, prefix, suffix)
     held = None
     while held is None:  # another process may take a new part for an abandoned one before it is locked
         part = path.parent / f"{prefix}{secrets.token_hex(6)}{suffix}"
@@ -167,7 +158,7 @@ def scratch_folder() -> Iterator[Path]:
     call clears what no living process owns."""
     root, prefix = Path(tempfile.gettempdir()), "mobilemoe-scratch-"
     with suppress(OSError):
-        _clear_abandoned(root, prefix, "")
+        clear_abandoned(root, prefix, "")
     with tempfile.TemporaryDirectory(prefix=prefix, dir=root) as name:
         held = _claim(Path(name))
         try:

@@ -21,7 +21,8 @@ def check_ids(ids: Iterable[int], vocab_size: int, context: int, *, behind: int 
     if not checked:
         raise UsageError("there are no token ids: give at least one")
     if behind + len(checked) > context:
-        raise UsageError(f"the prompt has {behind + len(checked)} tokens, more than the context of {context}")
+        what = f"{behind} tokens and {len(checked)} more make" if behind else "the prompt has"
+        raise UsageError(f"{what} {behind + len(checked)} tokens, more than the context of {context}")
     return checked
 
 

@@ -64,15 +64,20 @@ def info(
 
 
 def _describe_engine(json: bool) -> None:
-    from mobilemoe.engine import Engine, cache_folder, instruction_sets
+    from mobilemoe.cache import usable_cache
+    from mobilemoe.engine import Engine, instruction_sets
 
     engine = Engine(find_model("nano"))  # opened, because this is what chooses
     known = instruction_sets()
+    try:
+        cache = str(usable_cache("engine"))
+    except OSError as fault:
+        cache = f"nowhere ({fault})"
     values = {
         "instruction_sets": known,
         "isa": engine.isa,
         "threads": engine.threads,
-        "cache": str(cache_folder()),
+        "cache": cache,
     }
     if json:
         print_json(values)
@@ -80,7 +85,7 @@ def _describe_engine(json: bool) -> None:
     print(f"instruction sets  {', '.join(known)}")
     print(f"computes with     {values['isa']} (MOBILEMOE_ISA=NAME takes another)")
     print(f"threads           {values['threads']}")
-    print(f"engine files in   {values['cache']}")
+    print(f"engine files in   {cache}")
 
 
 def _describe_routing(folder: Path, text: str, png: Path, json: bool) -> None:
@@ -111,21 +116,25 @@ def _describe_routing(folder: Path, text: str, png: Path, json: bool) -> None:
 
 def _read_files(folder: Path, verify: bool) -> dict[str, Any]:
     """Opens the checkpoint, which checks its header against the config, and its hashes where asked for."""
-    from mobilemoe.engine import ENGINE_FILE, has_engine_file
+    from mobilemoe.engine import ENGINE_FILE, engine_files, has_engine_file, is_whole
 
-    if has_engine_file(folder) and not verify:  # it keeps no hashes
-        return {"files": [ENGINE_FILE], "file_bytes": (folder / ENGINE_FILE).stat().st_size}
-    with Checkpoint.open(folder) as checkpoint:
-        values: dict[str, Any] = {
-            "files": [path.name for path in checkpoint.files],
-            "file_bytes": sum(path.stat().st_size for path in checkpoint.files),
-            "tensors": len(checkpoint.tensors),
-        }
-        if verify:
-            results = checkpoint.verify()
-            values["damaged"] = sorted(name for name, whole in results.items() if whole is False)
-            values["without_hash"] = sorted(name for name, whole in results.items() if whole is None)
-            values["verified"] = not values["damaged"]
+    if has_engine_file(folder):
+        values: dict[str, Any] = {"files": [ENGINE_FILE], "file_bytes": (folder / ENGINE_FILE).stat().st_size}
+        results: dict[str, bool | None] = {}
+    else:
+        with Checkpoint.open(folder) as checkpoint:
+            values = {
+                "files": [path.name for path in checkpoint.files],
+                "file_bytes": sum(path.stat().st_size for path in checkpoint.files),
+                "tensors": len(checkpoint.tensors),
+            }
+            results = checkpoint.verify() if verify else {}
+    if verify:
+        for path in engine_files(folder):  # also those that the cache has of it
+            results[path.name if path.parent == folder else str(path)] = is_whole(path)
+        values["damaged"] = sorted(name for name, whole in results.items() if whole is False)
+        values["without_hash"] = sorted(name for name, whole in results.items() if whole is None)
+        values["verified"] = not values["damaged"]
     return values
 
 

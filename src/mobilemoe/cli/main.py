@@ -11,6 +11,7 @@ import typer
 
 from mobilemoe.cli import (
     bench,
+    cache,
     chat,
     convert,
     data,
@@ -49,6 +50,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("report")(report.report)
 app.add_typer(data.app, name="data")
 app.add_typer(profile.app, name="profile")
+app.add_typer(cache.app, name="cache")
 
 
 def main() -> NoReturn:

@@ -6,11 +6,11 @@ session = engine.session()
 logits_V = session.append(ids)
 """
 
+from mobilemoe.cache import cache_folder
 from mobilemoe.engine.batch import Batch
-from mobilemoe.engine.cache import ENGINE_FILE, has_engine_file, write_engine_folder
+from mobilemoe.engine.cache import ENGINE_FILE, engine_files, has_engine_file, is_whole, write_engine_folder
 from mobilemoe.engine.engine import Activations, Engine, KvCache, instruction_sets
 from mobilemoe.engine.session import Session
-from mobilemoe.files import cache_folder
 
 __all__ = [
     "ENGINE_FILE",
@@ -20,7 +20,9 @@ __all__ = [
     "KvCache",
     "Session",
     "cache_folder",
+    "engine_files",
     "has_engine_file",
     "instruction_sets",
+    "is_whole",
     "write_engine_folder",
 ]

@@ -35,7 +35,13 @@ class Engine:
     @property
     def config_json(self) -> str: ...
     @property
-    def fingerprint(self) -> bytes: ...
+    def fingerprint(self) -> bytes:
+        """Of the INT4 checkpoint that computes: its config and weights."""
+
+    @property
+    def origin(self) -> bytes:
+        """Of the checkpoint that was rounded to that one; its own where nothing was rounded."""
+
     @property
     def threads(self) -> int: ...
     @property
@@ -104,10 +110,21 @@ class Sampler:
 def available_kernels() -> list[str]:
     """The instruction sets that this build has and this machine can run, best first."""
 
-def repack(folder: str, path: str, progress: Callable[[int, int], object] | None = None) -> None:
-    """Writes the checkpoint in `folder` as the engine file `path`; an exception of progress(done, total) stops it."""
+ENGINE_VERSION: int  # of the engine files that this build reads
+
+def repack(
+    folder: str, path: str, progress: Callable[[int, int], object] | None = None, origin: bytes | None = None
+) -> None:
+    """Writes the checkpoint in `folder` as the engine file `path`; an exception of progress(done, total) stops it.
+
+    `origin` is the fingerprint of what `folder` was rounded from.
+    """
+
+def verify(path: str) -> None:
+    """Reads all of an engine file; NativeError unless every byte is the one that was written."""
 
 def machine_speed(threads: int) -> tuple[float, float]:
     """Bytes read and int8 multiply-adds (0: not known) per second, by all threads; takes about 2 s and 1 GiB."""
 
-def checkpoint_fingerprint(folder: str) -> bytes: ...
+def checkpoint_fingerprint(folder: str) -> bytes:
+    """Of the config and the weights in `folder`, INT4 or not, which are all read."""

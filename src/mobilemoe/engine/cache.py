@@ -1,32 +1,37 @@
 """Where engine files come from: a checkpoint is rewritten once, kept in the user's cache and mapped from there.
 
-The file's name is a fingerprint of the checkpoint: another version of a model gets another file. It is written beside
-its place and renamed, so that processes may do this at the same time: the last one wins with the same bytes.
+An engine file carries the fingerprint of the config and the weights that it was made from, and a hash of its own bytes;
+one of the cache answers only if both fit. It is written beside its place and renamed, so that processes may do this at
+the same time: the last one wins with the same bytes.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
+import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
 
+from mobilemoe import accounting
+from mobilemoe.cache import LIMIT_VARIABLE, about, clear_temporary, is_private, limit, prune, usable_cache
 from mobilemoe.checkpoint import Checkpoint, save_checkpoint
 from mobilemoe.checkpoint.companions import copy_companions
-from mobilemoe.checkpoint.container import MAX_HEADER_BYTES
 from mobilemoe.checkpoint.folder import CONFIG, INDEX, WEIGHTS
 from mobilemoe.config import GroupAxis, ModelConfig
+from mobilemoe.engine.known import check_whole, fingerprint
 from mobilemoe.engine.native import native, our_errors
 from mobilemoe.errors import CheckpointError, UsageError
-from mobilemoe.files import atomic_folder, cache_folder
+from mobilemoe.files import atomic_folder, scratch_folder, write_json
 
 ENGINE_FILE = "model.mobilemoe"
 ROUNDED_AXIS: GroupAxis = "in"  # of weights that are rounded here
 _LARGE = 2**28  # bytes of weights whose rewriting takes long enough to be announced
-_T = TypeVar("_T")
+OpenPath = Callable[[Path], native.Engine]
 
 
 def has_engine_file(folder: Path) -> bool:
@@ -34,35 +39,40 @@ def has_engine_file(folder: Path) -> bool:
     return (folder / ENGINE_FILE).is_file() and not ((folder / WEIGHTS).exists() or (folder / INDEX).exists())
 
 
-def open_model(folder: Path, config: ModelConfig, open_path: Callable[[Path], _T], *, round_weights: bool) -> _T:
+def open_model(folder: Path, config: ModelConfig, open_path: OpenPath, *, round_weights: bool) -> native.Engine:
     """What `open_path` makes of the engine file of the model in `folder`, which is written first where it must be.
 
     BF16 weights become INT4 if `round_weights`; else they are a UsageError. Where no file can be kept, `open_path`
     gets an INT4 folder and the user a line. CheckpointError, also from `open_path`, for damaged files.
     """
     if has_engine_file(folder):
-        return open_path(folder / ENGINE_FILE)
+        return _open_in_place(folder, config, open_path)
     if not (config.is_quantized or round_weights):
         raise UsageError(
             f"{folder} holds BF16 weights, and the native engine computes with INT4: take quantize='int4' "
             "(--quantize int4), which rounds them to nearest, or backend='torch' (--backend torch)"
         )
-    kept = _kept_file(folder, "" if config.is_quantized else f"-int4-{ROUNDED_AXIS}")
-    try:
-        if kept is not None and kept.is_file():
-            return open_path(kept)
-    except CheckpointError:
-        pass  # damaged, or of another version: it is written again
+    place = _find_place(accounting.int4_file_bytes(config))
+    if isinstance(place, Path):
+        with suppress(CheckpointError):  # damaged, or of another version: it is written again
+            origin = fingerprint(folder)
+            kept = _kept_file(place, origin, config)
+            if is_private(kept):
+                check_whole(kept)
+                opened = open_path(kept)
+                if opened.origin == origin:
+                    _note_use(kept, folder)
+                    return opened
     with Checkpoint.open(folder) as checkpoint:  # its sentences say what is wrong with a checkpoint
         if config.is_quantized:
             if sum(path.stat().st_size for path in checkpoint.files) > _LARGE:
                 _tell(f"preparing {folder} for the engine, once")
-            return _open_rewritten(folder, kept, open_path)
+            return _open_rewritten(folder, folder, place, config, open_path)
         _tell(f"rounding {folder} to INT4 (to nearest, groups of the experts along {ROUNDED_AXIS!r})")
-        with tempfile.TemporaryDirectory(prefix="mobilemoe-") as scratch:
-            rounded = Path(scratch) / "int4"
+        with scratch_folder() as scratch:
+            rounded = scratch / "int4"
             save_checkpoint(rounded, config, checkpoint.weight, format="int4", group_axis=ROUNDED_AXIS)
-            return _open_rewritten(rounded, kept, open_path)
+            return _open_rewritten(folder, rounded, place, config, open_path)
 
 
 def write_engine_folder(source: Path, target: Path) -> None:
@@ -76,48 +86,111 @@ def write_engine_folder(source: Path, target: Path) -> None:
         with atomic_folder(target, CheckpointError) as part:
             shutil.copyfile(source / CONFIG, part / CONFIG)
             copy_companions(source, part)
-            _rewrite(source, part / ENGINE_FILE)
+            try:
+                _rewrite(source, part / ENGINE_FILE)
+            except CheckpointError as fault:
+                raise CheckpointError(str(fault).replace(str(part), str(target))) from None
 
 
-def _open_rewritten(folder: Path, kept: Path | None, open_path: Callable[[Path], _T]) -> _T:
-    try:
-        if kept is None:
-            raise OSError("there is no home folder")
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        _rewrite(folder, kept)
-        return open_path(kept)
-    except (OSError, CheckpointError) as fault:
-        opened = open_path(folder)  # in memory; it fails with a sentence if the checkpoint is to blame
-        reason = fault.strerror if isinstance(fault, OSError) else None
-        _tell(f"no engine file can be kept ({reason or fault}): this model is rewritten in memory at every start")
-        return opened
+def engine_files(folder: Path) -> list[Path]:
+    """The engine files that the model in `folder` runs from: its own, or those that the cache has of it.
 
-
-def _rewrite(folder: Path, path: Path) -> None:
-    with our_errors():
-        native.repack(str(folder), str(path))
-
-
-def _kept_file(folder: Path, suffix: str) -> Path | None:
-    """The place in the cache for the model in `folder`, None where there can be no cache.
-
-    Its name is a hash of config.json and of each weight file's size, time and header, which for files of ours holds
-    the hash of the weights; the weights themselves are not read.
+    CheckpointError if it cannot be read.
     """
-    digest = hashlib.sha256()
-    for path in sorted([folder / CONFIG, folder / INDEX, *folder.glob("*.safetensors")]):
-        if not path.is_file():
-            continue
-        with path.open("rb") as file:
-            head = file.read(8)
-            header_bytes = int.from_bytes(head, "little") if path.suffix == ".safetensors" else MAX_HEADER_BYTES
-            head += file.read(min(header_bytes, MAX_HEADER_BYTES))
-        stat = path.stat()
-        digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns} {len(head)}\n".encode() + head)
+    if has_engine_file(folder):
+        return [folder / ENGINE_FILE]
     try:
-        return cache_folder() / f"{digest.hexdigest()[:32]}{suffix}.mobilemoe"
+        place = usable_cache("engine")
     except OSError:
-        return None
+        return []
+    return [path for path in [_kept_file(place, fingerprint(folder), ModelConfig.load(folder))] if is_private(path)]
+
+
+def is_whole(path: Path) -> bool:
+    """Reads all of an engine file: whether every byte is the one that was written."""
+    try:
+        with our_errors():
+            native.verify(str(path))
+    except CheckpointError:
+        return False
+    return True
+
+
+def check_source(folder: Path, opened: native.Engine) -> None:
+    """Reads the model in `folder` anew: CheckpointError unless `opened` was made from what is there."""
+    if has_engine_file(folder):
+        with our_errors():
+            native.verify(str(folder / ENGINE_FILE))
+    elif fingerprint(folder, anew=True) != opened.origin:
+        raise CheckpointError(f"the weights in {folder} have changed since they were opened: start again")
+
+
+def _open_in_place(folder: Path, config: ModelConfig, open_path: OpenPath) -> native.Engine:
+    check_whole(folder / ENGINE_FILE)
+    opened = open_path(folder / ENGINE_FILE)
+    inside = ModelConfig.from_dict(json.loads(opened.config_json), ENGINE_FILE)
+    compared = [field.name for field in fields(config) if field.compare]
+    names = [name for name in compared if getattr(config, name) != getattr(inside, name)]
+    if names:
+        raise CheckpointError(
+            f"{folder}: its engine file and its {CONFIG} are of different models, they differ in {', '.join(names)}: "
+            "convert the model again"
+        )
+    return opened
+
+
+def _find_place(size: int) -> Path | str:
+    """The folder for an engine file of `size` bytes, or why there is none."""
+    if size > limit():
+        return f"{LIMIT_VARIABLE} allows {limit():,} bytes, and it would have {size:,}"
+    try:
+        return usable_cache("engine")
+    except OSError as fault:
+        return str(fault)
+
+
+def _kept_file(place: Path, origin: bytes, config: ModelConfig) -> Path:
+    """Where the engine file of the model of this fingerprint is; another version may lay it out or round otherwise."""
+    rounded = "" if config.is_quantized else f"-int4-{ROUNDED_AXIS}-{version('mobilemoe')}"
+    return place / f"{origin.hex()[:32]}{rounded}-v{native.ENGINE_VERSION}.mobilemoe"
+
+
+def _open_rewritten(
+    folder: Path, int4: Path, place: Path | str, config: ModelConfig, open_path: OpenPath
+) -> native.Engine:
+    """Of the model in `folder`, whose weights are those in `int4` or were rounded to them."""
+    reason = place
+    if isinstance(place, Path):
+        try:
+            origin = fingerprint(folder, anew=True)
+            kept = _kept_file(place, origin, config)
+            clear_temporary()
+            _rewrite(int4, kept, None if int4 == folder else origin)
+            kept.chmod(0o600)
+            _note_use(kept, folder)
+            prune(kept)
+            opened = open_path(kept)
+            if opened.origin == origin:
+                return opened
+            reason = f"{folder} changed while it was read"
+        except (OSError, CheckpointError) as fault:
+            reason = (isinstance(fault, OSError) and fault.strerror) or str(fault)
+    opened = open_path(int4)  # in memory; it fails with a sentence if the checkpoint is to blame
+    _tell(f"no engine file can be kept ({reason}): this model is rewritten in memory at every start")
+    return opened
+
+
+def _rewrite(folder: Path, path: Path, origin: bytes | None = None) -> None:
+    with our_errors():
+        native.repack(str(folder), str(path), origin=origin)
+
+
+def _note_use(kept: Path, folder: Path) -> None:
+    with suppress(OSError):  # of a cache that can only be read
+        if about(kept).exists():
+            os.utime(about(kept))
+        else:
+            write_json(about(kept), {"model": str(folder.absolute())})
 
 
 def _tell(sentence: str) -> None:

@@ -16,11 +16,11 @@ import numpy.typing as npt
 
 from mobilemoe.config import ModelConfig
 from mobilemoe.engine.batch import CHUNK, Batch
-from mobilemoe.engine.cache import open_model
+from mobilemoe.engine.cache import check_source, open_model
 from mobilemoe.engine.native import native, our_errors
 from mobilemoe.engine.scoring import Pair, Result, loglikelihoods
 from mobilemoe.engine.session import Session
-from mobilemoe.errors import CheckpointError, UsageError
+from mobilemoe.errors import UsageError
 from mobilemoe.ids import check_ids, common_prefix
 from mobilemoe.sampling import Sampling
 
@@ -78,8 +78,6 @@ class Engine:
                 )
 
         self.native = open_model(self.folder, self.config, open_path, round_weights=quantize is not None)
-        if (self.native.vocab_size, self.native.context) != (self.vocab_size, self.config.max_position_embeddings):
-            raise CheckpointError(f"{self.folder}: its engine file and its config.json are of different models")
         self._lock = Lock()
         self._kept: Session | None = None  # of the last single text, and the batch that has it
         self._user: Batch | None = None
@@ -96,6 +94,15 @@ class Engine:
     def isa(self) -> str:
         """The instruction set that computes."""
         return self.native.isa
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits that stand for the config and the INT4 weights that compute, wherever they were read from."""
+        return self.native.fingerprint.hex()
+
+    def check_source(self) -> None:
+        """Reads the model's files anew: CheckpointError unless what computes was made from what they hold now."""
+        check_source(self.folder, self.native)
 
     # One text
 
@@ -123,11 +130,14 @@ class Engine:
     ) -> list[int]:
         """The ids that follow `ids`, up to one of `stop_ids`, which is given too; `sampling` are those of `Sampling`.
 
-        Of a `session` the common prefix is kept; it ends up holding everything but the last token.
+        No more than the context has room for. Of a `session` the common prefix is kept; it ends up holding everything
+        but the last token.
         """
         batch, stops, made = self.batch(), frozenset(stop_ids), list[int]()
-        batch.join(ids, Sampling(**sampling), session=session)
-        while len(made) < max_new_tokens and (not made or made[-1] not in stops):
+        prompt, session = self.check_ids(ids), self.session() if session is None else session
+        batch.join(prompt, Sampling(**sampling), session=session)
+        room = max(1, session.context - len(prompt) + 1)  # the last token is not computed any more
+        while len(made) < min(max_new_tokens, room) and (not made or made[-1] not in stops):
             made += [choice.token for _, choice in batch.step()]
         return made
 

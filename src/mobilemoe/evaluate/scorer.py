@@ -100,6 +100,8 @@ class ModelScorer:
         prefix = model.tokenizer.bos_id if model.tokenizer.bos_id is not None else model.tokenizer.end_of_text_id
         if prefix is None:
             raise UsageError(f"{name} has neither a begin-of-text nor an end-of-text token to start a text from")
+        if model.engine is not None:
+            model.engine.check_source()  # scores are kept under a hash of the files that lie there
         self.loaded = model
         self._engine = model.engine
         self._base: Session | None = None
@@ -237,7 +239,7 @@ def _hash(files: Sequence[Path]) -> str:
 def _library_facts(engine: Engine) -> dict[str, Any]:
     from mobilemoe.engine.native import native  # PyTorch scores without it
 
-    return {"isa": engine.isa, "library": sha256_file(native.__file__)}
+    return {"isa": engine.isa, "library": sha256_file(native.__file__), "weights": engine.fingerprint}
 
 
 def _engine_facts(engine: Engine | None) -> dict[str, Any]:

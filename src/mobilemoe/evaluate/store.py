@@ -11,14 +11,16 @@ import json
 import math
 import os
 import stat
+import sys
 from collections.abc import Mapping
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from mobilemoe.cache import usable_cache
 from mobilemoe.errors import DataError
-from mobilemoe.files import cache_folder, write_json
+from mobilemoe.files import write_json
 
 
 def digest(value: Any) -> str:
@@ -29,25 +31,24 @@ def digest(value: Any) -> str:
 class Store:
     """Results of requests by key, for one model under one group of settings; `put` returns when they are on disk.
 
-    The folder is named by a hash of `settings`, inside `folder` (default: the user's cache; without a home nothing is
-    kept). Several processes may write at a time. DataError where nothing can be written, or others may write too.
+    The folder is named by a hash of `settings`, inside `folder` (default: the user's cache; where that cannot be used
+    the user gets a line, and nothing is kept). Several processes may write at a time. DataError where nothing can be
+    written into `folder`, or others may write there too.
     """
 
     def __init__(self, settings: Mapping[str, Any], folder: Path | None = None) -> None:
         self._results: dict[str, Any] = {}
         self._path: Path | None = None
+        self._is_chosen = folder is not None
         try:
-            root = cache_folder().parent / "evaluate" if folder is None else folder
-        except OSError:
-            return
-        self._path = root / digest(settings) / "requests.jsonl"
-        try:
+            root = usable_cache("evaluate") if folder is None else folder
+            self._path = root / digest(settings) / "requests.jsonl"
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_json(self._path.parent / "settings.json", dict(settings))  # for people who look into the cache
             if self._path.exists():
                 self._read(self._path)
         except OSError as fault:
-            raise self._refusal(fault) from None
+            self._do_without(fault)
 
     def __contains__(self, key: str) -> bool:
         return key in self._results
@@ -69,7 +70,7 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as fault:
-            raise self._refusal(fault) from None
+            self._do_without(fault)
 
     def _ends_a_line(self) -> bool:
         assert self._path is not None
@@ -92,10 +93,14 @@ class Store:
             if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and _is_result(entry[1]):
                 self._results[entry[0]] = entry[1]
 
-    def _refusal(self, fault: OSError) -> DataError:
-        return DataError(
-            f"finished requests cannot be kept in {self._path} ({fault.strerror}): name another folder with --cache"
-        )
+    def _do_without(self, fault: OSError) -> None:
+        reason = fault.strerror or str(fault)
+        if self._is_chosen:
+            raise DataError(
+                f"finished requests cannot be kept in {self._path} ({reason}): name another folder with --cache"
+            ) from None
+        self._path = None
+        print(f"mobilemoe: finished requests cannot be kept ({reason}): --cache names a folder", file=sys.stderr)
 
 
 def _is_result(value: Any) -> bool:

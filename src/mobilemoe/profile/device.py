@@ -16,10 +16,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from mobilemoe import accounting
+from mobilemoe.cache import usable_cache
 from mobilemoe.config import ModelConfig
 from mobilemoe.config_rules import is_finite
 from mobilemoe.errors import ConfigError, UsageError
-from mobilemoe.files import cache_folder, read_toml, write_atomic
+from mobilemoe.files import read_toml, write_atomic
 
 _SHIPPED = Path(__file__).parent / "devices"
 CONSTANTS = ("weight_bandwidth", "attention_rate", "prefill_linear_rate", "prefill_attention_rate", "routed_cost")
@@ -124,7 +125,7 @@ def device(name_or_path: str | Path) -> Device:
 
 
 def saved_path(name: str) -> Path:
-    """Where `mobilemoe profile device --name NAME` keeps what it has measured; OSError if there is no home.
+    """Where `mobilemoe profile device --name NAME` keeps what it has measured; OSError if there is no cache to be used.
 
     ConfigError if `name` cannot be one, UsageError if a device that comes with mobilemoe has it.
     """
@@ -141,7 +142,7 @@ def check_name(name: object) -> None:
 
 
 def _saved() -> Path:
-    return cache_folder().parent / "devices"
+    return usable_cache("devices")
 
 
 def _known() -> list[Path]:

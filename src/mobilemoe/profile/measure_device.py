@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from mobilemoe.checkpoint import write_random
 from mobilemoe.config import ModelConfig
 from mobilemoe.engine import Engine, write_engine_folder
+from mobilemoe.files import scratch_folder
 from mobilemoe.presets import family_member
 from mobilemoe.profile.device import Device
 from mobilemoe.profile.fit_device import Timing, fit_device
@@ -75,11 +75,11 @@ def measure_device(
     MobileMoEError if other programs disturb too much.
     """
     shapes = {**trial.fitted, **trial.checked}
-    with tempfile.TemporaryDirectory(prefix="mobilemoe-") as scratch:
+    with scratch_folder() as scratch:
         subjects = []
         for model, shape in shapes.items():
             on_step(f"{model}: writing random weights")
-            subjects.append(_subject(Path(scratch), model, shape, threads, max(trial.lengths) + DECODED))
+            subjects.append(_subject(scratch, model, shape, threads, max(trial.lengths) + DECODED))
         measure(subjects, trial.lengths, (0, *trial.lengths), trial.repeats, on_step)
     engine = subjects[0].engine
     timings = [timing for subject in subjects for timing in _timings(subject)]

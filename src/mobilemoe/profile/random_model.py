@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from mobilemoe import accounting
+from mobilemoe.cache import prune, usable_cache
 from mobilemoe.checkpoint import write_random
 from mobilemoe.config import GroupAxis
 from mobilemoe.errors import CheckpointError, MobileMoEError
-from mobilemoe.files import cache_folder
+from mobilemoe.files import scratch_folder
 from mobilemoe.presets import preset
 
 _SEED = 1
@@ -21,12 +25,23 @@ _SEED = 1
 def random_model(name: str, group_axis: GroupAxis, on_write: Callable[[str], None]) -> Path:
     """The folder of a random INT4 model shaped as the preset `name`; written the first time, which `on_write` hears.
 
-    UsageError if there is no such preset, MobileMoEError if the disk has no room for it and its engine file.
+    Without a cache that can be used it lives as long as this process. UsageError if there is no such preset,
+    MobileMoEError if the disk has no room for it and its engine file.
     """
     config = preset(name)
     shape = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
-    folder = cache_folder().parent / "random" / f"{name}-{group_axis}-{shape}"
+    try:
+        folder = usable_cache("random") / f"{name}-{group_axis}-{shape}"
+        if not (folder.is_dir() or os.access(folder.parent, os.W_OK)):
+            raise OSError(f"{folder.parent} can only be read")
+    except OSError as fault:
+        on_write(f"the random {name} cannot be kept ({fault}): it is written anew at every start")
+        stack = ExitStack()
+        folder = stack.enter_context(scratch_folder()) / name
+        atexit.register(stack.close)
     if folder.is_dir():
+        with suppress(OSError):
+            os.utime(folder)  # what was used last stays longest
         return folder
     size = accounting.int4_file_bytes(config)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -42,4 +57,5 @@ def random_model(name: str, group_axis: GroupAxis, on_write: Callable[[str], Non
     except CheckpointError:
         if not folder.is_dir():  # else another process was faster
             raise
+    prune(folder)
     return folder

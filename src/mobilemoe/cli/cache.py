@@ -1,0 +1,85 @@
+"""`mobilemoe cache ...`: what is kept between runs, and room for more of it."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from mobilemoe import cache
+from mobilemoe.cli.options import JsonOption, plain_console, print_json
+from mobilemoe.errors import MobileMoEError, UsageError
+
+app = typer.Typer(
+    help="What is kept between runs: engine files, random models, answers of evaluations.", no_args_is_help=True
+)
+
+
+@app.command("ls")
+def ls(json: JsonOption = False) -> None:
+    """List what is kept, that which was used last first.
+
+    Engine files and random models take at most 20 GB, or MOBILEMOE_CACHE_BYTES: what was used longest ago goes first.
+
+    Example: mobilemoe cache ls
+    """
+    entries = _entries()
+    size = sum(entry.bytes for entry in entries)
+    if json:
+        rows = [_values(entry) for entry in entries]
+        folder = str(cache.cache_folder().parent)
+        print_json({"folder": folder, "bytes": size, "limit": cache.limit(), "entries": rows})
+        return
+    table = Table("name", "MB", "last used", "of")
+    table.columns[1].justify = "right"
+    for entry in entries:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        table.add_row(entry.name, f"{entry.bytes / 1e6:,.1f}", used, entry.model)
+    if entries:
+        plain_console(150).print(table)
+    print(f"{cache.cache_folder().parent}: {size / 1e6:,.1f} MB; the limit is {cache.limit() / 1e6:,.1f} MB")
+
+
+@app.command("rm")
+def rm(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="As `ls` shows them.")] = None,
+    all: Annotated[bool, typer.Option("--all", help="Everything, answers of evaluations included.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Remove what is kept; it is made again when it is needed. Runs that use it now go on.
+
+    Example: mobilemoe cache rm --all
+    """
+    if bool(names) == all:
+        raise UsageError("give either NAMEs, as `mobilemoe cache ls` shows them, or --all")
+    entries = {entry.name: entry for entry in _entries()}
+    if unknown := [name for name in names or () if name not in entries]:
+        raise UsageError(f"the cache has no {', '.join(unknown)}: `mobilemoe cache ls` shows what it has")
+    gone = list(entries.values()) if all else [entries[name] for name in dict.fromkeys(names or ())]
+    for entry in gone:
+        entry.remove()
+    cache.clear_temporary()
+    size = sum(entry.bytes for entry in gone)
+    if json:
+        print_json({"removed": [entry.name for entry in gone], "bytes": size})
+    else:
+        print(f"{len(gone)} removed, {size / 1e6:,.1f} MB")
+
+
+def _entries() -> list[cache.Entry]:
+    try:
+        return cache.entries()
+    except OSError as fault:
+        raise MobileMoEError(f"there is no cache that can be used: {fault}") from None
+
+
+def _values(entry: cache.Entry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "path": str(entry.path),
+        "bytes": entry.bytes,
+        "used": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(entry.used)),
+        "of": entry.model,
+    }
