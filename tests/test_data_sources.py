@@ -15,8 +15,8 @@ import pytest
 import zstandard
 
 from mobilemoe.data import retry, shards
-from mobilemoe.data.config import SourceConfig
-from mobilemoe.data.mixture import open_source
+from mobilemoe.data.config import DataConfig, SourceConfig
+from mobilemoe.data.mixture import build_sources, open_source
 from mobilemoe.data.sources import Document, HubSource, LocalSource, document_of_row, is_held_out, messages_as_stored
 from mobilemoe.errors import DataError
 
@@ -125,7 +125,9 @@ def test_a_hidden_file_is_read_by_its_own_name_alone(tmp_path):
     name = ".a[1].jsonl"
     (tmp_path / name).write_text('{"text": "x"}')
     assert LocalSource(tmp_path, escape(name)).shards == [name]
-    with pytest.raises(DataError, match=r"no file matches '\*' in .* but hidden files and backups \(\.a\[1\]\.jsonl\)"):
+    with pytest.raises(
+        DataError, match=r"no file matches '\*' in .*, but a hidden file or a backup does, \.a\[1\]\.jsonl"
+    ):
         LocalSource(tmp_path, "*")
 
 
@@ -148,6 +150,18 @@ def test_a_pattern_that_is_none_is_one_sentence(tmp_path, pattern):
     (tmp_path / "a.jsonl").write_text("{}")
     with pytest.raises(DataError, match="pattern"):
         LocalSource(tmp_path, pattern)
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to(path), lambda path: path.symlink_to("x")]
+)
+def test_what_is_no_file_is_no_data(tmp_path, make):
+    make(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match=r"no file matches 'a\.jsonl'"):
+        LocalSource(tmp_path, "a.jsonl")
+    config = DataConfig(path="a.jsonl", seed=0, mixture=[{"name": "a", "weight": 1, "files": "*"}])
+    with pytest.raises(DataError, match=r"is neither a file nor a folder|no file matches"):
+        build_sources(config, tmp_path)
 
 
 def test_a_file_whose_name_is_no_text_is_refused(tmp_path):

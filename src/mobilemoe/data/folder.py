@@ -28,11 +28,13 @@ def find_shards(root: Path, patterns: str | Sequence[str]) -> list[str]:
     missing: dict[str, str] = {}  # sentences by pattern
     for pattern in names:
         matches = _matches(root, pattern)
-        kept = {name for name in matches if escape(name) == pattern or not _is_aside(name)}
+        files = {name for name in matches if (root / name).is_file()}
+        kept = {name for name in files if escape(name) == pattern or not _is_aside(name)}
         found |= kept
         if not kept:
-            aside = f" but hidden files and backups ({min(matches)})" if matches else ""
-            missing[pattern] = f"no file matches {pattern!r} in {root}{aside}: check data.path and the pattern"
+            others = f", but a hidden file or a backup does, {min(files)}" if files else ""
+            others = f", but a folder, pipe or device does, {min(matches)}" if matches and not files else others
+            missing[pattern] = f"no file matches {pattern!r} in {root}{others}: check data.path and the pattern"
     met = {plain_name(pattern) for pattern in names if pattern not in missing}
     for pattern, sentence in missing.items():
         if plain_name(pattern) not in met:
@@ -51,7 +53,7 @@ def _matches(root: Path, pattern: str) -> set[str]:
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         raise DataError(f"the pattern {pattern!r} leaves the data folder: write it relative to {root}")
     try:
-        return {path.relative_to(root).as_posix() for path in root.glob(pattern) if path.is_file()}
+        return {path.relative_to(root).as_posix() for path in root.glob(pattern)}
     except (ValueError, NotImplementedError) as fault:
         raise DataError(f"the pattern {pattern!r} cannot be used: {fault}") from None
 

@@ -7,6 +7,7 @@ from its share than about one piece, so the proportions hold from the first batc
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,8 +75,12 @@ def build_sources(config: DataConfig, root: Path | str) -> dict[str, Source]:
             source.name: open_source(alone if source is local[0] else source, folder.parent)
             for source in config.mixture
         }
-    if not folder.is_dir() and any(source.files for source in config.mixture):
-        raise DataError(f"the data folder {folder} does not exist: set path in the recipe's [data] table")
+    if local and not folder.is_dir():
+        if folder.is_file():
+            names = ", ".join(source.name for source in local)
+            raise DataError(f"{folder} is one file, but the sources {names} need a folder: set path in [data] to that")
+        missing = "is neither a file nor a folder" if os.path.lexists(folder) else "does not exist"
+        raise DataError(f"the data folder {folder} {missing}: set path in the recipe's [data] table")
     return {source.name: open_source(source, folder) for source in config.mixture}
 
 

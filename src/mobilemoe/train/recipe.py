@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -209,9 +210,11 @@ def resolve_paths(tables: dict[str, Any], root: Path) -> None:
     for table, must_exist in (("data", False), ("tokenizer", True)):
         entry = tables.get(table)
         if isinstance(entry, dict) and isinstance(entry.get("path"), str) and entry["path"]:
-            resolved = (root / entry["path"]).resolve()
-            if resolved.is_dir() or not must_exist:
-                entry["path"] = str(resolved)
+            absolute = Path(
+                os.path.abspath(root / entry["path"])
+            )  # links stay: where they lead, files may lack suffixes
+            if absolute.is_dir() or not must_exist:
+                entry["path"] = str(absolute)
 
 
 def _override(kind: type[BaseModel], tables: dict[str, Any], override: str) -> None:
