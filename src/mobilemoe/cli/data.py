@@ -14,6 +14,7 @@ from mobilemoe.errors import DataError, UsageError
 from mobilemoe.files import refuse_existing
 
 MOST_MEGABYTES = 1e9  # a petabyte
+_SECONDS = 5.0  # between two lines about what is done
 app = typer.Typer(help="Tokenizers, samples, token shards and conversations from training text.", no_args_is_help=True)
 
 
@@ -38,7 +39,8 @@ def tokenizer(
     refuse_existing(out / "tokenizer.json", DataError)
     mixture = build_mixture(read_recipe(recipe, set_).data, Path.cwd())
     texts = mixture_texts(mixture, int(megabytes * 1e6))
-    trained = train_tokenizer(texts, vocab_size)
+    with Progress(seconds=_SECONDS) as progress:
+        trained = train_tokenizer(texts, vocab_size, on_progress=progress.counter("bytes of text"))
     trained.save(out, chat_template=CHAT_TEMPLATE)
     if json:
         print_json({"folder": str(out), "vocab_size": trained.vocab_size})
@@ -67,7 +69,9 @@ def sample(
     if split not in SPLITS:
         raise UsageError(f"--split is {split}, but must be {' or '.join(SPLITS)}")
     loaded = read_recipe(recipe, set_)
-    write_sample(loaded.data, Path.cwd(), out, int(megabytes * 1e6), split)
+    with Progress(seconds=_SECONDS) as progress:
+        told = progress.counter("documents")
+        write_sample(loaded.data, Path.cwd(), out, int(megabytes * 1e6), split, on_progress=told)
     print_json({"folder": str(out)}) if json else print(f"written: {out}")
 
 
@@ -92,7 +96,7 @@ def prepare(
     loaded = read_recipe(recipe, set_)
     tokenizer, template = open_tokenizer(loaded.tokenizer.path)
     began = time.monotonic()
-    with Progress(seconds=5.0) as progress:
+    with Progress(seconds=_SECONDS) as progress:
 
         def told(what: str, tokens: int) -> None:
             progress.tell(tokens, None, what)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,21 +22,44 @@ WINDOW = 100  # characters: texts that share a run of twice as many are taken to
 MIN_CHARS = 200  # a shorter excerpt of a text says nothing about a model
 
 
-def write_sample(config: DataConfig, root: Path | str, out: Path | str, total_bytes: int, split: Split) -> None:
+def write_sample(
+    config: DataConfig,
+    root: Path | str,
+    out: Path | str,
+    total_bytes: int,
+    split: Split,
+    *,
+    on_progress: Callable[[int], None] | None = None,
+) -> None:
     """Writes about equal shares of `total_bytes` for each source of the recipe, from as many documents as fit.
 
     For "heldout" `out` is one JSONL file whose entries say their `domain` (the source's name in the recipe), and what
     they teach has no run of 200 characters in common with any document of the train split: copied modules and pages
     made from one form would make a model look better than it is. For "train" `out` is a new folder with a file
-    `NAME-00.jsonl` for each source. An excerpt is one piece of at most `config.piece_chars` characters.
+    `NAME-00.jsonl` for each source. An excerpt is one piece of at most `config.piece_chars` characters. `on_progress`
+    hears how many documents were looked at.
     Raises DataError if a source has nothing in the split, or the folder exists.
     """
     out = Path(out)
     sources = build_sources(config, root)
     refuse_tokens(sources)
-    candidates = {name: _ranked_pieces(source, config, split) for name, source in sources.items()}
+    looked_at = 0
+
+    def documents(source: Source, of: Split) -> Iterator[Document]:
+        nonlocal looked_at
+        for shard in range(len(source.shards)):
+            for document in split_documents(source, shard, of, config.holdout):
+                looked_at += 1
+                if on_progress is not None:
+                    on_progress(looked_at)
+                yield document
+
+    candidates = {
+        name: _ranked_pieces(documents(source, split), config.piece_chars) for name, source in sources.items()
+    }
     if split == "heldout":
-        known = _train_windows(candidates, sources, config)
+        train = chain.from_iterable(documents(source, "train") for source in sources.values())
+        known = _train_windows(candidates, train)
         for name, pieces in candidates.items():
             candidates[name] = [piece for piece in pieces if known.isdisjoint(_windows(_taught(piece), stride=1))]
     lines = {name: _fill(pieces, name, split, total_bytes // len(sources)) for name, pieces in candidates.items()}
@@ -50,13 +74,12 @@ def write_sample(config: DataConfig, root: Path | str, out: Path | str, total_by
             (folder / f"{name}-00.jsonl").write_text("".join(chosen), encoding="utf-8")
 
 
-def _ranked_pieces(source: Source, config: DataConfig, split: Split) -> list[Document]:
+def _ranked_pieces(documents: Iterator[Document], limit: int) -> list[Document]:
     """Excerpts in the order of choice: first one of each document, documents in an order that a hash gives."""
     ranked = []
-    for shard in range(len(source.shards)):
-        for document in split_documents(source, shard, split, config.holdout):
-            for turn, piece in enumerate(_some_pieces(document, config.piece_chars)):
-                ranked.append((turn, digest(f"{piece.source}/{piece.key}"), piece))
+    for document in documents:
+        for turn, piece in enumerate(_some_pieces(document, limit)):
+            ranked.append((turn, digest(f"{piece.source}/{piece.key}"), piece))
     return [piece for _, _, piece in sorted(ranked, key=lambda entry: entry[:2])]
 
 
@@ -72,8 +95,8 @@ def _fill(pieces: list[Document], domain: str, split: Split, limit: int) -> list
     return chosen
 
 
-def _train_windows(candidates: dict[str, list[Document]], sources: dict[str, Source], config: DataConfig) -> set[int]:
-    """Those windows of the candidates that occur in the train split of any source.
+def _train_windows(candidates: dict[str, list[Document]], train: Iterator[Document]) -> set[int]:
+    """Those windows of the candidates that occur in the train split.
 
     Train text is looked at in windows side by side: a run of two window lengths in common always covers one whole.
     """
@@ -81,10 +104,8 @@ def _train_windows(candidates: dict[str, list[Document]], sources: dict[str, Sou
         window for pieces in candidates.values() for piece in pieces for window in _windows(_taught(piece), stride=1)
     }
     known: set[int] = set()
-    for source in sources.values():
-        for shard in range(len(source.shards)):
-            for document in split_documents(source, shard, "train", config.holdout):
-                known.update(wanted.intersection(_windows(_taught(document), stride=WINDOW)))
+    for document in train:
+        known.update(wanted.intersection(_windows(_taught(document), stride=WINDOW)))
     return known
 
 

@@ -22,7 +22,7 @@ from mobilemoe.data.encoding import Encoder
 from mobilemoe.data.mixture import build_sources
 from mobilemoe.data.packing import NO_TARGET, Ids, Packer, Passage, Row
 from mobilemoe.data.shards import read_json_lines
-from mobilemoe.data.sources import Document, Source
+from mobilemoe.data.sources import Document, Source, document_of_row
 from mobilemoe.data.stream import cut_document, split_documents
 from mobilemoe.data.tokens import TokenSource
 from mobilemoe.errors import DataError
@@ -121,13 +121,10 @@ def _of_file(path: Path, data: DataConfig) -> dict[str, Iterable[Document]]:
         raise DataError(f"the held-out text {path} does not exist: set heldout.path")
     found: dict[str, list[Document]] = {source.name: [] for source in data.mixture}
     for number, line in read_json_lines(path):
-        text, messages = (line.get("text"), line.get("messages")) if isinstance(line, dict) else (None, None)
-        if not messages and not (isinstance(text, str) and text):
-            raise DataError(f"{path}, line {number}: neither text nor messages")
-        if line.get("domain") in found:
-            origin = line.get("source") if isinstance(line.get("source"), str) else f"line {number}"
-            document = Document(None if messages else text, messages or None, origin, f"{path}:{number}")
-            found[line["domain"]].append(document)
+        document = document_of_row(line, f"{path}, line {number},", f"line {number}")
+        domain = line.get("domain")
+        if document is not None and isinstance(domain, str) and domain in found:
+            found[domain].append(document)
     return {**found}
 
 
