@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -256,6 +257,17 @@ def test_answers_that_another_user_could_have_written_are_not_believed(tmp_path)
     os.mkfifo(path)
     with pytest.raises(DataError, match="no regular file"):
         Store(settings, tmp_path)
+
+
+def test_a_folder_of_other_settings_that_was_moved_there_is_not_believed(tmp_path):
+    Store({"model": "x"}, tmp_path).put({"a": [-0.1, True]})
+    [folder] = tmp_path.iterdir()
+    Store({"model": "y"}, tmp_path)
+    [other] = [path for path in tmp_path.iterdir() if path != folder]
+    shutil.rmtree(other)
+    folder.rename(other)
+    with pytest.raises(DataError, match="another folder was moved there"):
+        Store({"model": "y"}, tmp_path)
 
 
 def test_encoding_many_requests_is_told(model, tmp_path):

@@ -1,6 +1,7 @@
 """A benchmark's file is checked row by row before anything is asked; a damaged one is missing, and it alone."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,35 @@ def test_a_row_whose_field_is_not_what_it_must_be_is_named(name, tmp_path):
 def test_a_line_that_is_no_object_is_named(line, tmp_path):
     write_rows(tmp_path / "arc_easy.jsonl", CHOICE, line)
     assert "arc_easy.jsonl, line 2" in why_missing("arc_easy", tmp_path)
+
+
+@pytest.mark.parametrize("blank", ["", "\r\n", " \n"])
+def test_a_byte_order_mark_and_blank_lines_change_nothing(blank, tmp_path):
+    line = json.dumps(CHOICE)
+    (tmp_path / "arc_easy.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{blank}{line}\r\n{line}".encode())
+    (tmp_path / "bbh").mkdir()
+    examples = json.dumps({"examples": [{"input": "a", "target": "b"}]})
+    (tmp_path / "bbh" / "snarks.json").write_bytes(b"\xef\xbb\xbf" + examples.encode())
+    tasks, missing = build_tasks((BENCHMARKS["arc_easy"], BENCHMARKS["bbh"]), tmp_path, False)
+    assert not missing
+    assert [doc["question"] for doc in tasks["arc_easy"].eval_docs] == ["A dog"] * 2
+
+
+@pytest.mark.parametrize(
+    "data", [b'{"query": "\\ud83d"}', b'{"query": "\xe9"}', b'{"id": "\\udc00"}', b"\xff\xfe{\x00}\x00"]
+)
+def test_what_is_no_text_is_named(data, tmp_path):
+    (tmp_path / "arc_easy.jsonl").write_bytes(data + b"\n")
+    assert "arc_easy.jsonl" in why_missing("arc_easy", tmp_path)
+
+
+def test_what_is_no_file_is_missing_and_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "arc_easy.jsonl")
+    (tmp_path / "piqa.jsonl").mkdir()
+    (tmp_path / "bbh").mkdir()
+    os.mkfifo(tmp_path / "bbh" / "snarks.json")
+    for name, file in {"arc_easy": "arc_easy.jsonl", "piqa": "piqa.jsonl", "bbh": "snarks.json"}.items():
+        assert file in why_missing(name, tmp_path)
 
 
 def test_a_file_without_rows_or_without_the_part_that_is_scored_is_missing(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilemoe.config import ModelConfig
-from mobilemoe.errors import UsageError
+from mobilemoe.errors import DataError, UsageError
 from mobilemoe.evaluate.bits_per_byte import Score, sum_by_domain
 from mobilemoe.evaluate.compare import bits, choose_window, compare_logits, encode_for_all, windows_of
 from mobilemoe.evaluate.expert_use import choose_experts, torch_model
@@ -156,6 +156,8 @@ def compression_table(
         for before, targets in windows_of(ids, window):
             (parent_TV, parent_LTA), *others = (reader(before) for reader in readers)
             found = compare_logits(parent_TV, [logits_TV for logits_TV, _ in others], targets)
+            if not np.isfinite(found.nats_CT).all():
+                raise DataError(f"{place}: a model gives this text no probabilities, but NaN")
             text.add(
                 _Sums(
                     bits=bits(found.parent_logprobs_T),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -10,6 +9,7 @@ from typing import Any, TypeGuard
 from mobilemoe.data.shards import read_json_lines
 from mobilemoe.errors import DataError
 
+_LARGEST = 1e100
 _SHOWN = 60  # characters of a value in a sentence
 Row = dict[str, Any]
 
@@ -66,8 +66,8 @@ def whole_number(row: Row, name: str, least: int, most: int) -> int:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether it is a number that a float can hold: not NaN, nor infinite, nor too large."""
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    """Whether it is a number, not NaN, and not so large that sums and squares of such are infinite."""
+    return isinstance(value, int | float) and abs(value) <= _LARGEST
 
 
 def label(row: Row, name: str, choices: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import sys
 import time
@@ -301,7 +302,8 @@ def _metrics(scores: Mapping[str, Any]) -> dict[str, float | None]:
             metric, _, filter_name = key.partition(",")
             is_error = metric.endswith("_stderr")
             name = metric.removesuffix("_stderr") + ("" if filter_name == "none" else f",{filter_name}")
-            metrics[f"{name}_stderr" if is_error else name] = None if value == "N/A" else float(value)
+            known = value != "N/A" and not (is_error and math.isnan(value))
+            metrics[f"{name}_stderr" if is_error else name] = float(value) if known else None
     return metrics
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from mobilemoe.cache import usable_cache
 from mobilemoe.errors import DataError
-from mobilemoe.files import write_json
+from mobilemoe.files import read_json, write_json
 
 
 def digest(value: Any) -> str:
@@ -44,7 +44,10 @@ class Store:
             root = usable_cache("evaluate") if folder is None else folder
             self._path = root / digest(settings) / "requests.jsonl"
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_json(self._path.parent / "settings.json", dict(settings))  # for people who look into the cache
+            known = self._path.parent / "settings.json"
+            if known.exists() and digest(read_json(known, DataError)) != digest(settings):
+                raise OSError(errno.EPERM, "another folder was moved there")
+            write_json(known, dict(settings))  # for people who look into the cache
             if self._path.exists():
                 self._read(self._path)
         except OSError as fault:
