@@ -352,14 +352,37 @@ def test_bf16_to_int4_and_on_is_stable(tmp_path):
     assert convert(tmp_path / "q", tmp_path / "q2", format="int4", group_axis="in").lossless
 
 
-def test_scales_that_are_not_numbers_are_loaded_and_copied(tmp_path):
+def test_scales_that_are_not_numbers_are_loaded_but_not_copied(tmp_path):
     write_random(tmp_path / "m", MICRO, seed=3, format="int4")
     name = "model.layers.0.self_attn.q_proj"
     scale = np.full((64, 2), np.nan, np.float16)
     rewrite(tmp_path / "m", lambda tensors: tensors.update({f"{name}.weight_scale": ("F16", scale)}))
     with Checkpoint.open(tmp_path / "m") as checkpoint:
         assert np.isnan(checkpoint.weight(f"{name}.weight")).all()
-    assert convert(tmp_path / "m", tmp_path / "n", format="int4").lossless
+    with pytest.raises(CheckpointError, match=r"q_proj\.weight_scale' holds NaN or infinity"):
+        convert(tmp_path / "m", tmp_path / "n", format="int4")
+    assert not (tmp_path / "n").exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "layers.1.feed_forward.router.weight", "layers.0.feed_forward.expert_bias", "q_proj"]
+)
+@pytest.mark.parametrize("format", ["int4", "bf16"])
+def test_what_is_not_a_number_is_refused_by_name_when_it_is_written(tmp_path, name, value, format):
+    write_random(tmp_path / "m", MICRO, seed=3, format="bf16")
+    with Checkpoint.open(tmp_path / "m") as checkpoint:
+        full = next(stored for stored in checkpoint.names if name in stored)
+
+        def weight(wanted):
+            w = checkpoint.weight(wanted)
+            if wanted == full:
+                w.reshape(-1)[-1] = value
+            return w
+
+        with pytest.raises(CheckpointError, match=full):
+            save_checkpoint(tmp_path / "n", checkpoint.config, weight, format=format)
+    assert not (tmp_path / "n").exists()
 
 
 @pytest.mark.parametrize("format", ["int4", "bf16"])

@@ -73,7 +73,6 @@ def test_one_token_and_an_empty_prompt_are_enough(mobilemoe_cli, tiny_folder):
 
 def test_standard_input_that_is_no_text_is_refused(fails, tiny_folder):
     assert "UTF-8" in fails(2, "run", tiny_folder, stdin=b"\xff\xfe")
-    assert "UTF-8" in fails(2, "chat", tiny_folder, stdin=b"\xff\xfe\n")
 
 
 @pytest.fixture
@@ -98,6 +97,9 @@ def heard(monkeypatch):
         ("a\n/reset\nb\n", [["a"], ["b"]]),
         ("a\n/exit\nb\n", [["a"]]),
         (" /exit \n", []),
+        ("a\r\nb\r\n", [["a"], ["a", "answer 1", "b"]]),
+        ("/exit\r\n", []),
+        ("\ufeffa\n\ufeffb\n", [["a"], ["a", "answer 1", "\ufeffb"]]),
         ("", []),
     ],
 )
@@ -106,6 +108,23 @@ def test_chat_keeps_the_conversation(mobilemoe_cli, heard, typed, turns):
     assert ended.status == 0
     assert heard == turns
     assert ended.out == "".join(f"answer {turn}\n" for turn in range(1, len(turns) + 1))
+
+
+def test_chat_leaves_out_a_line_that_is_no_text(mobilemoe_cli, heard):
+    ended = mobilemoe_cli("chat", "any", stdin=b"a\n\xff\xfe\n\xc5\xbc\n")
+    assert ended.status == 0
+    assert heard == [["a"], ["a", "answer 1", "\u017c"]]
+    assert ended.err == "(a line that is not UTF-8 text is left out)\n"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(mobilemoe_cli, tiny_folder):
+    outputs = [mobilemoe_cli("run", tiny_folder, stdin=mark + b"Hello").out for mark in (b"", b"\xef\xbb\xbf")]
+    assert outputs[0] == outputs[1]
+
+
+def test_convert_names_every_format(fails, tiny_folder, tmp_path):
+    said = fails(2, "convert", tiny_folder, tmp_path / "out", "--format", "gguf")
+    assert "--format is 'gguf', but must be one of bf16, int4, engine" in said
 
 
 def test_chat_keeps_the_system_message_over_a_reset(mobilemoe_cli, heard):

@@ -18,6 +18,7 @@ from mobilemoe.config_rules import FULL, SLIDING, check_rules, check_types
 from mobilemoe.errors import ConfigError
 from mobilemoe.files import read_json, write_json
 
+_MAX_BYTES = 2**20  # of a config.json, as in the native reader
 GROUP_SIZE = 32  # weights that share one INT4 scale
 GroupAxis = Literal["in", "out"]
 EXPERT_GROUP_AXIS = {"out": "out (last dim of [E, in, out])", "in": "in (last dim of [E, out, in])"}
@@ -234,7 +235,7 @@ class ModelConfig:
     def load(cls, folder: Path | str) -> Self:
         """Reads `config.json` in `folder`."""
         path = Path(folder) / "config.json"
-        return cls.from_dict(read_json(path, ConfigError), str(path))
+        return cls.from_dict(read_json(path, ConfigError, _MAX_BYTES), str(path))
 
     def save(self, folder: Path | str) -> None:
         """Writes `config.json` into `folder`, atomically."""

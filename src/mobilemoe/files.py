@@ -19,6 +19,10 @@ from typing import IO, Any
 
 from mobilemoe.errors import MobileMoEError
 
+MAX_JSON_PARTS = 2**21  # lists and objects in one file; the merges of 256k words are a million
+LFS_START = b"version https://git-lfs.github.com/spec/"  # of the few lines that stand for a file kept elsewhere
+IS_LFS_POINTER = "is a Git LFS pointer, not the file itself: fetch that with `git lfs pull`, or download it"
+
 MAX_JSON_BYTES = 64 * 2**20  # a tokenizer.json of 256k words is about 35 MB; nothing honest is larger
 
 
@@ -195,7 +199,9 @@ def read_bytes(path: Path | str, error: type[MobileMoEError], limit: int | None 
     try:
         with open_regular(path, error) as handle:
             size = os.fstat(handle.fileno()).st_size
-            data = handle.read(limit + 1) if size <= limit else b""
+            data = handle.read(min(size, limit) + 1)  # as much as there is: read() takes the memory that it is offered
+            if len(data) > size:  # of a file that grows, or does not tell its size
+                data += handle.read(max(0, limit + 1 - len(data)))
     except FileNotFoundError:
         raise error(f"{path} does not exist") from None
     except ValueError as fault:  # a NUL in the name
@@ -204,6 +210,8 @@ def read_bytes(path: Path | str, error: type[MobileMoEError], limit: int | None 
         raise error(f"{path} cannot be read: {fault.strerror}") from None
     if size > limit or len(data) > limit:
         raise error(f"{path} is {max(size, len(data))} bytes, more than the {limit} that it may have here")
+    if data.startswith(LFS_START):
+        raise error(f"{path} {IS_LFS_POINTER}")
     return data
 
 
@@ -226,6 +234,8 @@ def parse_json(data: bytes, where: str, error: type[MobileMoEError]) -> Any:
     Half a surrogate pair is refused: no file, tokenizer or terminal takes such a text.
     """
     text = decode_text(data, where, error)
+    if len(data) > MAX_JSON_PARTS and text.count("[") + text.count("{") > MAX_JSON_PARTS:
+        raise error(f"{where} holds more than {MAX_JSON_PARTS} lists and objects")
     try:
         value = json.loads(text)
         if "\\ud" in text or "\\uD" in text:

@@ -5,6 +5,7 @@ The places, their order and the names that a template is given are those of tran
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -32,7 +33,7 @@ _LEGACY_FILE, _TOKENS_FILE = "chat_template.json", "special_tokens_map.json"
 
 # Names that every template may use; one that the tokenizer does not have is undefined, and writes nothing.
 _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_MAX_TEMPLATE_BYTES, _MAX_CONFIG_BYTES = 2**20, 2**24
+_MAX_TEMPLATE_BYTES, _MAX_CONFIG_BYTES = 2**20, 2**23
 
 
 class ChatTemplate:
@@ -141,7 +142,7 @@ def _find_templates(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, 
     """Templates by name, and the file that counts. Files of their own replace all that stands in a JSON file."""
     own = folder / TEMPLATE_FILE
     paths = {path.stem: path for path in sorted((folder / NAMED_FOLDER).glob("*.jinja"))}
-    if own.exists():
+    if os.path.lexists(own):
         paths["default"] = own
     if paths:
         return {name: _read_template(path) for name, path in paths.items()}, paths.get("default", folder / NAMED_FOLDER)
@@ -184,7 +185,7 @@ def _read_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    return read_json(path, TokenizerError, _MAX_CONFIG_BYTES) if path.exists() else {}
+    return read_json(path, TokenizerError, _MAX_CONFIG_BYTES) if os.path.lexists(path) else {}
 
 
 def _read_template(path: Path) -> str:

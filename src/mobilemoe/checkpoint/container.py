@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import mmap
+import re
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,12 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilemoe.errors import CheckpointError
-from mobilemoe.files import atomic_file
+from mobilemoe.files import IS_LFS_POINTER, LFS_START, atomic_file
 
 Array: TypeAlias = npt.NDArray[Any]
 Spec: TypeAlias = tuple[str, tuple[int, ...]]  # dtype, shape
 
-MAX_HEADER_BYTES = 100_000_000  # the limit of the format's reference implementation
+MAX_HEADER_BYTES = 2**24  # some hundred thousand tensors; the native reader has the same limit
 MAX_RANK = 32  # what every numpy can hold
 _PIECE = 2**24  # bytes hashed at once
 
@@ -77,7 +78,10 @@ class SafetensorsFile:
                 handle.seek(0)
                 if size < 8:
                     raise CheckpointError(f"{self.path} is {size} bytes, too short for a safetensors file")
-                length = int.from_bytes(handle.read(8), "little")
+                start = handle.read(8)
+                if LFS_START.startswith(start):
+                    raise CheckpointError(f"{self.path} {IS_LFS_POINTER}")
+                length = int.from_bytes(start, "little")
                 if length > min(size - 8, MAX_HEADER_BYTES):
                     raise CheckpointError(
                         f"{self.path} claims a header of {length} bytes, more than the file or the format allows: "
@@ -186,6 +190,18 @@ def payload_bytes(spec: Spec) -> int:
     return math.prod(shape) * DTYPES[dtype].itemsize
 
 
+def is_finite(array: Array, dtype: str) -> bool:
+    """Whether a stored array holds neither NaN nor infinity."""
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, _PIECE):
+        piece = flat[start : start + _PIECE]
+        if dtype == "BF16" and ((piece & 0x7F80) == 0x7F80).any():
+            return False
+        if dtype in ("F16", "F32", "F64") and not np.isfinite(piece).all():
+            return False
+    return True
+
+
 def shorten(name: str) -> str:
     """A name from a file as it may stand in a message: quoted, on one line, not endless."""
     quoted = ascii(name)
@@ -244,6 +260,11 @@ def _parse_entry(path: Path, name: str, entry: Any, payload: int) -> TensorInfo:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where} is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if isinstance(dtype, str) and re.fullmatch(r"[A-Z]+\d+[A-Z0-9_]*", dtype) and dtype not in DTYPES:
+        known = ", ".join(reversed(DTYPES))
+        raise CheckpointError(
+            f"{path}: tensor {shorten(name)} has the dtype {shorten(dtype)}, which is not supported; known are {known}"
+        )
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(f"{where} has the unknown dtype {shorten(str(dtype))}")
     # type() and not isinstance: true is an int to Python, but not a number of bytes.

@@ -22,6 +22,7 @@ from mobilemoe.checkpoint.container import (
     SafetensorsFile,
     Spec,
     TensorInfo,
+    is_finite,
     payload_bytes,
     shorten,
     write_safetensors,
@@ -36,6 +37,7 @@ Format: TypeAlias = Literal["int4", "bf16"]
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 _FLOATS = ("BF16", "F16", "F32")
+_MAX_INDEX_BYTES = 2**24  # as in the native reader
 _LISTED = 4  # names in a message before "and N more"
 COMPANION_HASH = "sha256:"  # before a JSON file's name: the metadata key of its hash in the safetensors file beside it
 
@@ -260,6 +262,13 @@ def write_folder(
 ) -> None:
     """Writes config, the tensors that `produce` gives by stored name, and what belongs to the model `beside`."""
     table = tensor_table(config)
+
+    def finite(name: str) -> Array:
+        array = produce(name)
+        if not is_finite(array, table[name][0]):
+            raise CheckpointError(f"{shorten(name)} holds NaN or infinity, with which no model can compute")
+        return array
+
     with atomic_folder(folder, CheckpointError) as part:
         config.save(part)
         shards = _split(table, shard_bytes)
@@ -269,7 +278,7 @@ def write_folder(
             write_json(part / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
         metadata = {COMPANION_HASH + path.name: sha256_file(path) for path in sorted(part.iterdir())}
         for shard, specs in shards.items():
-            write_safetensors(part / shard, specs, produce, metadata)
+            write_safetensors(part / shard, specs, finite, metadata)
         if beside is not None:
             copy_companions(beside, part)
 
@@ -291,7 +300,7 @@ def _split(table: dict[str, Spec], shard_bytes: int | None) -> dict[str, dict[st
 
 def _read_index(path: Path) -> dict[str, set[str]]:
     """Tensor names by shard."""
-    weight_map: Any = read_json(path, CheckpointError).get("weight_map")
+    weight_map: Any = read_json(path, CheckpointError, _MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} holds no weight_map")
     names_by_shard: dict[str, set[str]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -56,7 +57,7 @@ def chat(
     loaded = load_model(model, backend, activations, kv, threads, quantize)
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
-    while (text := _ask()) is not None:
+    for text in _lines():
         if not text.strip():
             continue
         if text.strip() == "/reset":
@@ -94,14 +95,27 @@ def chat(
         print_json({"messages": messages})
 
 
-def _ask() -> str | None:
-    """The next line, or None at the end; the prompt is shown to people only."""
+def _lines() -> Iterator[str]:
+    """What is said, up to the end or /exit; the prompt is shown to people only. A line that is no text is left out."""
     if sys.stdin is None:  # closed from the start
-        return None
-    try:
-        text = input("> " if sys.stdin.isatty() else "")
-    except EOFError:
-        return None
-    except UnicodeDecodeError:
-        raise UsageError("standard input is not UTF-8 text") from None
-    return None if text.strip() == "/exit" else text
+        return
+    mark = "\ufeff"  # may stand before the first line of a file
+    while True:
+        try:
+            text = input("> ") if sys.stdin.isatty() else _next_line()
+        except EOFError:
+            return
+        except UnicodeDecodeError:
+            print("(a line that is not UTF-8 text is left out)", file=sys.stderr)
+            continue
+        text, mark = text.removeprefix(mark), ""
+        if text.strip() == "/exit":
+            return
+        yield text
+
+
+def _next_line() -> str:
+    line = sys.stdin.buffer.readline()
+    if not line:
+        raise EOFError
+    return line.decode().removesuffix("\n").removesuffix("\r")

@@ -12,8 +12,11 @@ from mobilemoe import checkpoint
 from mobilemoe.checkpoint.run_folder import newest_model
 from mobilemoe.cli.options import GroupAxisOption, JsonOption, plain_console, print_json
 from mobilemoe.config import GroupAxis
+from mobilemoe.errors import UsageError
 from mobilemoe.hub import find_model
 from mobilemoe.quant.export import learnt_scales, quantize_learnt
+
+FORMATS = ("bf16", "int4", "engine")
 
 
 def convert(
@@ -29,6 +32,8 @@ def convert(
 
     Example: mobilemoe convert my-model my-model-int4 --format int4 --group-axis in
     """
+    if format not in FORMATS:
+        raise UsageError(f"--format is {format!r}, but must be one of {', '.join(FORMATS)}")
     write(newest_model(find_model(source)), target, format, group_axis, json)
 
 

@@ -103,6 +103,6 @@ def _read_stdin() -> str:
     if sys.stdin.isatty():
         print("Type the prompt, then Ctrl-D:", file=sys.stderr)
     try:
-        return sys.stdin.read()
+        return sys.stdin.read().removeprefix("\ufeff")  # a file's byte-order mark is no part of its text
     except UnicodeDecodeError:
         raise UsageError("standard input is not UTF-8 text") from None

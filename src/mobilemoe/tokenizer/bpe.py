@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -78,7 +79,7 @@ class Tokenizer:
         for name, read in (("tokenizer.json", read_json_file), ("tokenizer.model", read_ranks)):
             path = folder / name
             try:
-                if path.exists():
+                if os.path.lexists(path):  # a link to a file that is gone is damage, not absence
                     return cls(read(path))
             except TokenizerError as fault:
                 raise TokenizerError(f"{path} cannot be used: {str(fault).removeprefix(f'{path} ')}") from None

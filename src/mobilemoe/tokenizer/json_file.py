@@ -15,12 +15,11 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, models, pre_tokenizers
 
-from mobilemoe.errors import TokenizerError
-from mobilemoe.files import MAX_JSON_BYTES, parse_json, read_bytes
+from mobilemoe.errors import MobileMoEError, TokenizerError
+from mobilemoe.files import read_json
 from mobilemoe.tokenizer.pipeline import SPLIT_PATTERN
 from mobilemoe.tokenizer.split_pattern import check_pattern, check_speed
 
-_MAX_VALUES = 2**21  # lists and objects in a file: a merge is a list of two, and 256k words have a million merges
 _MAX_ID = 2**24  # the largest vocabulary of a model
 _MAX_PARTS = 16
 _MAX_ADDED, _MAX_ADDED_CHARACTERS = 2**17, 2**22
@@ -30,12 +29,7 @@ _Object = dict[str, Any]
 
 def read_json_file(path: Path) -> tokenizers.Tokenizer:
     """The byte-level BPE in the file; TokenizerError, without the file's name, for every other."""
-    data = read_bytes(path, TokenizerError, MAX_JSON_BYTES)
-    if data.count(b"[") + data.count(b"{") > _MAX_VALUES:
-        raise TokenizerError(f"it holds more than {_MAX_VALUES} lists and objects")
-    raw = parse_json(data, "it", TokenizerError)
-    if not isinstance(raw, dict):
-        raise TokenizerError(f"it holds a JSON {type(raw).__name__}, not an object")
+    raw = read_json(path, TokenizerError)
     parts = _checked_parts(raw)
     with no_panic("it is not a tokenizer file"):
         backend = tokenizers.Tokenizer(_model(_object(raw.get("model"), "model")))
@@ -53,7 +47,7 @@ def no_panic(sentence: str) -> Iterator[None]:
     """TokenizerError that begins with `sentence` for what the library raises, which can be no Exception even."""
     try:
         yield
-    except (TokenizerError, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (MobileMoEError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as fault:  # a panic in Rust
         raise TokenizerError(f"{sentence} ({' '.join(str(fault).split())})") from None
