@@ -1,5 +1,8 @@
 """Promises of data.encoding: the ids are those of the runtime, and the taught ones are what a model has to write."""
 
+import json
+from unicodedata import normalize
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +13,7 @@ from mobilemoe.data import encoding
 from mobilemoe.data.encoding import Encoder, open_tokenizer
 from mobilemoe.data.sources import Document
 from mobilemoe.errors import DataError, TokenizerError
+from mobilemoe.tokenizer import Tokenizer
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30)
 STARTS = st.sampled_from(["", " ", "\n", "\n\n", "<|eot|>", "a"])
@@ -45,6 +49,17 @@ def test_a_conversation_is_encoded_as_the_runtime_does_and_its_answer_is_taught(
         assert taught == [False] * len(prompt) + [True] * (len(ids) - len(prompt))
     else:  # the answer's first line ends share a token with those of the header
         assert taught == [False] * (len(prompt) - 1) + [True] * (len(ids) - len(prompt) + 1)
+
+
+def test_a_tokenizer_that_composes_characters_teaches_the_same_words(opened, tmp_path):
+    tokenizer, template = opened
+    tokenizer.save(tmp_path)
+    raw = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw | {"normalizer": {"type": "NFC"}}))
+    composes = Tokenizer.load(tmp_path)
+    apart = normalize("NFD", "Zażółć gęślą jaźń, é")
+    [encoded] = Encoder(composes, template).encode([chat(("user", apart), ("assistant", apart), ("user", apart))])
+    assert composes.decode(encoded.ids_N[encoded.taught_N], skip_special=False) == normalize("NFC", apart) + "<|eot|>"
 
 
 def test_texts_are_framed_and_conversations_of_a_batch_do_not_mix(opened, encoder):

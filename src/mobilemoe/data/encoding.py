@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate, chain, islice
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -95,10 +96,11 @@ class Encoder:
                 f"nor the control tokens of MobileMoE's ({HEADER_START}, {HEADER_END}, {EOT}): put a "
                 "chat_template.jinja beside it"
             )
+        messages = document.messages or []
+        if self._tokenizer.composes:  # before what is taught is counted in bytes
+            messages = [{key: normalize("NFC", text) for key, text in message.items()} for message in messages]
         try:
-            return chat_parts(
-                self._tokenizer.special_pattern, self._template, document.messages or [], document.unlearnt
-            )
+            return chat_parts(self._tokenizer.special_pattern, self._template, messages, document.unlearnt)
         except TokenizerError as fault:
             raise DataError(f"{document.key} of {document.source} cannot be encoded: {fault}") from None
 

@@ -8,7 +8,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from mobilemoe.data.mixture import Mixture, refuse_tokens
 from mobilemoe.errors import TokenizerError
-from mobilemoe.tokenizer import SPECIAL_NAMES, Tokenizer, add_specials, byte_level
+from mobilemoe.tokenizer import SPECIAL_NAMES, Tokenizer, add_specials, byte_level, no_panic
 
 BYTES = 256
 
@@ -31,7 +31,8 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(_counted(texts, on_progress), trainer)
+    with no_panic("the texts cannot be split into words"):
+        backend.train_from_iterator(_counted(texts, on_progress), trainer)
     add_specials(backend, SPECIAL_NAMES)
     tokenizer = Tokenizer(backend)
     if tokenizer.vocab_size != vocab_size:

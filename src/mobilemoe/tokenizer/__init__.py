@@ -8,6 +8,7 @@ Special names inside a text are plain text unless `special=True` is said, so tha
 """
 
 from mobilemoe.tokenizer.bpe import StreamDecoder, Tokenizer
+from mobilemoe.tokenizer.json_file import no_panic
 from mobilemoe.tokenizer.pipeline import (
     BYTE_TO_CHARACTER,
     EOT,
@@ -28,4 +29,5 @@ __all__ = [
     "Tokenizer",
     "add_specials",
     "byte_level",
+    "no_panic",
 ]

@@ -50,6 +50,7 @@ class Tokenizer:
         control = [name for name in (*SPECIAL_NAMES, *LLAMA3_NAMES.values()) if name in named]
         backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in control])
         backend.encode_special_tokens = True  # special names in text stay text; `encode` finds them itself
+        self.composes = backend.normalizer is not None  # text to NFC, the only change that is known here
         self._backend = backend
         added = backend.get_added_tokens_decoder()
         self._specials = {token.content: token_id for token_id, token in added.items() if token.special}
