@@ -274,7 +274,6 @@ def test_where_the_walls_cannot_be_built_nothing_runs(monkeypatch, tmp_path):
     [
         ("resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))", "Too many open files"),
         ("resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))", "File too large"),
-        ("resource.setrlimit(resource.RLIMIT_NPROC, (1, 1)); os.setgid(65534); os.setuid(65534)", ""),
         ("resource.setrlimit(resource.RLIMIT_AS, (2**28, 2**28))", None),
         ("os.environ['TMPDIR'] = '/nowhere'; tempfile.tempdir = None", None),
         ("os.chdir('/'); os.environ.clear()", None),
@@ -290,7 +289,7 @@ def test_where_it_cannot_work_it_says_so_before_anything_is_scored(harm, words, 
     assert done.returncode == 0, done.stderr
     if words is None:
         assert done.stdout.startswith("Linux namespaces"), done.stdout
-    elif words or done.stdout.startswith("refused"):
+    else:
         assert done.stdout.startswith("refused: generated code cannot be walled in")
         assert words in done.stdout
 

@@ -113,8 +113,8 @@ def _check_row(path: Path | str, name: str, row: object) -> None:
     for key, value in row.items():
         if key.endswith("_stderr") and value is not None and not (is_number(value) and value >= 0):
             raise _refusal(path, f"{key} of {name} is {value!r:.60}, but must be a number that is not negative")
-        if isinstance(value, float) and not is_number(value):
-            raise _refusal(path, f"{key} of {name} is {value!r}, which is no number")
+        if isinstance(value, int | float) and not is_number(value):
+            raise _refusal(path, f"{key} of {name} is {value!r:.60}, which is no number of any use")
 
 
 def _check_keys(path: Path | str, name: str, value: object, keys: Iterable[str]) -> None:

@@ -70,8 +70,9 @@ class Outcome:
 def run_code(program: str, *, seconds: float, memory_bytes: int) -> Outcome:
     """Runs the Python text `program`, tests at its end, in a fresh interpreter behind the walls.
 
-    `seconds` are of wall-clock, `memory_bytes` of address space of each of its processes. A failed test, an exception,
-    any exit before the end and a signal are all "error"; more than 64 KiB of output is "output".
+    `seconds` are of wall-clock, `memory_bytes` of address space of each of its processes with the 64 MiB that its
+    folder may take. A failed test, an exception, any exit before the end and a signal are all "error"; more than 64 KiB
+    of output is "output".
     Raises SandboxError if the walls cannot be built.
     """
     calls = calls_of(platform.machine())

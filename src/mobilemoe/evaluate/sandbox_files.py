@@ -50,8 +50,8 @@ def visible_files(python: str) -> Visible:
         done = subprocess.run(
             [python, "-I", "-S", "-B", "-c", _PROBE], capture_output=True, env={}, cwd="/", timeout=_SECONDS, check=True
         )
-        libraries, folders = json.loads(done.stdout)
-    except (subprocess.SubprocessError, ValueError) as fault:
+        libraries, folders = json.loads(done.stdout.splitlines()[-1])  # a module may have spoken before
+    except (subprocess.SubprocessError, ValueError, IndexError) as fault:
         raise OSError(f"{python} does not tell what it consists of: {fault}") from None
     links: dict[str, str] = {}
     whole = {_trace(folder, links) for folder in folders if os.path.isdir(folder)}

@@ -135,7 +135,7 @@ def set_limits(seconds: float, memory_bytes: int) -> None:
     """
     for kind, limit in (
         (resource.RLIMIT_CPU, int(seconds) + 1),
-        (resource.RLIMIT_AS, memory_bytes - FOLDER_BYTES),
+        (resource.RLIMIT_AS, max(0, memory_bytes - FOLDER_BYTES)),
         (resource.RLIMIT_FSIZE, FOLDER_BYTES),
         (resource.RLIMIT_NPROC, PROCESSES),
         (resource.RLIMIT_NOFILE, 64),
