@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import random
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-from lm_eval import evaluator
-from lm_eval.api import task as lm_eval_task
 from lm_eval.api.metrics import aggregate_subtask_metrics, pooled_sample_stderr
 
 from mobilemoe.errors import DataError, TokenizerError
@@ -27,28 +19,9 @@ from mobilemoe.evaluate.results import Results, write_examples
 from mobilemoe.evaluate.scorer import decode_ms
 from mobilemoe.evaluate.suites import Benchmark, build_tasks, find_benchmarks
 from mobilemoe.evaluate.tasks.build import data_revisions
+from mobilemoe.evaluate.tasks.score import Part, Parts, quiet, score_all
 
-FEWSHOT_SEED = 1234  # lm_eval's own, with which it draws the examples of a prompt
-_RESAMPLES = 1000  # for standard errors of metrics that are no means
-_FACTS = ("name", "alias", "sample_len")  # what lm_eval has beside the metrics of a task
 Row = dict[str, Any]
-Parts = Mapping[str, Any]  # the tasks of a benchmark, under names of their own
-# What lm_eval's tasks raise for items that they do not expect; the faults of the machine are none of these.
-_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, TemplateError)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """lm_eval's results of one task: means and standard errors by name, over `size` examples, which are `samples`.
-
-    unscorable: for each item that was left out, the tokens of an answer that the model cannot be asked for.
-    """
-
-    metrics: dict[str, float | None]
-    size: int
-    version: Any
-    samples: list[dict[str, Any]]
-    unscorable: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +41,7 @@ def prepare(suite: str, *, data_dir: Path | None = None, allow_code: bool = Fals
     data can be read.
     """
     benchmarks = find_benchmarks(suite, data_dir)
-    with _quiet():
+    with quiet():
         random.seed(0)  # some tasks shuffle their choices
         tasks, missing = build_tasks(benchmarks, data_dir, allow_code)
     if not tasks and data_dir is None and all(reason.startswith(NO_HUB) for reason in missing.values()):
@@ -101,13 +74,13 @@ def evaluate(
     model.unscorable = {}
     parts = {name: _parts(name, found) for name, found in prepared.tasks.items()}
     in_chat = _in_chat(model, prepared.benchmarks) if chat is None else parts.keys() if chat else set()
-    found: dict[str, _Part] = {}
+    found: dict[str, Part] = {}
     missing = dict(prepared.missing)
-    with _quiet():
+    with quiet():
         for is_chat in (False, True):
             some = {name: each for name, each in parts.items() if (name in in_chat) == is_chat}
             if some:
-                found |= _run_all(model, some, limit, is_chat, missing)
+                found |= score_all(model, some, limit, is_chat, missing)
     rows: dict[str, Row] = {}
     lines: list[dict[str, Any]] = []
     for benchmark in prepared.benchmarks:
@@ -144,7 +117,7 @@ def prompts(model: HarnessModel, prepared: Prepared, count: int) -> dict[str, li
     found: dict[str, list[list[int]]] = {}
     for name, tasks in prepared.tasks.items():
         each = tasks if isinstance(tasks, list) else [tasks]
-        per_task = [[*dict.fromkeys(request.args[0] for request in task.instances)] for task in each]
+        per_task = [[*dict.fromkeys(request.args[0] for request in task.instances or ())] for task in each]
         mixed = [text for texts in zip_longest(*per_task) for text in texts if text is not None]
         found[name] = [model.tok_encode(text) or [model.prefix_token_id] for text in mixed[:count]]
     return found
@@ -155,7 +128,7 @@ def _nothing_of(suite: str, missing: Mapping[str, str]) -> DataError:
     return DataError(f"no benchmark of {suite} can be run: {reasons}")
 
 
-def _unscored(model: HarnessModel, parts: Mapping[str, _Part]) -> str:
+def _unscored(model: HarnessModel, parts: Mapping[str, Part]) -> str:
     """How many items of a benchmark were left out, and why; "" for none."""
     lengths = [length for part in parts.values() for length in part.unscorable]
     if not lengths:
@@ -165,21 +138,6 @@ def _unscored(model: HarnessModel, parts: Mapping[str, _Part]) -> str:
         f"{len(lengths):,} of {items:,} items left out: an answer has {max(lengths):,} tokens, "
         f"but must have from 1 to the {model.max_length:,} of the model's context"
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without lm_eval's own bars and notes, and with what tasks print on standard error: the output is ours."""
-    logger = logging.getLogger("lm_eval")
-    level, bar = logger.level, lm_eval_task.tqdm
-    logger.setLevel(logging.ERROR)
-    lm_eval_task.tqdm = partial(bar, disable=True)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        logger.setLevel(level)
-        lm_eval_task.tqdm = bar
 
 
 def _in_chat(model: HarnessModel, benchmarks: Sequence[Benchmark]) -> set[str]:
@@ -196,80 +154,7 @@ def _parts(name: str, found: Any) -> Parts:
     return {f"{name}/{task.task_name}": task for task in found} if isinstance(found, list) else {name: found}
 
 
-def _run_all(
-    model: HarnessModel, parts: Mapping[str, Parts], limit: int | None, chat: bool, missing: dict[str, str]
-) -> dict[str, _Part]:
-    """Results of the tasks of all benchmarks; one whose task fails in lm_eval's code goes into `missing`, no other."""
-    try:
-        return _run(model, parts, limit, chat)
-    except _FAULTS:
-        found: dict[str, _Part] = {}
-        for name, of_one in parts.items():
-            try:
-                found |= _run(model, {name: of_one}, limit, chat)  # what was answered before the fault is kept
-            except _FAULTS as fault:
-                missing[name] = f"lm_eval cannot score it ({type(fault).__name__}: {str(fault).partition(chr(10))[0]})"
-        return found
-
-
-def _run(model: HarnessModel, parts: Mapping[str, Parts], limit: int | None, chat: bool) -> dict[str, _Part]:
-    """lm_eval's results of all tasks, whose requests are put to the model together."""
-    tasks = {key: task for each in parts.values() for key, task in each.items()}
-    samples = None
-    if limit is not None:
-        counts = {key: count for each in parts.values() for key, count in _counts(each, limit).items()}
-        samples = {key: list(range(count)) for key, count in counts.items() if count}
-        tasks = {key: tasks[key] for key in samples}  # to lm_eval no examples are all of them
-    found = _score(model, tasks, samples, chat)
-    for key, part in found.items():
-        lengths = {sample["doc_id"]: model.unscorable_of(sample["arguments"]) for sample in part.samples}
-        left_out = tuple(length for length in lengths.values() if length is not None)
-        if left_out:
-            rest = sorted(place for place, length in lengths.items() if length is None)
-            without = (
-                _score(model, {key: tasks[key]}, {key: rest}, chat)[key] if rest else _Part({}, 0, part.version, [])
-            )
-            found[key] = replace(without, unscorable=left_out)
-    return found
-
-
-def _score(
-    model: HarnessModel, tasks: Mapping[str, Any], samples: dict[str, list[int]] | None, chat: bool
-) -> dict[str, _Part]:
-    """lm_eval's results of `tasks`, over all their examples or those numbered in `samples`."""
-    for task in tasks.values():
-        task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    results = evaluator.evaluate(
-        lm=model,
-        task_dict={"tasks": dict(tasks), "groups": {}},
-        samples=samples,
-        bootstrap_iters=_RESAMPLES,
-        log_samples=True,
-        apply_chat_template=chat,
-        fewshot_as_multiturn=chat,
-        confirm_run_unsafe_code=True,  # tasks of code are ours, which run it in the sandbox, and are built on request
-    )
-    return {
-        key: _Part(
-            metrics=_metrics(results["results"][key]),
-            size=results["n-samples"][key]["effective"],
-            version=results["versions"][key],
-            samples=results["samples"][key],
-        )
-        for key in tasks
-    }
-
-
-def _counts(tasks: Mapping[str, Any], limit: int) -> dict[str, int]:
-    """How many examples of each task make up `limit`: of all as many, as far as they go."""
-    sizes = {key: len(task.eval_docs) for key, task in tasks.items()}
-    counts = dict.fromkeys(sizes, 0)
-    for _ in range(min(limit, sum(sizes.values()))):
-        counts[min((key for key in sizes if counts[key] < sizes[key]), key=counts.__getitem__)] += 1
-    return counts
-
-
-def _row(benchmark: Benchmark, parts: Mapping[str, _Part]) -> Row:
+def _row(benchmark: Benchmark, parts: Mapping[str, Part]) -> Row:
     """Scores of a benchmark: of several tasks the mean over all their examples, with a pooled standard error."""
     first, *others = parts.values()
     sizes = [part.size for part in parts.values()]
@@ -294,19 +179,6 @@ def _row(benchmark: Benchmark, parts: Mapping[str, _Part]) -> Row:
     return facts | row
 
 
-def _metrics(scores: Mapping[str, Any]) -> dict[str, float | None]:
-    """Means and standard errors by name: "acc" for lm_eval's "acc,none", else with the filter's: "f1,first-line"."""
-    metrics: dict[str, float | None] = {}
-    for key, value in scores.items():
-        if key not in _FACTS:
-            metric, _, filter_name = key.partition(",")
-            is_error = metric.endswith("_stderr")
-            name = metric.removesuffix("_stderr") + ("" if filter_name == "none" else f",{filter_name}")
-            known = value != "N/A" and not (is_error and math.isnan(value))
-            metrics[f"{name}_stderr" if is_error else name] = float(value) if known else None
-    return metrics
-
-
 def _pooled(stderrs: Sequence[Any], sizes: Sequence[int]) -> Any:
     return stderrs[0] if len(sizes) == 1 else pooled_sample_stderr(list(stderrs), list(sizes))
 
@@ -319,7 +191,7 @@ def _find_metric(benchmark: Benchmark, row: Row) -> str:
     raise DataError(f"{benchmark.name} gave no {benchmark.metric}, its main metric, but only {', '.join(row)}")
 
 
-def _examples(benchmark: str, metric: str, parts: Mapping[str, _Part], model: HarnessModel) -> Iterator[dict[str, Any]]:
+def _examples(benchmark: str, metric: str, parts: Mapping[str, Part], model: HarnessModel) -> Iterator[dict[str, Any]]:
     name, _, filter_name = metric.partition(",")
     for key, part in parts.items():
         within = key.removeprefix(benchmark).removeprefix("/")
