@@ -157,6 +157,22 @@ def atomic_folder(path: Path | str, error: type[MobileMoEError] = MobileMoEError
 
 
 @contextmanager
+def hold_folder(folder: Path, error: type[MobileMoEError]) -> Iterator[None]:
+    """Keeps other processes out of `folder`; `error` if one is there. A file system without locks keeps none out."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise error(f"another process is at work in {folder}: wait for it, or use another folder") from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A folder for this process alone, below the system's temporary one; gone afterwards, also after a kill: the next
     call clears what no living process owns."""

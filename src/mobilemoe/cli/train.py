@@ -93,7 +93,10 @@ def _run(stages: list[Stage], price: float | None, *, quiet: bool, skip: bool) -
         if not quiet:  # making a plan takes the device for a moment
             print(stage.plan(price))
         result = stage.train()
-        values = {"steps": result.steps, "loss": result.loss, "finished": result.finished}
+        values: dict[str, Any] = {"steps": result.steps, "loss": result.loss, "finished": result.finished}
+        if result.left_out:
+            values["left_out"] = result.left_out
+            say(f"note: {result.left_out}")
         ended.append({"name": name, **values, "folder": str(result.checkpoint)})
         if not result.finished:
             say(f"saved after {result.steps} steps: {result.checkpoint}; the same command goes on from there")

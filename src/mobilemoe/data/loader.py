@@ -17,13 +17,14 @@ import numpy as np
 from mobilemoe.chat import ChatTemplate
 from mobilemoe.data.encoding import Encoder
 from mobilemoe.data.mixture import Mixture
-from mobilemoe.data.packing import Ids, Packer, Passage, cut_passage
+from mobilemoe.data.packing import NO_TARGET, Ids, Packer, Passage, Row, cut_passage
 from mobilemoe.data.sources import Encoded
 from mobilemoe.data.stream import PieceStream, Position
 from mobilemoe.data.tokens import TokenSource
 from mobilemoe.errors import DataError
 from mobilemoe.tokenizer import Tokenizer
 
+PATIENCE = 10_000  # rows in a row without anything to learn
 READ_AHEAD = 256  # pieces: enough to keep the tokenizer's threads busy, about 1.5 MB of text a source
 STATE_VERSION = 2  # 1 counted in an order that mixed less
 
@@ -38,8 +39,28 @@ class Batch(NamedTuple):
     domains_BT: Ids
 
 
+_REMEDY = "what is learnt are an assistant's answers; where the question fills a row, raise train.sequence_length"
+
+
+class LeftOut(NamedTuple):
+    """How many rows held nothing to learn, and the document (`file:line`) that the first of them began with."""
+
+    rows: int = 0
+    first: str = ""
+    length: int = 0
+
+    def __str__(self) -> str:
+        """In words; empty if there was none."""
+        if not self.rows:
+            return ""
+        return (
+            f"rows of {self.length} tokens that hold nothing to learn were left out, {self.rows:,} so far, the first "
+            f"at {self.first}: {_REMEDY}"
+        )
+
+
 class PackedLoader:
-    """Endless iterator of batches.
+    """Endless iterator of batches, whose every row has something to learn; `left_out` says of how many that was not so.
 
     `counts` says how many tokens were taken of each source and how many epochs of it are complete. `domains` are the
     names of the sources in the recipe's order: `Batch.domains_BT` counts in it.
@@ -64,13 +85,32 @@ class PackedLoader:
         self._queues = {name: _Queue(stream, self._encoder) for name, stream in mixture.streams.items()}
         self._packer = Packer(self._passages(), sequence_length)
         self._last: tuple[str, _Piece] | None = None
+        self._taken: list[str] = []  # keys of the documents in the row that is made
+        self.left_out = LeftOut()
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        rows = list(islice(self._packer, self._batch_size))
+        rows = [self._row() for _ in range(self._batch_size)]
         return Batch(*map(np.stack, zip(*rows, strict=True)))
+
+    def _row(self) -> Row:
+        """The next row that teaches something. DataError if the sources, read from end to end, have none."""
+        ends = {name: queue.position.epoch + 2 for name, queue in self._queues.items()}
+        for _ in range(PATIENCE):
+            self._taken = [self._last[1].key] if self._last is not None and self._packer.rest is not None else []
+            row = next(self._packer)
+            if (row.targets_T != NO_TARGET).any():
+                return row
+            first = self.left_out.first or self._taken[0]
+            self.left_out = LeftOut(self.left_out.rows + 1, first, self._sequence_length)
+            if all(queue.position.epoch >= ends[name] for name, queue in self._queues.items()):
+                break
+        raise DataError(
+            f"the data hold nothing to learn in rows of {self._sequence_length} tokens, from {self.left_out.first} on: "
+            + _REMEDY
+        )
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -94,6 +134,7 @@ class PackedLoader:
             "positions": {name: list(position) for name, position in positions.items()},
             "tokens": dict(self._mixture.tokens),
             "open_piece": open_piece,
+            "left_out": list(self.left_out),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -113,15 +154,21 @@ class PackedLoader:
             if saved.get(key) != present.get(key)
         ]
         if differences:
-            raise DataError(f"the loader's state belongs to other data: {'; '.join(differences)}")
+            raise DataError(
+                f"the loader's state belongs to other data: {'; '.join(differences)} (the hash is of the files' names "
+                "and sizes); a run goes on with the data that it began with: give other data a run of their own, with "
+                "another --out, or remove this one's folder"
+            )
         try:
             positions = {name: Position(*map(int, state["positions"][name])) for name in self._queues}
             tokens = {name: int(state["tokens"][name]) for name in self._queues}
             open_piece = state["open_piece"]
+            left_out = LeftOut(*state.get("left_out", ()))
             opened = open_piece and (str(open_piece["source"]), int(open_piece["used"]))
             for name, queue in self._queues.items():
                 queue.seek(positions[name])
             self._mixture.tokens.update(tokens)
+            self.left_out = left_out
             self._packer = Packer(self._passages(), self._sequence_length)
             self._last = None
             if opened:
@@ -141,6 +188,7 @@ class PackedLoader:
             piece = self._queues[name].take()
             self._mixture.record(name, len(piece.encoded.ids_N))
             self._last = (name, piece)
+            self._taken.append(piece.key)
             yield self._passage(name, piece)
 
     def _passage(self, name: str, piece: _Piece) -> Passage:
@@ -158,6 +206,7 @@ class PackedLoader:
 class _Piece(NamedTuple):
     position: Position
     encoded: Encoded
+    key: str
 
 
 class _Queue:
@@ -184,5 +233,6 @@ class _Queue:
                 pieces.append(piece)
                 after = self._stream.position
                 positions.append(after._replace(offset=after.offset - 1))
-            self._ready.extend(map(_Piece, positions, self._encoder.encode(pieces)))
+            keys = (piece.key for piece in pieces)
+            self._ready.extend(map(_Piece, positions, self._encoder.encode(pieces), keys))
         return self._ready.popleft()

@@ -7,7 +7,7 @@ import threading
 from contextlib import suppress
 from typing import Any
 
-from mobilemoe.data.loader import Batch, PackedLoader
+from mobilemoe.data.loader import Batch, LeftOut, PackedLoader
 
 DEPTH = 2  # batches ready at most
 
@@ -45,6 +45,11 @@ class Prefetcher:
     def state_dict(self) -> dict[str, Any]:
         """`PackedLoader.state_dict` as it was when the last batch had been made."""
         return self._loader.state_dict() if self._state is None else self._state
+
+    @property
+    def left_out(self) -> LeftOut:
+        """`PackedLoader.left_out`, up to the last batch handed out."""
+        return LeftOut(*self.state_dict()["left_out"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state`, whatever was handed out before."""

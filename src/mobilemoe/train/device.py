@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -14,14 +16,15 @@ from mobilemoe.checkpoint.run_folder import step_folders
 from mobilemoe.cores import allowed_cores
 from mobilemoe.errors import TrainError
 from mobilemoe.files import read_json
+from mobilemoe.train.kept_recipe import RECIPE_FILE
 from mobilemoe.train.recipe import Precision, Recipe, TrainTable
 
 _Recipe = TypeVar("_Recipe", bound=Recipe)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 MATMUL_SECONDS = 0.25
 _CHOICE_SECONDS = 0.1
-_CHOICE_WIDTH = 256  # without bf16 units a product of this width takes a CPU some 20 ms, a wider one seconds
-_SLOW_PRODUCT = 5e-3  # seconds
+_GPU_WIDTH = 8192
+_CPU_WIDTH = 256  # without bf16 units a product of this width takes a CPU some 20 ms, a wider one seconds
 
 
 def set_threads(train: TrainTable) -> int:
@@ -53,9 +56,9 @@ def with_precision(recipe: _Recipe, precision: Precision) -> _Recipe:
 
 def _precision_of(run: Path) -> Precision | None:
     """What the recipe of a run says; None where there is none, or one that says nothing of use."""
-    if not (run / "recipe.json").exists():
+    if not (run / RECIPE_FILE).exists():
         return None
-    train = read_json(run / "recipe.json", TrainError).get("train")
+    train = read_json(run / RECIPE_FILE, TrainError).get("train")
     return train["precision"] if isinstance(train, dict) and train.get("precision") in DTYPES else None
 
 
@@ -68,33 +71,43 @@ def faster_precision(device_type: str) -> Precision:
     """
     if device_type != "cpu":
         return "bf16"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine two threads wait for each other longer than they compute
-    try:
-        bf16, fp32 = (torch.ones(_CHOICE_WIDTH, _CHOICE_WIDTH, dtype=DTYPES[name]) for name in ("bf16", "fp32"))
+    with _one_thread():
+        bf16, fp32 = (torch.ones(_CPU_WIDTH, _CPU_WIDTH, dtype=DTYPES[name]) for name in ("bf16", "fp32"))
         pairs = [(_seconds_of_product(bf16), _seconds_of_product(fp32))]
         end = time.perf_counter() + _CHOICE_SECONDS
         while time.perf_counter() < end or len(pairs) < 3:  # in turns, so that both meet what else runs here
             pairs.append((_seconds_of_product(bf16), _seconds_of_product(fp32)))
-    finally:
-        torch.set_num_threads(threads)
     bf16_seconds, fp32_seconds = map(min, zip(*pairs[1:], strict=True))  # the first pays for what is set up once
     return "bf16" if bf16_seconds < fp32_seconds else "fp32"
 
 
 def matmul_flops(device: torch.device, precision: str) -> float:
-    """FLOP/s of a square matrix product: 8192 wide on a GPU, on a CPU 1024, or 256 where that takes too long."""
-    size = 8192 if device.type == "cuda" else 1024
+    """FLOP/s of a square matrix product: 8192 wide on a GPU, and on a CPU 256, that of one thread times all of them."""
     if device.type == "cpu":
-        small = torch.randn(_CHOICE_WIDTH, _CHOICE_WIDTH).to(DTYPES[precision])
-        if min(_seconds_of_product(small) for _ in range(3)) > _SLOW_PRODUCT:
-            size = _CHOICE_WIDTH
+        with _one_thread():
+            speed = _matmul_flops(_CPU_WIDTH, device, precision)
+        return speed * torch.get_num_threads()
+    return _matmul_flops(_GPU_WIDTH, device, precision)
+
+
+def _matmul_flops(size: int, device: torch.device, precision: str) -> float:
     matrix = torch.randn(size, size, device=device, dtype=DTYPES[precision])
     _seconds_of_product(matrix)  # the first one pays for what is set up once
     best, end = float("inf"), time.perf_counter() + MATMUL_SECONDS
     while time.perf_counter() < end or best == float("inf"):
         best = min(best, _seconds_of_product(matrix))
     return float(2 * size**3 / best)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Several threads on a busy machine wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _seconds_of_product(matrix: Tensor) -> float:

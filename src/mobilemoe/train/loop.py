@@ -8,19 +8,30 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mobilemoe.checkpoint.run_folder import step_folders
-from mobilemoe.errors import MachineError, TrainError
-from mobilemoe.files import read_json, write_json
+from mobilemoe.data.loader import Batch, LeftOut
+from mobilemoe.errors import DataError, MachineError, TrainError
+from mobilemoe.files import hold_folder, read_json, write_json
 from mobilemoe.train import checkpointing
 from mobilemoe.train.device import settle, with_precision
 from mobilemoe.train.distributed import World, join
 from mobilemoe.train.health import REPORT_FILE, write_report
-from mobilemoe.train.metrics import MetricsLog, ProgressReport, draw_loss, draw_routing, drawing, read_metrics
+from mobilemoe.train.kept_recipe import RECIPE_FILE, refuse_other
+from mobilemoe.train.metrics import (
+    DRAWN,
+    METRICS_FILE,
+    MetricsLog,
+    ProgressReport,
+    draw_loss,
+    draw_routing,
+    drawing,
+    read_metrics,
+)
 from mobilemoe.train.recipe import Recipe
 from mobilemoe.train.setup import set_up
 from mobilemoe.train.sharded_checkpoint import ShardedSaver
@@ -29,12 +40,16 @@ from mobilemoe.train.step import Stepper
 
 @dataclass(frozen=True)
 class Result:
-    """How a call of `train` ended: steps done, last loss in nats per token, and the newest checkpoint's folder."""
+    """How a call of `train` ended: steps done, last loss in nats per token, and the newest checkpoint's folder.
+
+    `left_out` is what of the data had nothing to learn, in words; empty where all had.
+    """
 
     steps: int
     loss: float
     finished: bool
     checkpoint: Path
+    left_out: str = ""
 
 
 def train(recipe: Recipe, run: Path) -> Result:
@@ -44,17 +59,18 @@ def train(recipe: Recipe, run: Path) -> Result:
     """
     drawing()  # a missing package should not be found out at the end
     _keep_allocations()
-    with join(recipe) as world:
+    with join(recipe) as world, _held(run, world):
+        recipe = _agreed(recipe, run, world)
+        refuse_other(recipe, run)
         trainer = Trainer(recipe, run, world)
         with _interrupts(insistent=world.size == 1) as interrupted:
             return trainer.run_steps(interrupted)
 
 
 class Trainer:
-    """A run that is set up; `run_steps` does the work."""
+    """A run that is set up, of a recipe whose precision is settled; `run_steps` does the work."""
 
     def __init__(self, recipe: Recipe, run: Path, world: World) -> None:
-        recipe = _agreed(recipe, run, world)
         self.recipe, self.run, self.train, self.world = recipe, run, recipe.train, world
         self.setup = set_up(recipe, world)
         self.saver = ShardedSaver() if world.size > 1 else None
@@ -65,22 +81,24 @@ class Trainer:
         """Steps until the recipe's end or an interrupt; saves every `checkpoint_every` steps and at the end."""
         train, loader, world = self.train, self.setup.loader, self.world
         state = self._begin()
-        step, tokens, loss = state["step"], state["tokens"], state["loss"]
+        saved = step = state["step"]
+        tokens, loss = state["tokens"], state["loss"]
         report = _Report(self.run, train.steps, step) if world.is_first else None
         try:
             stopping = world.any(bool(interrupted))
             while step < train.steps and not stopping:
                 began = time.monotonic()
                 begins = loader.state_dict()["positions"]
-                row = self.stepper.step(next(loader), step, begins)
+                row = self.stepper.step(self._batch(step, tokens, loss, saved), step, begins)
                 step, loss, tokens = step + 1, row["loss"], tokens + train.batch_size * train.sequence_length
-                row |= {"step": step, "tokens": tokens}
+                row |= {"step": step, "tokens": tokens, "rows_left_out": loader.left_out.rows}
                 row["tokens_per_second"] = train.batch_size * train.sequence_length / (time.monotonic() - began)
                 if report is not None:
-                    report.write(row)
+                    report.write(row, loader.left_out)
                 stopping = world.any(bool(interrupted))  # asked once, so that no step ends the loop unsaved
                 if step % train.checkpoint_every == 0 or step == train.steps or stopping:
                     self._save(step, tokens, loss)
+                    saved = step
         finally:
             loader.close()
             if report is not None:
@@ -91,23 +109,32 @@ class Trainer:
         if not folders:
             raise TrainError(f"{self.run} was interrupted before its first step: nothing is saved")
         if world.is_first:
-            draw_loss(read_metrics(self.run / "metrics.jsonl"), self.run / "loss.png")
+            draw_loss(read_metrics(self.run / METRICS_FILE, *DRAWN), self.run / "loss.png")
             if (self.run / REPORT_FILE).exists():
                 draw_routing(read_json(self.run / REPORT_FILE, TrainError), self.run / "router.png")
-        return Result(step, loss, step >= train.steps, folders[-1])
+        return Result(step, loss, step >= train.steps, folders[-1], str(loader.left_out))
+
+    def _batch(self, step: int, tokens: int, loss: float, saved: int) -> Batch:
+        """The next batch. Where the data have none, what was done since step `saved` is kept before that is raised."""
+        try:
+            return next(self.setup.loader)
+        except DataError:
+            if step > saved and self.world.size == 1:  # of several processes the others may have theirs
+                self._save(step, tokens, loss)
+            raise
 
     def _begin(self) -> dict[str, Any]:
         """The state to go on from; the run's folder is there and clean."""
         if self.world.is_first:
-            self.run.mkdir(parents=True, exist_ok=True)
+            self.run.mkdir(parents=True, exist_ok=True)  # a sweep's run has no other place for it
             checkpointing.remove_leftovers(self.run)
         self.world.wait()
         state = checkpointing.restore(self.run, self.setup.model, self.setup.optimizer)
         if state is not None:
             self.setup.loader.load_state_dict(state["loader"])
             self.stepper.guard.load_state_dict(state["guard"])
-        if self.world.is_first:
-            write_json(self.run / "recipe.json", self.recipe.model_dump())
+        if self.world.is_first and (state is None or state["step"] < self.train.steps):
+            write_json(self.run / RECIPE_FILE, self.recipe.model_dump())
         return state or {"step": 0, "tokens": 0, "loss": math.nan}
 
     def _save(self, step: int, tokens: int, loss: float) -> None:
@@ -137,6 +164,22 @@ class Trainer:
             ) from None
 
 
+@contextmanager
+def _held(run: Path, world: World) -> Iterator[None]:
+    """Keeps other trainings out of the folder of a run. TrainError in every process if one is in it already."""
+    with ExitStack() as held:
+        fault: Exception | None = None
+        if world.is_first:
+            try:
+                run.mkdir(parents=True, exist_ok=True)
+                held.enter_context(hold_folder(run, TrainError))
+            except (OSError, TrainError) as caught:
+                fault = caught
+        if world.any(fault is not None):
+            raise fault or TrainError(f"the first process cannot work in {run}")
+        yield
+
+
 def _agreed(recipe: Recipe, run: Path, world: World) -> Recipe:
     """`recipe` with its precision settled, which the first process does for all: another might measure otherwise."""
     if recipe.train.precision != "auto":
@@ -150,10 +193,14 @@ class _Report:
 
     def __init__(self, run: Path, steps: int, step: int) -> None:
         self._steps, self._first, self._started = steps, step, time.monotonic()
-        self._log, self._progress = MetricsLog(run / "metrics.jsonl", step), ProgressReport(steps, step)
+        self._log, self._progress = MetricsLog(run / METRICS_FILE, step), ProgressReport(steps, step)
+        self._told = False
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: dict[str, Any], left_out: LeftOut) -> None:
         self._log.write(row)
+        if left_out.rows and not self._told:
+            self._progress.say(f"note: {left_out}")
+            self._told = True
         seconds_each = (time.monotonic() - self._started) / (row["step"] - self._first)
         self._progress.update(row, seconds_each * (self._steps - row["step"]))
 

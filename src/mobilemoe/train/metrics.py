@@ -16,12 +16,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mobilemoe.drawing import figure_kind
-from mobilemoe.files import atomic_file, write_atomic
+from mobilemoe.errors import TrainError
+from mobilemoe.files import atomic_file, read_bytes, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MAX_BYTES = 2**31  # of metrics: millions of steps
+METRICS_FILE = "metrics.jsonl"
+DRAWN = ("tokens", "loss", "load_variation")  # numbers of a row that `draw_loss` needs
 PLAIN_EVERY = 10  # steps between lines where there is no terminal
 
 
@@ -42,16 +46,20 @@ class MetricsLog:
         self._handle.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows written so far; a last line that was cut short is left out."""
+def read_metrics(path: Path, *numbers: str) -> list[dict[str, Any]]:
+    """The rows written so far that have a step and these `numbers`; what is no such row, being cut short or of others,
+    is left out."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in read_bytes(path, TrainError, limit=MAX_BYTES).splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        is_row = isinstance(row, dict) and type(row.get("step")) is int
+        if is_row and all(type(row.get(name)) in (int, float) for name in numbers):
+            rows.append(row)
     return rows
 
 
@@ -77,6 +85,10 @@ class ProgressReport:
         elif row["step"] % PLAIN_EVERY == 0 or row["step"] == self._steps:
             self._console.print(f"step {row['step']}/{self._steps}  {text}  eta {eta_seconds:,.0f} s", highlight=False)
 
+    def say(self, sentence: str) -> None:
+        """A line of its own."""
+        self._console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
@@ -88,7 +100,7 @@ def drawing() -> type[Figure]:
 
 
 def draw_loss(rows: list[dict[str, Any]], path: Path) -> None:
-    """Loss and expert load over tokens, as a PNG."""
+    """Loss and expert load over tokens, as a PNG; `rows` have the numbers `DRAWN`."""
     figure = drawing()(figsize=(8, 6), layout="constrained")
     loss_axes, load_axes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     tokens = [row["tokens"] / 1e6 for row in rows]

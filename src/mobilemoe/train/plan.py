@@ -7,6 +7,7 @@ share of what the device reaches in a matrix product.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import statistics
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from mobilemoe.hub import find_model
 from mobilemoe.presets import preset
 from mobilemoe.train.device import faster_precision, matmul_flops, set_threads, settle
 from mobilemoe.train.loss import CHUNK
-from mobilemoe.train.metrics import read_metrics
+from mobilemoe.train.metrics import METRICS_FILE, read_metrics
 from mobilemoe.train.recipe import LoraTable, ModelTable, Recipe
 from mobilemoe.train.schedule import learning_rate
 
@@ -241,8 +242,9 @@ def _adapter_parameters(config: ModelConfig, lora: LoraTable) -> int:
 
 def measured_speed(run: Path) -> float | None:
     """Median tokens per second of the last steps in a run's metrics; None where it has none."""
-    rows = read_metrics(run / "metrics.jsonl")[-RECENT_STEPS:]
-    return statistics.median(row["tokens_per_second"] for row in rows) if rows else None
+    rows = read_metrics(run / METRICS_FILE, "tokens_per_second")[-RECENT_STEPS:]
+    speeds = [speed for row in rows if 0 < (speed := row["tokens_per_second"]) < math.inf]
+    return statistics.median(speeds) if speeds else None
 
 
 def expected_speed(recipe: Recipe, config: ModelConfig, device: torch.device, processes: int) -> tuple[float, str]:
