@@ -2,8 +2,8 @@
 
 import os
 
-# Where more runs than there are cores, the threads of a product wait for one that has no core: spinning as long as GNU's
-# OpenMP does by default, they keep it from getting one, and two threads were 20 to 40 times slower than one. So they
-# spin for microseconds only, about what lies between two products. It is read when torch is loaded, which is later.
+# Where more runs than there are cores, a product's threads wait for one that has no core; spinning as long as GNU's
+# OpenMP does by default, they keep it from getting one: two threads were 20 to 40 times slower than one. So they spin
+# for microseconds only, about what lies between two products. It is read when torch is loaded, which is later.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
