@@ -116,7 +116,7 @@ def files_in_folders(root):
 
 @pytest.mark.parametrize("store", [one_file, one_packed_file, a_file_for_each_folder, files_in_folders])
 def test_a_short_run_sees_every_folder_as_a_sample_would(tmp_path, monkeypatch, store):
-    monkeypatch.setattr(stream_module, "BLOCK_CHARS", 80_000)  # a tenth of the text
+    monkeypatch.setattr(stream_module, "BLOCK_CHARS", 120_000)  # a seventh of the text
     store(tmp_path)
     stream = PieceStream(LocalSource(tmp_path, "**/*.*"), StreamConfig("a", 5, "train", 0.0, piece_chars=500))
     pieces = take_epoch(stream)
@@ -129,7 +129,7 @@ def test_a_short_run_sees_every_folder_as_a_sample_would(tmp_path, monkeypatch, 
 
 
 def test_of_files_too_large_to_read_often_many_are_read_side_by_side(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream_module, "BLOCK_CHARS", 4_000)  # 16 rounds of it are a tenth of the text
+    monkeypatch.setattr(stream_module, "BLOCK_CHARS", 8_000)  # 8 rounds of it are a tenth of the text
     a_file_for_each_folder(tmp_path)
     stream = PieceStream(LocalSource(tmp_path, "*"), StreamConfig("a", 5, "train", 0.0, piece_chars=500))
     pieces = take_epoch(stream)

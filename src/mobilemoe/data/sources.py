@@ -86,7 +86,7 @@ class LocalSource:
     """
 
     side_by_side = 16
-    most_rounds = 16
+    most_rounds = 8
 
     def __init__(self, root: Path, patterns: str | Sequence[str], text_field: str = "text") -> None:
         self._root = root

@@ -21,7 +21,7 @@ import numpy as np
 from mobilemoe.data.sources import Document, Source, Split, digest, is_held_out
 from mobilemoe.errors import DataError
 
-BLOCK_CHARS = 2**25  # enough to mix thousands of pieces, little enough to hold for every source
+BLOCK_CHARS = 2**26  # enough to mix thousands of pieces, little enough to hold for every source
 PIECE_CHARS = 256  # what a piece takes of a block beside its text
 CHARS_PER_TOKEN = 4
 KEYS = 2**64
