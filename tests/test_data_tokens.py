@@ -254,6 +254,13 @@ def test_a_damaged_shard_is_one_sentence_that_names_it(root, damage):
         list(TokenSource(root / "tokens", name).documents(0))
 
 
+def test_shards_that_an_older_version_left_in_the_order_of_their_text_are_refused(root):
+    index = json.loads((root / "tokens" / "prepared.json").read_text())
+    (root / "tokens" / "prepared.json").write_text(json.dumps(index | {"version": 1}))
+    with pytest.raises(DataError, match="was prepared by another version: run `mobilemoe data prepare`"):
+        TokenSource(root / "tokens", "books-*.npz")
+
+
 def test_shards_without_their_index_are_refused(root):
     (root / "tokens" / "prepared.json").unlink()
     with pytest.raises(DataError, match=r"prepared\.json does not exist"):

@@ -20,7 +20,7 @@ from mobilemoe.errors import DataError, TokenizerError
 from mobilemoe.hub import find_model
 from mobilemoe.tokenizer import EOT, HEADER_END, HEADER_START, Tokenizer
 
-LONGEST_CHARS = 2**20  # that are split into tokens in one go
+LONGEST_CHARS = 2**19  # that are split into tokens in one go
 
 
 class Encoder:
@@ -50,10 +50,8 @@ class Encoder:
         split = [self._parts(document) for document in documents]
         try:
             ids = self._ids(part.text for parts in split for part in parts if not part.special)
-        except BaseException as fault:
-            if not _is_refusal(fault):
-                raise
-            raise self._refusal(documents, split) from fault
+        except TokenizerError as fault:
+            raise self._refusal(documents, split, fault) from None
         encoded = []
         for document, parts in zip(documents, split, strict=True):
             if document.encoded is not None:
@@ -66,7 +64,7 @@ class Encoder:
         return encoded
 
     def _ids(self, texts: Iterable[str]) -> dict[str, list[int]]:
-        """The ids of each text, once; very long ones are cut, since the library gives up at some 10 million blanks."""
+        """The ids of each text, once; very long ones are cut, since the tokenizer refuses a million blanks in a row."""
         cut = {text: cut_text(text, LONGEST_CHARS) for text in texts}
         ids = iter(self._tokenizer.encode_batch(list(chain.from_iterable(cut.values()))))
         return {
@@ -74,16 +72,14 @@ class Encoder:
             for text, pieces in cut.items()
         }
 
-    def _refusal(self, documents: Sequence[Document], split: Sequence[list[Part]]) -> DataError:
+    def _refusal(self, documents: Sequence[Document], split: Sequence[list[Part]], of_all: TokenizerError) -> DataError:
         """Which of the documents the tokenizer refuses."""
         for document, parts in zip(documents, split, strict=True):
             try:
                 self._ids(part.text for part in parts if not part.special)
-            except BaseException as fault:
-                if not _is_refusal(fault):
-                    raise
+            except TokenizerError as fault:
                 return DataError(f"{document.key} of {document.source} cannot be split into tokens: {fault}")
-        return DataError(f"a document from {documents[0].key} to {documents[-1].key} cannot be split into tokens")
+        return DataError(f"one of {documents[0].key} to {documents[-1].key} cannot be split into tokens: {of_all}")
 
     def _parts(self, document: Document) -> list[Part]:
         if document.encoded is not None:
@@ -154,8 +150,3 @@ def writes_chats(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
     """Whether the template's control tokens are the tokenizer's: ours, taken where there was none, may not be."""
     ids = {name: tokenizer.encode(name, special=True) for name in (HEADER_START, HEADER_END, EOT)}
     return not template.is_default or all(len(found) == 1 for found in ids.values())
-
-
-def _is_refusal(fault: BaseException) -> bool:
-    """Whether it is the tokenizer's, whose library panics now and then: that is no Exception."""
-    return isinstance(fault, TokenizerError) or type(fault).__name__ == "PanicException"

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from tokenizers import models, pre_tokenizers, trainers
 
 from mobilemoe.data.mixture import Mixture, refuse_tokens
+from mobilemoe.data.stream import cut_text
 from mobilemoe.errors import TokenizerError
 from mobilemoe.tokenizer import SPECIAL_NAMES, Tokenizer, add_specials, byte_level, no_panic
 
 BYTES = 256
+MOST_CHARS = 2**14  # of a text that are looked at together: one endless word would take for ever
 
 
 def train_tokenizer(
@@ -51,7 +53,7 @@ def mixture_texts(mixture: Mixture, total_bytes: int) -> Iterator[str]:
             piece = next(stream)
             text = "\n".join(m["content"] for m in piece.messages or ()) if piece.text is None else piece.text
             left -= len(text.encode())
-            yield text
+            yield from cut_text(text, MOST_CHARS)
 
 
 def _counted(texts: Iterator[str], on_progress: Callable[[int], None] | None) -> Iterator[str]:
