@@ -65,8 +65,8 @@ def test_a_plain_file_is_a_text(tiny_folder, tmp_path):
     [
         ([], UsageError, "no text"),
         ([{"text": " "}], UsageError, "no text"),
-        ([{"words": "x"}], DataError, "line 1, has neither text nor messages"),
-        ([["x"]], DataError, "line 1, has neither text nor messages"),
+        ([{"words": "x"}], DataError, "line 1, has neither a string 'text' nor 'messages'"),
+        ([["x"]], DataError, "line 1, holds a JSON list, not an object"),
         ([{"messages": [{"role": 1}]}], DataError, "line 1, has no usable conversation"),
     ],
 )
