@@ -29,6 +29,7 @@ class ByteTokenizer:
     bos_id: int | None = BOS
     end_of_text_id = END
     vocab_size = 261
+    composes = False
     special_ids = frozenset(NAMES.values())
     special_pattern = re.compile(f"({'|'.join(map(re.escape, NAMES))})")
 
