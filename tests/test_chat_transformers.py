@@ -68,7 +68,7 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(iter(["The user and the assistant of a system name Kotlin, Scala, one language. " * 9]), 310)
 
 
-def folder_with(tokenizer: Tokenizer, folder: Path, source: str) -> Path:
+def folder_with(tokenizer: Tokenizer, folder: Path, source: str | dict) -> Path:
     tokenizer.save(folder)
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **TOKENS, "chat_template": source})
@@ -121,6 +121,13 @@ def test_what_generation_marks_is_what_is_learnt(tokenizer: Tokenizer, name: str
     assert ours.ids_N.tolist() == expected["input_ids"]
     assert ours.taught_N is not None
     assert ours.taught_N.astype(int).tolist() == expected["assistant_masks"]
+
+
+def test_templates_by_name_are_read_as_there(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = folder_with(tokenizer, tmp_path, {"default": "by name", "rag": "other"})
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    assert ChatTemplate.load(folder).source == theirs.get_chat_template() == "by name"
+    assert ChatTemplate.load(folder).named == {"rag": "other"}
 
 
 PLACES = ("config", "jinja", "named file", "list", "legacy")

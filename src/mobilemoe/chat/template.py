@@ -155,9 +155,11 @@ def _find_templates(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, 
 
 
 def _named_templates(value: object, path: Path) -> dict[str, str]:
-    """What stands under `chat_template`: one text, or a list of {"name", "template"}."""
+    """What stands under `chat_template`: one text, texts by name, or a list of {"name", "template"}."""
     if isinstance(value, str):
         return {"default": value}
+    if isinstance(value, dict):
+        value = [{"name": name, "template": template} for name, template in value.items()]
     if not isinstance(value, list):
         raise TokenizerError(f"chat_template in {path} is a {type(value).__name__}, not text")
     templates: dict[str, str] = {}

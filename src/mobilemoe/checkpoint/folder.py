@@ -266,7 +266,8 @@ def write_folder(
     def finite(name: str) -> Array:
         array = produce(name)
         if not is_finite(array, table[name][0]):
-            raise CheckpointError(f"{shorten(name)} holds NaN or infinity, with which no model can compute")
+            source = "" if beside is None else f"{beside}: "
+            raise CheckpointError(f"{source}{shorten(name)} holds NaN or infinity, with which no model can compute")
         return array
 
     with atomic_folder(folder, CheckpointError) as part:

@@ -83,7 +83,7 @@ class Tokenizer:
                 if os.path.lexists(path):  # a link to a file that is gone is damage, not absence
                     return cls(read(path))
             except TokenizerError as fault:
-                raise TokenizerError(f"{path} cannot be used: {str(fault).removeprefix(f'{path} ')}") from None
+                raise TokenizerError(f"{path} cannot be used: {str(fault).replace(str(path), 'it', 1)}") from None
             except OSError as fault:
                 raise TokenizerError(f"{path} cannot be read: {fault.strerror}") from None
         raise TokenizerError(f"{folder} has neither tokenizer.json nor tokenizer.model: name a model's folder")

@@ -126,15 +126,16 @@ def _model(model: _Object) -> models.BPE:
     for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(name):
             raise TokenizerError(f"its model has the {name} {model[name]!r}, which is not known here")
-    if any(type(token_id) is not int or not 0 <= token_id < _MAX_ID for token_id in vocab.values()):
+    ids = set(vocab.values()) if set(map(type, vocab.values())) <= {int} else {-1}
+    if ids and not 0 <= min(ids) <= max(ids) < _MAX_ID:
         raise TokenizerError(f"its vocabulary has an id that is not a whole number below {_MAX_ID}")
-    if len(set(vocab.values())) != len(vocab):
+    if len(ids) != len(vocab):
         raise TokenizerError("its vocabulary gives two tokens the same id")
-    pairs: list[Any] = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
-    if any(len(pair) != 2 for pair in pairs):
+    pairs: list[Any] = [merge.split(" ") for merge in merges] if set(map(type, merges)) == {str} else merges
+    if not set(map(type, pairs)) <= {list} or not set(map(len, pairs)) <= {2}:
         raise TokenizerError("its merges are not all of two tokens")
     switches = {name: bool(model.get(name)) for name in ("fuse_unk", "byte_fallback", "ignore_merges")}
-    return models.BPE(vocab=vocab, merges=pairs, unk_token=model.get("unk_token"), **switches)
+    return models.BPE(vocab=vocab, merges=list(map(tuple, pairs)), unk_token=model.get("unk_token"), **switches)
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, raw: Any) -> None:
