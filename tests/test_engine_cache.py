@@ -15,7 +15,12 @@ from safetensors.torch import load_file, save_file
 from conftest import write_model
 from mobilemoe.checkpoint import convert
 from mobilemoe.engine import Engine, cache, cache_folder, is_whole, write_engine_folder
+from mobilemoe.engine.native import native
 from mobilemoe.errors import CheckpointError, ConfigError, MobileMoEError, UsageError
+from mobilemoe.evaluate.scorer import ModelScorer
+from mobilemoe.hub import ASSETS
+from mobilemoe.load import load
+from mobilemoe.tokenizer import Tokenizer
 
 IDS = [1, 2, 3, 500, 16_000]
 LOAD = (
@@ -224,6 +229,47 @@ def test_the_source_can_be_read_anew(tmp_path, kept, twins):
     replace_in_place(folder / "model.safetensors", (second / "model.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match="changed since"):
         engine.check_source()
+
+
+def test_no_scores_are_kept_of_weights_that_were_taken_for_others(tmp_path, kept, twins, monkeypatch):
+    """The memory of what was read is made to lie: it takes the second model for the first."""
+    monkeypatch.setattr("mobilemoe.engine.known._SETTLED", 0.0)
+    folders = [shutil.copytree(folder, tmp_path / folder.name) for folder, _ in twins]
+    for folder in folders:
+        Tokenizer.load(ASSETS / "nano").save(folder)
+        Engine(folder)
+    remembered = json.loads((kept / "known.json").read_text())
+    prints = [native.checkpoint_fingerprint(str(folder)).hex() for folder in folders]
+    lies = {key: prints[0] if value == prints[1] else value for key, value in remembered.items()}
+    (kept / "known.json").write_text(json.dumps(lies))
+    model = load(folders[1])
+    assert model.engine.fingerprint == prints[0]
+    with pytest.raises(CheckpointError, match="changed"):
+        ModelScorer(model, "second")
+    scorer = ModelScorer(load(folders[1]), "second")  # the truth is remembered now
+    assert scorer.settings["weights"] == prints[1] == scorer.loaded.engine.fingerprint
+
+
+def test_weights_that_change_while_they_are_rounded_are_not_kept(tmp_path, kept, twins, monkeypatch, capsys):
+    folders = []
+    for folder, _ in twins:
+        convert(folder, tmp_path / folder.name, format="bf16")
+        folders.append(tmp_path / folder.name)
+    weights, later = folders[0] / "model.safetensors", (folders[1] / "model.safetensors").read_bytes()
+    save = cache.save_checkpoint
+
+    def save_and_change(*arguments, **options):
+        save(*arguments, **options)
+        replace_in_place(weights, later)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "save_checkpoint", save_and_change)
+        before = Engine(folders[0], quantize="int4").logits(IDS)
+    assert "changed while it was read" in capsys.readouterr().err
+    assert not files_in(kept)
+    after = Engine(folders[0], quantize="int4").logits(IDS)
+    np.testing.assert_array_equal(after, Engine(folders[1], quantize="int4").logits(IDS))
+    assert not np.array_equal(before, after)
 
 
 def test_a_session_of_rounded_weights_outlives_the_cache(tmp_path, kept, tiny_folder):

@@ -1,7 +1,8 @@
 /* MobileMoE: small mixture-of-experts language models on a CPU, INT4 all the way.
  *
  * Every function that can fail returns a status (0: fine) and leaves one sentence in mm_last_error(), which belongs to
- * the calling thread. An engine and its sequences are for one thread at a time; other engines are independent.
+ * the calling thread. An engine and its sequences are for one thread at a time; other engines are independent. A forked
+ * child may go on with them, with threads of its own, and may close them.
  */
 #ifndef MOBILEMOE_H
 #define MOBILEMOE_H

@@ -23,7 +23,7 @@ from mobilemoe.checkpoint import Checkpoint, save_checkpoint
 from mobilemoe.checkpoint.companions import copy_companions
 from mobilemoe.checkpoint.folder import CONFIG, INDEX, WEIGHTS
 from mobilemoe.config import GroupAxis, ModelConfig
-from mobilemoe.engine.known import check_whole, fingerprint
+from mobilemoe.engine.known import check_whole, fingerprint, stamp
 from mobilemoe.engine.native import native, our_errors
 from mobilemoe.errors import CheckpointError, UsageError
 from mobilemoe.files import atomic_folder, scratch_folder, write_json
@@ -63,16 +63,17 @@ def open_model(folder: Path, config: ModelConfig, open_path: OpenPath, *, round_
                 if opened.origin == origin:
                     _note_use(kept, folder)
                     return opened
+    before = stamp(folder)
     with Checkpoint.open(folder) as checkpoint:  # its sentences say what is wrong with a checkpoint
         if config.is_quantized:
             if sum(path.stat().st_size for path in checkpoint.files) > _LARGE:
                 _tell(f"preparing {folder} for the engine, once")
-            return _open_rewritten(folder, folder, place, config, open_path)
+            return _open_rewritten(folder, folder, before, place, config, open_path)
         _tell(f"rounding {folder} to INT4 (to nearest, groups of the experts along {ROUNDED_AXIS!r})")
         with scratch_folder() as scratch:
             rounded = scratch / "int4"
             save_checkpoint(rounded, config, checkpoint.weight, format="int4", group_axis=ROUNDED_AXIS)
-            return _open_rewritten(folder, rounded, place, config, open_path)
+            return _open_rewritten(folder, rounded, before, place, config, open_path)
 
 
 def write_engine_folder(source: Path, target: Path) -> None:
@@ -156,13 +157,15 @@ def _kept_file(place: Path, origin: bytes, config: ModelConfig) -> Path:
 
 
 def _open_rewritten(
-    folder: Path, int4: Path, place: Path | str, config: ModelConfig, open_path: OpenPath
+    folder: Path, int4: Path, before: str, place: Path | str, config: ModelConfig, open_path: OpenPath
 ) -> native.Engine:
-    """Of the model in `folder`, whose weights are those in `int4` or were rounded to them."""
+    """Of the model in `folder`, whose weights are those in `int4` or were rounded to them since the stamp `before`."""
     reason = place
     if isinstance(place, Path):
         try:
             origin = fingerprint(folder, anew=True)
+            if stamp(folder) != before:
+                raise CheckpointError(f"{folder} changed while it was read")
             kept = _kept_file(place, origin, config)
             clear_temporary()
             _rewrite(int4, kept, None if int4 == folder else origin)

@@ -41,9 +41,14 @@ def fingerprint(folder: Path, *, anew: bool = False) -> bytes:
         return bytes.fromhex(known)
     with our_errors():
         found = native.checkpoint_fingerprint(str(folder))
-    if settled and _signature(files)[0] == signature:
+    if settled and stamp(folder) == signature:
         _remember(signature, found.hex())
     return found
+
+
+def stamp(folder: Path) -> str:
+    """Changes when one of the model's files does. CheckpointError if they cannot be read."""
+    return _signature(_files(folder))[0]
 
 
 def check_whole(path: Path) -> None:
@@ -55,6 +60,11 @@ def check_whole(path: Path) -> None:
         native.verify(str(path))
     if settled and _signature([path])[0] == signature:
         _remember(signature, "")
+
+
+def _files(folder: Path) -> list[Path]:
+    names = (folder / CONFIG, folder / INDEX, *sorted(folder.glob("*.safetensors")))
+    return [path for path in names if path.is_file()]
 
 
 def _signature(files: Iterable[Path]) -> tuple[str, bool]:
