@@ -39,6 +39,14 @@ def engine_cache(tmp_path_factory) -> Path:
     return folder
 
 
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Says how many calls the tests of damage have made."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
+    calls = [count for report in reports for name, count in report.user_properties if name == "damaged"]
+    if calls:
+        terminalreporter.write_line(f"{sum(calls):,} calls of verbs with damaged files")
+
+
 def write_model(folder: Path, *, seed: int = 1, tokenizer: bool = True, **changes) -> Path:
     """Writes a model of 0.6 M parameters into `folder`, which must not exist; `changes` are config fields."""
     ids = Tokenizer.load(ASSETS / "nano")

@@ -52,7 +52,7 @@ def test_what_a_recipe_leaves_out_is_what_the_paper_says():
         ("train.betas=[0.5, 0.6]", lambda r: r.train.betas, (0.5, 0.6)),
         ("model.changes={head_dim=32}", lambda r: r.model.changes, {"head_dim": 32}),
         ("model.changes.head_dim=32", lambda r: r.model.changes["head_dim"], 32),
-        ("model.changes.layer_types=['full_attention']", lambda r: r.model.changes["layer_types"], ["full_attention"]),
+        ("model.changes.eos_token_id=[7]", lambda r: r.model.changes["eos_token_id"], [7]),
         ("name=other-1.0", lambda r: r.name, "other-1.0"),
         ("data.holdout=0", lambda r: r.data.holdout, 0.0),
         ("data.train_on=assistant", lambda r: r.data.train_on, "assistant"),

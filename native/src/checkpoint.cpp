@@ -28,7 +28,10 @@ std::string read_text(const std::string& path, size_t limit) {
   if (file.size() > limit) {
     fail(path + " is " + std::to_string(file.size()) + " bytes, but may be no more than " + std::to_string(limit));
   }
-  return std::string(reinterpret_cast<const char*>(file.data()), file.size());
+  std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+  constexpr std::string_view kMark = "\xEF\xBB\xBF";  // the byte-order mark of editors on Windows
+  if (text.substr(0, kMark.size()) == kMark) text.remove_prefix(kMark.size());
+  return std::string(text);
 }
 
 // Tensor names by the file of `folder` that the index puts them into.

@@ -125,11 +125,14 @@ class ChatTemplate:
             **self._tokens,
         }
         try:
-            return self._renderer.render(names, [name for name in _TOKENS if name not in names], generation_marks)
+            text = self._renderer.render(names, [name for name in _TOKENS if name not in names], generation_marks)
         except TokenizerError:
             raise
         except Exception as fault:
             raise TokenizerError(f"the chat template refused these messages: {one_line(fault)}") from None
+        if add_generation_prompt and not text:
+            raise TokenizerError("the chat template writes nothing for these messages")
+        return text
 
 
 @lru_cache(maxsize=8)

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mobilemoe.cli.options import JsonOption, plain_console, print_json
-from mobilemoe.errors import UsageError
+from mobilemoe.errors import DataError, UsageError
 from mobilemoe.scaling.runs import COLUMNS, Runs, read_runs
 
 if TYPE_CHECKING:
@@ -68,14 +68,17 @@ def fit(
     table = read_runs(runs, _mapping(columns))
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("resamples", total=bootstraps or None)
-        found = fit_law(
-            table,
-            law,
-            bootstraps=bootstraps,
-            seed=seed,
-            holdout=holdout,
-            progress=lambda done, _: progress.update(bar, completed=done),
-        )
+        try:
+            found = fit_law(
+                table,
+                law,
+                bootstraps=bootstraps,
+                seed=seed,
+                holdout=holdout,
+                progress=lambda done, _: progress.update(bar, completed=done),
+            )
+        except DataError as fault:
+            raise DataError("; ".join([f"{runs}: {fault}", *table.notes])) from None
     rows = comparison.compare(table, holdout, seed) if compare else []
     if out is not None:
         found.law.save(out)

@@ -75,6 +75,8 @@ def write_chats(
             counts["held_out"] += 1
         else:
             kept.append(document)
+    if not counts["read"]:
+        raise DataError(f"there is no conversation in {', '.join(map(str, files))}")
     if apart_from is not None:
         copies = near_copies([document.messages or [] for document in kept], read_conversations(apart_from))
         counts["near_copies"] = len(copies)

@@ -128,13 +128,17 @@ def training_texts(paths: Sequence[Path]) -> Iterator[str]:
     Of a recipe all sources are read, its held-out documents included. DataError for what is not there or holds no text.
     """
     for path in paths:
+        empty = True
         for source in _sources(path):
             for shard in range(len(source.shards)):
                 for document in source.documents(shard):
+                    empty = False
                     if document.text is not None:
                         yield document.text
                     for message in document.messages or ():
                         yield str(message["content"])
+        if empty:
+            raise DataError(f"the training text {path} holds no text")
 
 
 def scores_without(examples: Examples, overlaps: Mapping[str, Overlap]) -> dict[str, Clean]:

@@ -15,6 +15,7 @@ from mobilemoe.evaluate.results import Results
 from mobilemoe.evaluate.suites import SUITES
 
 ACCURACY = "accuracy"
+_LONGEST = 200  # characters of a name that fit beside a picture
 FOURTEEN = frozenset(benchmark.name for benchmark in SUITES["foundation"])
 
 
@@ -161,6 +162,7 @@ def labels(names: Sequence[tuple[str, Results]]) -> dict[str, Results]:
     labelled = {}
     for file, results in names:
         name = str(results.model["name"])
+        name = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."
         label = name if met[name] == 1 else f"{name} ({file})"
         if label in labelled:
             raise UsageError(f"{file} is given twice")

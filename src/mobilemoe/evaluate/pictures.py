@@ -124,7 +124,7 @@ def _scale(axes: Axes, score: str) -> None:
     """Logarithmic in cost where the models differ much, and named in per cent of `score`."""
     axes.margins(0.1)
     low, high = axes.dataLim.intervalx
-    if high > 3 * low:
+    if high > 3 * low > 0:
         axes.set_xscale("log")
         few = high < 300 * low
         axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if few and f"{value:e}"[0] in "25" else "")

@@ -48,6 +48,16 @@ class Law:
         if unknown := self.domain.keys() - {*KNOBS}:
             raise UsageError(f"the domain names {sorted(unknown)[0]!r}, which is none of {', '.join(KNOBS)}")
 
+    def check(self) -> None:
+        """DataError unless the law and all its samples give a loss at the ends of its domain."""
+        low, high = ([self.domain.get(name, (1.0, 1.0))[end] for name in KNOBS] for end in (0, 1))
+        ends = Points(**dict(zip(KNOBS, np.array([low, high], np.float64).T, strict=True)))
+        thetas = self.theta[None] if self.samples is None else np.vstack([self.theta, self.samples])
+        with np.errstate(all="ignore"):
+            losses = self._form.loss(thetas, ends)
+        if not np.all(np.isfinite(losses)):
+            raise DataError("with its parameters there is no loss at the ends of its domain")
+
     @property
     def _form(self) -> Form:
         return form_named(self.form)
@@ -155,6 +165,8 @@ class Law:
     def load(cls, path: Path | str) -> Self:
         """The law of a file that `save` or `mobilemoe fit --out` wrote; DataError if it holds none."""
         try:
-            return cls.from_json(read_json(path, DataError))
+            law = cls.from_json(read_json(path, DataError))
+            law.check()
+            return law
         except MobileMoEError as fault:
             raise fault if str(path) in str(fault) else DataError(f"{path} is not a law: {fault}") from None

@@ -6,6 +6,7 @@ import codecs
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders
 
 from mobilemoe.errors import TokenizerError
-from mobilemoe.files import write_atomic, write_json
+from mobilemoe.files import atomic_folder, write_atomic, write_json
 from mobilemoe.tokenizer.json_file import no_panic, read_json_file
 from mobilemoe.tokenizer.pipeline import (
     BEGIN_OF_TEXT,
@@ -98,8 +99,10 @@ class Tokenizer:
             "eos_token": END_OF_TEXT if END_OF_TEXT in self._specials else None,
             "chat_template": chat_template,
         }
-        write_atomic(folder / "tokenizer.json", self._backend.to_str())
-        write_json(folder / "tokenizer_config.json", {key: value for key, value in config.items() if value is not None})
+        with nullcontext(folder) if folder.exists() else atomic_folder(folder, TokenizerError) as place:
+            write_atomic(place / "tokenizer.json", self._backend.to_str())
+            known = {key: value for key, value in config.items() if value is not None}
+            write_json(place / "tokenizer_config.json", known)
 
     def encode(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]:
         """The ids of `text`, after the BOS id if `bos`; special names in it become control ids only if `special`."""

@@ -20,9 +20,7 @@ from mobilemoe import accounting
 from mobilemoe.checkpoint.run_folder import newest_model
 from mobilemoe.config import ModelConfig
 from mobilemoe.cores import allowed_cores
-from mobilemoe.errors import ConfigError
 from mobilemoe.hub import find_model
-from mobilemoe.presets import preset
 from mobilemoe.train.device import faster_precision, matmul_flops, set_threads, settle
 from mobilemoe.train.loss import CHUNK
 from mobilemoe.train.metrics import METRICS_FILE, read_metrics
@@ -173,11 +171,7 @@ def architecture(model: ModelTable) -> ModelConfig:
     """
     if model.init is not None:
         return ModelConfig.load(newest_model(find_model(model.init)))
-    base = preset(model.preset or "")
-    known = {field.name for field in dataclasses.fields(base)} - {"raw"}
-    if unknown := sorted(set(model.changes) - known):
-        raise ConfigError(f"model.changes.{unknown[0]} is not a field of a model config")
-    return dataclasses.replace(base, **model.changes)
+    return model.new_config()
 
 
 def estimate_memory(recipe: Recipe, config: ModelConfig, processes: int) -> Memory:

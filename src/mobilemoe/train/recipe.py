@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +12,11 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mobilemoe.config import ModelConfig
 from mobilemoe.data.config import DataConfig
-from mobilemoe.errors import ConfigError, UsageError
+from mobilemoe.errors import ConfigError, MobileMoEError, UsageError
 from mobilemoe.files import read_toml
+from mobilemoe.presets import preset
 
 
 class _Table(BaseModel):
@@ -42,6 +45,14 @@ class ModelTable(_Table):
         if self.init is not None and self.changes:
             raise ValueError("a model that starts from init keeps its architecture: remove changes")
         return self
+
+    def new_config(self) -> ModelConfig:
+        """The preset with its changes, for a model that does not start from `init`; ConfigError for what cannot be."""
+        base = preset(self.preset or "")
+        known = {field.name for field in dataclasses.fields(base)} - {"raw"}
+        if unknown := sorted(set(self.changes) - known):
+            raise ConfigError(f"model.changes.{unknown[0]} is not a field of a model config")
+        return dataclasses.replace(base, **self.changes)
 
 
 class TokenizerTable(_Table):
@@ -86,7 +97,7 @@ class TrainTable(_Table):
     spike_factor: float | None = Field(default=None, gt=1)
     max_spikes: int = Field(default=10, gt=0)
     seed: int = Field(default=0, ge=0, lt=2**63)
-    threads: int | None = Field(default=None, gt=0)
+    threads: int | None = Field(default=None, gt=0, le=1024)
     checkpoint_every: int = Field(default=500, gt=0)
     keep_checkpoints: int = Field(default=2, gt=0)
 
@@ -171,7 +182,13 @@ def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
     A relative data.path or tokenizer.path means the recipe's folder where the file says it, and the current folder
     where an override does. Raises ConfigError naming the entry, UsageError for an override that is no entry=value.
     """
-    return validated(Recipe, read_tables(Recipe, path, overrides), str(path), "recipe")
+    recipe = validated(Recipe, read_tables(Recipe, path, overrides), str(path), "recipe")
+    if recipe.model.init is None:
+        try:
+            recipe.model.new_config()
+        except MobileMoEError as fault:
+            raise ConfigError(f"{path}: {fault}") from None
+    return recipe
 
 
 def read_tables(
