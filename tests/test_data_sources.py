@@ -121,6 +121,14 @@ def test_what_stands_beside_the_data_is_no_data(tmp_path, pattern):
         LocalSource(tmp_path, "*")
 
 
+def test_a_hidden_folder_may_be_meant(tmp_path):
+    for name in (".store/a.jsonl", ".store/a.jsonl~", "b.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert LocalSource(tmp_path, ".store/*").shards == [".store/a.jsonl"]
+    assert LocalSource(tmp_path, "**/*.jsonl").shards == ["b.jsonl"]
+
+
 def test_a_hidden_file_is_read_by_its_own_name_alone(tmp_path):
     name = ".a[1].jsonl"
     (tmp_path / name).write_text('{"text": "x"}')
@@ -361,6 +369,7 @@ def test_bytes_that_are_no_text_are_an_error(tmp_path):
 @pytest.mark.parametrize("name", ["a.jsonl.zst", "a.txt.gz"])
 def test_an_endless_line_is_refused_before_it_fills_the_memory(tmp_path, name, monkeypatch):
     monkeypatch.setattr(shards, "MAX_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr(shards, "MAX_LINE_BYTES", 1000)
     write(tmp_path / name, b"x" * 10_000)
     with pytest.raises(DataError, match="longer than 1000 bytes"):
         read_all(LocalSource(tmp_path, "*"))

@@ -121,6 +121,14 @@ def test_buckets_on_disk_give_the_order_of_those_in_memory(tmp_path, monkeypatch
     assert before != in_memory[1]
 
 
+def test_prepare_says_how_far_it_is_with_each_source(root):
+    heard = {}
+    prepare(make_config(), root, root / "again", ByteTokenizer(), ChatTemplate(), on_progress=heard.__setitem__)
+    index = json.loads((root / "again" / "prepared.json").read_text())
+    tokens = {name: source["tokens"] for name, source in index["sources"].items()}
+    assert heard == {f"{name}: {what}": n for name, n in tokens.items() for what in ("tokens", "shuffled tokens")}
+
+
 def test_the_index_says_what_was_prepared(root):
     index = json.loads((root / "tokens" / "prepared.json").read_text())
     assert index["domains"] == list(WEIGHTS)

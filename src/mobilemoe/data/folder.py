@@ -19,9 +19,9 @@ _ASIDE = frozenset(f"{_BACKUPS} {_SUMS} .lock .pid .idx .index .offsets .sig .as
 def find_shards(root: Path, patterns: str | Sequence[str]) -> list[str]:
     """The files below `root` that match one of the glob patterns, each once, sorted, relative to `root`.
 
-    Wildcards match no hidden files, no backups and nothing that belongs to another file (`a.jsonl.sha256`); of a file
-    and the same packed (`a.jsonl`, `a.jsonl.gz`) the first is taken. Raises DataError if a pattern leaves the folder,
-    or neither it nor the same with .gz or .zst matches anything.
+    Wildcards match no hidden files (unless the pattern has a name that begins with a dot), no backups and nothing that
+    is about another file (`a.jsonl.sha256`); of a file and the same packed (`a.jsonl`, `a.jsonl.gz`) the first is
+    taken. Raises DataError if a pattern leaves the folder, or neither it nor the same with .gz or .zst matches any.
     """
     names = [patterns] if isinstance(patterns, str) else patterns
     found: set[str] = set()
@@ -29,7 +29,7 @@ def find_shards(root: Path, patterns: str | Sequence[str]) -> list[str]:
     for pattern in names:
         matches = _matches(root, pattern)
         files = {name for name in matches if (root / name).is_file()}
-        kept = {name for name in files if escape(name) == pattern or not _is_aside(name)}
+        kept = {name for name in files if escape(name) == pattern or not _is_aside(name, pattern)}
         found |= kept
         if not kept:
             others = f", but a hidden file or a backup does, {min(files)}" if files else ""
@@ -58,12 +58,16 @@ def _matches(root: Path, pattern: str) -> set[str]:
         raise DataError(f"the pattern {pattern!r} cannot be used: {fault}") from None
 
 
-def _is_aside(name: str) -> bool:
-    """Whether a file is hidden, a backup or about another file, by its path."""
-    *_, last = parts = name.split("/")
+def _is_aside(name: str, pattern: str) -> bool:
+    """Whether a file is hidden (and the pattern asks for nothing hidden), a backup or about another file."""
+    last = Path(name).name
     return (
-        any(part.startswith(".") for part in parts)
+        (_is_hidden(name) and not _is_hidden(pattern))
         or last.endswith(("~", "#"))
         or last.lower() in ("thumbs.db", "desktop.ini")
         or Path(last).suffix.lower() in _ASIDE
     )
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in Path(path).parts)

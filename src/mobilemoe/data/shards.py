@@ -12,10 +12,11 @@ from itertools import product
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from mobilemoe.errors import DataError, MissingExtraError, MobileMoEError
+from mobilemoe.errors import DataError, MissingExtraError
 from mobilemoe.files import decode_text, open_regular, parse_json
 
-MAX_DOCUMENT_BYTES = 256 * 2**20  # a damaged or hostile file must not fill the memory with one endless line
+MAX_DOCUMENT_BYTES = 256 * 2**20  # a damaged or hostile file must not fill the memory
+MAX_LINE_BYTES = 64 * 2**20  # of JSON, whose values can take twenty times as much
 ZSTD_INPUT_BYTES = 4096  # at a time: zstd can unpack each byte to 32 kB, so 128 MiB at the very worst
 _PARQUET_ROWS = 256  # decoded at a time
 _KINDS: dict[str, Literal["jsonl", "parquet", "text"]] = {
@@ -51,12 +52,12 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """
     with _open_plain(path) as handle:
         number = 0
-        while line := handle.readline(MAX_DOCUMENT_BYTES + 1):
+        while line := handle.readline(MAX_LINE_BYTES + 1):
             number += 1
             if number == 1:
                 _refuse_wide(line, path)
-            if len(line) > MAX_DOCUMENT_BYTES:
-                raise DataError(f"{path}, line {number}, is longer than {MAX_DOCUMENT_BYTES} bytes: split the document")
+            if len(line) > MAX_LINE_BYTES:
+                raise DataError(f"{path}, line {number}, is longer than {MAX_LINE_BYTES} bytes: split the document")
             line = line.removeprefix(BOM_UTF8)
             if line.strip():
                 yield number, parse_json(line, f"{path}, line {number},", DataError)
@@ -90,8 +91,6 @@ def read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict
                 for row in _rows(batch, path, number):
                     number += 1
                     yield number, row
-    except MobileMoEError:
-        raise
     except (pyarrow.ArrowException, ValueError, OverflowError, TypeError) as fault:
         raise DataError(f"{path} is not a whole parquet file (after row {number}): {_one_line(fault)}") from None
     except OSError as fault:
