@@ -152,9 +152,10 @@ def test_training_texts_are_those_of_files_and_recipes(tmp_path):
 def test_what_is_no_training_text_is_refused(tmp_path):
     assert "does not exist" in refusal(lambda: [*training_texts([tmp_path / "none.jsonl"])], DataError)
     recipe = tmp_path / "recipe.toml"
-    for text in ("[model]\n", "[data\n", "[data]\nmixture = 3\n"):
+    no_table = "no usable [data] table"
+    for text, words in {"[model]\n": no_table, "[data]\nmixture = 3\n": no_table, "[data\n": "not valid TOML"}.items():
         recipe.write_text(text)
-        assert "no usable [data] table" in refusal(lambda: [*training_texts([recipe])], DataError)
+        assert words in refusal(lambda: [*training_texts([recipe])], DataError)
 
 
 def test_scores_are_given_with_and_without_what_was_found():
