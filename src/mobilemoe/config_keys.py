@@ -94,7 +94,7 @@ _SPECIAL = (
     "n_shared_experts num_shared_experts moe_num_shared_experts original_max_position_embeddings "
     f"query_pre_attn_scalar topk_method moe_layers {_IN_LAYER_TYPES} {_IN_ROPE_LAYERS} {_WINDOWS}"
 )
-_NONSENSE = "is {!r}, which changes what a model computes in a way that is not supported"
+_REFUSED = "is {!r}, which changes what a model computes in a way that is not supported"
 
 OFF_KEYS = {key: allowed for allowed, keys in _OFF.items() for key in keys.split()}
 SAME_KEYS = {key: name for name, keys in _SAME.items() for key in keys.split()}
@@ -129,9 +129,9 @@ def foreign_faults(raw: Mapping[str, Any], config: Any) -> Iterator[tuple[str, s
                 yield key, f"{key} is {value!r}, but {what} is {own!r}"
         elif key in OFF_KEYS:
             if not _is_off(value, OFF_KEYS[key]):
-                yield key, f"{key} {_NONSENSE.format(value)}"
+                yield key, f"{key} {_REFUSED.format(value)}"
         elif not _special_fits(key, value, raw, config):
-            yield key, f"{key} {_NONSENSE.format(value)} here"
+            yield key, f"{key} {_REFUSED.format(value)} here"
 
 
 def _is_off(value: Any, allowed: tuple[Any, ...]) -> bool:

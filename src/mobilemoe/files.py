@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -19,6 +20,7 @@ from typing import IO, Any
 
 from mobilemoe.errors import MobileMoEError
 
+_SURROGATE = re.compile(r"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")  # as JSON writes half of a pair, or both
 MAX_JSON_PARTS = 2**21  # lists and objects in one file; the merges of 256k words are a million
 LFS_START = b"version https://git-lfs.github.com/spec/"  # of the few lines that stand for a file kept elsewhere
 IS_LFS_POINTER = "is a Git LFS pointer, not the file itself: fetch that with `git lfs pull`, or download it"
@@ -254,7 +256,7 @@ def parse_json(data: bytes, where: str, error: type[MobileMoEError]) -> Any:
         raise error(f"{where} holds more than {MAX_JSON_PARTS} lists and objects")
     try:
         value = json.loads(text)
-        if "\\ud" in text or "\\uD" in text:
+        if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise error(f"{where} holds half a surrogate pair (\\ud800 to \\udfff), which is no text") from None

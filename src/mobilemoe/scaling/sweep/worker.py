@@ -38,7 +38,7 @@ GRID = "grid.json"
 SPOILT = 3  # exit status of a worker whose last fault may have left its device unusable: another takes its place
 WAIT = 1.0  # seconds
 _CODE = (  # what a run's result depends on
-    *("config.py", "presets.py", "tokenizer.py", "model/**/*.py", "data/*.py", "train/*.py"),
+    *("config*.py", "presets.py", "tokenizer/*.py", "chat/*.py", "model/**/*.py", "data/*.py", "train/*.py"),
     "scaling/sweep/*.py",
 )
 
