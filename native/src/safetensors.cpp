@@ -10,7 +10,7 @@ namespace mobilemoe {
 namespace {
 
 constexpr size_t kLengthBytes = 8;
-constexpr uint64_t kMaxHeaderBytes = 1 << 24;  // some hundred thousand tensors; as in the Python reader
+constexpr uint64_t kMaxHeaderBytes = 1 << 23;  // some hundred thousand tensors; as in the Python reader
 constexpr size_t kMaxRank = 32;
 
 struct Dtype {

@@ -26,7 +26,7 @@ from mobilemoe.files import IS_LFS_POINTER, LFS_START, atomic_file
 Array: TypeAlias = npt.NDArray[Any]
 Spec: TypeAlias = tuple[str, tuple[int, ...]]  # dtype, shape
 
-MAX_HEADER_BYTES = 2**24  # some hundred thousand tensors; the native reader has the same limit
+MAX_HEADER_BYTES = 2**23  # some hundred thousand tensors; the native reader has the same limit
 MAX_RANK = 32  # what every numpy can hold
 _PIECE = 2**24  # bytes hashed at once
 
