@@ -83,6 +83,19 @@ def test_folders_of_others_are_not_used(home, tmp_path, place):
 
 
 @as_root
+@pytest.mark.parametrize("sandboxed", [False, True])
+def test_nobody_owns_folders_above_the_cache_in_sandboxes_alone(home, monkeypatch, sandboxed):
+    cache.usable_cache("engine")
+    monkeypatch.setattr(cache, "_is_in_user_namespace", lambda: sandboxed)
+    os.chown(home, 65534, 65534)
+    if sandboxed:
+        assert cache.usable_cache("engine").is_dir()
+    os.chown(home / "mobilemoe" if sandboxed else home, 65534, 65534)
+    with pytest.raises(OSError, match="belongs to another user"):
+        cache.usable_cache("engine")
+
+
+@as_root
 def test_nothing_is_made_in_the_home_of_another(home):
     home.mkdir()
     os.chown(home, NOBODY, NOBODY)

@@ -107,8 +107,8 @@ struct Available {
     [[maybe_unused]] const Machine machine = inspect_machine();
 #if defined(__x86_64__)
     if (machine.avx512) add(avx512::kernels());
-    // Behind AVX-512, which was 1.1 to 1.2 times as fast in prefill and in decode on the one machine with AMX where both
-    // were measured (LOG.md, 2026-11-26).
+    // Behind AVX-512, which was 1.1 to 1.2 times as fast in prefill and in decode on the one machine with AMX where
+    // both were measured (LOG.md, 2026-11-26).
     if (machine.avx512) add(amx::kernels());
     if (machine.avxvnni) add(avxvnni::kernels());
     if (machine.avx2) add(avx2::kernels());
