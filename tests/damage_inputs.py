@@ -159,6 +159,7 @@ class Target:
     writes: str | None = None  # what it makes, and does not make where it fails
     stdin: str = ""
     names: tuple[str, ...] = ()  # what a sentence may name in the file's place
+    lenient: bool = False  # the file is our own: damage is left out, or found by a hash
     step: int = 1  # of the damage to what the file says, every so many-th is done each day
 
     @property
@@ -209,10 +210,17 @@ TARGETS = [
     Target((*SUITE, "--training", "recipe.toml"), "recipe.toml", "toml", step=20),
     Target((*SUITE, "--training", "text/own.jsonl"), "text/own.jsonl", "jsonl", step=20),
     Target(
+        ("report", "results/tiny-hellaswag.json", "--card", "out.md"),
+        "results/tiny-hellaswag.json",
+        "json",
+        writes="out.md",
+    ),
+    Target(
         ("report", "results/tiny-hellaswag.json", "--out", "out.html"),
         "results/tiny-hellaswag.json",
         "json",
         writes="out.html",
+        step=20,
     ),
     Target(
         ("fit", "runs.csv", "--law", "chinchilla", "--bootstraps", "0", "--out", "out.json"),
@@ -246,9 +254,16 @@ TARGETS = [
         ("train", "recipe.toml", "--out", "run", "--set", "train.steps=2"),
         "run/checkpoints/step-00000001/state.json",
         "json",
+        lenient=True,
         step=9,
     ),
-    Target(("train", "recipe.toml", "--out", "run", "--set", "train.steps=2"), "run/metrics.jsonl", "jsonl", step=6),
+    Target(
+        ("train", "recipe.toml", "--out", "run", "--set", "train.steps=2"),
+        "run/metrics.jsonl",
+        "jsonl",
+        lenient=True,
+        step=6,
+    ),
     Target(
         ("train", "recipe.toml", "--out", "out", "--set", "data.path=prepared", "--set", READY),
         "prepared/prepared.json",

@@ -22,6 +22,7 @@ from mobilemoe.scaling.space import Shapes, Space, departure
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
+MOST_PROMPT, MOST_CONTEXT = 2**20, 2**30  # tokens; with more, counts of FLOPs leave 64 bits
 DEFAULT_TOKENS = 500e9  # where the paper's runs end
 TOLERANCE = 0.005  # nats, below the RMSE of the paper's law: two models nearer than that count as equal
 
@@ -55,6 +56,9 @@ class Constraints:
         for name, value in vars(self).items():
             if value is not None and not (is_finite(value) and value > 0):
                 raise UsageError(f"{name.replace('_', '-')} is {value}, but must be a number above 0")
+        for name, most in (("prompt", MOST_PROMPT), ("context", MOST_CONTEXT)):
+            if getattr(self, name) > most:
+                raise UsageError(f"{name} is {getattr(self, name)}, but may be no more than {most}")
         if self.train_flops is not None and self.tokens is not None:
             raise UsageError("give either train-flops or tokens: the one follows from the other for each model")
 

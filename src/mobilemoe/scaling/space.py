@@ -21,6 +21,7 @@ from mobilemoe.scaling.law import Law
 
 IntArray = NDArray[np.int64]
 
+MOST = 2**24  # of any dial; with more, counts of bytes leave 64 bits
 VOCABULARY = 128_256  # the family's (SPEC section 1)
 RATIO = 40  # of width to layers in the family (SPEC section 1)
 WIDTHS = (*range(256, 2048, 64), *range(2048, 4097, 128))
@@ -98,6 +99,8 @@ class Space:
                 raise UsageError(f"{name} is empty, but a plan needs at least one value for it")
             if name not in ("shared", "tied") and min(values) <= 0:
                 raise UsageError(f"{name} holds {min(values)}, but must be above 0")
+            if max(values) > MOST:
+                raise UsageError(f"{name} holds {max(values)}, but may hold no more than {MOST}")
             if repeated := [value for value in values if values.count(value) > 1]:
                 raise UsageError(f"{name} holds {repeated[0]} more than once")
         for name, known in (("weight_bits", (4, 8, 16)), ("kv_bits", (8, 16)), ("shared", (0, 1))):
