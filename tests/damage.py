@@ -195,7 +195,7 @@ def of_json(data: bytes, depth: int = 3, most: int = 60) -> Iterator[Damage]:
     """What other programs write into a JSON file: each entry (of long lists and objects the first ones) damaged."""
     value = json.loads(data)
     for name, other in VALUES.items():
-        yield Damage(f"whole is {name}", _written(_dump(other)), "refused")
+        yield Damage(f"whole is {name}", _written(_dump(other)), "either" if other == {} else "refused")
     yield Damage("whole is deep", _written(DEEP.encode()), "refused")
     yield Damage("unknown key", _written(_dump(value | {"nobody knows": [1]})))
     for path in _paths(value, depth, most):

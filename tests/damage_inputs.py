@@ -275,13 +275,19 @@ TARGETS = [
     Target(("data", "prepare", "init.toml", "out"), "chats/own.jsonl", "jsonl", writes="out", names=("'own'",)),
     Target(("data", "prepare", "recipe.toml", "out"), "tok/tokenizer.json", "json", writes="out", step=6),
     Target(
-        ("data", "sample", "recipe.toml", "out", "--split", "train"), "text/own.jsonl", "jsonl", writes="out", step=4
+        ("data", "sample", "recipe.toml", "out", "--split", "train"),
+        "text/own.jsonl",
+        "jsonl",
+        writes="out",
+        names=("'own'",),
+        step=4,
     ),
     Target(
         ("data", "tokenizer", "recipe.toml", "out", "--vocab-size", "310"),
         "text/own.jsonl",
         "jsonl",
         writes="out",
+        names=("'own'",),
         step=4,
     ),
     Target(

@@ -143,8 +143,8 @@ def expected(damage: Damage, target: Target) -> Expect:
         return "either"  # speeds are never the same, and --verify asks whether a byte has changed
     if damage.expect == "refused" and target.lenient:
         return "either"
-    if " is renamed" in damage.name and verb == "data":
-        return "either"  # of the model's table, which these verbs do not need
+    if " is renamed" in damage.name and verb in ("data", "eval"):
+        return "either"  # of a recipe they need some tables
     return damage.expect
 
 
@@ -181,7 +181,7 @@ def faults_of(ended: dict[str, Any], damage: Damage, target: Target, folder: Pat
         return f"no sentence: {said[-300:]!r}"
     names = [Path(target.file).name, Path(target.file).parts[0], *target.names]
     if target.kind == "toml":
-        names.append(damage.name.split()[0].rpartition(".")[2])  # the entry
+        names += [damage.name.split()[0].rpartition(".")[2], "there is no folder"]  # the entry, or what it says
     if target.kind == "safetensors":
         names.append("model.layers.")  # a tensor
     if not any(name in sentence for name in names):

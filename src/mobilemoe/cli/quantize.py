@@ -37,6 +37,6 @@ def quantize(
 def _trained_axis(run: Path) -> str | None:
     """The axis of the run's quantisation-aware training, if it had any."""
     path = run / "recipe.json"
-    recipe = read_json(path, TrainError) if path.is_file() else {}
+    recipe = read_json(path, TrainError) if path.exists() else {}
     table = recipe.get("qat") if isinstance(recipe, dict) else None
     return str(table["group_axis"]) if isinstance(table, dict) and "group_axis" in table else None
