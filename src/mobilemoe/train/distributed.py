@@ -26,6 +26,7 @@ from mobilemoe.errors import ConfigError
 from mobilemoe.model import MobileMoE
 from mobilemoe.model.block import MoE
 from mobilemoe.train.expert_parallel import ParallelExperts
+from mobilemoe.train.fellows import ending_together
 from mobilemoe.train.recipe import Recipe
 
 
@@ -85,12 +86,11 @@ def join(recipe: Recipe) -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    try:
+    with ending_together(rank, size):
         groups = recipe.distributed.replicate
         mesh = init_device_mesh(device.type, (groups, size // groups), mesh_dim_names=("replicate", "shard"))
         yield World(rank, size, device, mesh)
-    finally:
-        dist.destroy_process_group()
+    dist.destroy_process_group()  # after a fault it would wait for the others
 
 
 _ENVIRONMENT = (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))  # what torchrun says, and what holds without it
