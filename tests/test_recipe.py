@@ -130,9 +130,6 @@ BAD_ENTRIES = {
     "model={}": "model: a model has either a preset or an init",
     "model={init='x', changes={head_dim=7}}": "model: a model that starts from init keeps its architecture",
     "data.train_on=user": "data.train_on is 'user': ",
-    "train={steps=1,batch_size=1,sequence_length=8,learning_rate=1,weights='bf16',precision='fp32'}": (
-        "train: weights in bf16 are multiplied in bf16: precision cannot be fp32"
-    ),
     "train.weights=int8": "train.weights is 'int8': ",
     "train.optimizer=sgd": "train.optimizer is 'sgd': ",
     "train.compile=maybe": "train.compile is 'maybe': ",

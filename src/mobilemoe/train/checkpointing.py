@@ -33,7 +33,7 @@ from mobilemoe.train.distributed import fill
 from mobilemoe.train.optimizer import moments, restore_moments, updates
 
 _VERSION = 1
-_LEFTOVER = re.compile(r"\.step-\d{8}\..+\.part")
+_LEFTOVER = re.compile(r"\.step-\d{8}(-shards|\..+)\.part")
 # The files with tensors, and the JSON file whose hash each keeps.
 _MODEL, _OPTIMIZER, _EXTRA = "model.safetensors", "optimizer.safetensors", "extra.safetensors"
 _COMPANIONS = {_MODEL: "config.json", _OPTIMIZER: "state.json", _EXTRA: "state.json"}

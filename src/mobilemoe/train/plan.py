@@ -156,6 +156,8 @@ def recipe_notes(recipe: Recipe) -> list[str]:
             f"train.warmup_steps is {train.warmup_steps:,}, but the run has only {train.steps:,} steps: the learning "
             f"rate ends at {reached:.2g} of {train.learning_rate:.2g} and never falls; lower train.warmup_steps"
         )
+    if (train.weights, train.precision) == ("bf16", "fp32"):
+        notes.append("train.precision is fp32, but weights that are kept in bf16 are multiplied in bf16")
     if train.threads is not None and train.threads > allowed_cores():
         notes.append(
             f"train.threads is {train.threads:,}, but this process may use only {allowed_cores()} cores: "

@@ -125,12 +125,6 @@ class TrainTable(_Table):
             return self.steps - max(1, round(self.decay_share * self.steps))
         return self.warmup_steps
 
-    @model_validator(mode="after")
-    def _bf16_weights_are_multiplied_in_bf16(self) -> TrainTable:
-        if (self.weights, self.precision) == ("bf16", "fp32"):
-            raise ValueError("weights in bf16 are multiplied in bf16: precision cannot be fp32, unless weights are too")
-        return self
-
 
 class QatTable(_Table):
     """Quantisation-aware training (SPEC section 5): INT4 weights in groups of 32, INT8 activations.

@@ -66,8 +66,9 @@ class _Shards(StorageWriter):
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
-        # The name is that of a leftover: after a kill the next start removes it.
-        self._folder = draft.folder.with_name(f".{draft.folder.name}.shards.part")
+        # The name is that of a leftover: after a kill the next start removes it. It is none of the checkpoint's own
+        # parts, which are cleared when that is written, while the shards are still read.
+        self._folder = draft.folder.with_name(f".{draft.folder.name}-shards.part")
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         pass
