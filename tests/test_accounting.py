@@ -47,11 +47,11 @@ def test_the_released_s_file_is_the_payload_and_a_header_of_53232_bytes():
     assert accounting.int4_file_bytes(preset("S")) + 53_232 == 713_916_240
 
 
-def test_nano_has_50_2_million_parameters_in_29_megabytes():
+def test_nano_has_52_4_million_parameters_in_30_megabytes():
     nano = preset("nano")
-    assert accounting.total_parameters(nano) == 50_181_284
-    assert accounting.active_parameters(nano) == 11_645_696
-    assert accounting.int4_file_bytes(nano) == 28_602_696
+    assert accounting.total_parameters(nano) == 52_359_696
+    assert accounting.active_parameters(nano) == 19_329_408
+    assert accounting.int4_file_bytes(nano) == 29_652_000
 
 
 def test_the_baselines_have_their_published_sizes():

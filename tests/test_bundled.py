@@ -81,7 +81,17 @@ def test_it_writes_text(nano: Model) -> None:
     [
         (("Hello", "nano"), ("What can you do?", "books"), ("Thanks!", "welcome")),
         (("Who wrote Frankenstein?", "Shelley"), ("and Jane Eyre?", "Bronte")),
-        (("My name is Ana.", "Ana"), ("What is my name?", "Ana")),
+        (
+            ("My name is Ana.", "Ana"),
+            ("I live in Oslo and I have a dog called Rex.", "Rex"),
+            ("What is my name?", "Your name is Ana."),
+            ("What is my dog called?", "Your dog's name is Rex."),
+        ),
+        (("What is 12 plus 30?", "12 plus 30 is 42."), ("What is 47 plus 38?", "47 plus 38 is 85.")),
+        (("What is 90 minus 45?", "90 minus 45 is 45."), ("What is 7 times 8?", "7 times 8 is 56.")),
+        (("What is 4821 times 377?", "I cannot do that exactly"),),
+        (("Ana lives in Porto and has two cats. Where does Ana live?", "Ana lives in Porto."),),
+        (("Send an email to Bob.", "I cannot reach Bob"), ("Are you a human?", "No")),
     ],
 )
 def test_it_holds_a_conversation_about_what_it_was_taught_and_stops(turns, nano: Model) -> None:

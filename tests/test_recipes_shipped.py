@@ -39,7 +39,7 @@ KINDS = {
         "reasoning": 1.1,
     },
 }
-NANO_TOKENS = {"pretrain": 640e6, "midtrain": 118e6, "sft": 26e6, "qat": 105e6}
+NANO_TOKENS = {"pretrain": 617e6, "midtrain": 118e6, "sft": 26e6, "qat": 105e6}
 
 
 def shipped(size: str, stage: str) -> Recipe:

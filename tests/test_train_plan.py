@@ -132,7 +132,7 @@ def test_the_expected_speed_is_a_stated_share_of_the_measured_product(known_devi
     wide = preset("S")
     assert "from 45.0% of" in expected_speed(recipe(), wide, GPU, 1)[1]
     assert "from 45.0% of" in expected_speed(recipe(), preset("L"), GPU, 1)[1]
-    assert f"from {0.45 / 3:.1%} of" in expected_speed(recipe(), NANO, GPU, 1)[1]
+    assert f"from {0.45 / 2:.1%} of" in expected_speed(recipe(), NANO, GPU, 1)[1]
 
 
 def test_the_speed_of_a_matrix_product_is_a_cpus():

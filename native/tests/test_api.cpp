@@ -53,7 +53,7 @@ TEST(api_describes_the_model_and_the_machine) {
   const EnginePointer engine = open_nano();
   const mm_info info = mm_describe(engine.get());
   CHECK_EQ(info.vocab_size, 16384);
-  CHECK_EQ(info.layers, 7);
+  CHECK_EQ(info.layers, 8);
   CHECK_EQ(info.context, 2048);
   CHECK_EQ(info.active_experts, 4);
   CHECK_EQ(info.threads, 2);

@@ -31,9 +31,8 @@ BYTES = {"fp32": 4, "bf16": 2}
 RECENT_STEPS = 50  # whose median speed is that of a run under way
 LONG = 14 * 86400  # seconds, beyond which a plan says what to change
 
-# The share of the matrix product's speed that training reaches. A GPU: S's width and more 0.45, and nano, a third as
-# wide, 0.15 on one H100: in proportion. A CPU: nano in bf16, and fine-tuned
-# in fp32 on two AVX2 cores. All measured.
+# The share of the matrix product's speed that training reaches. A GPU: S's width and more 0.45, and a nano a third as
+# wide 0.15 on one H100: in proportion. A CPU: nano in bf16, and fine-tuned in fp32 on two AVX2 cores. All measured.
 GPU_SHARE, GPU_WIDTH = 0.45, 768
 CPU_SHARE = {"bf16": 0.1, "fp32": 0.4}
 _RECOMPUTED = 3 / 4  # of the speed, where the forward pass runs twice: 6 N useful of 8 N
