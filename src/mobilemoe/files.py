@@ -217,7 +217,8 @@ def read_bytes(path: Path | str, error: type[MobileMoEError], limit: int | None 
     try:
         with open_regular(path, error) as handle:
             size = os.fstat(handle.fileno()).st_size
-            data = handle.read(min(size, limit) + 1)  # as much as there is: read() takes the memory that it is offered
+            # As much as there is: read() takes the memory that it is offered.
+            data = handle.read(size + 1) if size <= limit else b""
             if len(data) > size:  # of a file that grows, or does not tell its size
                 data += handle.read(max(0, limit + 1 - len(data)))
     except FileNotFoundError:
