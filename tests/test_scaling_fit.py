@@ -135,6 +135,22 @@ def test_the_runs_of_largest_compute_are_foretold_by_a_fit_that_never_saw_them()
     assert fit(runs, holdout=0.2).holdout.rmse == pytest.approx(0.5, abs=0.01)
 
 
+def test_runs_that_the_table_registers_are_those_foretold():
+    runs = runs_of(joint_law(), noise=0.002)
+    held_out = runs.points.tokens == runs.points.tokens.min()
+    registered = Runs(**vars(runs) | {"held_out": held_out})
+    found = fit(registered, holdout=None)
+    assert found.holdout.registered
+    assert found.holdout.ids == registered.at(held_out).ids
+    assert found.law.forecast_rmse == found.holdout.rmse
+    assert compare(registered)[0].holdout_rmse == pytest.approx(found.holdout.rmse)
+    assert fit(registered, holdout=0.2).holdout.ids == split(runs, 0.2)[1].ids  # who asks for a share gets it
+    for unmarked in (None, np.zeros(210, bool), np.ones(210, bool)):
+        held = fit(Runs(**vars(runs) | {"held_out": unmarked}), holdout=None).holdout
+        assert not held.registered
+        assert held.ids == split(runs, 0.2)[1].ids
+
+
 def test_where_the_rest_cannot_be_fitted_there_is_no_forecast_but_a_law():
     n = np.repeat([0.3, 0.5, 0.9], 3)
     points = Points(n_active=n, tokens=np.where(n == 0.9, 300, 100) + np.tile([0, 50, 100], 3))

@@ -133,7 +133,8 @@ def test_chinchillas_constants_come_back_in_plain_counts():
 
 def test_a_law_is_saved_and_loaded_whole(tmp_path):
     law = Law(
-        **vars(joint_law()) | {"samples": np.random.default_rng(0).normal(size=(5, 12)), "counts_embedding": True}
+        **vars(joint_law())
+        | {"samples": np.random.default_rng(0).normal(size=(5, 12)), "counts_embedding": True, "forecast_rmse": 0.01}
     )
     law.save(tmp_path / "law.json")
     again = Law.load(tmp_path / "law.json")
@@ -151,6 +152,8 @@ def test_a_law_is_saved_and_loaded_whole(tmp_path):
         {"domain": {"tokens": 5}},
         {"domain": {"colour": [1, 2]}},
         {"rmse": None},
+        {"forecast_rmse": "small"},
+        {"forecast_rmse": float("nan")},
         {"samples": [[1, 2], [3, 4]]},
         {"samples": [[1], [1, 2]]},
     ],

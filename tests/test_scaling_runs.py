@@ -17,6 +17,7 @@ def table(tmp_path):
         path.write_bytes(text.encode() if isinstance(text, str) else text)
         return read_runs(path, columns)
 
+    write.path = tmp_path / "runs.csv"
     return write
 
 
@@ -163,3 +164,28 @@ def test_what_is_no_table_of_runs_is_refused(table, text):
 
 def test_losses_that_cannot_be_nats_are_questioned(table):
     assert any("nats" in note for note in table("loss,n_active,tokens\n30,1,1\n").notes)
+
+
+SWEEP = (
+    "id,block,loss,n_active,tokens,held_out\n"
+    "d1-dense,trunks+seeds,2.5,3e8,1e11,0\nd1-e8,trunks,2.4,3e8,1e11,1\nd1-e8g1,granularity,2.45,3e8,2e11,\n"
+)
+
+
+def test_runs_that_a_table_registers_to_be_foretold_are_marked(table):
+    assert table(SWEEP).held_out.tolist() == [False, True, False]
+    assert table(GOOD).held_out is None
+    assert table(SWEEP).at([1, 2]).held_out.tolist() == [True, False]
+    assert "held_out is 'often'" in refusal(lambda: table(SWEEP.replace(",1\n", ",often\n")), DataError)
+
+
+def test_runs_are_picked_by_id_and_by_block(table):
+    table(SWEEP)  # writes it
+
+    def picked(*names):
+        return read_runs(table.path, only=names)
+
+    assert picked("trunks").ids == ("d1-dense", "d1-e8")
+    assert picked("seeds", "*g1").ids == ("d1-dense", "d1-e8g1")
+    assert any("2 of 3 runs" in note for note in picked("trunks").notes)
+    assert "'trunk'" in refusal(lambda: picked("trunk"))

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from mobilemoe.cli.options import JsonOption, plain_console, print_json
 from mobilemoe.errors import DataError, UsageError
-from mobilemoe.scaling.runs import COLUMNS, Runs, read_runs
+from mobilemoe.scaling.runs import COLUMNS, Runs, count, read_runs
 
 if TYPE_CHECKING:
     from mobilemoe.scaling.compare import Row
@@ -33,9 +33,16 @@ def fit(
         str | None, typer.Option(metavar="OURS=THEIRS,...", help="The table's names for our columns, as loss=val_loss.")
     ] = None,
     bootstraps: Annotated[int, typer.Option(help="Resamples of the runs for the intervals (0: none).")] = 4000,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only runs of this id or block of a sweep (* is any text).")
+    ] = None,
     holdout: Annotated[
-        float, typer.Option(help="Share of the runs, those of the largest compute, to foretell from the others.")
-    ] = 0.2,
+        float | None,
+        typer.Option(
+            help="Share of the runs, those of the largest compute, to foretell from the others (default: those that a "
+            "column held_out marks; without one 0.2)."
+        ),
+    ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Beside the other laws and plain rivals, by BIC.")] = False,
     seed: Annotated[int, typer.Option(help="Of the starts and the resamples.")] = 0,
     out: Annotated[Path | None, typer.Option(metavar="LAW.json", help="Write the law here, for `plan`.")] = None,
@@ -49,7 +56,8 @@ def fit(
     """Fit a scaling law to runs: constants with 90% intervals, errors, and a forecast of the largest runs.
 
     Columns: loss (nats a token), n_active, tokens or flops, and where they vary experts (E), granularity, shared,
-    n_total, repeated, id. n_active and tokens are plain counts, or billions where no value of the column reaches 1e5.
+    n_total, repeated, held_out, id. n_active and tokens are plain counts, or billions where no value of the column
+    reaches 1e5.
 
     Example: mobilemoe fit runs.csv --law joint --columns loss=Training_Loss --compare --out law.json
     """
@@ -61,11 +69,11 @@ def fit(
         raise UsageError(f"--bootstraps is {bootstraps}, but must be from 0 to {MOST_BOOTSTRAPS}")
     if seed < 0:
         raise UsageError(f"--seed is {seed}, but must be at least 0")
-    if not 0 <= holdout <= 0.5:
+    if holdout is not None and not 0 <= holdout <= 0.5:
         raise UsageError(f"--holdout is {holdout:g}, but must be a share from 0 to 0.5")
     if report is not None:
         pictures.drawing()
-    table = read_runs(runs, _mapping(columns))
+    table = read_runs(runs, _mapping(columns), only or ())
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("resamples", total=bootstraps or None)
         try:
@@ -126,7 +134,9 @@ def _values(found: Fit, table: Runs, rows: Sequence[Row]) -> dict[str, Any]:
         "converged": found.converged,
         "resamples": 0 if law.samples is None else len(law.samples),
         "failed_resamples": found.failed_resamples,
-        "holdout": None if held is None else {"ids": held.ids, "mae": held.mae, "rmse": held.rmse},
+        "holdout": None
+        if held is None
+        else {"registered": held.registered, "ids": held.ids, "mae": held.mae, "rmse": held.rmse},
         "repeated": None,
         "without_far": None,
         "notes": [*table.notes, *found.notes],
@@ -159,13 +169,14 @@ def _print(found: Fit, table: Runs, rows: Sequence[Row]) -> None:
     print(f"domain    {', '.join(ranges)}; the law says nothing beyond")
     print(f"error     RMSE {found.rmse:.4f}, MAE {found.mae:.4f} nats over {len(found.runs)} runs; BIC {found.bic:.1f}")
     if held := found.holdout:
+        which = "that the column held_out registered" if held.registered else "of the largest compute"
         print(
-            f"forecast  RMSE {held.rmse:.4f}, MAE {held.mae:.4f} nats over the {len(held.ids)} runs of the largest "
-            "compute, by a fit to the others"
+            f"forecast  RMSE {held.rmse:.4f}, MAE {held.mae:.4f} nats over the {len(held.ids)} runs {which}, by a fit "
+            "to the others"
         )
     if near := found.near:
         far = len(found.runs) - len(near.runs)
-        print(f"\nwithout the {far} runs that lie far from the law: RMSE {near.rmse:.4f} nats over {len(near.runs)}")
+        print(f"\nwithout {count(far)} far from the law: RMSE {near.rmse:.4f} nats over {len(near.runs)}")
         _print_parameters(near)
     if apart := found.apart:
         print(f"\nruns that repeat data, fitted apart: RMSE {apart.rmse:.4f} nats over {len(apart.runs)}")

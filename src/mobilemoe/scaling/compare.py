@@ -34,10 +34,10 @@ class Row:
         return asdict(self)
 
 
-def compare(runs: Runs, holdout: float = 0.2, seed: int = 0) -> list[Row]:
+def compare(runs: Runs, holdout: float | None = None, seed: int = 0) -> list[Row]:
     """The forms whose knobs vary in `runs`, and the rivals, the best by BIC first. Runs that repeat data are left out.
 
-    holdout: share of the runs, those of the largest compute, that each model foretells from the others.
+    holdout: share of the runs, those of the largest compute, that each model foretells from the others; None as `fit`.
     """
     once = runs.at(~runs.repeated) if not runs.repeated.all() else runs
     varies = {name for name in KNOBS if len(np.unique(getattr(once.points, name))) > 1}
@@ -53,7 +53,7 @@ def compare(runs: Runs, holdout: float = 0.2, seed: int = 0) -> list[Row]:
             continue  # too few runs for a larger form
         held = found.holdout
         rows.append(Row(form.name, False, len(found.free), found.rmse, found.bic, held.rmse if held else None))
-    rest, large = split(once, holdout) if holdout else (once, None)
+    rest, large = split(once, holdout) if holdout != 0 else (once, None)
     for name, rival in RIVALS.items():
         made = rival(once)
         if made is None:

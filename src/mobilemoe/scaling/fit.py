@@ -22,14 +22,16 @@ DRAWS = 192  # of the exponents, before the factors are projected out
 STARTS = 32  # of those that are followed down
 FINALISTS = 4
 POLISHED = 2
+HOLDOUT = 0.2  # of the runs are foretold where a table does not say which
 FAR = 10  # times the middle error: runs further from the law than that are named
 FAINT = 1e-6  # of the largest singular value of the slopes: below it runs do not determine a direction
 
 
 @dataclass(frozen=True, kw_only=True)
 class Holdout:
-    """The runs of the largest compute, foretold by a fit to the others."""
+    """Runs foretold by a fit to the others: those that the table registered for it, or those of largest compute."""
 
+    registered: bool
     ids: tuple[str, ...]
     loss: Array
     predicted: Array
@@ -87,7 +89,7 @@ def fit(
     *,
     bootstraps: int = 0,
     seed: int = 0,
-    holdout: float = 0.0,
+    holdout: float | None = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Fit:
     """The law called `law` (forms.FORMS) with the constants that fit `runs` best.
@@ -95,12 +97,13 @@ def fit(
     The misfit is the Huber loss (delta 1e-3) of ln(predicted) - ln(loss). Runs that repeat data are left out, and
     fitted apart. Terms whose knob does not vary are held at no effect. bootstraps: resamples of the runs for
     intervals (progress(done, all) tells how far they are). holdout: share of the runs, those of the largest compute,
-    that a fit to the others has to foretell; the law itself is always fitted to all. DataError if the runs are too few.
+    that a fit to the others has to foretell, None: those that `held_out` of the runs marks, or without such marks a
+    share of HOLDOUT; the law itself is always fitted to all. DataError if the runs are too few.
     """
     form = form_named(law)
     if bootstraps < 0 or seed < 0:
         raise UsageError(f"bootstraps is {bootstraps} and seed {seed}, but neither may be below 0")
-    if not 0 <= holdout <= 0.5:
+    if holdout is not None and not 0 <= holdout <= 0.5:
         raise UsageError(f"holdout is {holdout:g}, but must be a share from 0 to 0.5")
     once, again = runs.at(~runs.repeated), runs.at(runs.repeated)
     if not len(once):
@@ -120,8 +123,8 @@ def fit(
     if len(far := _far(once, found.predicted)):
         names = few(once.ids[place] for place in far)
         notes.append(
-            f"{count(len(far))} lie more than {FAR} times the middle error from the law ({names}): the constants, and "
-            "their exponents most, may change much without them"
+            f"{count(len(far))} more than {FAR} times the middle error away from the law ({names}): without, the "
+            "constants, and their exponents most, may change much"
         )
         try:
             near = _fit_once(form, once.at(np.delete(np.arange(len(once)), far)), seed)
@@ -133,13 +136,14 @@ def fit(
         if draws.failed:
             notes.append(f"{draws.failed} of {bootstraps} resamples did not converge and are left out of the intervals")
     held = None
-    if holdout:
+    if holdout != 0:
         try:
             held = _hold_out(form, once, holdout, seed)
         except DataError as fault:
             notes.append(f"there is no forecast of the largest runs, as the others cannot be fitted: {fault}")
+    forecast = None if held is None else held.rmse
     return Fit(
-        law=Law(**vars(found.law) | {"samples": draws.samples}),
+        law=Law(**vars(found.law) | {"samples": draws.samples, "forecast_rmse": forecast}),
         runs=once,
         predicted=found.predicted,
         free=found.free,
@@ -153,17 +157,30 @@ def fit(
     )
 
 
-def split(runs: Runs, share: float) -> tuple[Runs, Runs]:
-    """The runs without, and the ones with, the largest compute 6 N D; runs of equal compute are not torn apart."""
+def is_registered(runs: Runs) -> bool:
+    """Whether the runs are marked as those to be foretold and those to do it from."""
+    return runs.held_out is not None and bool(runs.held_out.any() and not runs.held_out.all())
+
+
+def split(runs: Runs, share: float | None) -> tuple[Runs, Runs]:
+    """The runs without, and the ones with, the largest compute 6 N D; runs of equal compute are not torn apart.
+
+    share None: those that the table registered, and where it does not, HOLDOUT of the runs.
+    """
+    if share is None and is_registered(runs):
+        return runs.at(~runs.held_out), runs.at(runs.held_out)
+    share = HOLDOUT if share is None else share
     order = np.argsort(runs.flops, kind="stable")
     border = runs.flops[order[len(runs) - max(1, round(share * len(runs)))]]
     large = runs.flops >= border * (1 - 1e-9)
     return runs.at(~large), runs.at(large)
 
 
-def _hold_out(form: Form, runs: Runs, share: float, seed: int) -> Holdout:
+def _hold_out(form: Form, runs: Runs, share: float | None, seed: int) -> Holdout:
     rest, held = split(runs, share)
-    return Holdout(ids=held.ids, loss=held.loss, predicted=_fit_once(form, rest, seed).law.loss(held.points))
+    predicted = _fit_once(form, rest, seed).law.loss(held.points)
+    registered = share is None and is_registered(runs)
+    return Holdout(registered=registered, ids=held.ids, loss=held.loss, predicted=predicted)
 
 
 def _fit_once(form: Form, runs: Runs, seed: int) -> Fit:

@@ -36,12 +36,13 @@ class Law:
     samples: Array | None = None  # [S, P]: bootstrap draws of the parameters, in the form's order
     prior: str = ""  # what in it is a stated assumption and no measurement
     counts_embedding: bool | None = None  # does n_active count the embedding? None: unknown
+    forecast_rmse: float | None = None  # of runs held out, by a fit to the others, nats a token; None: not tried
 
     def __post_init__(self) -> None:
         names = self._form.parameters
         if {*self.parameters} != {*names}:
             raise UsageError(f"the law {self.form!r} has the parameters {', '.join(names)}, not {[*self.parameters]}")
-        if not np.all(np.isfinite([*self.parameters.values(), self.rmse])):
+        if not np.all(np.isfinite([*self.parameters.values(), self.rmse, self.forecast_rmse or 0.0])):
             raise UsageError(f"the law {self.form!r} has a parameter or an RMSE that is not a number")
         if self.samples is not None and (self.samples.ndim != 2 or self.samples.shape[1] != len(names)):
             raise UsageError(f"samples have the shape {self.samples.shape}, but must be [S, {len(names)}]")
@@ -152,10 +153,13 @@ class Law:
             samples = values.get("samples")
             drawn = None if samples is None else np.array(samples, np.float64)
             rmse = float(values["rmse"])
+            forecast = values.get("forecast_rmse")
+            forecast_rmse = None if forecast is None else float(forecast)
         except (TypeError, ValueError, AttributeError) as fault:
             raise DataError(f"a law has an entry that is no number: {fault}") from None
         rest = {name: values[name] for name in known & values.keys()}
-        return cls(**rest | {"domain": domain, "parameters": numbers, "samples": drawn, "rmse": rmse})
+        read = {"domain": domain, "parameters": numbers, "samples": drawn, "rmse": rmse, "forecast_rmse": forecast_rmse}
+        return cls(**rest | read)
 
     def save(self, path: Path | str) -> None:
         """Writes the law as JSON, atomically."""

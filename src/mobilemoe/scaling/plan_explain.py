@@ -170,6 +170,8 @@ def notes(
             f"loss {dense.loss:.4f}, {dense.loss - candidates[0].loss:+.4f} nats, {amount('memory', dense.memory)}"
         )
     yield f"law: {law.source}; the losses' interval is the {law.interval_kind}"
+    if law.forecast_rmse is not None:
+        yield f"the law foretold runs that its fit had not seen with an RMSE of {law.forecast_rmse:.4f} nats"
     if law.prior:
         yield f"prior in the law: {law.prior}"
     if law.counts_embedding is None:

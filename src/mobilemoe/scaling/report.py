@@ -12,7 +12,7 @@ from mobilemoe.files import write_atomic
 from mobilemoe.page import Section, bullets, page, table
 from mobilemoe.scaling import pictures
 from mobilemoe.scaling.compare import Row
-from mobilemoe.scaling.fit import Fit
+from mobilemoe.scaling.fit import Fit, Holdout
 from mobilemoe.scaling.forms import FORMS
 from mobilemoe.scaling.law import Law
 from mobilemoe.scaling.optimum import DENSE, KNOBS, PUBLISHED, Band, known_values
@@ -166,7 +166,7 @@ def _of_fit(fit: Fit, comparison: Sequence[Row]) -> Iterator[Section]:
     if (held := fit.holdout) is not None:
         yield Section(
             "Hold-out",
-            f"<p>A fit without the {len(held.ids)} runs of largest compute foretells them with an RMSE of "
+            f"<p>A fit without the {len(held.ids)} {_held(held)} foretells them with an RMSE of "
             f"{held.rmse:.4f} and a mean absolute error of {held.mae:.4f} nats: that is how well the law reaches "
             "beyond its runs, which is what it is for.</p>",
             [("holdout", "held-out runs", pictures.draw(lambda axes: pictures.foretold(axes, held)))],
@@ -181,6 +181,10 @@ def _of_fit(fit: Fit, comparison: Sequence[Row]) -> Iterator[Section]:
             f"(RMSE {apart.rmse:.4f} nats). They take no part in anything else on this page.</p>"
             + table(("constant", "value"), rows),
         )
+
+
+def _held(holdout: Holdout) -> str:
+    return "runs that the table registered as held out" if holdout.registered else "runs of largest compute"
 
 
 def _residuals(fit: Fit, name: str) -> bytes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ LEAST_COUNT = 1e5  # a column with values from here on holds plain counts, one b
 KNOBS = ("n_active", "tokens", "experts", "granularity", "shared")  # the fields of Points
 COLUMNS = (
     *("loss", *KNOBS, "n_active_no_embedding", "n_total", "flops", "id"),
-    *("repeated", "epochs", "epoch_tokens", "rate"),
+    *("repeated", "epochs", "epoch_tokens", "rate", "held_out", "block"),
 )
-NUMBERS = tuple(name for name in COLUMNS if name != "id")
+NUMBERS = tuple(name for name in COLUMNS if name not in ("id", "block"))
 _LEAST = {"n_active": 0.0, "tokens": 0.0, "experts": 1.0, "granularity": 1.0, "shared": 0.0}
 _FLAGS = {"true": 1.0, "yes": 1.0, "y": 1.0, "t": 1.0, "false": 0.0, "no": 0.0, "n": 0.0, "f": 0.0}
 
@@ -79,6 +80,7 @@ class Runs:
     ids: tuple[str, ...]
     repeated: NDArray[np.bool_]  # the run saw some data more than once
     counts_embedding: bool | None = None  # does n_active count the embedding? None: unknown
+    held_out: NDArray[np.bool_] | None = None  # registered to be foretold; None where the table does not say
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __len__(self) -> int:
@@ -99,12 +101,15 @@ class Runs:
             ids=tuple(self.ids[place] for place in picked),
             repeated=self.repeated[picked],
             counts_embedding=self.counts_embedding,
+            held_out=None if self.held_out is None else self.held_out[picked],
             notes=self.notes,
         )
 
 
-def read_runs(path: Path | str, columns: Mapping[str, str] | None = None) -> Runs:
+def read_runs(path: Path | str, columns: Mapping[str, str] | None = None, only: Sequence[str] = ()) -> Runs:
     """The runs of a CSV file with a header. `columns` maps our names (COLUMNS) to the file's.
+
+    `only`: those whose id or block one of these patterns matches, as `mobilemoe sweep --only` takes them.
 
     Needed: loss and two of n_active, tokens, flops (the third is D = C / (6 N)). n_active and tokens are plain counts
     where the column has values from 1e5 on, else billions; so few tokens are counts if the compute says so. Without
@@ -112,14 +117,14 @@ def read_runs(path: Path | str, columns: Mapping[str, str] | None = None) -> Run
     told in `notes`. DataError and UsageError say what to change.
     """
     with np.errstate(all="ignore"):  # of cells that hold no usable number
-        return _Runs(read_table(path), dict(columns or {})).runs()
+        return _Runs(read_table(path), dict(columns or {}), tuple(only)).runs()
 
 
 class _Runs:
     """A table on its way to Runs; `notes` grows with every decision."""
 
-    def __init__(self, table: Table, columns: dict[str, str]) -> None:
-        self.table, self.columns = table, columns
+    def __init__(self, table: Table, columns: dict[str, str], only: tuple[str, ...]) -> None:
+        self.table, self.columns, self.only = table, columns, only
         self.notes = list(table.notes)
         for ours, theirs in columns.items():
             if ours not in COLUMNS:
@@ -161,6 +166,7 @@ class _Runs:
             ids=tuple(ids[place] for place in kept),
             repeated=self._repeated(tokens)[kept],
             counts_embedding=counts_embedding,
+            held_out=None if (held_out := self._flags("held_out")) is None else held_out[kept] == 1,
             notes=tuple(self.notes),
         )
 
@@ -248,11 +254,12 @@ class _Runs:
 
     def _usable(self, loss: Array, values: Mapping[str, Array]) -> NDArray[np.bool_]:
         rows = self.table.rows
-        usable = np.array([not row.lacks for row in rows])
+        usable = self._asked_for()
         if short := [row for row in rows if row.lacks]:
             cells = few(f"line {row.line}: {len(row.cells) - row.lacks}" for row in short)
             header = len(self.table.header)
             self.notes.append(f"{count(len(short))} left out: fewer cells than the {header} of the header ({cells})")
+        usable &= np.array([not row.lacks for row in rows])
         for name, array in (("loss", loss), *values.items()):
             positive = name in ("loss", "n_active", "tokens")
             good = np.isfinite(array) & (array > 0 if positive else array >= _LEAST[name])
@@ -274,6 +281,21 @@ class _Runs:
         elif rate is not None:
             self.notes.append(f"{self._source('rate')} is not used: it is nowhere 1, as it is at a sweep's own rates")
         return usable
+
+    def _asked_for(self) -> NDArray[np.bool_]:
+        """The rows that `only` picks: all of them without it. UsageError for a pattern that matches none."""
+        ids, theirs = self._named(), self._source("block")
+        blocks = [""] * len(ids) if theirs is None else self.table.texts(theirs)
+        asked = np.full(len(ids), not self.only)
+        for pattern in self.only:
+            names = ((name, *block.split("+")) for name, block in zip(ids, blocks, strict=True))
+            matched = np.array([any(fnmatchcase(name, pattern) for name in row if name) for row in names], bool)
+            if not matched.any():
+                raise UsageError(f"{self.table.path} has no run whose id or block matches {pattern!r}")
+            asked |= matched
+        if self.only:
+            self.notes.append(f"{asked.sum()} of {count(len(ids))} taken: those that {', '.join(self.only)} matches")
+        return asked
 
     def _drop_doubles(self, places: NDArray[np.intp], loss: Array, values: Mapping[str, Array]) -> NDArray[np.intp]:
         """Of rows with one id and the same knobs the last counts: it is a run that was repeated or written twice.
