@@ -157,9 +157,10 @@ def fit(
     )
 
 
-def is_registered(runs: Runs) -> bool:
-    """Whether the runs are marked as those to be foretold and those to do it from."""
-    return runs.held_out is not None and bool(runs.held_out.any() and not runs.held_out.all())
+def registered(runs: Runs) -> NDArray[np.bool_] | None:
+    """Which runs the table says are to be foretold; None where it marks none of them, or all."""
+    marks = runs.held_out
+    return None if marks is None or not marks.any() or marks.all() else marks
 
 
 def split(runs: Runs, share: float | None) -> tuple[Runs, Runs]:
@@ -167,8 +168,8 @@ def split(runs: Runs, share: float | None) -> tuple[Runs, Runs]:
 
     share None: those that the table registered, and where it does not, HOLDOUT of the runs.
     """
-    if share is None and is_registered(runs):
-        return runs.at(~runs.held_out), runs.at(runs.held_out)
+    if share is None and (marks := registered(runs)) is not None:
+        return runs.at(~marks), runs.at(marks)
     share = HOLDOUT if share is None else share
     order = np.argsort(runs.flops, kind="stable")
     border = runs.flops[order[len(runs) - max(1, round(share * len(runs)))]]
@@ -179,8 +180,8 @@ def split(runs: Runs, share: float | None) -> tuple[Runs, Runs]:
 def _hold_out(form: Form, runs: Runs, share: float | None, seed: int) -> Holdout:
     rest, held = split(runs, share)
     predicted = _fit_once(form, rest, seed).law.loss(held.points)
-    registered = share is None and is_registered(runs)
-    return Holdout(registered=registered, ids=held.ids, loss=held.loss, predicted=predicted)
+    marked = share is None and registered(runs) is not None
+    return Holdout(registered=marked, ids=held.ids, loss=held.loss, predicted=predicted)
 
 
 def _fit_once(form: Form, runs: Runs, seed: int) -> Fit:
