@@ -10,10 +10,10 @@ TINY = ROOT / "recipes" / "sweep" / "tiny.toml"
 
 def test_list_shows_every_run_and_what_all_cost(mobilemoe_cli):
     shown = mobilemoe_cli("sweep", ROOT / "recipes" / "sweep" / "grid.toml", "--list").out
-    assert "d256x7-e32g16s1-t8388608 " in shown
-    assert "d512x13-dense-t8388608  (held out)" in shown
-    assert shown.splitlines()[-1].startswith("81 runs, 1,183 M tokens, 8.85e+16 FLOPs, 1,106 s expected")
-    assert len(shown.splitlines()) == 1 + 81 + 1
+    assert "d256x7-e32g8s0-t24576000 " in shown
+    assert "d512x13-dense-t98304000  (held out)" in shown
+    assert shown.splitlines()[-1].startswith("131 runs, 3,416 M tokens to train on (own)")
+    assert len(shown.splitlines()) == 1 + 131 + 1
     listed = mobilemoe_cli("sweep", TINY, "--list", "--json", "--only", "*dense*").json
     assert [run["experts"] for run in listed["runs"]] == [1] * 9
     assert listed["tokens"] == sum(run["tokens"] for run in listed["runs"])
