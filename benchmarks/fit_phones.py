@@ -1,4 +1,4 @@
-"""Where the constants in src/mobilemoe/profile/devices come from: the paper's phones, fitted to SPEC section 7.
+"""Where the constants in src/mobilemoe/profile/devices come from: the paper's phones, fitted to spec section 7.
 
 Each phone has eight rows (two models, two prompts, prefill and decoding) and five constants, fitted to all eight. As a
 check each row is also predicted by a fit to the other seven, and S at 4k by a fit to the other six.
@@ -28,7 +28,7 @@ def timings(phone: str) -> Iterator[Timing]:
 
 
 def fit(phone: str, rows: Sequence[Timing]) -> Device:
-    return fit_device(rows, name=phone.lower().replace(" ", "-"), threads=THREADS[phone], source="SPEC section 7")
+    return fit_device(rows, name=phone.lower().replace(" ", "-"), threads=THREADS[phone], source="spec section 7")
 
 
 def main() -> None:

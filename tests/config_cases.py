@@ -5,7 +5,7 @@ import pytest
 from mobilemoe.errors import ConfigError
 from mobilemoe.presets import family_member
 
-# SPEC 3.3 in its order, S's numbers, with keys between that this package does not know.
+# spec 3.3 in its order, S's numbers, with keys between that this package does not know.
 META_S = {
     "transformers_version": "4.57.1",
     "model_type": "mobilemoe",

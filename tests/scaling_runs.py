@@ -6,7 +6,7 @@ from mobilemoe.scaling import Law, Points, Runs, published
 
 
 def paper_sweep() -> Points:
-    """E over N and D at g = 1, then g and s at E = 8 (SPEC section 4): 210 points."""
+    """E over N and D at g = 1, then g and s at E = 8 (spec section 4): 210 points."""
     rows = []
     for n in (0.3, 0.5, 0.9):
         for d in (100, 200, 300, 400, 500):

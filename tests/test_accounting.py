@@ -15,7 +15,7 @@ from mobilemoe.model import MobileMoE
 from mobilemoe.presets import PRESETS, family_member, preset
 from mobilemoe.scaling.space import Space, config_of
 
-# SPEC section 1: total, active, int4_file_bytes, KV bytes per token, GFLOPs per token, the paper's INT4 memory in GB.
+# spec section 1: total, active, int4_file_bytes, KV bytes per token, GFLOPs per token, the paper's INT4 memory in GB.
 PUBLISHED = {
     "S": (1_263_374_256, 272_468_736, 713_863_008, 10_240, 0.545, 0.68),
     "M": (2_818_390_552, 528_299_008, 1_590_916_144, 13_312, 1.057, 1.48),
@@ -82,7 +82,7 @@ ALL = SHAPES | PRESETS
 
 
 def brute_force(c) -> list[tuple[str, tuple[int, ...]]]:
-    """Every tensor of SPEC 3.2 and 3.5 as (kind, logical shape), layer by layer, expert by expert."""
+    """Every tensor of spec 3.2 and 3.5 as (kind, logical shape), layer by layer, expert by expert."""
     d, f, q, kv = c.hidden_size, c.intermediate_size, c.num_attention_heads, c.num_key_value_heads
     out = [("embedding", (c.vocab_size, d)), ("norm", (d,))]
     if not c.tie_word_embeddings:

@@ -93,7 +93,7 @@ def test_int4_comes_back_as_the_rounding_of_each_group(tmp_path, shape, axis):
 
 
 def test_gate_is_the_first_half_and_inputs_come_first(tmp_path):
-    """Stored bytes against SPEC 3.1, read without our own unpacking."""
+    """Stored bytes against spec 3.1, read without our own unpacking."""
     given = logical(MICRO)
     width = MICRO.intermediate_size
     gate_up = np.zeros((MICRO.num_local_experts, 64, 2 * width), np.float32)

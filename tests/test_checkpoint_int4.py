@@ -1,4 +1,4 @@
-"""INT4 nibbles and scales are those of SPEC 3.1 and section 5, to the bit."""
+"""INT4 nibbles and scales are those of spec 3.1 and section 5, to the bit."""
 
 import itertools
 import math

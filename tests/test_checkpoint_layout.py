@@ -1,4 +1,4 @@
-"""The tensor table is the one of SPEC 3.1, 3.2 and 3.5."""
+"""The tensor table is the one of spec 3.1, 3.2 and 3.5."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""With fp32 activations the engine computes what SPEC section 2 says, for every kind of model and both group axes."""
+"""With fp32 activations the engine computes what spec section 2 says, for every kind of model and both group axes."""
 
 import dataclasses
 

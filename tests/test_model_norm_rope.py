@@ -110,7 +110,7 @@ def test_rope_rotates_bf16_in_fp32():
 
 
 def test_the_released_scaling_divides_every_wavelength_beyond_the_context():
-    """18 of the 32 frequencies of the released models stay, 14 are divided by 16, none is nan (SPEC section 2)."""
+    """18 of the 32 frequencies of the released models stay, 14 are divided by 16, none is nan (spec section 2)."""
     config = PRESETS["S"]
     plain_R = rope_frequencies(dataclasses.replace(config, rope_scaling=None))
     freq_R = rope_frequencies(config)

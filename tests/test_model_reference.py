@@ -1,4 +1,4 @@
-"""The PyTorch model computes what SPEC section 2 says, for every kind of model and every stored format."""
+"""The PyTorch model computes what spec section 2 says, for every kind of model and every stored format."""
 
 import dataclasses
 

@@ -90,7 +90,7 @@ def test_real_text_is_repeated_where_it_is_too_short(tiny_folder):
 def test_a_decoded_token_of_s_reads_153_megabytes_of_weights():
     config = preset("S")
     router = 4 * config.num_hidden_layers * config.num_local_experts * config.hidden_size
-    assert accounting.decode_bytes(config) - router == pytest.approx(153e6, rel=0.005)  # SPEC section 7
+    assert accounting.decode_bytes(config) - router == pytest.approx(153e6, rel=0.005)  # spec section 7
     assert accounting.decode_bytes(config, 1000, 8) - accounting.decode_bytes(config) == accounting.kv_bytes(
         config, 1000
     )

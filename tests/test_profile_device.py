@@ -18,7 +18,7 @@ from mobilemoe.profile.speed import DECODED
 from mobilemoe.scaling.space import Space, config_of
 from refusals import refusal
 
-# SPEC section 7, read from it again: (phone, tokens, model): seconds to the first token, tokens/s decoded.
+# spec section 7, read from it again: (phone, tokens, model): seconds to the first token, tokens/s decoded.
 PAPER = {
     ("galaxy-s25", 1024, "mobilellm-pro"): (4.26, 45.8),
     ("galaxy-s25", 1024, "S"): (2.01, 112),

@@ -1,4 +1,4 @@
-"""Promises of the recipes in recipes/: they can be read, follow each other, and are what SPEC section 5 says."""
+"""Promises of the recipes in recipes/: they can be read, follow each other, and are what spec section 5 says."""
 
 import dataclasses
 import re
@@ -18,7 +18,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 ALL = sorted(RECIPES.glob("*.toml"))
 SIZES = ("S", "M", "L")
 
-# SPEC section 5: tokens, sequence, learning rate, schedule, capacity factor.
+# spec section 5: tokens, sequence, learning rate, schedule, capacity factor.
 PUBLISHED = {
     "pretrain": (6e12, 2048, 4e-4, "cosine", 1.5),
     "midtrain": (500e9, 8192, 4e-5, "linear", 1.5),

@@ -1,4 +1,4 @@
-"""The laws: SPEC section 4's numbers, what reduces to what, where a law refuses or warns, and its file."""
+"""The laws: spec section 4's numbers, what reduces to what, where a law refuses or warns, and its file."""
 
 import json
 

@@ -301,7 +301,7 @@ def test_the_report_is_one_file_with_its_picture_inside(tmp_path):
     assert "No candidate fits" in (tmp_path / "none.html").read_text()
 
 
-# ---- the paper's choices (SPEC sections 1 and 4), at D <= 500 B
+# ---- the paper's choices (spec sections 1 and 4), at D <= 500 B
 
 
 def least(found, **columns) -> float:

@@ -33,7 +33,7 @@ constexpr size_t kReleaseBytes = 32 << 20;  // read between two calls of `releas
 // The last step of `open_checkpoint`, for tensors of any origin.
 void check_checkpoint(const Checkpoint& checkpoint);
 
-// Every tensor of the INT4 checkpoint that `config` describes: dtype and shape (SPEC 3.1, 3.5).
+// Every tensor of the INT4 checkpoint that `config` describes: dtype and shape (spec 3.1, 3.5).
 Tensors expected_tensors(const Config& config);
 
 // Throws Error(config) unless the engine can lay out such a model: INT4, and all that is grouped a multiple of 32.

@@ -1,4 +1,4 @@
-// What config.json says of a model: the C++ twin of mobilemoe.config.ModelConfig (SPEC 3.3, 3.5).
+// What config.json says of a model: the C++ twin of mobilemoe.config.ModelConfig (spec 3.3, 3.5).
 #pragma once
 
 #include <cstdint>
@@ -59,7 +59,7 @@ struct Config {
 // Reads the text of a config.json; throws Error(config) that names field, value and rule.
 Config parse_config(std::string_view text);
 
-// freq_R in radians per position, head_dim / 2 of them (SPEC section 2, point 4).
+// freq_R in radians per position, head_dim / 2 of them (spec section 2, point 4).
 std::vector<double> rope_frequencies(const Config& config);
 
 }  // namespace mobilemoe

@@ -1,5 +1,5 @@
 // The feed-forward half of a layer as one operator: norm, router, top-k, permutation, gate and up, SwiGLU, down and the
-// weighted sum, with the shared expert in the same lists of tasks (SPEC section 2, point 5).
+// weighted sum, with the shared expert in the same lists of tasks (spec section 2, point 5).
 #pragma once
 
 #include <vector>

@@ -1,4 +1,4 @@
-// Which experts a token visits, and with what weight (SPEC section 2, point 5).
+// Which experts a token visits, and with what weight (spec section 2, point 5).
 #pragma once
 
 #include "config.h"

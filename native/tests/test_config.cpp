@@ -190,7 +190,7 @@ TEST(rope_frequencies_fall_by_powers_of_theta) {
   for (size_t i = 0; i < 4; ++i) CHECK_NEAR(freq[i], wanted[i], 1e-15);
 }
 
-// Fourteen of the published models' 32 frequencies are slowed down by the factor (SPEC section 2).
+// Fourteen of the published models' 32 frequencies are slowed down by the factor (spec section 2).
 TEST(rope_scaling_slows_wavelengths_beyond_the_original_context) {
   std::map<std::string, std::string> changes = {{"head_dim", "64"}};
   const std::vector<double> plain = rope_frequencies(with(changes));

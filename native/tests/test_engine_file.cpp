@@ -38,7 +38,7 @@ Weight at(const Matrix& matrix, int output, int input) {
   return {q, matrix.axis == Axis::in ? scales[group * kPanel + o] : scales[group * kGroup + i]};
 }
 
-// Row `row`, column `column` of stored INT4 with `columns` columns (SPEC 3.1).
+// Row `row`, column `column` of stored INT4 with `columns` columns (spec 3.1).
 Weight stored(const Tiny& tiny, const std::string& nibbles, const std::string& scales, int columns, int row,
               int column) {
   const size_t index = static_cast<size_t>(row) * static_cast<size_t>(columns) + static_cast<size_t>(column);

@@ -1,6 +1,6 @@
 """Parameters, bytes, FLOPs and KV cache of a config: the only place where they are computed.
 
-Counts are whole numbers; bytes are bytes; FLOPs count a multiply-add as two. SPEC section 1 gives the published values.
+Counts are whole numbers; bytes are bytes; FLOPs count a multiply-add as two. spec section 1 gives the published values.
 Every function also takes `scaling.space.Shapes`, whose sizes are int64 arrays, and then gives arrays of its counts.
 """
 
@@ -45,7 +45,7 @@ class Part:
         return self.stored_bytes(4)
 
     def stored_bytes(self, bits: WeightBits) -> int:
-        """Payload bytes in a file of `bits` a weight; norms stay in BF16 and the router in fp32 (SPEC 3).
+        """Payload bytes in a file of `bits` a weight; norms stay in BF16 and the router in fp32 (spec 3).
 
         4 is a `mobilemoe-int4-g32` file (3.1), 16 a BF16 file (3.2); 8, which no file has yet, counts a byte for each
         weight and the same fp16 scale for each group.
@@ -116,7 +116,7 @@ def bf16_file_bytes(config: ModelConfig) -> int:
 
 
 def kv_bytes_per_token(config: ModelConfig, bits: int = 8) -> int:
-    """Keys and values that one more token adds over all layers (SPEC section 4), while no window is full."""
+    """Keys and values that one more token adds over all layers (spec section 4), while no window is full."""
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * bits // 8
 
 

@@ -1,6 +1,6 @@
 """ModelConfig: one frozen description of every model here, dense or mixture-of-experts.
 
-Field names are those of Meta's `config.json` (SPEC 3.3), so that the published files are read and written unchanged;
+Field names are those of Meta's `config.json` (spec 3.3), so that the published files are read and written unchanged;
 keys that this package does not know are kept in `raw` and written back.
 """
 
@@ -115,7 +115,7 @@ class ModelConfig:
 
     @property
     def has_expert_bias(self) -> bool:
-        """Whether a selection bias stands beside the router (SPEC section 2, point 5)."""
+        """Whether a selection bias stands beside the router (spec section 2, point 5)."""
         return self.is_moe and self.router_score == "sigmoid"
 
     @property
@@ -212,7 +212,7 @@ class ModelConfig:
         return out
 
     def _canonical(self) -> dict[str, Any]:
-        """Every key that SPEC 3.3 names, then those of 3.5 that differ from the family's."""
+        """Every key that spec 3.3 names, then those of 3.5 that differ from the family's."""
         out: dict[str, Any] = {
             **_FIXED,
             **{name: getattr(self, name) for name in _PLAIN_KEYS},

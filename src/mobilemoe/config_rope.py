@@ -17,7 +17,7 @@ _OLD, _NEW, _THETA = "rope_scaling", "rope_parameters", "rope_theta"
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """The `llama3` frequency scaling (SPEC section 2, point 4); it applies at every length."""
+    """The `llama3` frequency scaling (spec section 2, point 4); it applies at every length."""
 
     factor: float = 16.0
     original_max_position_embeddings: int = 8192

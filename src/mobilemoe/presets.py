@@ -32,7 +32,7 @@ def family_member(
     rope_scaling: RopeScaling | None = None,
     **other: Any,
 ) -> ModelConfig:
-    """The member of width `hidden_size` under the general rule of SPEC section 1.
+    """The member of width `hidden_size` under the general rule of spec section 1.
 
     expansion: E, routed capacity over the dense FFN's; granularity: g, how finely experts are cut; shared: fuse g/2
     of the g active slots into one always-on expert. E = 1 is the dense FFN of width 4d.

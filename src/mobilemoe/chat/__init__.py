@@ -1,4 +1,4 @@
-"""Messages to a prompt: the chat template of SPEC 3.4, or a model folder's own, rendered in a process with limits.
+"""Messages to a prompt: the chat template of spec 3.4, or a model folder's own, rendered in a process with limits.
 
     template = ChatTemplate.load(folder)
     ids = encode_chat(tokenizer, template, [{"role": "user", "content": "Hi"}])

@@ -1,4 +1,4 @@
-"""INT4 in groups of 32 (SPEC 3.1 and the QAT rounding of section 5), and bfloat16, which numpy lacks.
+"""INT4 in groups of 32 (spec 3.1 and the QAT rounding of section 5), and bfloat16, which numpy lacks.
 
 A group is 32 neighbours along the last axis. value = q * scale, q in -8..7 in two's complement, scale fp16; two
 nibbles share a byte, the even index in the low one. Legend: E experts, D hidden, F expert width, N grouped axis.

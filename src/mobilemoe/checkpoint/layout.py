@@ -1,4 +1,4 @@
-"""Which tensors a checkpoint holds: names, dtypes and shapes from a config (SPEC 3.1, 3.2, 3.5).
+"""Which tensors a checkpoint holds: names, dtypes and shapes from a config (spec 3.1, 3.2, 3.5).
 
 A weight has one canonical name, that of the BF16 layout, and one logical shape: [out, in] for matrices, [E, in, out]
 for experts. INT4 files keep the same weights as pairs of nibbles and scales.

@@ -130,7 +130,7 @@ class Encoder:
 
 
 def open_tokenizer(name: Path | str) -> tuple[Tokenizer, ChatTemplate]:
-    """The tokenizer of a folder, bundled model or Hub id, and its chat template: SPEC 3.4's if it has none, as base
+    """The tokenizer of a folder, bundled model or Hub id, and its chat template: spec 3.4's if it has none, as base
     models have, which standard error then says.
 
     Raises TokenizerError for a tokenizer or a template that cannot be used.

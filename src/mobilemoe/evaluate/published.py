@@ -1,4 +1,4 @@
-"""What the paper measured (SPEC sections 1 and 6): reference marks, not made with this harness."""
+"""What the paper measured (spec sections 1 and 6): reference marks, not made with this harness."""
 
 from __future__ import annotations
 

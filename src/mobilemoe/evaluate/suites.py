@@ -1,7 +1,7 @@
 """The benchmarks, pinned: which task of lm-evaluation-harness, how many shots, which metric is the main one.
 
 Tasks, prompts, filters and versions are those of lm_eval 0.4.13. The paper publishes shots for its seven 0-shot rows
-alone (SPEC section 6: `published`); all other shots are our choice.
+alone (spec section 6: `published`); all other shots are our choice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Grouped-query causal attention with QK-norm (SPEC section 2, point 4).
+"""Grouped-query causal attention with QK-norm (spec section 2, point 4).
 
 B batch, T query tokens, S key tokens, D hidden, H query heads, K key/value heads, h head_dim.
 """

@@ -1,4 +1,4 @@
-"""One layer: attention and FFN, each behind a norm and beside a residual (SPEC section 2, points 2 and 5).
+"""One layer: attention and FFN, each behind a norm and beside a residual (spec section 2, points 2 and 5).
 
 B batch, T tokens, D hidden, E experts.
 """

@@ -1,4 +1,4 @@
-"""RMSNorm, computed in fp32 (SPEC section 2, point 3)."""
+"""RMSNorm, computed in fp32 (spec section 2, point 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rotary positions on adjacent pairs, with the `llama3` frequency scaling (SPEC section 2, point 4).
+"""Rotary positions on adjacent pairs, with the `llama3` frequency scaling (spec section 2, point 4).
 
 B batch, T tokens, H heads, h head_dim, R = h / 2 rotated pairs.
 """

@@ -1,4 +1,4 @@
-"""Router: which experts a token visits, and with what weight (SPEC section 2, point 5).
+"""Router: which experts a token visits, and with what weight (spec section 2, point 5).
 
 N tokens, D hidden, E experts, A active experts per token.
 """

@@ -1,4 +1,4 @@
-"""MobileMoE: the whole model in PyTorch, exact (SPEC section 2).
+"""MobileMoE: the whole model in PyTorch, exact (spec section 2).
 
 B batch, T new tokens, S tokens with the cache, D hidden, V vocabulary. Parameter names are the checkpoint's.
 """
@@ -117,7 +117,7 @@ class MobileMoE(nn.Module):
 
     @torch.no_grad()
     def load_weights(self, weight: Callable[[str], npt.NDArray[np.float32]]) -> None:
-        """Takes every weight from `weight`, which gives fp32 arrays by canonical name (SPEC 3.2)."""
+        """Takes every weight from `weight`, which gives fp32 arrays by canonical name (spec 3.2)."""
         for name, tensor in self.state_dict().items():
             tensor.copy_(torch.from_numpy(weight(name)))
 

@@ -4,7 +4,7 @@
     prefill = (linears + routed_cost * routed linears) / prefill_linear_rate + attention / prefill_attention_rate
 
 Weights are bytes of INT4 that a token reads, the rest are FLOPs; all of them come from `accounting`. The profiles in
-`devices` are fitted to the paper's phones (SPEC section 7); `mobilemoe profile device` measures the machine it runs on.
+`devices` are fitted to the paper's phones (spec section 7); `mobilemoe profile device` measures the machine it runs on.
 """
 
 from __future__ import annotations

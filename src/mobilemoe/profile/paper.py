@@ -1,4 +1,4 @@
-"""What the paper measured on phones: MobileMoE-S against MobileLLM-Pro (SPEC section 7)."""
+"""What the paper measured on phones: MobileMoE-S against MobileLLM-Pro (spec section 7)."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def fake_int4(w: Tensor, dim: int = -1, scale: Tensor | None = None) -> Tensor:
     """Weights as an INT4 file would give them back, computed in fp32 and returned in the dtype of `w`.
 
     `dim` is the grouped axis: -1 for matrices [O, I] and experts [E, I, O] grouped along the output, -2 for experts
-    grouped along the input; it must be a multiple of 32. Without `scale`, that of a group is amax / 7.5 (SPEC 5) and
+    grouped along the input; it must be a multiple of 32. Without `scale`, that of a group is amax / 7.5 (spec 5) and
     the gradient passes as it is, clamped weights included: only a group's largest can be clamped, by half a step, and
     it must stay free to move, for it makes the scale. With `scale`, as INT4 files keep it (fp32, grouped axis last,
     [..., N/32]), both gradients are those of LSQ (arXiv 1902.08153, equations 3 and 5).

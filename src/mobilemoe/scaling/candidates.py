@@ -27,10 +27,10 @@ DEFAULT_TOKENS = 500e9  # where the paper's runs end
 TOLERANCE = 0.005  # nats, below the RMSE of the paper's law: two models nearer than that count as equal
 
 # Stated assumptions, in nats a token, added to the law's loss where models are ranked.
-# Weights: INT4 costs the paper's models 2.3 to 2.8 points of their average (SPEC section 5); S to M to L are 8.9 and
+# Weights: INT4 costs the paper's models 2.3 to 2.8 points of their average (spec section 5); S to M to L are 8.9 and
 # 4.4 points (section 6), for which the paper's law has .045 and .033 nats: some .015 nats for 2.5 points.
 WEIGHT_BITS_PRIOR: dict[int, float] = {4: 0.015, 8: 0.0, 16: 0.0}
-# g = 16: "costs ~50% more wall-clock for < 0.01 loss" (SPEC section 4), and training FLOPs do not see wall-clock.
+# g = 16: "costs ~50% more wall-clock for < 0.01 loss" (spec section 4), and training FLOPs do not see wall-clock.
 FINEST, FINEST_PRIOR = 16, 0.01
 
 

@@ -4,7 +4,7 @@
     L = A x^δ N^(α + γ ln x) (1 - κ + κ g^-φ) e^(-σ s) + B x^ω D^(β + ζ ln x) + c        nats a token
 
 N active parameters and D training tokens, both in 1e9; g granularity; s shared expert (0 or 1); x the form's own
-knob: for `experts` the saturating count Ê of SPEC section 4, for `granularity` g itself, for `shared` e^s.
+knob: for `experts` the saturating count Ê of spec section 4, for `granularity` g itself, for `shared` e^s.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Knob = Literal["experts", "granularity", "shared"]
 NAMES = ("A", "delta", "alpha", "gamma", "kappa", "phi", "sigma", "B", "omega", "beta", "zeta", "c", "E_max")
 INDEX = {name: place for place, name in enumerate(NAMES)}
 PHI = 0.58  # arXiv 2402.07871: the exponent of granularity, where the runs cannot say
-E_MAX = 32.0  # SPEC section 4
+E_MAX = 32.0  # spec section 4
 NO_EFFECT = {"delta": 0.0, "gamma": 0.0, "kappa": 0.0, "phi": PHI, "sigma": 0.0, "omega": 0.0, "zeta": 0.0}
 NO_EFFECT |= {"E_max": E_MAX}
 BLANK = np.array([NO_EFFECT.get(name, 0.0) for name in NAMES])
 
 _CHINCHILLA = ("A", "alpha", "B", "beta", "c")
 _KNOB = ("A", "delta", "alpha", "gamma", "B", "omega", "beta", "zeta", "c")
-_PAPER = "MobileMoE, arXiv 2605.27358, SPEC section 4"
+_PAPER = "MobileMoE, arXiv 2605.27358, spec section 4"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def terms(form: Form, whole: Array, points: Points) -> Terms:
 
 
 def effective_experts(experts: Any, E_max: Any = E_MAX) -> Array:
-    """Ê of SPEC section 4 with E_start 1: 1 for a dense model, and it saturates at E_max."""
+    """Ê of spec section 4 with E_start 1: 1 for a dense model, and it saturates at E_max."""
     result: Array = 1 / (1 / (experts - 1 + 1 / (1 - 1 / E_max)) + 1 / E_max)
     return result
 

@@ -129,7 +129,7 @@ def constrained_optimum(
 ) -> Optimum:
     """The same with weights and KV cache within `memory_bytes` (docs/scaling.md, "With the device's memory").
 
-    Either train_flops, C, or tokens, D in 1e9, says how long the training is. FLOPs count the embedding, as in SPEC
+    Either train_flops, C, or tokens, D in 1e9, says how long the training is. FLOPs count the embedding, as in spec
     section 4, also where the law's N does not. Raises UsageError if no member fits, and as `compute_optimum` does.
     """
     if (train_flops is None) == (tokens is None):

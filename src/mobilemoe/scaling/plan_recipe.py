@@ -15,14 +15,14 @@ from mobilemoe.scaling.plan_explain import amount, given, title
 from mobilemoe.scaling.space import VOCABULARY
 
 PRESET = "S"
-SEQUENCE = 2048  # of the paper's pre-training (SPEC section 5)
+SEQUENCE = 2048  # of the paper's pre-training (spec section 5)
 MOST_ROWS = 2048  # a batch of 4.2 M tokens, as in recipes/S-pretrain.toml
 LEAST_STEPS = 10_000  # for which a shorter training takes smaller batches: ours
 MICRO_BATCH = 8
 WARMUP = 2000
 LINE = 116  # letters of a comment
 
-# Sets of recipes/S-pretrain.toml in the paper's shares of the kinds of text (SPEC section 5).
+# Sets of recipes/S-pretrain.toml in the paper's shares of the kinds of text (spec section 5).
 _MIXTURE = """\
 mixture = [
   { name = "fineweb-edu", hub = "HuggingFaceFW/fineweb-edu", weight = 20 },  # web, 62

@@ -12,7 +12,7 @@ from mobilemoe.scaling.runs import BILLION
 _PAPER_E = {"A": 0.2388, "delta": 0.0906, "alpha": -0.2833, "gamma": 0.0387, "B": 0.6019}
 _PAPER_E |= {"omega": 1.0593, "beta": -0.3210, "zeta": -0.3684, "c": 1.9730}
 _PAPER_DOMAIN = {"n_active": (0.3, 0.9), "tokens": (100.0, 500.0), "experts": (1.0, 32.0)}
-_PAPER = "MobileMoE, arXiv 2605.27358: the E-sweep (SPEC section 4)"
+_PAPER = "MobileMoE, arXiv 2605.27358: the E-sweep (spec section 4)"
 
 # Of the size that arXiv 2402.07871 reports; from g = 8 to 16 they gain about .003, where the paper finds < .01.
 _PRIOR_KAPPA = 0.10

@@ -22,8 +22,8 @@ from mobilemoe.scaling.law import Law
 IntArray = NDArray[np.int64]
 
 MOST = 2**24  # of any dial; with more, counts of bytes leave 64 bits
-VOCABULARY = 128_256  # the family's (SPEC section 1)
-RATIO = 40  # of width to layers in the family (SPEC section 1)
+VOCABULARY = 128_256  # the family's (spec section 1)
+RATIO = 40  # of width to layers in the family (spec section 1)
 WIDTHS = (*range(256, 2048, 64), *range(2048, 4097, 128))
 RATIOS = (20, 25, 30, 35, 40, 45, 50, 60, 70, 80)
 EXPERTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -162,12 +162,12 @@ def kv_choices(heads: int) -> list[int]:
 
 
 def family_kv_heads(heads: IntArray) -> IntArray:
-    """The family's number: the largest up to 4 that divides the query heads (SPEC section 1)."""
+    """The family's number: the largest up to 4 that divides the query heads (spec section 1)."""
     return np.asarray(np.max([np.where(heads % kv == 0, kv, 1) for kv in (1, 2, 3, 4)], axis=0))
 
 
 def _shapes(geometries: IntArray, dials: list[tuple[int, int, int]], tied: bool) -> Shapes:
-    """Each geometry with each of the dials, by SPEC section 1's rule: k = g - (g / 2) s, E g - (g / 2) s experts."""
+    """Each geometry with each of the dials, by spec section 1's rule: k = g - (g / 2) s, E g - (g / 2) s experts."""
     vocab_size, width, layers, heads, kv_heads, head_dim = np.tile(geometries, (len(dials), 1)).T
     experts, granularity, shared = np.repeat(np.array(dials, dtype=np.int64), len(geometries), axis=0).T
     is_moe = dials[0][0] > 1

@@ -1,4 +1,4 @@
-"""Text to ids and back: byte-level BPE with Llama-3's split pattern and MobileMoE's special names (SPEC 3.4).
+"""Text to ids and back: byte-level BPE with Llama-3's split pattern and MobileMoE's special names (spec 3.4).
 
     tokenizer = Tokenizer.load(folder)
     ids = tokenizer.encode("Hello, MobileMoE!", bos=True)

@@ -1,4 +1,4 @@
-"""The parts of a byte-level BPE: MobileMoE's special names (SPEC 3.4), Llama-3's split and the byte alphabet."""
+"""The parts of a byte-level BPE: MobileMoE's special names (spec 3.4), Llama-3's split and the byte alphabet."""
 
 from __future__ import annotations
 

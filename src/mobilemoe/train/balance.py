@@ -1,4 +1,4 @@
-"""Load balance without an auxiliary loss: a selection bias moved against each expert's load (SPEC section 5).
+"""Load balance without an auxiliary loss: a selection bias moved against each expert's load (spec section 5).
 
 L MoE layers, E experts.
 """

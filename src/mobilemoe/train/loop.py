@@ -1,4 +1,4 @@
-"""The training loop (SPEC section 5): steps, saves and interrupts; killed at any moment, a run resumes bit for bit."""
+"""The training loop (spec section 5): steps, saves and interrupts; killed at any moment, a run resumes bit for bit."""
 
 from __future__ import annotations
 

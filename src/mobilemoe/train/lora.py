@@ -126,7 +126,7 @@ def attach(model: MobileMoE, table: LoraTable, seed: int) -> None:
 
 
 def merged(model: MobileMoE) -> dict[str, Tensor]:
-    """The ordinary model's weights by canonical name (SPEC 3.2), on the CPU, with the adapters folded in.
+    """The ordinary model's weights by canonical name (spec 3.2), on the CPU, with the adapters folded in.
 
     Merged weights are fp32 or more, the others as they are. Not rounded by `quantize`, which the export does.
     """

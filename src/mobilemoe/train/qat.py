@@ -1,8 +1,8 @@
-"""Quantisation-aware training (SPEC section 5): the forward pass of the INT4 file that will be made of the weights.
+"""Quantisation-aware training (spec section 5): the forward pass of the INT4 file that will be made of the weights.
 
 `prepare` turns parts of a model into the classes below, in place: parameters, their names and all that hangs on them
 stay. The router stays in fp32; norms and selection biases become bfloat16, as files keep them. As an option a BF16
-parent is distilled (`Teacher`, `divergence_sum`), for which SPEC knows no precedent.
+parent is distilled (`Teacher`, `divergence_sum`), for which the spec knows no precedent.
 
 N tokens, D hidden, E experts, A active experts per token, F expert width, V vocabulary, C tokens of a chunk.
 """

@@ -62,7 +62,7 @@ class TokenizerTable(_Table):
 
 
 class TrainTable(_Table):
-    """The loop's numbers (SPEC section 5). Batches are in rows of `sequence_length` tokens; rates are per step.
+    """The loop's numbers (spec section 5). Batches are in rows of `sequence_length` tokens; rates are per step.
 
     `schedule` is how the learning rate falls after the warm-up: over all steps that are left as a cosine or a line; or,
     with "wsd", in a line over the last `decay_share` of all steps, and the steps of the selection bias with it.
@@ -127,7 +127,7 @@ class TrainTable(_Table):
 
 
 class QatTable(_Table):
-    """Quantisation-aware training (SPEC section 5): INT4 weights in groups of 32, INT8 activations.
+    """Quantisation-aware training (spec section 5): INT4 weights in groups of 32, INT8 activations.
 
     `learn_scales` trains the scales too (LSQ). `distill_from` names a model (as `model.init`) whose next-token
     distribution is learnt with weight `distill_weight`, and the text with the rest.

@@ -46,7 +46,7 @@ class _Table(BaseModel):
 
 class Size(_Table):
     """How large the model is: its width, or active parameters without the embedding to come near; depth by the family's
-    rule (SPEC section 1) unless `layers` says another."""
+    rule (spec section 1) unless `layers` says another."""
 
     hidden_size: int | None = Field(default=None, gt=0)
     parameters: float | None = Field(default=None, gt=0)
