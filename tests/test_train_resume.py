@@ -10,7 +10,7 @@ import torch
 from mobilemoe.checkpoint import Checkpoint
 from mobilemoe.checkpoint.run_folder import step_folder, step_folders
 from mobilemoe.data import loader as loader_module
-from mobilemoe.errors import ConfigError, DataError, ModelNotFoundError, TrainError, UsageError
+from mobilemoe.errors import ConfigError, DataError, ModelNotFoundError, TrainError
 from mobilemoe.train import step as step_module
 from mobilemoe.train.distributed import World
 from mobilemoe.train.loop import Trainer, train
@@ -118,7 +118,7 @@ def test_metrics_forget_what_came_after_the_checkpoint_or_was_cut_short(tail, tm
         ("model.changes.rope_theta=10000", TrainError, "is of another model than the recipe's"),
         ("data.seed=2", DataError, "seed was 1 and is 2"),
         ("train.sequence_length=64", DataError, "sequence_length was 32 and is 64"),
-        ("model.preset=huge", UsageError, "there is no preset 'huge'"),
+        ("model.preset=huge", ConfigError, "tiny.toml: there is no preset 'huge'"),
         ("tokenizer.path=missing", ModelNotFoundError, "there is no folder missing"),
         ("data.path=missing", DataError, "does not exist"),
         ("model.changes.vocab_size=100", ConfigError, "vocab_size is only 100"),
