@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -314,3 +315,19 @@ def test_a_disk_that_is_full_names_the_file_that_was_wanted(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout.split() == ["folder", "handle", "file"]
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to a device"])
+def test_what_is_no_regular_file_is_not_replaced(kind, tmp_path):
+    path = tmp_path / "file"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path("/dev/null")
+    else:
+        path.symlink_to("/dev/null")
+    before = os.lstat(path)
+    with pytest.raises(OSError, match="no regular file"):
+        write_atomic(path, b"x")
+    assert os.lstat(path).st_ino == before.st_ino
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)

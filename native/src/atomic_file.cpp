@@ -55,6 +55,11 @@ std::string random_digits() {
 }  // namespace
 
 AtomicFile::AtomicFile(const std::string& path) : path_(path) {
+  struct stat status{};
+  if (stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode) && !S_ISDIR(status.st_mode)) {
+    // A rename by root would take /dev/null from every program.
+    throw Error(ErrorCode::file, path + " is no regular file, so it is not replaced");
+  }
   const size_t slash = path.rfind('/');
   const size_t name = slash == std::string::npos ? 0 : slash + 1;
   const std::string folder = path.substr(0, name), prefix = "." + path.substr(name) + ".";

@@ -101,10 +101,22 @@ def _named(path: Path) -> Iterator[None]:
         raise
 
 
+def _refuse_special(path: Path) -> None:
+    """OSError for a device, a pipe or a socket: a rename by root would take /dev/null from every program."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        kind = os.stat(path).st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)) or path.parent == Path("/dev"):
+            raise FileExistsError(errno.EEXIST, "this is no regular file, so it is not replaced", str(path))
+
+
 @contextmanager
 def atomic_file(path: Path | str) -> Iterator[IO[bytes]]:
-    """Yields a binary file beside `path`; on success it is fsynced and renamed to `path`, else removed."""
+    """Yields a binary file beside `path`; on success it is fsynced and renamed to `path`, else removed.
+
+    OSError, before anything is written, if `path` is a device, a pipe or a socket.
+    """
     path = Path(path)
+    _refuse_special(path)
     with _named(path), _part(path, folder=False) as part:
         try:
             with part.open("w+b") as handle:
