@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from mobilemoe import accounting
-from mobilemoe.cache import cache_folder, usable_cache
+from mobilemoe.cache import usable_cache
 from mobilemoe.config import ModelConfig
 from mobilemoe.config_rules import is_finite
 from mobilemoe.errors import ConfigError, UsageError
@@ -149,8 +149,7 @@ def _known() -> list[Path]:
     """The files of all devices that have a name."""
     known = sorted(_SHIPPED.glob("*.toml"))
     with suppress(OSError):  # there may be no home
-        if (cache_folder().parent / "devices").is_dir():  # looking makes no folder
-            known += sorted(_saved().glob("*.toml"))
+        known += sorted(_saved().glob("*.toml"))
     return known
 
 
