@@ -144,6 +144,21 @@ def test_all_is_the_sum_of_its_sources(model, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{**message, "name": "Ana"} for message in CHAT]},
+        {"messages": [CHAT[0], {**CHAT[1], "weight": 0}]},
+        {"messages": [{**message, "tool_calls": None, "weight": None} for message in CHAT], "text": "passed over"},
+        {"messages": CHAT, "tool_calls": [], "license": "MIT", "category": "talk", "nobody knows": 1},
+    ],
+)
+def test_rows_are_read_as_training_reads_them(row, model, tmp_path):
+    """Names and weights of messages too, which say nothing of how the conversation is written."""
+    plain = score_file(model, write(tmp_path / "plain.jsonl", {"messages": CHAT}))["all"]
+    assert score_file(model, write(tmp_path / "t.jsonl", {"text": " \n"}, row))["all"] == plain
+
+
+@pytest.mark.parametrize(
     ("lines", "words"),
     [
         ([], "no text"),
@@ -153,7 +168,7 @@ def test_all_is_the_sum_of_its_sources(model, tmp_path):
         ([{"text": "a"}, "[1]\n"], "line 2"),
         (["5\n"], "line 1"),
         ([{"text": 5}], "line 1"),
-        ([{"text": ""}], "line 1"),
+        ([{"text": ""}], "no text"),
         ([{"txt": "a"}], "line 1"),
         ([{"messages": []}], "line 1"),
         ([{"messages": "abc"}], "line 1"),
@@ -162,6 +177,8 @@ def test_all_is_the_sum_of_its_sources(model, tmp_path):
         (['{"text": "a\\ud800"}\n'], "line 1"),
         ([{"text": "a", "source": ["b"]}], "line 1"),
         ([{"text": "a", "domain": {"b": 1}}], "line 1"),
+        ([{"messages": [{"role": "user", "content": "a", "weight": 1}]}], "line 1"),
+        ([{"messages": [{"role": "user", "content": "a", "tool_calls": [1]}]}], "line 1"),
         ([{"messages": [{"role": "user", "content": None}]}], "line 1"),
         ([{"messages": [5]}], "line 1"),
         ([{"messages": {"role": "user", "content": "a"}}], "line 1"),

@@ -1,5 +1,6 @@
 """Promises of data.retry: a passing fault costs a wait and no row; one that stays stops with the shard and row."""
 
+import errno
 import json
 import random
 
@@ -59,6 +60,39 @@ def test_attempts_wait_longer_each_time_and_are_free_again_after_a_row(slept):
     assert [row for _, row in read_patiently(read, "a")] == [0, 1, 2, 3]
     assert slept == [*retry.WAITS, *retry.WAITS]
     assert sorted(set(slept)) == list(retry.WAITS)
+
+
+def test_what_is_waited_for_is_said_once_until_a_row_arrives(slept, capsys):
+    left = [3, 2]
+
+    def read():
+        for number in range(2):
+            if left[number]:
+                left[number] -= 1
+                raise OSError(errno.ENOENT, "No such file or directory", "a.jsonl")
+            yield number + 1, number
+
+    assert len(list(read_patiently(read, "data/a.jsonl"))) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    said = "(No such file or directory): waiting for it, with new attempts after 1, 5, 25 seconds"
+    assert first == f"mobilemoe: data/a.jsonl cannot be read after row 0 {said}"
+    assert second == f"mobilemoe: data/a.jsonl cannot be read after row 1 {said}"
+    assert len(slept) == 5
+
+
+def test_a_file_that_is_deleted_under_a_run_is_waited_for_and_one_that_never_was_is_not(tmp_path, slept, capsys):
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text('{"text": "x"}\n')
+    source = LocalSource(tmp_path, ["a.jsonl", "b.jsonl"])
+    (tmp_path / "b.jsonl").unlink()
+    assert len(list(source.documents(0))) == 1
+    with pytest.raises(DataError, match=r"b\.jsonl cannot be read .* 4 attempts failed: No such file or directory$"):
+        list(source.documents(1))
+    assert slept == [*retry.WAITS]
+    assert "b.jsonl" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"no file matches 'b\.jsonl'"):
+        LocalSource(tmp_path, ["a.jsonl", "b.jsonl"])
+    assert slept == [*retry.WAITS]
 
 
 def test_a_fault_that_stays_stops_with_shard_and_row(slept):

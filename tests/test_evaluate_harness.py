@@ -257,6 +257,11 @@ def test_answers_that_another_user_could_have_written_are_not_believed(tmp_path)
     os.mkfifo(path)
     with pytest.raises(DataError, match="no regular file"):
         Store(settings, tmp_path)
+    path.unlink()
+    path.touch()
+    os.truncate(path, 2**36)
+    with pytest.raises(DataError, match=r"68719476736 bytes, more than"):
+        Store(settings, tmp_path)
 
 
 def test_a_folder_of_other_settings_that_was_moved_there_is_not_believed(tmp_path):

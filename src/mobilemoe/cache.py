@@ -59,12 +59,13 @@ def usable_cache(kind: str) -> Path:
 
 
 def is_private(path: Path) -> bool:
-    """Whether `path` is a file, no link, that nobody but this user and root can change."""
+    """Whether `path` is a file or a folder, no link, that nobody but this user and root can change."""
     try:
         status = os.lstat(path)
     except OSError:
         return False
-    return stat.S_ISREG(status.st_mode) and status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
+    is_of_kind = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+    return is_of_kind and status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
 
 
 def _refuse_others(root: Path, own: Collection[Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -23,7 +24,8 @@ def read_patiently(
 
     `read` starts at the first row each time. After a fault that may pass (`passing`, but none of our own errors) it is
     called again and the rows already given are left out. Every row that arrives makes all attempts free again.
-    Raises DataError naming the shard `name` and the row when the attempts are used up.
+    Standard error hears of the first attempt that fails. A file that has gone is waited for like any other, since its
+    mount may have: whether it is there is asked where a source is opened. Raises DataError naming the shard `name` and the row when the attempts are used up.
     """
     given = last = failures = 0
     while True:
@@ -43,9 +45,19 @@ def read_patiently(
                 raise DataError(
                     f"{name} cannot be read after row {last}, {tries} attempts failed: {_reason(fault)}"
                 ) from fault
+            if failures == 0:
+                waits = ", ".join(f"{seconds:g}" for seconds in WAITS)
+                print(
+                    f"mobilemoe: {name} cannot be read after row {last} ({_reason(fault)}): waiting for it, with new "
+                    f"attempts after {waits} seconds",
+                    file=sys.stderr,
+                    flush=True,
+                )
             time.sleep(WAITS[failures])
             failures += 1
 
 
 def _reason(fault: Exception) -> str:
-    return (str(fault).splitlines() or [type(fault).__name__])[0]
+    """The fault in one line, without the file's name, which is said already."""
+    said = getattr(fault, "strerror", None) or str(fault)
+    return (said.splitlines() or [type(fault).__name__])[0]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from mobilemoe.chat import ChatTemplate, encode_chat
+from mobilemoe.data.sources import Document, document_of_row
 from mobilemoe.errors import DataError, TokenizerError, UsageError
-from mobilemoe.evaluate.rows import read_rows
+from mobilemoe.evaluate.rows import Row, read_rows
 from mobilemoe.load import Model
 
 
@@ -42,16 +43,16 @@ def score_file(
 ) -> dict[str, Score]:
     """Scores of a JSONL file's texts by their "domain" (else "source", else "text"), and "all".
 
-    A line holds "text", whose every token is scored, or "messages", scored as the chat template writes them, control
-    tokens included, over the bytes of their contents. A text stands behind BOS, or behind end-of-text where there is no
-    BOS; one longer than `window` tokens (default: the model's context) is scored in windows that each begin anew behind
-    it. `on_text` hears how many are done. The file may be compressed (.gz, .zst).
+    A line is read as training reads it (`document_of_row`). Of "text" every token is scored, and of "messages" what the
+    chat template writes, control tokens included, over the bytes of their contents. A text stands behind BOS, or behind
+    end-of-text where there is no BOS; one longer than `window` tokens (default: the model's context) is scored in
+    windows that each begin anew behind it. `on_text` hears how many are done. The file may be compressed (.gz, .zst).
     """
     window = model.config.max_position_embeddings if window is None else window
     check_window(window, model.config.max_position_embeddings)
 
-    def score(place: str, entry: dict[str, Any]) -> Score:
-        ids, size = encode_entry(model, place, entry)
+    def score(place: str, document: Document) -> Score:
+        ids, size = encode_document(model, place, document)
         bits = _bits(model, ids, window)
         if not math.isfinite(bits):
             raise DataError(f"{place}: the model gives this text no probability, but {bits}")
@@ -61,14 +62,19 @@ def score_file(
 
 
 def sum_by_domain(
-    path: Path, kind: type[S], score: Callable[[str, dict[str, Any]], S], on_text: Callable[[int], None] | None
+    path: Path, kind: type[S], score: Callable[[str, Document], S], on_text: Callable[[int], None] | None
 ) -> dict[str, S]:
-    """Sums, and "all", of what `score(place, entry)` says of each entry of a JSONL file, by its domain."""
+    """Sums, and "all", of what `score(place, document)` says of each document of a JSONL file, by its domain."""
     found: dict[str, S] = defaultdict(kind)
-    for done, (place, entry) in enumerate(read_rows(path), start=1):
-        text = score(place, entry)
-        for name in {_domain(place, entry): None, "all": None}:
+    done = 0
+    for place, row in read_rows(path):
+        document = document_of_row(row, f"{place},", place)
+        if document is None:
+            continue
+        text = score(place, document)
+        for name in {_domain(place, row): None, "all": None}:
             found[name].add(text)
+        done += 1
         if on_text is not None:
             on_text(done)
     if not found:
@@ -94,21 +100,20 @@ def _bits(model: Model, ids: list[int], window: int) -> float:
     return -sum(logprob for logprob, _ in model.loglikelihoods(windows)) / math.log(2)
 
 
-def encode_entry(model: Model, place: str, entry: Mapping[str, Any]) -> tuple[list[int], int]:
-    """The ids of an entry, behind one that is not scored, and the bytes of its text; DataError names a bad `place`.
+def encode_document(model: Model, place: str, document: Document) -> tuple[list[int], int]:
+    """The ids of a document, behind one that is not scored, and the bytes of its text; DataError names a bad `place`.
 
     That one is BOS, else end-of-text, else the control token with which the chat template begins.
     """
-    messages, text = entry.get("messages"), entry.get("text")
+    messages, text = document.messages, document.text
     tokenizer = model.tokenizer
     try:
         if messages:
             ids = encode_chat(tokenizer, ChatTemplate.load(model.folder), messages, False)
             size = sum(len(message["content"].encode()) for message in messages)
-        elif isinstance(text, str) and text:
-            ids, size = tokenizer.encode(text), len(text.encode())
         else:
-            raise DataError(f"{place}: neither text nor messages")
+            assert text  # a document without messages has a text
+            ids, size = tokenizer.encode(text), len(text.encode())
     except TokenizerError as fault:
         raise DataError(f"{place}: {fault}") from None
     if size == 0:
@@ -127,8 +132,8 @@ def _start_id(model: Model) -> int:
     raise UsageError(f"{model.folder} has neither a begin-of-text nor an end-of-text token to start a text from")
 
 
-def _domain(place: str, entry: Mapping[str, Any]) -> str:
-    name = entry.get("domain") or entry.get("source") or "text"
+def _domain(place: str, row: Row) -> str:
+    name = row.get("domain") or row.get("source") or "text"
     if not isinstance(name, str | int):
-        raise DataError(f"{place}: its domain or source is {name!r:.60}, but must be a text")
+        raise DataError(f"{place}: its domain is {name!r:.60}, but must be a text")
     return str(name)

@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mobilemoe.cores import allowed_cores
+from mobilemoe.data.sources import Document
 from mobilemoe.errors import UsageError
-from mobilemoe.evaluate.bits_per_byte import check_window, encode_entry, targets_of
+from mobilemoe.evaluate.bits_per_byte import check_window, encode_document, targets_of
 from mobilemoe.load import Model
 
 _LOGITS = 2**27  # of each model at a time, half a GB: 1,046 tokens at 128,256 entries
@@ -37,9 +38,9 @@ def choose_window(models: Sequence[Model], window: int | None) -> int:
     return window
 
 
-def encode_for_all(models: Sequence[Model], place: str, entry: dict[str, Any]) -> tuple[list[int], int]:
-    """`encode_entry`, the same for all `models`; else UsageError."""
-    first, *others = (encode_entry(model, place, entry) for model in models)
+def encode_for_all(models: Sequence[Model], place: str, document: Document) -> tuple[list[int], int]:
+    """`encode_document`, the same for all `models`; else UsageError."""
+    first, *others = (encode_document(model, place, document) for model in models)
     if any(ids != first[0] for ids, _ in others):
         raise UsageError(f"{place}: the models read this text as different tokens and cannot be compared")
     return first

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilemoe.config import ModelConfig
+from mobilemoe.data.sources import Document
 from mobilemoe.errors import DataError, UsageError
 from mobilemoe.evaluate.bits_per_byte import Score, sum_by_domain
 from mobilemoe.evaluate.compare import bits, choose_window, compare_logits, encode_for_all, windows_of
@@ -150,8 +151,8 @@ def compression_table(
     readers = [_Reader(parent, len(without) < len(models))]
     readers += [_Reader(model, name not in without) for name, model in models.items()]
 
-    def compare(place: str, entry: dict[str, Any]) -> _Sums:
-        ids, size = encode_for_all(everyone, place, entry)
+    def compare(place: str, document: Document) -> _Sums:
+        ids, size = encode_for_all(everyone, place, document)
         text = _Sums(bytes=size, tokens=len(ids) - 1, texts=1)
         for before, targets in windows_of(ids, window):
             (parent_TV, parent_LTA), *others = (reader(before) for reader in readers)

@@ -10,7 +10,6 @@ import errno
 import json
 import math
 import os
-import stat
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -18,9 +17,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from mobilemoe.cache import usable_cache
+from mobilemoe.cache import is_private, usable_cache
 from mobilemoe.errors import DataError
-from mobilemoe.files import read_json, write_json
+from mobilemoe.files import open_regular, read_json, write_json
+
+MAX_BYTES = 2**32  # of one file; an evaluation in full leaves some megabytes
 
 
 def digest(value: Any) -> str:
@@ -82,19 +83,18 @@ class Store:
             return file.read() == b"\n"
 
     def _read(self, path: Path) -> None:
-        for place in (path.parent, path):
-            status = place.stat()
-            if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+        with open_regular(path, DataError) as file:
+            if not (is_private(path.parent) and is_private(path)):
                 raise OSError(errno.EPERM, "another user could have written its answers")
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
-        for line in path.read_bytes().splitlines():
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError):
-                continue  # torn by a kill: that batch is computed again
-            if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and _is_result(entry[1]):
-                self._results[entry[0]] = entry[1]
+            if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
+                raise OSError(errno.EFBIG, f"it is {size} bytes, more than the {MAX_BYTES} that it may have")
+            for line in file:
+                try:
+                    entry = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue  # torn by a kill: that batch is computed again
+                if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and _is_result(entry[1]):
+                    self._results[entry[0]] = entry[1]
 
     def _do_without(self, fault: OSError) -> None:
         reason = fault.strerror or str(fault)
