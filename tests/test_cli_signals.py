@@ -62,7 +62,27 @@ def test_ctrl_c_ends_run_with_130(start, long_folder):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert b"Traceback" not in err
+    assert err == b"mobilemoe: interrupted\n"
+
+
+INTERRUPTED = """
+import sys, mobilemoe_command
+interrupted, sys.argv = sys.argv[1], ["mobilemoe", "info", "nano"]
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == interrupted:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Finder())
+mobilemoe_command.main()
+"""
+
+
+@pytest.mark.parametrize("module", ["mobilemoe", "numpy", "typer.main", "mobilemoe.cli.sweep", "mobilemoe.accounting"])
+def test_ctrl_c_while_modules_are_loaded_is_one_line_too(module):
+    ended = subprocess.run([sys.executable, "-c", INTERRUPTED, module], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "mobilemoe: interrupted\n")
 
 
 def test_ctrl_c_ends_an_answer_and_not_the_conversation(start, long_folder):

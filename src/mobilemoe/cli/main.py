@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn, TextIO
 
 import typer
+from typer.core import TyperGroup
 
 from mobilemoe.cli import (
     bench,
@@ -30,7 +34,31 @@ from mobilemoe.errors import MobileMoEError, UsageError
 
 _OUTPUT = "standard output"
 
+
+class _Interrupted(Exception):
+    """Ctrl-C, under a name that Typer does not know: it would answer by the exit status alone, or by "Aborted"."""
+
+
+class _Verbs(TyperGroup):
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _renamed_interrupt():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _renamed_interrupt():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _renamed_interrupt() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise _Interrupted from None
+
+
 app = typer.Typer(
+    cls=_Verbs,
     help="Plan, train, quantise, evaluate and run small mixture-of-experts language models on devices.",
     no_args_is_help=True,
     add_completion=False,
@@ -63,10 +91,11 @@ def main() -> NoReturn:
             app()
         finally:
             sys.stdout.flush()  # a full disk must be found out while it can be said
+    except (KeyboardInterrupt, _Interrupted):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a further one, while threads are waited for, has nothing to say
+        _fail("interrupted", 130)
     except MobileMoEError as fault:
         _fail(str(fault), fault.exit_status)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output has gone: nothing to say, and nobody to say it to
         _drop_output()
         sys.exit(1)
