@@ -1,4 +1,4 @@
-"""The command `mobilemoe`. It is no part of the package, whose import takes a moment that an interrupt may fall into."""
+"""The command `mobilemoe`, apart from the package, whose import takes a moment that an interrupt may fall into."""
 
 from __future__ import annotations
 

@@ -23,9 +23,10 @@ def read_patiently(
     """The pairs (row number, row) of `read()`, each once, whatever fails on the way.
 
     `read` starts at the first row each time. After a fault that may pass (`passing`, but none of our own errors) it is
-    called again and the rows already given are left out. Every row that arrives makes all attempts free again.
-    Standard error hears of the first attempt that fails. A file that has gone is waited for like any other, since its
-    mount may have: whether it is there is asked where a source is opened. Raises DataError naming the shard `name` and the row when the attempts are used up.
+    called again and the rows already given are left out. Every row that arrives makes all attempts free again, and
+    standard error hears of the first that fails. A file that has gone is waited for like any other, since its mount may
+    have: whether it is there is asked where a source is opened. Raises DataError naming the shard `name` and the row
+    when the attempts are used up.
     """
     given = last = failures = 0
     while True:
