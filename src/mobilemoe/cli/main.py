@@ -35,7 +35,7 @@ from mobilemoe.errors import MobileMoEError, UsageError
 _OUTPUT = "standard output"
 
 
-class _Interrupted(Exception):
+class _InterruptedError(Exception):
     """Ctrl-C, under a name that Typer does not know: it would answer by the exit status alone, or by "Aborted"."""
 
 
@@ -54,7 +54,7 @@ def _renamed_interrupt() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise _Interrupted from None
+        raise _InterruptedError from None
 
 
 app = typer.Typer(
@@ -91,7 +91,7 @@ def main() -> NoReturn:
             app()
         finally:
             sys.stdout.flush()  # a full disk must be found out while it can be said
-    except (KeyboardInterrupt, _Interrupted):
+    except (KeyboardInterrupt, _InterruptedError):
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a further one, while threads are waited for, has nothing to say
         _fail("interrupted", 130)
     except MobileMoEError as fault:
