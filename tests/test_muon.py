@@ -10,8 +10,10 @@ from torch.distributed.fsdp import fully_shard
 from mobilemoe.errors import ConfigError
 from mobilemoe.model import MobileMoE
 from mobilemoe.presets import family_member
+from mobilemoe.train import qat
 from mobilemoe.train.muon import COEFFICIENTS, ITERATIONS, make_muon, orthogonalize
 from mobilemoe.train.optimizer import make_optimizer, moments, restore_moments, updates
+from mobilemoe.train.recipe import QatTable
 from train_runs import table
 
 pytest_plugins = ["train_runs"]
@@ -117,6 +119,25 @@ def test_what_is_no_hidden_matrix_steps_as_under_adamw_bit_for_bit():
     assert same == others
     assert "model.embed_tokens.weight" in same
     assert "model.layers.0.feed_forward.router.weight" in same
+
+
+def test_learnt_scales_step_as_under_adamw_and_are_not_decayed():
+    """At a tenth of the rate: a scale moves 32 weights at once."""
+    ours, theirs = initialized(), initialized()
+    for model in (ours, theirs):
+        qat.prepare(model, QatTable(learn_scales=True))
+    before = {name: parameter.detach().clone() for name, parameter in ours.named_parameters()}
+    optimizers = [make_muon(ours, table()), make_optimizer(theirs, table())]
+    for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+        fill_gradients(model, 5)
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("factor", 1.0)
+        optimizer.step()
+    scales = {name: scale for name, scale in ours.named_parameters() if name.endswith("_scale")}
+    assert len(scales) == 1 + 2 * 9  # of the embedding, four linear maps, a shared expert and the experts
+    for name, scale in scales.items():
+        assert torch.equal(scale, theirs.get_parameter(name)), name
+        assert (scale - before[name]).abs().max() <= 0.11 * table().learning_rate, name
 
 
 def test_a_step_has_the_size_of_adamws():

@@ -39,7 +39,7 @@ KINDS = {
         "reasoning": 1.1,
     },
 }
-NANO_TOKENS = {"pretrain": 617e6, "midtrain": 118e6, "sft": 26e6, "qat": 105e6}
+NANO_TOKENS = {"pretrain": 800e6, "midtrain": 160e6, "sft": 31.5e6, "qat": 157e6}
 
 
 def shipped(size: str, stage: str) -> Recipe:
@@ -99,8 +99,8 @@ def test_stages_differ_in_data_and_schedule_only_and_each_starts_from_the_last(s
     assert [recipe.model.preset for recipe in recipes] == [size, None, None, None]
     assert [recipe.model.init for recipe in recipes[1:]] == [f"runs/{size}-{stage}" for stage in STAGES[:-1]]
     assert [recipe.qat is not None for recipe in recipes] == [False, False, False, True]
-    last = "all" if size == "nano" else "assistant"  # as its recipe explains
-    assert [recipe.data.train_on for recipe in recipes] == ["all", "all", "assistant", last]
+    taught = "all" if size == "nano" else "assistant"  # as its recipe explains
+    assert [recipe.data.train_on for recipe in recipes] == ["all", "all", taught, taught]
     assert len({recipe.tokenizer.path for recipe in recipes}) == 1
     scheduled = {"steps", "batch_size", "micro_batch_size", "sequence_length", "learning_rate", "final_learning_rate"}
     scheduled |= {"warmup_steps", "schedule", "capacity_factor", "balance_rate", "checkpoint_every"}

@@ -67,18 +67,18 @@ def about_passage(random: Random, passage: Passage, other: Passage) -> list[Exch
     unsaid = [word for word in there if word.lower() not in text.lower()]
     exchanges: list[Exchange] = []
     for _ in range(random.randint(1, 3)):
-        kind = random.randrange(6)
-        if kind < 3 and here:
+        kind = random.randrange(8)
+        if kind < 4 and here:
             word = random.choice(sorted(here))
             asked = random.choice(
                 (f"What does the passage say about {word}?", f"What is said about {word}?", f"What about {word}?")
             )
             exchanges.append((asked, here[word]))
-        elif kind == 3 and unsaid:
+        elif kind == 4 and unsaid:
             word = random.choice(sorted(unsaid))
             asked = random.choice((f"What does the passage say about {word}?", f"What is said about {word}?"))
             exchanges.append((asked, random.choice(UNKNOWN)))
-        elif kind == 4 and here and unsaid:
+        elif kind == 5 and here and unsaid:
             word = random.choice(sorted(here if random.random() < 0.5 else unsaid))
             says = "Yes, the passage mentions" if word in here else "No, the passage does not mention"
             exchanges.append((f"Does the passage mention {word}?", f"{says} {word}."))

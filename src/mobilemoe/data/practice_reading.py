@@ -40,14 +40,14 @@ class Fact(NamedTuple):
 
 
 def reading(random: Random) -> list[Exchange]:
-    """A passage with a first question, mostly further ones about it; a fifth of them it does not answer."""
+    """A passage with a first question, mostly further ones about it; one in eight of them it does not answer."""
     told, asked_too = _facts(random)
     passage = " ".join(fact.sentence for fact in told)
     questions = random.sample(told, min(len(told), random.randint(1, 3)))
     exchanges: list[Exchange] = []
     bare = random.random() < 0.2
     for fact in questions:
-        if random.random() < 0.2 and asked_too:
+        if random.random() < 1 / 8 and asked_too:
             exchanges.append((asked_too.pop().question, random.choice(UNKNOWN)))
         else:
             exchanges.append((fact.question, fact.short if bare else fact.answer))

@@ -23,9 +23,9 @@ REFUSALS = (
 
 
 def plain_sum(random: Random) -> Exchange:
-    """ "What is 47 plus 38?", "12 * 7 =", ...; one in eight is too large."""
+    """ "What is 47 plus 38?", "12 * 7 =", ...; one in four is too large: a wrong result is worse than none."""
     word = random.choice(("plus", "plus", "plus", "minus", "minus", "times"))
-    a, b = _operands(random, word, large=random.random() < 1 / 8)
+    a, b = _operands(random, word, large=random.random() < 1 / 4)
     return _asked(random, a, word, b), worked(random, a, word, b)
 
 
@@ -63,7 +63,7 @@ def story(random: Random) -> Exchange:
     """A problem in words of one or two steps."""
     name, other = random.sample(NAMES, 2)
     thing, a, b = random.choice(THINGS), random.randint(2, 50), random.randint(2, 40)
-    kind = random.randrange(6)
+    kind = random.randrange(8)
     if kind == 0:
         verb = random.choice(("buys", "finds", "gets", "picks"))
         asked = f"{name} has {a} {thing} and {verb} {b} more. How many {thing} does {name} have now?"
@@ -85,6 +85,26 @@ def story(random: Random) -> Exchange:
         each, people = random.randint(2, MOST_FACTOR), random.randint(2, MOST_FACTOR)
         asked = f"{name} shares {each * people} {thing} equally among {people} friends. How many does each friend get?"
         return asked, f"{each * people} divided by {people} is {each}. Each friend gets {each} {thing}."
+    if kind == 5:
+        verb = random.choice(("buy", "find", "get", "pick"))
+        asked = random.choice(
+            (
+                f"I have {a} {thing} and {verb} {b} more. How many {thing} do I have?",
+                f"If I have {a} {thing} and {verb} {b} more, how many do I have now?",
+                f"I had {a} {thing}. Then I got {b} more. How many are there?",
+            )
+        )
+        return asked, f"{_steps(a, 'plus', b)}. You have {a + b} {thing} now."
+    if kind == 6:
+        a, b = max(a, b), min(a, b)
+        verb = random.choice(("give away", "lose", "sell", "use"))
+        asked = random.choice(
+            (
+                f"I have {a} {thing} and {verb} {b}. How many {thing} are left?",
+                f"If I have {a} {thing} and {verb} {b} of them, how many do I have left?",
+            )
+        )
+        return asked, f"{_steps(a, 'minus', b)}. You have {a - b} {thing} left."
     c = random.randint(2, a)
     asked = f"{name} has {a} {thing}, gives {c} to {other} and then buys {b}. How many {thing} does {name} have?"
     return asked, f"{a} minus {c} is {a - c}, and {a - c} plus {b} is {a - c + b}. {name} has {a - c + b} {thing}."

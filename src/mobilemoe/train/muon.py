@@ -25,6 +25,8 @@ MOMENTUM = 0.95
 ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of x, x x^T x and (x x^T)^2 x; Jordan's choice, fast rather than exact
 ADAMW_RMS = 0.2  # root mean square of an AdamW step at a learning rate of 1, as the report found it
+SCALE = "_scale"  # how the names of learnt INT4 scales end
+SCALE_RATE = 0.1  # of the learning rate: a scale moves 32 weights at once
 _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _MATRICES = (*(f".{linear}.weight" for linear in _LINEARS), ".experts.down_proj")
 _GATE_UP = ".experts.gate_up_proj"
@@ -43,12 +45,15 @@ def make_muon(model: nn.Module, train: TrainTable) -> Muon:
         {"rule": "muon", "halves": 2, "weight_decay": train.weight_decay, "params": []},
         {"rule": "adamw", "weight_decay": train.weight_decay, "params": []},
         {"rule": "adamw", "weight_decay": 0.0, "params": []},  # norms, whose rest is 1 and not 0
+        {"rule": "adamw", "weight_decay": 0.0, "factor": SCALE_RATE, "params": []},
     ]
     for name, parameter in learning.items():
         if name.endswith(_MATRICES):
             group = 0
         elif name.endswith(_GATE_UP):
             group = 1
+        elif name.endswith(SCALE):
+            group = 4
         else:
             group = 2 if parameter.ndim > 1 else 3
         groups[group]["params"].append(parameter)

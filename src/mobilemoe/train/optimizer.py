@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from mobilemoe.checkpoint.container import Array
 from mobilemoe.errors import TrainError
 from mobilemoe.train.distributed import by_mesh, fill
-from mobilemoe.train.muon import make_muon
+from mobilemoe.train.muon import SCALE, SCALE_RATE, make_muon
 from mobilemoe.train.recipe import TrainTable
 
-SCALE = "_scale"  # how the names of learnt INT4 scales end
-SCALE_RATE = 0.1  # of the learning rate: a scale moves 32 weights at once
 _STEP = "step"  # the state's count of updates, the same for every parameter
 
 
