@@ -4,7 +4,7 @@
 #include <sstream>
 #include <unordered_map>
 
-#include "json.h"
+#include "files/json.h"
 
 namespace mobilemoe {
 namespace {

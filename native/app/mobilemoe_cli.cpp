@@ -7,11 +7,12 @@
 #include <sstream>
 
 #include "byte_level.h"
-#include "engine.h"
+#include "compute/engine.h"
+#include "compute/sampler.h"
 #include "error.h"
-#include "open_model.h"
+#include "files/open_model.h"
+#include "files/repack.h"
 #include "options.h"
-#include "sampler.h"
 
 namespace mobilemoe {
 namespace {

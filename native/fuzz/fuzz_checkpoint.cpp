@@ -1,9 +1,9 @@
 // Any bytes as a config.json and a safetensors file, which are then repacked if they pass: either the bytes themselves
 // (config, a byte 0, weights) or edits to a valid checkpoint.
-#include "../src/error.h"
-#include "../src/repack.h"
-#include "../tests/tiny_checkpoint.h"
 #include "edits.h"
+#include "error.h"
+#include "files/pieces.h"
+#include "tiny_checkpoint.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // Any bytes as an engine file, or edits to a valid one. What passes must lie within the file, to the last byte.
-#include "../src/error.h"
-#include "../tests/tiny_engine_file.h"
 #include "edits.h"
+#include "error.h"
+#include "tiny_engine_file.h"
 
 namespace {
 

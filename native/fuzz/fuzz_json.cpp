@@ -3,8 +3,10 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "../src/config.h"
-#include "../src/json.h"
+#include "compute/rope.h"
+#include "error.h"
+#include "files/json.h"
+#include "files/parse_config.h"
 
 namespace {
 

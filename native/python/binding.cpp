@@ -10,10 +10,15 @@
 
 #include <cstring>
 
-#include "engine_layout.h"
-#include "machine_speed.h"
+#include "compute/machine_speed.h"
+#include "compute/sampler.h"
+#include "files/checkpoint.h"
+#include "files/engine_file.h"
+#include "files/engine_layout.h"
+#include "files/repack.h"
+#include "files/session_file.h"
+#include "kernels/dispatch.h"
 #include "requests.h"
-#include "sampler.h"
 
 namespace mobilemoe::python {
 namespace {
@@ -211,13 +216,13 @@ void bind_sequence(nb::module_& m) {
       .def(
           "save",
           [](PySequence& s, const std::string& path) {
-            s.owner->locked([&] { s.sequence->save(path, s.owner->engine.model().fingerprint); });
+            s.owner->locked([&] { save_sequence(*s.sequence, path, s.owner->engine.model().fingerprint); });
           },
           "path"_a)
       .def(
           "load",
           [](PySequence& s, const std::string& path) {
-            s.owner->locked([&] { s.sequence->load(path, s.owner->engine.model().fingerprint); });
+            s.owner->locked([&] { load_sequence(*s.sequence, path, s.owner->engine.model().fingerprint); });
           },
           "path"_a);
 }

@@ -11,10 +11,10 @@
 #include <string>
 #include <vector>
 
-#include "engine.h"
+#include "compute/engine.h"
 #include "error.h"
-#include "open_model.h"
-#include "thread_pool.h"
+#include "files/open_model.h"
+#include "threads/thread_pool.h"
 
 namespace mobilemoe::python {
 

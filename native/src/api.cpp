@@ -4,11 +4,15 @@
 #include <new>
 #include <string>
 
-#include "engine.h"
+#include "compute/engine.h"
+#include "compute/sampler.h"
 #include "error.h"
+#include "files/engine_file.h"
+#include "files/open_model.h"
+#include "files/repack.h"
+#include "files/session_file.h"
+#include "kernels/dispatch.h"
 #include "mobilemoe.h"
-#include "open_model.h"
-#include "sampler.h"
 
 using mobilemoe::Engine;
 using mobilemoe::EngineOptions;
@@ -224,7 +228,7 @@ mm_status mm_sequence_save(const mm_engine* engine, const mm_sequence* sequence,
     require_pointer(sequence, "sequence");
     require_pointer(path, "path");
     require(sequence->engine == engine, "the sequence belongs to another engine");
-    sequence->sequence->save(path, engine->engine.model().fingerprint);
+    mobilemoe::save_sequence(*sequence->sequence, path, engine->engine.model().fingerprint);
   });
 }
 
@@ -234,7 +238,7 @@ mm_status mm_sequence_load(const mm_engine* engine, mm_sequence* sequence, const
     require_pointer(sequence, "sequence");
     require_pointer(path, "path");
     require(sequence->engine == engine, "the sequence belongs to another engine");
-    sequence->sequence->load(path, engine->engine.model().fingerprint);
+    mobilemoe::load_sequence(*sequence->sequence, path, engine->engine.model().fingerprint);
   });
 }
 

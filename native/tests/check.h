@@ -8,7 +8,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../src/error.h"
+#include "error.h"
 
 namespace mobilemoe::check {
 

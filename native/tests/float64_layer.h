@@ -8,8 +8,8 @@
 #include <random>
 #include <vector>
 
-#include "engine_file.h"
-#include "kernels/scalar/half.h"
+#include "kernels/half.h"
+#include "model/model.h"
 
 namespace mobilemoe::exact {
 
@@ -45,8 +45,8 @@ struct ExactMatrix {
         for (int i = 0; i < kGroup; ++i) {
           largest = std::max(largest, std::fabs(drawn[size(output(i) * inputs + input(i))]));
         }
-        const uint16_t stored = scalar::float_to_half(largest / 7.5f);
-        const float scale = scalar::half_to_float(stored);
+        const uint16_t stored = float_to_half(largest / 7.5f);
+        const float scale = half_to_float(stored);
         put_scale(output(0), input(0), stored);
         for (int i = 0; i < kGroup; ++i) {
           const size_t at = size(output(i) * inputs + input(i));

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "check.h"
-#include "kernels/kernels.h"
+#include "kernels/dispatch.h"
 
 namespace mobilemoe::grid {
 

@@ -13,7 +13,9 @@
 #include <utility>
 #include <vector>
 
-#include "../src/checkpoint.h"
+#include "files/checkpoint.h"
+#include "files/expected_tensors.h"
+#include "files/parse_config.h"
 
 namespace mobilemoe::tiny {
 

@@ -6,8 +6,9 @@
 #include <memory>
 #include <string>
 
-#include "../src/engine_layout.h"
-#include "../src/repack.h"
+#include "files/engine_file.h"
+#include "files/engine_layout.h"
+#include "files/repack.h"
 #include "tiny_checkpoint.h"
 
 namespace mobilemoe::tiny {

@@ -1,7 +1,7 @@
 """Keys of other models' config.json: what is not computed here is refused by name, never passed over.
 
 The list is closed: a key that is neither in it nor read by `config` is unknown, is kept when a config is written and
-is listed by `mobilemoe info`. native/src/config_keys.cpp is its twin; a test compares their verdicts.
+is listed by `mobilemoe info`. native/src/files/config_keys.cpp is its twin; a test compares their verdicts.
 """
 
 from __future__ import annotations

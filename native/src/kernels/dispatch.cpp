@@ -1,11 +1,12 @@
-// Which tables this build has, and which of them this machine can run.
+#include "kernels/dispatch.h"
+
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
 #include <string>
 
-#include "../error.h"
-#include "kernels.h"
+#include "error.h"
+#include "kernels/tables.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -14,31 +15,6 @@
 #endif
 
 namespace mobilemoe {
-
-namespace scalar {
-const Kernels* kernels();
-}
-#if defined(__x86_64__)
-namespace avx2 {
-const Kernels* kernels();
-}
-namespace avxvnni {
-const Kernels* kernels();
-}
-namespace avx512 {
-const Kernels* kernels();
-}
-namespace amx {
-const Kernels* kernels();  // for a machine with AVX-512; null if it has no AMX
-}
-#elif defined(__aarch64__)
-namespace neon {
-const Kernels* kernels();
-}
-namespace neon_i8mm {
-const Kernels* kernels();
-}
-#endif
 
 namespace {
 

@@ -1,4 +1,4 @@
-// One table of functions per instruction set; `choose_kernels` picks it once, when an engine is opened.
+// One table of functions per instruction set; `choose_kernels` (dispatch.h) picks it once, when an engine is opened.
 //
 // Every result is the same, bit for bit, for any number of rows, any split into calls, any thread and every instruction
 // set: integer sums are exact, and floats are added in the order that the scalar reference (kernels/scalar) spells out,
@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "../matrix.h"
+#include "model/matrix.h"
 
 namespace mobilemoe {
 
@@ -57,7 +57,6 @@ constexpr int kKvBlock = 64;  // keys that one step of the online softmax takes 
 //   int8: k [h rounded up to 4, / 4][64 keys][4] int8; v [16 keys / 4][H][4 keys] int8;
 //         float k_scale[64], v_scale[64]; int32 k_offset[64] = -128 * sum of the key's int8 values
 //   f16:  k [h][64 keys] fp16; v [64 keys][H] fp16           f32: the same in fp32
-size_t kv_block_bytes(KvType type, int head_dim);
 
 struct AttendArgs {
   const float* q;  // [rows][h] rows at distance q_stride: queries of all heads that share one KV head
@@ -112,14 +111,5 @@ struct Kernels {
   // `integer_peak`; null in the scalar table.
   double (*multiply_adds)();
 };
-
-// "scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "neon_i8mm"; null if this build or this machine has it not.
-const Kernels* find_kernels(const char* isa);
-
-// The names that `find_kernels` would answer here, best first, ended by null.
-const char* const* available_kernels();
-
-// The best, or what the environment's MOBILEMOE_ISA names; throws Error(usage) if that is not to be had here.
-const Kernels& choose_kernels();
 
 }  // namespace mobilemoe

@@ -2,7 +2,7 @@
 // compiles its own copy of them.
 #pragma once
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 namespace mobilemoe {
 
@@ -33,6 +33,11 @@ static constexpr KvFloatLayout kv_float_layout(int head_dim) {
   const int width = round_up(head_dim, 16);
   const size_t v = static_cast<size_t>(head_dim) * kKvBlock;
   return {width, v, v + static_cast<size_t>(width) * kKvBlock};
+}
+
+static constexpr size_t kv_block_bytes(KvType type, int head_dim) {
+  if (type == KvType::int8) return kv_int8_layout(head_dim).bytes;
+  return kv_float_layout(head_dim).elements * (type == KvType::f16 ? sizeof(uint16_t) : sizeof(float));
 }
 
 }  // namespace mobilemoe

@@ -1,7 +1,7 @@
 // A call of a matrix product cut into pairs of panels, slices of groups and blocks of rows.
 #pragma once
 
-#include "matmul.h"
+#include "kernels/amx/matmul.h"
 
 namespace mobilemoe::amx {
 

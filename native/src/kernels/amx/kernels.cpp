@@ -2,7 +2,8 @@
 // it.
 #include <cpuid.h>
 
-#include "table.h"
+#include "kernels/amx/table.h"
+#include "kernels/tables.h"
 
 #if defined(__linux__)
 #include <sys/syscall.h>

@@ -9,10 +9,10 @@
 // 190: 2.5.
 #pragma once
 
-#include "../avx512/matmul.h"
-#include "../vector/unroll.h"
-#include "slice.h"
-#include "tiles.h"
+#include "kernels/amx/slice.h"
+#include "kernels/amx/tiles.h"
+#include "kernels/avx512/matmul.h"
+#include "kernels/vector/unroll.h"
 
 namespace mobilemoe::amx {
 

@@ -1,7 +1,7 @@
 // What is made once for all rows of a call: a pair of panels in the form of tiles, up to 16 groups at a time.
 #pragma once
 
-#include "../avx512/matmul.h"
+#include "kernels/avx512/matmul.h"
 
 namespace mobilemoe::amx {
 

@@ -3,7 +3,7 @@
 
 #include <initializer_list>
 
-#include "blocks.h"
+#include "kernels/amx/blocks.h"
 
 namespace mobilemoe::avx512 {
 const Kernels* kernels();

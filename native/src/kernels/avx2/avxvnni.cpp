@@ -1,8 +1,9 @@
 // The table for machines with AVX-VNNI: the code of AVX2 with another dot product.
-#include "../vector/table.h"
-#include "dot.h"
-#include "products.h"
-#include "simd.h"
+#include "kernels/avx2/dot.h"
+#include "kernels/avx2/products.h"
+#include "kernels/avx2/simd.h"
+#include "kernels/tables.h"
+#include "kernels/vector/table.h"
 
 namespace mobilemoe::avxvnni {
 

@@ -3,8 +3,8 @@
 
 #include <immintrin.h>
 
-#include "../vector/int8_products.h"
-#include "simd.h"
+#include "kernels/avx2/simd.h"
+#include "kernels/vector/int8_products.h"
 
 namespace mobilemoe::avx2 {
 

@@ -1,7 +1,8 @@
 // The table of AVX-512 kernels.
-#include "../vector/table.h"
-#include "matmul.h"
-#include "simd.h"
+#include "kernels/avx512/matmul.h"
+#include "kernels/avx512/simd.h"
+#include "kernels/tables.h"
+#include "kernels/vector/table.h"
 
 namespace mobilemoe::avx512 {
 namespace {

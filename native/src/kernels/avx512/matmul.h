@@ -3,8 +3,8 @@
 
 #include <cstddef>
 
-#include "../kernels.h"
-#include "simd.h"
+#include "kernels/avx512/simd.h"
+#include "kernels/kernels.h"
 
 namespace mobilemoe::avx512 {
 

@@ -3,8 +3,8 @@
 
 #include <arm_neon.h>
 
-#include "../vector/int8_products.h"
-#include "simd.h"
+#include "kernels/neon/simd.h"
+#include "kernels/vector/int8_products.h"
 
 namespace mobilemoe::neon {
 

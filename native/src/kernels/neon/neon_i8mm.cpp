@@ -1,8 +1,9 @@
 // The table for machines that multiply matrices of int8: the code of neon with other sums.
-#include "../vector/table.h"
-#include "dot.h"
-#include "products.h"
-#include "simd.h"
+#include "kernels/neon/dot.h"
+#include "kernels/neon/products.h"
+#include "kernels/neon/simd.h"
+#include "kernels/tables.h"
+#include "kernels/vector/table.h"
 
 namespace mobilemoe::neon_i8mm {
 

@@ -3,7 +3,7 @@
 
 #include <arm_neon.h>
 
-#include "dot.h"
+#include "kernels/neon/dot.h"
 
 namespace mobilemoe::neon {
 

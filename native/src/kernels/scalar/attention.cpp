@@ -3,9 +3,9 @@
 #include <cmath>
 #include <limits>
 
-#include "../kv_layout.h"
-#include "half.h"
-#include "scalar.h"
+#include "kernels/half.h"
+#include "kernels/kv_layout.h"
+#include "kernels/scalar/scalar.h"
 
 namespace mobilemoe::scalar {
 namespace {

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "scalar.h"
+#include "kernels/scalar/scalar.h"
 
 namespace mobilemoe::scalar {
 namespace {

@@ -1,5 +1,6 @@
 // The table of the scalar reference.
-#include "scalar.h"
+#include "kernels/scalar/scalar.h"
+#include "kernels/tables.h"
 
 namespace mobilemoe::scalar {
 

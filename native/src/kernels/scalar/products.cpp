@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "half.h"
-#include "scalar.h"
+#include "kernels/half.h"
+#include "kernels/scalar/scalar.h"
 
 namespace mobilemoe::scalar {
 namespace {

@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "../kernels.h"
+#include "kernels/kernels.h"
 
 namespace mobilemoe::scalar {
 

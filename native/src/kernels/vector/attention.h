@@ -1,8 +1,8 @@
 // Attention and its cache for the kernel tables. S is the Simd struct.
 #pragma once
 
-#include "attention_float.h"
-#include "attention_int8.h"
+#include "kernels/vector/attention_float.h"
+#include "kernels/vector/attention_int8.h"
 
 namespace mobilemoe::vector {
 

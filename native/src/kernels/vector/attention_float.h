@@ -1,7 +1,7 @@
 // Attention over fp16 and fp32 keys and values. S is the Simd struct, T uint16_t for fp16 or float.
 #pragma once
 
-#include "attention_tile.h"
+#include "kernels/vector/attention_tile.h"
 
 namespace mobilemoe::vector {
 

@@ -1,7 +1,7 @@
 // Attention over int8 keys and values: both products are integer dot products. S is the Simd struct.
 #pragma once
 
-#include "attention_tile.h"
+#include "kernels/vector/attention_tile.h"
 
 namespace mobilemoe::vector {
 

@@ -1,10 +1,10 @@
 // A tile of query rows that goes over the blocks of keys together, and its online softmax. S is the Simd struct.
 #pragma once
 
-#include "../kernels.h"
-#include "../kv_layout.h"
-#include "math.h"
-#include "unroll.h"
+#include "kernels/kernels.h"
+#include "kernels/kv_layout.h"
+#include "kernels/vector/math.h"
+#include "kernels/vector/unroll.h"
 
 namespace mobilemoe::vector {
 

@@ -1,8 +1,8 @@
 // Everything of a kernel table that is neither a matrix product nor attention. S is the Simd struct.
 #pragma once
 
-#include "../kernels.h"
-#include "math.h"
+#include "kernels/kernels.h"
+#include "kernels/vector/math.h"
 
 namespace mobilemoe::vector {
 

@@ -7,8 +7,8 @@
 //   P::round_inputs(v, share, q)                  q = round(v * share) of 32 inputs; returns their sum
 #pragma once
 
-#include "../kernels.h"
-#include "unroll.h"
+#include "kernels/kernels.h"
+#include "kernels/vector/unroll.h"
 
 namespace mobilemoe::vector {
 

@@ -1,7 +1,7 @@
 // Products in fp32: the router, and matrices whose nibbles are expanded in registers. S is the Simd struct.
 #pragma once
 
-#include "../kernels.h"
+#include "kernels/kernels.h"
 
 namespace mobilemoe::vector {
 

@@ -2,10 +2,10 @@
 // instruction for INT8 products (peak.h), which the instruction set brings itself.
 #pragma once
 
-#include "attention.h"
-#include "elementwise.h"
-#include "peak.h"
-#include "products.h"
+#include "kernels/vector/attention.h"
+#include "kernels/vector/elementwise.h"
+#include "kernels/vector/peak.h"
+#include "kernels/vector/products.h"
 
 namespace mobilemoe::vector {
 

@@ -1,0 +1,185 @@
+#include "compute/engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "compute/forward.h"
+#include "error.h"
+#include "kernels/dispatch.h"
+#include "threads/cores.h"
+
+namespace mobilemoe {
+namespace {
+
+constexpr int kScoredRows = 16;  // rows of logits in memory at once while scoring
+
+// A request's part of one pass.
+struct Part {
+  const Request* request;
+  int begin, end;
+};
+
+}  // namespace
+
+// Working memory of `run_passes`, kept from call to call.
+struct Pass {
+  std::vector<Part> parts;
+  std::vector<Span> spans;
+  std::vector<int> rows;  // that give outputs
+};
+
+Engine::Engine(Model model, const EngineOptions& options)
+    : model_(std::move(model)),
+      options_(options),
+      kernels_(choose_kernels()),
+      pool_(options.threads == 0 ? allowed_cores() : options.threads) {
+  if (options_.fp32) options_.kv = KvType::f32;
+  forward_ = std::make_unique<Forward>(model_, kernels_, pool_, options_.fp32);
+  pass_ = std::make_unique<Pass>();
+}
+
+Engine::~Engine() = default;
+
+std::unique_ptr<Sequence> Engine::new_sequence(int capacity) const {
+  const int context = model_.config.max_position_embeddings;
+  if (capacity < 0 || capacity > context) {
+    throw Error(ErrorCode::usage, "the capacity is " + std::to_string(capacity) +
+                                      ", but must be within 1 and the context of " + std::to_string(context) +
+                                      " (0: all of it)");
+  }
+  return std::make_unique<Sequence>(model_, options_.kv, capacity == 0 ? context : capacity);
+}
+
+void Engine::check(const Request* requests, int count) const {
+  const Config& config = model_.config;
+  if (count < 1) throw Error(ErrorCode::usage, "there are no requests");
+  for (int i = 0; i < count; ++i) {
+    const Request& request = requests[i];
+    if (request.sequence == nullptr) throw Error(ErrorCode::usage, "a request has no sequence");
+    for (int j = 0; j < i; ++j) {
+      if (requests[j].sequence == request.sequence)
+        throw Error(ErrorCode::usage, "two requests have the same sequence");
+    }
+    if (request.count < 1) throw Error(ErrorCode::usage, "there are no token ids: give at least one");
+    if (request.outputs < 0 || request.outputs > request.count) {
+      throw Error(ErrorCode::usage, "outputs is " + std::to_string(request.outputs) +
+                                        ", but must be within 0 and the " + std::to_string(request.count) + " tokens");
+    }
+    const Sequence& sequence = *request.sequence;
+    if (request.count > sequence.capacity() - sequence.length()) {
+      throw Error(ErrorCode::full,
+                  std::to_string(request.count) + " tokens behind " + std::to_string(sequence.length()) +
+                      " are more than the sequence's capacity of " + std::to_string(sequence.capacity()));
+    }
+    for (int t = 0; t < request.count; ++t) {
+      if (request.tokens[t] < 0 || request.tokens[t] >= config.vocab_size) {
+        throw Error(ErrorCode::usage, "token id " + std::to_string(request.tokens[t]) +
+                                          " is outside the vocabulary of " + std::to_string(config.vocab_size));
+      }
+    }
+    const int forced = request.forced_experts == nullptr ? 0 : config.num_hidden_layers * config.num_experts_per_tok;
+    for (int64_t k = 0; k < static_cast<int64_t>(request.count) * forced; ++k) {
+      if (request.forced_experts[k] < 0 || request.forced_experts[k] >= config.num_local_experts) {
+        throw Error(ErrorCode::usage, "expert " + std::to_string(request.forced_experts[k]) + " is not one of the " +
+                                          std::to_string(config.num_local_experts));
+      }
+    }
+  }
+}
+
+// Cuts the checked requests into passes of at most kMaxRows rows, in order; use(rows) reads the outputs of each.
+template <class Use>
+void Engine::run_passes(const Request* requests, int count, const Use& use) {
+  auto& parts = pass_->parts;
+  parts.clear();
+  int pass_rows = 0;
+  for (int i = 0; i < count; ++i) {
+    for (int begin = 0; begin < requests[i].count;) {
+      const int end = std::min(requests[i].count, begin + kMaxRows - pass_rows);
+      parts.push_back({&requests[i], begin, end});
+      pass_rows += end - begin;
+      begin = end;
+      if (pass_rows == kMaxRows) {
+        run_pass(use);
+        parts.clear();
+        pass_rows = 0;
+      }
+    }
+  }
+  if (!parts.empty()) run_pass(use);
+}
+
+template <class Use>
+void Engine::run_pass(const Use& use) {
+  const int per_token = model_.config.num_hidden_layers * model_.config.num_experts_per_tok;
+  auto& [parts, spans, rows] = *pass_;
+  spans.clear();
+  rows.clear();
+  int row = 0;
+  for (const Part& part : parts) {
+    const Request& request = *part.request;
+    const ptrdiff_t experts = static_cast<ptrdiff_t>(part.begin) * per_token;
+    spans.push_back({&request.sequence->kv(), request.tokens + part.begin, part.end - part.begin,
+                     request.sequence->length(),
+                     request.forced_experts == nullptr ? nullptr : request.forced_experts + experts,
+                     request.chosen_experts == nullptr ? nullptr : request.chosen_experts + experts});
+    for (int t = part.begin; t < part.end; ++t, ++row) {
+      if (t >= request.count - request.outputs) rows.push_back(row);
+    }
+  }
+  forward_->run(spans.data(), static_cast<int>(spans.size()));
+  for (const Part& part : parts) {
+    part.request->sequence->append(part.request->tokens + part.begin, part.end - part.begin);
+  }
+  if (!rows.empty()) use(rows);
+}
+
+void Engine::forward(const Request* requests, int count, float* logits) {
+  check(requests, count);
+  const size_t vocab = static_cast<size_t>(model_.config.vocab_size);
+  run_passes(requests, count, [&](const std::vector<int>& rows) {
+    forward_->logits(rows.data(), static_cast<int>(rows.size()), logits);
+    logits += rows.size() * vocab;
+  });
+}
+
+void Engine::score(const Request* requests, int count, const int* targets, Score* scores) {
+  check(requests, count);
+  const int vocab = model_.config.vocab_size;
+  int64_t outputs = 0;
+  for (int i = 0; i < count; ++i) outputs += requests[i].outputs;
+  for (int64_t i = 0; i < outputs; ++i) {
+    if (targets[i] < 0 || targets[i] >= vocab) {
+      throw Error(ErrorCode::usage,
+                  "target " + std::to_string(targets[i]) + " is outside the vocabulary of " + std::to_string(vocab));
+    }
+  }
+  const size_t rows_at_once = static_cast<size_t>(std::min<int64_t>(outputs, kScoredRows));
+  std::vector<float> logits(rows_at_once * static_cast<size_t>(vocab));
+  run_passes(requests, count, [&](const std::vector<int>& rows) {
+    for (size_t first = 0; first < rows.size(); first += kScoredRows) {
+      const int here = static_cast<int>(std::min<size_t>(kScoredRows, rows.size() - first));
+      forward_->logits(rows.data() + first, here, logits.data());
+      pool_.run(here, [&](int row, int) {
+        const float* row_logits = &logits[static_cast<size_t>(row) * static_cast<size_t>(vocab)];
+        const int target = targets[row];
+        bool greedy = true;
+        for (int v = 0; v < vocab; ++v) {
+          if (row_logits[v] > row_logits[target] || (v < target && row_logits[v] == row_logits[target])) greedy = false;
+        }
+        scores[row] = {row_logits[target] - kernels_.log_sum_exp(row_logits, vocab), greedy};
+      });
+      for (int row = 0; row < here; ++row) {
+        if (std::isnan(scores[row].logprob)) {
+          throw Error(ErrorCode::numerics, "the model gave no usable logits: its weights hold NaN");
+        }
+      }
+      targets += here;
+      scores += here;
+    }
+  });
+}
+
+}  // namespace mobilemoe

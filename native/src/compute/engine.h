@@ -1,0 +1,73 @@
+// The engine: a model, its threads and working memory, and the sequences that it continues.
+#pragma once
+
+#include <memory>
+
+#include "compute/sequence.h"
+#include "model/model.h"
+#include "threads/thread_pool.h"
+
+namespace mobilemoe {
+
+struct EngineOptions {
+  int threads = 0;  // 0: one for each core
+  KvType kv = KvType::int8;
+  bool fp32 = false;  // activations in fp32: exact, slow
+};
+
+// What one sequence takes part with in a forward pass: new tokens, and the last `outputs` positions whose logits are
+// wanted.
+struct Request {
+  Sequence* sequence = nullptr;
+  const int* tokens = nullptr;
+  int count = 0;
+  int outputs = 1;
+  const int* forced_experts = nullptr;  // [count][layers][active]: take these instead of the router's choice; or null
+  int* chosen_experts = nullptr;        // [count][layers][active]: where to note the choice; or null
+};
+
+struct Score {
+  float logprob;   // of the target, in nats
+  bool is_greedy;  // whether no token is likelier (ties to the lowest id)
+};
+
+class Forward;
+struct Pass;
+
+class Engine {
+ public:
+  Engine(Model model, const EngineOptions& options);
+  ~Engine();
+
+  const Model& model() const { return model_; }
+  const EngineOptions& options() const { return options_; }
+  const char* isa() const { return kernels_.isa; }
+  int threads() const { return pool_.threads(); }
+
+  std::unique_ptr<Sequence> new_sequence(int capacity) const;  // tokens; 0: the model's context
+
+  // Appends every request's tokens to its sequence. logits [sum of outputs][vocab], by request, then by position.
+  // What one sequence gets does not depend on the others. Throws Error(usage) or Error(full) before anything changes.
+  void forward(const Request* requests, int count, float* logits);
+
+  // What `forward` throws where requests cannot be.
+  void check(const Request* requests, int count) const;
+
+  // As `forward`, but only scores[i] of targets[i], one for each output.
+  void score(const Request* requests, int count, const int* targets, Score* scores);
+
+ private:
+  template <class Use>
+  void run_passes(const Request* requests, int count, const Use& use);
+  template <class Use>
+  void run_pass(const Use& use);
+
+  Model model_;
+  EngineOptions options_;
+  const Kernels& kernels_;
+  ThreadPool pool_;
+  std::unique_ptr<Forward> forward_;
+  std::unique_ptr<Pass> pass_;
+};
+
+}  // namespace mobilemoe

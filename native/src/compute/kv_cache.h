@@ -1,0 +1,41 @@
+// Keys and values of one sequence: blocks of 64 tokens for each layer and KV head, in memory that the system hands out
+// as it is first written.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/kernels.h"
+#include "model/config.h"
+
+namespace mobilemoe {
+
+class KvCache {
+ public:
+  KvCache(const Config& config, KvType type, int capacity);  // throws Error(memory)
+  ~KvCache();
+  KvCache(const KvCache&) = delete;
+  KvCache& operator=(const KvCache&) = delete;
+
+  KvType type() const { return type_; }
+  int capacity() const { return capacity_; }  // tokens
+  int heads() const { return heads_; }
+  int layers() const { return layers_; }
+  size_t block_bytes() const { return block_bytes_; }
+  // The first of the blocks of one layer and KV head; block b, of tokens 64 b .. 64 b + 63, follows at b * block_bytes.
+  uint8_t* blocks(int layer, int head) const {
+    return data_ + (static_cast<size_t>(layer) * heads_ + head) * blocks_per_head_ * block_bytes_;
+  }
+  // Of the blocks of one layer and KV head that hold the first `tokens` tokens.
+  size_t used_bytes(int tokens) const { return static_cast<size_t>(divide_up(tokens, kKvBlock)) * block_bytes_; }
+  // Copies the blocks that hold the first `tokens` tokens of another cache of the same kind.
+  void copy_from(const KvCache& other, int tokens);
+
+ private:
+  KvType type_;
+  int capacity_, layers_, heads_;
+  size_t block_bytes_, blocks_per_head_, bytes_;
+  uint8_t* data_ = nullptr;
+};
+
+}  // namespace mobilemoe

@@ -1,0 +1,13 @@
+// Rotary position embedding: by what angles pairs of a head's elements turn.
+#pragma once
+
+#include <vector>
+
+#include "model/config.h"
+
+namespace mobilemoe {
+
+// freq_R in radians per position, head_dim / 2 of them (spec section 2, point 4).
+std::vector<double> rope_frequencies(const Config& config);
+
+}  // namespace mobilemoe

@@ -1,0 +1,226 @@
+#include "compute/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <numeric>
+#include <string>
+
+#include "error.h"
+
+namespace mobilemoe {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+double usable(float logit) { return std::isnan(logit) ? -kInfinity : static_cast<double>(logit); }
+double usable(double score) { return score; }  // scores come from usable logits
+
+void require(bool holds, const char* name, double value, const char* rule) {
+  if (holds) return;
+  char digits[32];
+  std::snprintf(digits, sizeof digits, "%.10g", value);
+  throw Error(ErrorCode::usage, std::string(name) + " is " + digits + ", but must be " + rule);
+}
+
+void check_token(const char* name, int token, int vocab_size) {
+  if (token >= 0 && token < vocab_size) return;
+  throw Error(ErrorCode::usage, std::string(name) + " names token " + std::to_string(token) +
+                                    ", but the vocabulary has " + std::to_string(vocab_size) + " tokens");
+}
+
+// The highest score's first place; throws Error(numerics) if there is none above -infinity.
+template <class T>
+int best_of(const T* scores, int size) {
+  int best = -1;
+  T highest = -std::numeric_limits<T>::infinity();
+  for (int i = 0; i < size; ++i) {
+    if (scores[i] > highest) {  // false for NaN
+      highest = scores[i];
+      best = i;
+    }
+  }
+  if (best < 0) throw Error(ErrorCode::numerics, "the model gave no usable logits: its weights hold NaN");
+  return best;
+}
+
+// The places of the `count` highest scores, best first, in one pass with a heap of `count`.
+template <class T>
+void likeliest(const T* scores, int size, int count, std::vector<int>& best) {
+  const auto better = [scores](int a, int b) {
+    const double x = usable(scores[a]);
+    const double y = usable(scores[b]);
+    return x > y || (x == y && a < b);
+  };
+  best.resize(static_cast<size_t>(std::min(count, size)));
+  std::iota(best.begin(), best.end(), 0);
+  if (best.empty()) return;
+  std::make_heap(best.begin(), best.end(), better);  // the worst is in front
+  for (int i = static_cast<int>(best.size()); i < size; ++i) {
+    if (!better(i, best.front())) continue;
+    std::pop_heap(best.begin(), best.end(), better);
+    best.back() = i;
+    std::push_heap(best.begin(), best.end(), better);
+  }
+  std::sort_heap(best.begin(), best.end(), better);
+}
+
+// Log-probabilities under the model itself.
+class LogSoftmax {
+ public:
+  LogSoftmax(const float* logits, int size) : highest_(usable(logits[best_of(logits, size)])) {
+    double sum = 0;
+    for (int i = 0; i < size; ++i) sum += relative(logits[i]);
+    log_sum_ = std::log(sum);
+  }
+  float operator()(float logit) const {
+    const double x = usable(logit);
+    return static_cast<float>((x == highest_ ? 0.0 : x - highest_) - log_sum_);
+  }
+
+ private:
+  double relative(float logit) const {
+    const double x = usable(logit);
+    return x == highest_ ? 1.0 : std::exp(x - highest_);  // infinity less infinity would be NaN
+  }
+  double highest_;
+  double log_sum_;
+};
+
+// Steele and Vigna's SplitMix64; 53 bits of it make a number in [0, 1).
+double uniform(uint64_t& state) {
+  state += 0x9E3779B97F4A7C15U;
+  uint64_t x = state;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9U;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBU;
+  x ^= x >> 31;
+  return static_cast<double>(x >> 11) * 0x1p-53;
+}
+
+double sum_of(const std::vector<double>& weights, const std::vector<int>& tokens) {
+  double sum = 0;
+  for (const int token : tokens) sum += weights[static_cast<size_t>(token)];
+  return sum;
+}
+
+// Keeps the likeliest tokens before which less than `top_p` of all weight stands. Sorts only as far as it must.
+void keep_nucleus(const std::vector<double>& weights, double top_p, std::vector<int>& tokens) {
+  const double total = sum_of(weights, tokens);
+  // Lighter ones cannot belong: even all together they weigh less than the share that is left out.
+  const double lightest = total * (1 - top_p) / static_cast<double>(tokens.size());
+  const auto weight = [&weights](int token) { return weights[static_cast<size_t>(token)]; };
+  tokens.erase(std::remove_if(tokens.begin(), tokens.end(), [&](int token) { return weight(token) < lightest; }),
+               tokens.end());
+
+  const auto heavier = [&weight](int a, int b) { return weight(a) > weight(b) || (weight(a) == weight(b) && a < b); };
+  size_t sorted = 0;
+  size_t kept = 0;
+  for (double before = 0; kept < tokens.size() && before < top_p * total; ++kept) {
+    if (kept == sorted) {
+      const auto from = tokens.begin() + static_cast<ptrdiff_t>(sorted);
+      sorted = std::min(tokens.size(), std::max<size_t>(64, 4 * sorted));
+      const auto to = tokens.begin() + static_cast<ptrdiff_t>(sorted);
+      std::nth_element(from, to, tokens.end(), heavier);
+      std::sort(from, to, heavier);
+    }
+    before += weight(tokens[kept]);
+  }
+  tokens.resize(kept);
+}
+
+int draw(const std::vector<double>& weights, const std::vector<int>& tokens, uint64_t& state) {
+  const double target = uniform(state) * sum_of(weights, tokens);
+  double sum = 0;
+  int chosen = tokens.front();
+  for (const int token : tokens) {
+    const double weight = weights[static_cast<size_t>(token)];
+    if (weight > 0) chosen = token;
+    sum += weight;
+    if (sum > target) break;
+  }
+  return chosen;
+}
+
+}  // namespace
+
+Sampler::Sampler(Sampling sampling, int vocab_size)
+    : sampling_(std::move(sampling)), vocab_size_(vocab_size), state_(sampling_.seed) {
+  const Sampling& s = sampling_;
+  require(vocab_size > 0, "vocab_size", vocab_size, "above 0");
+  require(s.temperature >= 0 && s.temperature < kInfinity, "temperature", s.temperature, "0 or more");
+  require(s.top_k >= 0, "top_k", s.top_k, "0 (off) or more");
+  require(s.top_p > 0 && s.top_p <= 1, "top_p", s.top_p, "above 0 and at most 1");
+  require(s.min_p >= 0 && s.min_p <= 1, "min_p", s.min_p, "between 0 and 1");
+  require(s.repetition_penalty > 0 && s.repetition_penalty < kInfinity, "repetition_penalty", s.repetition_penalty,
+          "above 0");
+  require(std::isfinite(s.presence_penalty), "presence_penalty", s.presence_penalty, "finite");
+  require(std::isfinite(s.frequency_penalty), "frequency_penalty", s.frequency_penalty, "finite");
+  for (const auto& [token, bias] : s.logit_bias) {
+    check_token("logit_bias", token, vocab_size);
+    require(std::isfinite(bias), "logit_bias", bias, "finite");
+  }
+}
+
+void Sampler::see(const int* tokens, int count) {
+  for (int i = 0; i < count; ++i) check_token("the prompt", tokens[i], vocab_size_);
+  for (int i = 0; i < count; ++i) seen_.emplace(tokens[i], 0);
+}
+
+Choice Sampler::choose(const float* logits, bool with_logprob, int top) {
+  require(top >= 0 && top <= vocab_size_, "top", top, "between 0 and the size of the vocabulary");
+  Choice choice{next_token(logits), 0, {}};
+  if (with_logprob || top > 0) {
+    const LogSoftmax logprob(logits, vocab_size_);
+    choice.logprob = with_logprob ? logprob(logits[choice.token]) : 0;
+    likeliest(logits, vocab_size_, top, order_);
+    for (const int token : order_) choice.top.emplace_back(token, logprob(logits[token]));
+  }
+  ++seen_[choice.token];
+  return choice;
+}
+
+int Sampler::next_token(const float* logits) {
+  const bool is_adjusted = !sampling_.logit_bias.empty() || (has_penalties() && !seen_.empty());
+  if (sampling_.temperature == 0 && !is_adjusted) return best_of(logits, vocab_size_);
+
+  scores_.resize(static_cast<size_t>(vocab_size_));
+  std::transform(logits, logits + vocab_size_, scores_.begin(), [](float logit) { return usable(logit); });
+  if (is_adjusted) adjust();
+  const int best = best_of(scores_.data(), vocab_size_);
+  const double highest = scores_[static_cast<size_t>(best)];
+  if (sampling_.temperature == 0 || highest == kInfinity) return best;  // infinity leaves nothing to draw
+
+  if (sampling_.top_k > 0) {
+    likeliest(scores_.data(), vocab_size_, sampling_.top_k, order_);
+  } else {
+    order_.resize(scores_.size());
+    std::iota(order_.begin(), order_.end(), 0);
+  }
+  for (const int token : order_) {
+    double& score = scores_[static_cast<size_t>(token)];
+    score = std::exp((score - highest) / sampling_.temperature);
+  }
+  if (sampling_.top_p < 1) keep_nucleus(scores_, sampling_.top_p, order_);
+  if (sampling_.min_p > 0) {  // the best weighs 1
+    const auto is_too_light = [this](int token) { return scores_[static_cast<size_t>(token)] < sampling_.min_p; };
+    order_.erase(std::remove_if(order_.begin(), order_.end(), is_too_light), order_.end());
+  }
+  return draw(scores_, order_, state_);
+}
+
+bool Sampler::has_penalties() const {
+  return sampling_.repetition_penalty != 1 || sampling_.presence_penalty != 0 || sampling_.frequency_penalty != 0;
+}
+
+void Sampler::adjust() {
+  for (const auto& [token, bias] : sampling_.logit_bias) scores_[static_cast<size_t>(token)] += bias;
+  if (!has_penalties()) return;
+  for (const auto& [token, times] : seen_) {
+    double& score = scores_[static_cast<size_t>(token)];
+    score = score > 0 ? score / sampling_.repetition_penalty : score * sampling_.repetition_penalty;
+    if (times > 0) score -= sampling_.presence_penalty + sampling_.frequency_penalty * times;
+  }
+}
+
+}  // namespace mobilemoe

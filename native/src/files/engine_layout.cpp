@@ -1,0 +1,68 @@
+#include "files/engine_layout.h"
+
+#include "error.h"
+
+namespace mobilemoe {
+namespace {
+
+constexpr size_t kMaxFileBytes = size_t{1} << 62;
+
+size_t float_bytes(int count) { return static_cast<size_t>(count) * sizeof(float); }
+
+}  // namespace
+
+std::string layer_stem(int layer) { return "layers." + std::to_string(layer) + "."; }
+
+int qkv_rows(const Config& config) {
+  return round_up(config.q_width(), kPanel) + 2 * round_up(config.kv_width(), kPanel);
+}
+
+size_t ffn_bytes(int hidden, int width) {
+  return align_section(Matrix::bytes(2 * width, hidden)) + align_section(Matrix::bytes(hidden, width));
+}
+
+Ffn place_ffn(const uint8_t* at, int hidden, int width, Axis axis) {
+  const uint8_t* down = at + align_section(Matrix::bytes(2 * width, hidden));
+  return {{at, 2 * width, hidden, axis}, {down, hidden, width, axis}, width};
+}
+
+EngineLayout::EngineLayout(const Config& config, size_t start) : end_(start) {
+  const size_t table = Matrix::bytes(round_up(config.vocab_size, kPanel), config.hidden_size);
+  add("embedding", table);
+  for (int layer = 0; layer < config.num_hidden_layers; ++layer) add_layer(config, layer_stem(layer));
+  add("norm", float_bytes(config.hidden_size));
+  if (!config.tie_word_embeddings) add("head", table);
+}
+
+void EngineLayout::add_layer(const Config& config, const std::string& stem) {
+  const int hidden = config.hidden_size;
+  add(stem + "input_norm", float_bytes(hidden));
+  add(stem + "qkv", Matrix::bytes(qkv_rows(config), hidden));
+  if (config.qk_norm == QkNorm::head_weight || config.qk_norm == QkNorm::projection_weight) {
+    const bool per_head = config.qk_norm == QkNorm::head_weight;
+    add(stem + "q_norm", float_bytes(per_head ? config.head_dim : config.q_width()));
+    add(stem + "k_norm", float_bytes(per_head ? config.head_dim : config.kv_width()));
+  }
+  add(stem + "o", Matrix::bytes(hidden, config.q_width()));
+  add(stem + "post_attention_norm", float_bytes(hidden));
+  if (!config.is_moe) {
+    add(stem + "shared", ffn_bytes(hidden, config.intermediate_size));
+    return;
+  }
+  const int experts = round_up(config.num_local_experts, kPanel);
+  add(stem + "router", float_bytes(hidden) * static_cast<size_t>(experts));
+  add(stem + "expert_bias", float_bytes(experts));
+  add(stem + "experts", ffn_bytes(hidden, config.intermediate_size), static_cast<size_t>(config.num_local_experts));
+  if (config.intermediate_size_mlp > 0) add(stem + "shared", ffn_bytes(hidden, config.intermediate_size_mlp));
+}
+
+// A single one of the `count` parts has less than 2^52 bytes, since no size is beyond 2^24.
+void EngineLayout::add(const std::string& name, size_t bytes, size_t count) {
+  if (bytes > (kMaxFileBytes - end_) / count) {
+    throw Error(ErrorCode::config, "the weights would take more than 2^62 bytes");
+  }
+  sections_[name] = {end_, bytes * count};
+  end_ = align_section(end_ + bytes * count);
+}
+
+}  // namespace mobilemoe

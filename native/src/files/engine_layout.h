@@ -1,0 +1,61 @@
+// Where each part of a model lies in an engine file: the same for the writer and the reader.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <string>
+
+#include "model/model.h"
+
+namespace mobilemoe {
+
+constexpr char kEngineMagic[9] = "MMENGINE";
+constexpr uint32_t kEngineVersion = 2;
+constexpr size_t kEngineAlign = 64;
+
+// The first bytes of the file.
+struct EngineHeader {
+  char magic[8];
+  uint32_t version;
+  uint32_t zero;
+  uint64_t json_bytes;
+  uint64_t file_bytes;
+  Fingerprint fingerprint;
+  Fingerprint origin;
+  Fingerprint hash;
+};
+static_assert(sizeof(EngineHeader) == 2 * kEngineAlign);
+
+struct Section {
+  size_t offset = 0;
+  size_t bytes = 0;
+};
+
+constexpr size_t align_section(size_t bytes) { return (bytes + kEngineAlign - 1) / kEngineAlign * kEngineAlign; }
+
+// The sections of a config's model, end to end but for their alignment. An FFN is its gate_up, then its down.
+class EngineLayout {
+ public:
+  // The config has passed check_int4; `start` is where the first section begins. Throws Error(config) beyond 2^62
+  // bytes.
+  EngineLayout(const Config& config, size_t start);
+
+  const std::map<std::string, Section>& sections() const { return sections_; }
+  size_t offset(const std::string& name) const { return sections_.at(name).offset; }
+  size_t end() const { return end_; }
+
+ private:
+  void add(const std::string& name, size_t bytes, size_t count = 1);
+  void add_layer(const Config& config, const std::string& stem);
+
+  std::map<std::string, Section> sections_;
+  size_t end_;
+};
+
+std::string layer_stem(int layer);  // "layers.3."
+int qkv_rows(const Config& config);
+Ffn place_ffn(const uint8_t* at, int hidden, int width, Axis axis);
+size_t ffn_bytes(int hidden, int width);  // with its alignment
+
+}  // namespace mobilemoe

@@ -1,0 +1,20 @@
+// A sequence on disk, so that a conversation goes on after the program has ended.
+//
+// Bytes: 64 of header, the tokens, the blocks of keys and values in use by layer and head, and the SHA-256 of all that.
+#pragma once
+
+#include <string>
+
+#include "compute/sequence.h"
+#include "model/model.h"
+
+namespace mobilemoe {
+
+// Writes the sequence with the fingerprint of the model that made it. Throws Error(file).
+void save_sequence(const Sequence& sequence, const std::string& path, const Fingerprint& model);
+
+// Replaces what `sequence` holds by a saved one. Throws Error(file), and leaves it as it was, where the file is damaged
+// or comes from another model, with another type of keys and values, or with more tokens than the sequence can hold.
+void load_sequence(Sequence& sequence, const std::string& path, const Fingerprint& model);
+
+}  // namespace mobilemoe

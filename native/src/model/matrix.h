@@ -1,0 +1,63 @@
+// The kernel-ready form of an INT4 matrix: the same nibbles and fp16 scales as in the checkpoint, in another order.
+//
+// 16 outputs stand side by side in a panel. For one panel and one group of 32 inputs there are 256 bytes, 4 runs of 64:
+// byte 4 o + b of run r holds weights of output o, input 8 r + b in its low nibble and input 8 r + 4 + b in its high
+// one, each as q + 8 (0..15), so that 4 neighbouring inputs of 16 outputs fill one 64-byte register of a dot product.
+//
+// Axis::in  (a scale for 32 inputs of one output): a panel is [groups][256] nibbles, then [groups][16] fp16 scales.
+// Axis::out (a scale for 32 outputs of one input): panels come in pairs, [2][groups][256] nibbles, then
+//           [groups][32] fp16 scales: one for each of the group's inputs, for all 32 outputs of the pair.
+// Rows and inputs beyond the logical shape are zeros (nibble 8, scale 0).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mobilemoe {
+
+constexpr int kGroup = 32;                        // weights that share one scale
+constexpr int kPanel = 16;                        // outputs side by side
+constexpr int kRun = 64;                          // bytes of one run
+constexpr int kGroupBytes = kPanel * kGroup / 2;  // nibbles of a panel's group
+
+enum class Axis : uint8_t { in, out };
+
+constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
+constexpr int round_up(int value, int unit) { return divide_up(value, unit) * unit; }
+
+struct Matrix {
+  const uint8_t* data = nullptr;
+  int outputs = 0;  // padded to a multiple of 16 (Axis::out: 32)
+  int inputs = 0;   // padded to a multiple of 32
+  Axis axis = Axis::in;
+
+  int panels() const { return outputs / kPanel; }
+  int groups() const { return inputs / kGroup; }
+  static size_t bytes(int outputs, int inputs) {
+    return static_cast<size_t>(outputs / kPanel) * static_cast<size_t>(inputs / kGroup) * (kGroupBytes + 2 * kPanel);
+  }
+  size_t bytes() const { return bytes(outputs, inputs); }
+
+  const uint8_t* nibbles(int panel) const {
+    const size_t group_bytes = static_cast<size_t>(groups()) * kGroupBytes;
+    const size_t scale_bytes = static_cast<size_t>(groups()) * 2 * kPanel;
+    if (axis == Axis::in) return data + static_cast<size_t>(panel) * (group_bytes + scale_bytes);
+    return data + static_cast<size_t>(panel / 2) * 2 * (group_bytes + scale_bytes) +
+           static_cast<size_t>(panel % 2) * group_bytes;
+  }
+  // Axis::in: [groups][16] of this panel. Axis::out: [groups][32] of this panel's pair.
+  const uint16_t* scales(int panel) const {
+    const size_t group_bytes = static_cast<size_t>(groups()) * kGroupBytes;
+    const uint8_t* at = axis == Axis::in ? nibbles(panel) + group_bytes : nibbles(panel & ~1) + 2 * group_bytes;
+    return reinterpret_cast<const uint16_t*>(at);
+  }
+};
+
+// down(silu(gate(x)) * up(x)). gate_up holds 32 rows of gate, then 32 of up, in turn; width is padded to 32.
+struct Ffn {
+  Matrix gate_up;  // [2 width, hidden]
+  Matrix down;     // [hidden, width]
+  int width = 0;
+};
+
+}  // namespace mobilemoe

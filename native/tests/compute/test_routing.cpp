@@ -1,0 +1,108 @@
+// Which experts a token visits, and with what weight.
+#include <cmath>
+#include <vector>
+
+#include "check.h"
+#include "compute/routing.h"
+
+using namespace mobilemoe;
+
+namespace {
+
+Config config_of(int experts, int active, RouterScore score, bool renormalised, double factor) {
+  Config config;
+  config.num_local_experts = experts;
+  config.num_experts_per_tok = active;
+  config.router_score = score;
+  config.norm_topk_prob = renormalised;
+  config.routed_scaling_factor = factor;
+  return config;
+}
+
+Config sigmoid_of(int experts, int active) { return config_of(experts, active, RouterScore::sigmoid, true, 2.5); }
+
+struct Choice {
+  std::vector<int> experts;
+  std::vector<float> weights;
+};
+
+Choice choose(const Config& config, const std::vector<float>& logits, const std::vector<float>& bias,
+              const int* forced = nullptr) {
+  const auto active = static_cast<size_t>(config.num_experts_per_tok);
+  Choice choice{std::vector<int>(active, -1), std::vector<float>(active, -1)};
+  std::vector<float> scores(logits.size());
+  choose_experts(config, logits.data(), bias.data(), forced, scores.data(), choice.experts.data(),
+                 choice.weights.data());
+  return choice;
+}
+
+void check_experts(const Choice& choice, const std::vector<int>& wanted) { CHECK(choice.experts == wanted); }
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+const std::vector<float> kNoBias(8, 0.0f);
+
+}  // namespace
+
+TEST(routing_takes_the_best_first_and_ties_to_the_lowest_index) {
+  check_experts(choose(sigmoid_of(5, 3), {-1, 2, 0, 3, 1}, kNoBias), {3, 1, 4});
+  check_experts(choose(sigmoid_of(5, 3), {1, 1, 1, 1, 1}, kNoBias), {0, 1, 2});
+  check_experts(choose(sigmoid_of(5, 3), {0, 2, 1, 2, 1}, kNoBias), {1, 3, 2});
+  check_experts(choose(sigmoid_of(3, 2), {100, 200, 300}, kNoBias), {0, 1});  // all sigmoids are 1
+  check_experts(choose(sigmoid_of(3, 3), {1, 2, 3}, kNoBias), {2, 1, 0});
+}
+
+TEST(routing_bias_chooses_but_does_not_weigh) {
+  const Choice choice = choose(sigmoid_of(4, 2), {0.5f, -3, 1, -0.5f}, {0, 5, 0, 0});
+  check_experts(choice, {1, 2});
+  const double total = sigmoid(-3) + sigmoid(1);
+  CHECK_NEAR(choice.weights[0], 2.5 * sigmoid(-3) / total, 1e-6);
+  CHECK_NEAR(choice.weights[1], 2.5 * sigmoid(1) / total, 1e-6);
+}
+
+TEST(routing_ranks_nan_below_everything) {
+  const float nan = std::nanf("");
+  check_experts(choose(sigmoid_of(4, 3), {nan, -60, nan, 2}, kNoBias), {3, 1, 0});
+  check_experts(choose(sigmoid_of(4, 2), {1, nan, 0, 2}, {-9, 0, -9, -9}), {3, 0});
+  check_experts(choose(sigmoid_of(4, 2), {1, 2, 3, 0}, {0, nan, 0, 0}), {2, 0});
+  check_experts(choose(sigmoid_of(3, 2), {nan, nan, nan}, kNoBias), {0, 1});
+}
+
+TEST(routing_without_renormalisation_gives_the_softmax_itself) {
+  const std::vector<float> logits = {1, 3, -2, 2};
+  double total = 0;
+  for (const float logit : logits) total += std::exp(static_cast<double>(logit));
+  const Choice plain = choose(config_of(4, 2, RouterScore::softmax, false, 1.0), logits, kNoBias);
+  check_experts(plain, {1, 3});
+  CHECK_NEAR(plain.weights[0], std::exp(3.0) / total, 1e-6);
+  CHECK_NEAR(plain.weights[1], std::exp(2.0) / total, 1e-6);
+  const Choice scaled = choose(config_of(4, 2, RouterScore::softmax, true, 1.5), logits, kNoBias);
+  check_experts(scaled, {1, 3});
+  CHECK_NEAR(scaled.weights[0], 1.5 * std::exp(3.0) / (std::exp(3.0) + std::exp(2.0)), 1e-6);
+  const Choice large = choose(config_of(3, 1, RouterScore::softmax, false, 1.0), {900, 1000, -1000}, kNoBias);
+  check_experts(large, {1});
+  CHECK_NEAR(large.weights[0], 1, 1e-6);
+}
+
+TEST(routing_without_renormalisation_gives_the_sigmoid_itself) {
+  const Choice choice = choose(config_of(3, 2, RouterScore::sigmoid, false, 2.0), {0, 1, -1}, kNoBias);
+  check_experts(choice, {1, 0});
+  CHECK_NEAR(choice.weights[0], 2 * sigmoid(1), 1e-6);
+  CHECK_NEAR(choice.weights[1], 2 * sigmoid(0), 1e-6);
+}
+
+TEST(routing_weighs_forced_experts_by_their_own_scores) {
+  const int forced[] = {2, 0};
+  const Choice choice = choose(sigmoid_of(4, 2), {0.5f, 4, -1, 5}, {0, 0, 0, 9}, forced);
+  check_experts(choice, {2, 0});
+  const double total = sigmoid(-1) + sigmoid(0.5);
+  CHECK_NEAR(choice.weights[0], 2.5 * sigmoid(-1) / total, 1e-6);
+  CHECK_NEAR(choice.weights[1], 2.5 * sigmoid(0.5) / total, 1e-6);
+}
+
+TEST(routing_of_scores_that_vanish_is_not_a_division_by_zero) {
+  const Choice choice = choose(sigmoid_of(2, 2), {-200, -200}, kNoBias);
+  check_experts(choice, {0, 1});
+  CHECK_EQ(choice.weights[0], 0.0f);
+  CHECK_EQ(choice.weights[1], 0.0f);
+}
