@@ -16,9 +16,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import mobilemoe
-from mobilemoe.data.practice import write_practice
-from mobilemoe.data.practice_reading import UNKNOWN
-from mobilemoe.data.practice_sums import REFUSALS
+from mobilemoe.data.practice.reading import UNKNOWN
+from mobilemoe.data.practice.sums import REFUSALS
+from mobilemoe.data.practice.write import write_practice
 
 SHOWN = 2  # wrong answers of each kind
 

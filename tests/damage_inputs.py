@@ -11,8 +11,8 @@ from pathlib import Path
 from mobilemoe.checkpoint import write_random
 from mobilemoe.presets import family_member
 from mobilemoe.profile.device import Device
-from mobilemoe.scaling.sweep.grid import load_grid, plan
-from mobilemoe.scaling.sweep.table import add_row
+from mobilemoe.sweep.grid import load_grid, plan
+from mobilemoe.sweep.table import add_row
 from mobilemoe.tokenizer import Tokenizer
 
 TEXT = "the fox runs to a river and eats red berries in the summer while small fish swim under old stones"

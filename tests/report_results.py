@@ -2,8 +2,8 @@
 
 import random
 
-from mobilemoe.evaluate.results import Results
-from mobilemoe.evaluate.suites import SUITES
+from mobilemoe.evaluate.results.results import Results
+from mobilemoe.evaluate.tasks.suites import SUITES
 
 FOURTEEN = [benchmark.name for benchmark in SUITES["foundation"]]
 ZERO_SHOT = ("hellaswag", "piqa", "siqa", "winogrande", "arc_easy", "openbookqa", "boolq")

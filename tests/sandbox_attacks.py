@@ -2,7 +2,7 @@
 
 import pytest
 
-from mobilemoe.evaluate.sandbox import Outcome, SandboxError, run_code, sandbox_strength
+from mobilemoe.evaluate.tasks.sandbox.run import Outcome, SandboxError, run_code, sandbox_strength
 
 try:
     sandbox_strength()

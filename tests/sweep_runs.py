@@ -51,8 +51,9 @@ from pathlib import Path
 import torch._dynamo  # what torch would import at the first step, once for all
 from mobilemoe.data import loader
 from mobilemoe.errors import MobileMoEError
-from mobilemoe.scaling.sweep import crew, worker
-from mobilemoe.scaling.sweep.grid import load_grid
+from mobilemoe.sweep import crew
+from mobilemoe.sweep import worker
+from mobilemoe.sweep.grid import load_grid
 
 torch.set_num_threads(1)
 loader.READ_AHEAD = 8
@@ -68,7 +69,7 @@ class Forked:
             os.closerange(3, 100)
             sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")
             threading.Thread(target=worker._stop_with_parent, daemon=True).start()
-            module = command.index("mobilemoe.scaling.sweep.worker")
+            module = command.index("mobilemoe.sweep.worker")
             os._exit(worker.work(Path(command[module + 1]), command[module + 2], command[module + 3:]))
         os.close(stdin)
         os.close(stdout)

@@ -13,7 +13,7 @@ from mobilemoe.checkpoint import tensor_table, write_random
 from mobilemoe.config import FULL, SLIDING
 from mobilemoe.model import MobileMoE
 from mobilemoe.presets import PRESETS, family_member, preset
-from mobilemoe.scaling.space import Space, config_of
+from mobilemoe.scaling.plan.space import Space, config_of
 
 # spec section 1: total, active, int4_file_bytes, KV bytes per token, GFLOPs per token, the paper's INT4 memory in GB.
 PUBLISHED = {

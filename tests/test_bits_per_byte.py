@@ -12,8 +12,8 @@ import zstandard
 import mobilemoe
 from conftest import write_model
 from mobilemoe.errors import DataError, MobileMoEError, UsageError
-from mobilemoe.evaluate.bits_per_byte import score_file
-from mobilemoe.evaluate.compression import compression_table
+from mobilemoe.evaluate.compare.bits_per_byte import score_file
+from mobilemoe.evaluate.compare.compression import compression_table
 
 CHAT = [{"role": "user", "content": "Où?"}, {"role": "assistant", "content": "Here <|eot|>."}]
 

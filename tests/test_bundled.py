@@ -8,7 +8,7 @@ import pytest
 
 import mobilemoe
 from mobilemoe.checkpoint import Checkpoint
-from mobilemoe.evaluate.bits_per_byte import score_file
+from mobilemoe.evaluate.compare.bits_per_byte import score_file
 from mobilemoe.hub import ASSETS
 from mobilemoe.load import Model
 from mobilemoe.presets import PRESETS

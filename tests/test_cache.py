@@ -15,7 +15,7 @@ from conftest import write_model
 from mobilemoe import cache
 from mobilemoe.engine import Engine
 from mobilemoe.errors import UsageError
-from mobilemoe.evaluate.store import Store
+from mobilemoe.evaluate.models.store import Store
 from mobilemoe.profile.random_model import random_model
 
 NOBODY = 65_533  # nobody's number, and not the one that stands for unmapped users

@@ -6,7 +6,7 @@ from mobilemoe import accounting
 from mobilemoe.cli.plan import BYTES, COUNTS, quantity
 from mobilemoe.presets import preset
 from mobilemoe.profile import device as device_module
-from mobilemoe.scaling.published import published
+from mobilemoe.scaling.law.published import published
 from mobilemoe.train.plan import architecture
 from mobilemoe.train.recipe import load_recipe
 

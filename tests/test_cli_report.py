@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from mobilemoe.cli.report import report
 from mobilemoe.errors import DataError, UsageError
-from mobilemoe.evaluate.results import write_results
+from mobilemoe.evaluate.results.results import write_results
 from report_results import FOURTEEN, results
 
 app = typer.Typer()
@@ -50,7 +50,7 @@ def test_a_page_and_its_pictures_are_written(files):
 
 
 def test_people_see_the_same(files, monkeypatch):
-    monkeypatch.setattr("mobilemoe.evaluate.report.write_report", lambda *_, **__: [Path("page.html")])
+    monkeypatch.setattr("mobilemoe.evaluate.report.report.write_report", lambda *_, **__: [Path("page.html")])
     arguments = ["nano.json", "dense.json", "--out", "page.html"]
     shown, values = call(*arguments).stdout, json.loads(call(*arguments, "--json").stdout)
     nano = values["models"]["nano"]

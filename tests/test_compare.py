@@ -11,10 +11,10 @@ import mobilemoe
 from conftest import write_model
 from mobilemoe.checkpoint import write_random
 from mobilemoe.errors import DataError, MobileMoEError, UsageError
-from mobilemoe.evaluate import compare
-from mobilemoe.evaluate.bits_per_byte import score_file
-from mobilemoe.evaluate.compare import compare_logits
-from mobilemoe.evaluate.compression import compression_table
+from mobilemoe.evaluate.compare import logits as compare
+from mobilemoe.evaluate.compare.bits_per_byte import score_file
+from mobilemoe.evaluate.compare.compression import compression_table
+from mobilemoe.evaluate.compare.logits import compare_logits
 from mobilemoe.presets import family_member
 from mobilemoe.sampling import log_softmax
 

@@ -8,10 +8,10 @@ from random import Random
 import pytest
 
 from mobilemoe.chat import check_messages
-from mobilemoe.data.practice import write_practice
-from mobilemoe.data.practice_passages import about_passage, read_passages
-from mobilemoe.data.practice_reading import UNKNOWN, reading
-from mobilemoe.data.practice_sums import REFUSALS, plain_sum, short_sum, story, sum_and_another, two_steps
+from mobilemoe.data.practice.passages import about_passage, read_passages
+from mobilemoe.data.practice.reading import UNKNOWN, reading
+from mobilemoe.data.practice.sums import REFUSALS, plain_sum, short_sum, story, sum_and_another, two_steps
+from mobilemoe.data.practice.write import write_practice
 from mobilemoe.errors import DataError
 
 

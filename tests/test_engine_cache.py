@@ -17,7 +17,7 @@ from mobilemoe.checkpoint import convert
 from mobilemoe.engine import Engine, cache, cache_folder, is_whole, write_engine_folder
 from mobilemoe.engine.native import native
 from mobilemoe.errors import CheckpointError, ConfigError, MobileMoEError, UsageError
-from mobilemoe.evaluate.scorer import ModelScorer
+from mobilemoe.evaluate.models.scorer import ModelScorer
 from mobilemoe.hub import ASSETS
 from mobilemoe.load import load
 from mobilemoe.tokenizer import Tokenizer

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from mobilemoe.errors import UsageError
-from mobilemoe.evaluate.card import command, model_card
+from mobilemoe.evaluate.report.card import command, model_card
 from refusals import refusal
 from report_results import FOURTEEN, results
 

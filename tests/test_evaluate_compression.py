@@ -12,10 +12,10 @@ import mobilemoe
 from conftest import write_model
 from mobilemoe.checkpoint import write_random
 from mobilemoe.errors import UsageError
-from mobilemoe.evaluate.compression import compression_table, overlap
-from mobilemoe.evaluate.expert_use import torch_model
-from mobilemoe.evaluate.paired import paired, read_examples, unlike
-from mobilemoe.evaluate.results import Results, read_results, write_examples, write_results
+from mobilemoe.evaluate.compare.compression import compression_table, overlap
+from mobilemoe.evaluate.compare.paired import paired, read_examples, unlike
+from mobilemoe.evaluate.experts.expert_use import torch_model
+from mobilemoe.evaluate.results.results import Results, read_results, write_examples, write_results
 from mobilemoe.presets import family_member
 
 ENTRIES = (
@@ -209,6 +209,6 @@ def test_benchmarks_stand_in_the_same_table(found, tmp_path):
 
 
 def test_importing_it_loads_no_torch():
-    code = "import sys, mobilemoe.evaluate.compression; print({'torch', 'matplotlib'} & {*sys.modules})"
+    code = "import sys, mobilemoe.evaluate.compare.compression; print({'torch', 'matplotlib'} & {*sys.modules})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "set()\n"

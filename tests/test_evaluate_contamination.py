@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from mobilemoe.errors import DataError
-from mobilemoe.evaluate import contamination
-from mobilemoe.evaluate.contamination import (
+from mobilemoe.evaluate.compare import contamination
+from mobilemoe.evaluate.compare.contamination import (
     Overlap,
     doc_texts,
     find_overlaps,

@@ -11,8 +11,8 @@ from conftest import write_model
 from mobilemoe import accounting
 from mobilemoe.checkpoint import write_random
 from mobilemoe.errors import DataError, UsageError
-from mobilemoe.evaluate import expert_use
-from mobilemoe.evaluate.expert_use import (
+from mobilemoe.evaluate.experts import expert_use
+from mobilemoe.evaluate.experts.expert_use import (
     HEADS,
     count_experts,
     draw_distinct,

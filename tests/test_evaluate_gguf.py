@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mobilemoe.errors import CheckpointError, MissingExtraError
-from mobilemoe.evaluate.scorer import Prompt
+from mobilemoe.evaluate.models.scorer import Prompt
 
 pytestmark = pytest.mark.doors
 TEXTS = ("The capital of France is", "The capital of France", "Two and two are", "def add(a, b):\n    return")
@@ -17,7 +17,7 @@ def path():
 
 @pytest.fixture(scope="module")
 def scorer(path):
-    from mobilemoe.evaluate.gguf import GgufScorer
+    from mobilemoe.evaluate.models.gguf import GgufScorer
 
     return GgufScorer(path, threads=2)
 
@@ -85,7 +85,7 @@ def test_a_suite_runs_on_it(mobilemoe_cli, path, tmp_path):
 
 
 def test_a_damaged_file_is_one_sentence(tmp_path):
-    from mobilemoe.evaluate.gguf import GgufScorer
+    from mobilemoe.evaluate.models.gguf import GgufScorer
 
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises((CheckpointError, MissingExtraError)):

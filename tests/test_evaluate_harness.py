@@ -18,9 +18,9 @@ from mobilemoe.hub import ASSETS
 pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 
-from mobilemoe.evaluate.harness import HarnessModel
-from mobilemoe.evaluate.scorer import ModelScorer
-from mobilemoe.evaluate.store import Store
+from mobilemoe.evaluate.models.harness import HarnessModel
+from mobilemoe.evaluate.models.scorer import ModelScorer
+from mobilemoe.evaluate.models.store import Store
 
 WORDS = re.findall(r"\w+", "The little river ran past seven old houses and a mill before it met the sea again")
 
@@ -60,7 +60,7 @@ def text_of(words, start=0):
 def test_importing_the_room_tells_the_harness_of_the_model_and_loads_nothing_heavy(order):
     code = (
         f"import sys; {order}\n"
-        "heavy = {'torch', 'datasets', 'lm_eval.evaluator', 'mobilemoe.evaluate.harness'} & sys.modules.keys()\n"
+        "heavy = {'torch', 'datasets', 'lm_eval.evaluator', 'mobilemoe.evaluate.models.harness'} & sys.modules.keys()\n"
         "assert not heavy, heavy\n"
         "import lm_eval.models\n"
         "from lm_eval.api.registry import get_model\n"
@@ -73,9 +73,9 @@ def test_importing_the_room_tells_the_harness_of_the_model_and_loads_nothing_hea
 def test_without_the_harness_the_room_can_be_imported_and_its_model_says_what_to_install():
     code = (
         "import sys; sys.modules['lm_eval'] = None\n"
-        "import mobilemoe.evaluate.bits_per_byte\n"
+        "import mobilemoe.evaluate.compare.bits_per_byte\n"
         "from mobilemoe.errors import MissingExtraError\n"
-        "try: import mobilemoe.evaluate.harness\n"
+        "try: import mobilemoe.evaluate.models.harness\n"
         "except MissingExtraError as fault: print(fault)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mobilemoe.errors import DataError
-from mobilemoe.evaluate.paired import paired, read_examples, unlike
+from mobilemoe.evaluate.compare.paired import paired, read_examples, unlike
 from refusals import refusal
 from report_results import results
 

@@ -10,9 +10,9 @@ import pytest
 from matplotlib.axes import Axes
 
 from mobilemoe.errors import MissingExtraError, UsageError
-from mobilemoe.evaluate.pareto import average, front, fronts, in_common, labels, main_score
-from mobilemoe.evaluate.published import S_BASE_ZERO_SHOT, average_marks, s_base_mark
-from mobilemoe.evaluate.report import write_report
+from mobilemoe.evaluate.report.pareto import average, front, fronts, in_common, labels, main_score
+from mobilemoe.evaluate.report.report import write_report
+from mobilemoe.paper import S_BASE_ZERO_SHOT, average_marks, s_base_mark
 from refusals import refusal
 from report_results import FOURTEEN, ZERO_SHOT, results
 

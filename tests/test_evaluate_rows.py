@@ -12,9 +12,10 @@ from mobilemoe.errors import DataError
 pytest.importorskip("lm_eval")
 
 from mobilemoe.evaluate import run
-from mobilemoe.evaluate.harness import HarnessModel
-from mobilemoe.evaluate.results import read_results, write_results
-from mobilemoe.evaluate.suites import BENCHMARKS, build_tasks
+from mobilemoe.evaluate.models.harness import HarnessModel
+from mobilemoe.evaluate.results.results import read_results, write_results
+from mobilemoe.evaluate.tasks.build import build_tasks
+from mobilemoe.evaluate.tasks.suites import BENCHMARKS
 
 CHOICE = {"query": "A dog", "choices": ["barks aloud", "reads", "is a stone"], "gold": 0}
 PAIR = {"query": "Question: To eat?\n", "choices": ["use a spoon", "sleep"], "gold": 1}

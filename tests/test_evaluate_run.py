@@ -25,8 +25,8 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from mobilemoe.evaluate import run
-from mobilemoe.evaluate.harness import HarnessModel
-from mobilemoe.evaluate.results import Results, read_results, write_results
+from mobilemoe.evaluate.models.harness import HarnessModel
+from mobilemoe.evaluate.results.results import Results, read_results, write_results
 
 WORDS = [f"{first}{last}" for first in ("ma", "ri", "to", "se") for last in ("ll", "ver", "wn", "a", "nd")]
 BENCHMARKS = [
@@ -265,8 +265,8 @@ import pytest
 
 sys.path.insert(0, sys.argv[1])
 import test_evaluate_run
-from mobilemoe.evaluate import harness
-from mobilemoe.evaluate.store import Store
+from mobilemoe.evaluate.models import harness
+from mobilemoe.evaluate.models.store import Store
 harness._TOGETHER = 8
 put = Store.put
 def slowly(self, results):

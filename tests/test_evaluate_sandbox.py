@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from mobilemoe.evaluate import sandbox
-from mobilemoe.evaluate.sandbox import Outcome, SandboxError, sandbox_strength
-from mobilemoe.evaluate.sandbox_calls import calls_of
-from mobilemoe.evaluate.sandbox_files import visible_files
+from mobilemoe.evaluate.tasks.sandbox import run as sandbox
+from mobilemoe.evaluate.tasks.sandbox.calls import calls_of
+from mobilemoe.evaluate.tasks.sandbox.files import visible_files
+from mobilemoe.evaluate.tasks.sandbox.run import Outcome, SandboxError, sandbox_strength
 from sandbox_attacks import attack
 
 
@@ -253,7 +253,10 @@ def test_the_end_of_this_process_ends_the_program():
     mark = f"mark-{os.getpid()}-alone"
     python = os.path.realpath(sys.executable)
     inner = f"import os; os.execv({python!r}, ['walled', '-S', '-c', 'import time; time.sleep(60)', {mark!r}])"
-    script = f"from mobilemoe.evaluate.sandbox import run_code\nrun_code({inner!r}, seconds=60, memory_bytes=2**28)"
+    script = (
+        "from mobilemoe.evaluate.tasks.sandbox.run import run_code\n"
+        f"run_code({inner!r}, seconds=60, memory_bytes=2**28)"
+    )
     with subprocess.Popen([sys.executable, "-c", script]) as parent:
         is_started = wait_until(lambda: any(line.startswith("walled\0") for line in processes_with(mark)), 10)
         parent.kill()
@@ -264,7 +267,7 @@ def test_the_end_of_this_process_ends_the_program():
 def test_where_the_walls_cannot_be_built_nothing_runs(monkeypatch, tmp_path):
     failing = tmp_path / "inside.py"
     failing.write_text("import sys; sys.stderr.write('unshare: Operation not permitted'); sys.exit(70)")
-    monkeypatch.setattr(sandbox.sandbox_inside, "__file__", str(failing))
+    monkeypatch.setattr(sandbox.inside, "__file__", str(failing))
     with pytest.raises(SandboxError, match=r"\(unshare: Operation not permitted\): allow unprivileged user namespaces"):
         attack("pass")
 
@@ -282,7 +285,8 @@ def test_where_the_walls_cannot_be_built_nothing_runs(monkeypatch, tmp_path):
 def test_where_it_cannot_work_it_says_so_before_anything_is_scored(harm, words, tmp_path):
     """`words` of the reason, None where it works all the same."""
     script = (
-        "import os, resource, sys, tempfile\nfrom mobilemoe.evaluate.sandbox import SandboxError, sandbox_strength\n"
+        "import os, resource, sys, tempfile\n"
+        "from mobilemoe.evaluate.tasks.sandbox.run import SandboxError, sandbox_strength\n"
         f"{harm}\ntry: print(sandbox_strength())\nexcept SandboxError as reason: print('refused:', reason)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=120)

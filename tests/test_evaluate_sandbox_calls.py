@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mobilemoe.evaluate import sandbox
-from mobilemoe.evaluate.sandbox_calls import allowed_numbers
+from mobilemoe.evaluate.tasks.sandbox import run as sandbox
+from mobilemoe.evaluate.tasks.sandbox.calls import allowed_numbers
 from sandbox_attacks import attack
 
 FAMILIES = [
@@ -117,12 +117,12 @@ def test_it_has_a_session_keyring_of_its_own_and_no_call_to_reach_one():
     if key < 0:
         pytest.skip("this kernel gives us no key to lose")
     script = (
-        "import ctypes, sys\nsys.path.insert(0, sys.argv[1])\nimport sandbox_inside as inside\n"
+        "import ctypes, sys\nsys.path.insert(0, sys.argv[1])\nimport inside\n"
         "keyctl, search = int(sys.argv[2]), (10, -3, b'user', b'mobilemoe-secret', 0)\n"
         "def instead():\n    print(ctypes.CDLL(None).syscall(keyctl, *search))\n    sys.exit()\n"
         "inside.enter_namespaces = instead\ninside.run({'keyctl': keyctl})"
     )
-    folder = str(Path(sandbox.sandbox_inside.__file__).parent)
+    folder = str(Path(sandbox.inside.__file__).parent)
     done = subprocess.run(
         [sys.executable, "-c", script, folder, str(keyctl)], capture_output=True, text=True, check=True
     )

@@ -12,8 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 from mobilemoe.errors import UsageError
-from mobilemoe.evaluate import sandbox, suites
-from mobilemoe.evaluate.suites import BENCHMARKS, SUITES, build_tasks, find_benchmarks
+from mobilemoe.evaluate.tasks import build, lm_tasks
+from mobilemoe.evaluate.tasks.build import build_tasks
+from mobilemoe.evaluate.tasks.sandbox import run as sandbox
+from mobilemoe.evaluate.tasks.suites import BENCHMARKS, SUITES, find_benchmarks
 
 pytest.importorskip("lm_eval")
 
@@ -21,7 +23,7 @@ from lm_eval import evaluator
 from lm_eval.api.model import LM
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from mobilemoe.evaluate.tasks.build import FOLDERS
+from mobilemoe.evaluate.tasks.lm_tasks import FOLDERS
 
 SUM = {"query": "Question: Which is a sum?", "choices": ["two and two", "seven", "a very long wrong answer"], "gold": 0}
 CHOICES = [SUM, {**SUM, "query": "Question: Which is a number?", "gold": 1}]
@@ -246,7 +248,7 @@ def test_code_is_run_only_where_it_is_allowed(folder, monkeypatch):
     def refuse():
         raise sandbox.SandboxError("no walls here")
 
-    monkeypatch.setattr(suites, "sandbox_strength", refuse)
+    monkeypatch.setattr(build, "sandbox_strength", refuse)
     assert build_tasks(code, folder, True) == ({}, {"humaneval": "no walls here", "mbpp": "no walls here"})
 
 
@@ -285,7 +287,8 @@ def test_a_limit_takes_the_first_items(folder):
 
 def test_without_the_hub_every_benchmark_is_missing_in_one_line():
     script = (
-        "import sys\nfrom mobilemoe.evaluate.suites import SUITES, build_tasks\n"
+        "import sys\nfrom mobilemoe.evaluate.tasks.build import build_tasks\n"
+        "from mobilemoe.evaluate.tasks.suites import SUITES\n"
         "tasks, missing = build_tasks(SUITES['foundation'], None, False)\n"
         "print(len(tasks), *missing.items(), sep='\\n')"
     )
@@ -300,7 +303,7 @@ def test_without_the_hub_every_benchmark_is_missing_in_one_line():
 
 
 def test_the_revision_of_data_from_the_hub_is_known_by_the_folder_that_they_are_kept_in():
-    from mobilemoe.evaluate.tasks.build import data_revisions
+    from mobilemoe.evaluate.tasks.lm_tasks import data_revisions
 
     def task(path, *folders):
         files = [{"filename": f"/cache/org___{path}/default/0.0.0/{folder}/test.arrow"} for folder in folders]
@@ -314,16 +317,14 @@ def test_the_revision_of_data_from_the_hub_is_known_by_the_folder_that_they_are_
 def test_the_network_is_tried_once(monkeypatch):
     import huggingface_hub
 
-    from mobilemoe.evaluate.tasks import build
-
     seen = []
 
     def unreachable(benchmark, data_dir):
         seen.append(huggingface_hub.constants.HF_HUB_OFFLINE)
-        raise build.HubUnreachable("no network")
+        raise lm_tasks.HubUnreachable("no network")
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(build, "build_task", unreachable)
+    monkeypatch.setattr(lm_tasks, "build_task", unreachable)
     build_tasks(SUITES["quick"], None, False)
     assert seen == [False] + [True] * (len(SUITES["quick"]) - 1)
     assert huggingface_hub.constants.HF_HUB_OFFLINE is False

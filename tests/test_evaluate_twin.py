@@ -17,7 +17,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from conftest import write_model
-from mobilemoe.evaluate.harness import HarnessModel
+from mobilemoe.evaluate.models.harness import HarnessModel
 from test_model_oracle import glm
 
 HELDOUT = Path(__file__).parent / "data" / "heldout.jsonl"

@@ -1,4 +1,8 @@
-"""The promise of DESIGN.md's list: each room imports the rooms listed for it and no other, and the package no torch."""
+"""The promise of docs/architecture.md's list: each room imports the rooms listed for it and no other, no two modules
+import each other, and the package needs no torch.
+
+A room is a module or a folder of src/mobilemoe; a folder in it that is listed by itself is a room of its own.
+"""
 
 import ast
 import subprocess
@@ -26,6 +30,8 @@ LEAVES = {
     "ids",
     "drawing",
     "page",
+    "table",
+    "paper",
 }
 
 # "A -> B": what a room may import besides itself. The leaves are open to all, and strict among themselves.
@@ -44,6 +50,8 @@ RULES: dict[str, set[str]] = {
     "ids": {"errors"},
     "drawing": {"errors"},
     "page": set(),
+    "table": {"errors", "files"},
+    "paper": {"accounting", "presets"},
     "tokenizer": LEAVES,
     "chat": LEAVES,
     "hub": LEAVES,
@@ -53,17 +61,30 @@ RULES: dict[str, set[str]] = {
     "quant": LEAVES | {"checkpoint"},
     "engine": LEAVES | {"checkpoint", "tokenizer", "chat"},
     "data": LEAVES | {"tokenizer", "chat", "hub"},
+    "data.practice": LEAVES | {"data", "chat"},
     "train": LEAVES | {"model", "data", "quant", "checkpoint", "tokenizer", "chat", "hub"},
     "load": LEAVES | {"hub", "checkpoint", "tokenizer", "chat", "engine", "model", "writer"},
     "profile": LEAVES | {"engine", "checkpoint", "load"},
-    "scaling": LEAVES | {"profile"},
-    "scaling.sweep": LEAVES | {"profile", "train", "model", "data", "checkpoint", "tokenizer", "chat", "hub"},
-    "evaluate": LEAVES | {"load", "engine", "model", "quant", "checkpoint", "data", "profile", "chat", "writer"},
+    "scaling": LEAVES | {"scaling.law", "scaling.plan"},
+    "scaling.law": LEAVES,
+    "scaling.optimum": LEAVES | {"scaling.law"},
+    "scaling.report": LEAVES | {"scaling.law", "scaling.optimum"},
+    "scaling.plan": LEAVES | {"scaling.law", "scaling.report", "profile"},
+    "sweep": LEAVES | {"profile", "train", "model", "data", "checkpoint", "tokenizer", "chat", "hub"},
+    "evaluate": LEAVES | {"evaluate.results", "evaluate.models", "evaluate.tasks"},
+    "evaluate.results": LEAVES | {"data"},
+    "evaluate.models": LEAVES | {"load", "engine", "checkpoint", "chat", "writer"},
+    "evaluate.tasks": LEAVES | {"evaluate.results", "evaluate.models", "evaluate.tasks.sandbox"},
+    "evaluate.tasks.sandbox": LEAVES,
+    "evaluate.experts": LEAVES | {"load", "model", "data", "train", "checkpoint"},
+    "evaluate.compare": LEAVES
+    | {"evaluate.results", "evaluate.experts", "load", "engine", "model", "quant", "checkpoint", "data", "chat"},
+    "evaluate.report": LEAVES | {"evaluate.results", "evaluate.tasks", "evaluate.compare"},
     "serve": LEAVES | {"load", "engine", "chat", "tokenizer"},
     "export": LEAVES | {"checkpoint", "model", "quant", "tokenizer", "chat"},
     "": LEAVES | {"load", "model"},  # the package itself: the two-line API
 }
-RULES["cli"] = {*RULES} - {"scaling.sweep"}
+RULES["cli"] = {*RULES}
 RULES["__main__"] = {"cli"}
 
 
@@ -93,17 +114,19 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[str]:
                 yield name.removeprefix("mobilemoe").removeprefix(".")
 
 
-def room_of(imported: str) -> str:
-    """The room that an imported name lies in: "" for what the package itself exports."""
-    room = imported.split(".")[0]
-    return room if (ROOT / room).is_dir() or (ROOT / f"{room}.py").is_file() else ""
+def room_of(module: str) -> str:
+    """The smallest room with a rule that a module, or a name in one, lies in: "" for what the package exports."""
+    parts = module.split(".")
+    for end in range(len(parts), 0, -1):
+        room = ".".join(parts[:end])
+        if room in RULES:
+            return room
+    return parts[0] if (ROOT / parts[0]).is_dir() or (ROOT / f"{parts[0]}.py").is_file() else ""
 
 
 def breaches(source: str, module: str, is_package: bool = False) -> set[tuple[str, str]]:
-    parts = module.split(".")
-    room = parts[0]
-    part = ".".join(parts[:2])  # of a room, with a rule of its own
-    allowed = RULES[part if part in RULES else room] | {room}
+    room = room_of(module)
+    allowed = RULES[room] | {room}
     return {(room, target) for target in map(room_of, imports(source, module, is_package)) if target not in allowed}
 
 
@@ -112,7 +135,7 @@ MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_only_the_rooms_listed_for_its_own(module):
-    assert module.split(".")[0] in RULES, f"{module} is in no room of DESIGN.md's list: say there what it may import"
+    assert room_of(module) in RULES, f"{module} is in no room of the list: say in RULES what it may import"
     path = MODULES[module]
     found = breaches(path.read_text(), module, path.name == "__init__.py")
     assert not found, f"{path} imports rooms that are not listed for its own: {found}"
@@ -125,14 +148,61 @@ def test_nobody_imports_the_cli_or_the_package_itself_but_the_cli():
             assert not rooms & {"cli", ""}, module
 
 
-def test_the_rules_have_no_circle():
-    def reach(room, seen=()):
-        assert room not in seen, (*seen, room)
-        for other in RULES[room] - {room}:
-            reach(other, (*seen, room))
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """Some nodes that lead to one another, in order, the first again at the end; empty if there are none."""
+    done: set[str] = set()
 
-    for room in RULES:
-        reach(room)
+    def walk(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in done:
+            return []
+        found = next(filter(None, (walk(other, [*path, node]) for other in sorted(arrows.get(node, ())))), [])
+        done.add(node)
+        return found
+
+    return next(filter(None, (walk(node, []) for node in sorted(arrows))), [])
+
+
+def module_arrows(sources: dict[str, tuple[str, bool]]) -> dict[str, set[str]]:
+    """Which modules each imports, anywhere in it; a name that is no module counts as the module that it lies in."""
+
+    def modules(name: str) -> set[str]:
+        while name and name not in sources:
+            name = name.rpartition(".")[0]
+        return {name} if name else set()
+
+    return {
+        module: {other for name in imports(source, module, is_package) for other in modules(name)} - {module}
+        for module, (source, is_package) in sources.items()
+    }
+
+
+def test_the_rules_have_no_circle():
+    assert circle({room: targets - {room} for room, targets in RULES.items()}) == []
+
+
+@pytest.mark.xfail(strict=True, reason="Engine, Batch, Session and scoring know of one another")
+def test_no_two_modules_import_each_other_not_even_through_others():
+    sources = {module: (path.read_text(), path.name == "__init__.py") for module, path in MODULES.items() if module}
+    sources["engine._native"] = ("", False)  # compiled
+    assert circle(module_arrows(sources)) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        ({"a": "from mobilemoe import b", "b": "x = 1"}, []),
+        ({"a": "from mobilemoe import b", "b": "from mobilemoe.a import x"}, ["a", "b", "a"]),
+        (
+            {"a": "import mobilemoe.b", "b": "def f():\n    from mobilemoe.c import x", "c": "import mobilemoe.a"},
+            "abca",
+        ),
+        ({"a": "if TYPE_CHECKING:\n    from mobilemoe.b import B", "b": "from mobilemoe import a"}, ["a", "b", "a"]),
+    ],
+)
+def test_a_circle_of_modules_is_seen(sources, expected):
+    assert circle(module_arrows({name: (text, False) for name, text in sources.items()})) == [*expected]
 
 
 @pytest.mark.parametrize(
@@ -151,9 +221,15 @@ def test_the_rules_have_no_circle():
         ("errors", "from mobilemoe.files import read_json", {("errors", "files")}),
         ("accounting", "from mobilemoe import presets", {("accounting", "presets")}),
         ("checkpoint.folder", "from mobilemoe.tokenizer import Tokenizer", {("checkpoint", "tokenizer")}),
-        ("scaling.fit", "from mobilemoe.train.loop import train", {("scaling", "train")}),
-        ("scaling.sweep", "from mobilemoe.train.loop import train", set()),
-        ("scaling.sweep.worker", "from mobilemoe.train.loop import train", set()),
+        ("scaling.law.fit", "from mobilemoe.train.loop import train", {("scaling.law", "train")}),
+        ("scaling.plan.plan", "from mobilemoe.sweep.grid import plan", {("scaling.plan", "sweep")}),
+        ("scaling.plan.plan", "from mobilemoe.scaling.law import fit", set()),
+        ("scaling.law.fit", "from mobilemoe.scaling.plan.plan import plan", {("scaling.law", "scaling.plan")}),
+        ("scaling.law.fit", "from mobilemoe.scaling import plan", {("scaling.law", "scaling.plan")}),
+        ("scaling.law.fit", "from mobilemoe.scaling import read_runs", {("scaling.law", "scaling")}),
+        ("evaluate.results.rows", "from mobilemoe.evaluate import run", {("evaluate.results", "evaluate")}),
+        ("train.parallel.fellows", "from mobilemoe.train import loop", set()),
+        ("sweep.worker", "from mobilemoe.train.loop import train", set()),
         ("load", "from mobilemoe.cli.main import main", {("load", "cli")}),
         ("cli.run", "from mobilemoe import load, chat\nfrom mobilemoe.train import loop", set()),
     ],

@@ -15,7 +15,7 @@ from mobilemoe.profile.device import CONSTANTS, Device, device, saved_path
 from mobilemoe.profile.fit_device import Timing, fit_device
 from mobilemoe.profile.measure_device import STANDARD, Trial, measure_device
 from mobilemoe.profile.speed import DECODED
-from mobilemoe.scaling.space import Space, config_of
+from mobilemoe.scaling.plan.space import Space, config_of
 from refusals import refusal
 
 # spec section 7, read from it again: (phone, tokens, model): seconds to the first token, tokens/s decoded.

@@ -8,11 +8,11 @@ import torch
 
 from mobilemoe.checkpoint import Checkpoint, convert, write_random
 from mobilemoe.errors import DataError, UsageError
+from mobilemoe.evaluate.experts import text_routing as routing
+from mobilemoe.evaluate.experts.text_routing import text_routing
 from mobilemoe.model import MobileMoE
 from mobilemoe.presets import family_member
 from mobilemoe.tokenizer import Tokenizer
-from mobilemoe.train import routing
-from mobilemoe.train.routing import text_routing
 
 LINES = [
     {"text": "One fish.", "domain": "books", "source": "a"},

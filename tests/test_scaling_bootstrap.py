@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from mobilemoe.scaling import Points, fit, published
-from mobilemoe.scaling.bootstrap import bootstrap, draws
-from mobilemoe.scaling.fit import _polish
-from mobilemoe.scaling.forms import FORMS
-from mobilemoe.scaling.solver import Problem, descend, misfit
+from mobilemoe.scaling.law.bootstrap import bootstrap, draws
+from mobilemoe.scaling.law.fit import _polish
+from mobilemoe.scaling.law.forms import FORMS
+from mobilemoe.scaling.law.solver import Problem, descend, misfit
 from scaling_runs import joint_law, paper_sweep, runs_of
 
 PROBE = Points(
@@ -47,14 +47,14 @@ def test_weights_count_as_copies():
 
 
 def test_resamples_that_do_not_converge_are_counted_and_left_out(monkeypatch):
-    monkeypatch.setattr("mobilemoe.scaling.bootstrap.STEPS", 14)
+    monkeypatch.setattr("mobilemoe.scaling.law.bootstrap.STEPS", 14)
     found = fit(runs_of(joint_law(), noise=0.003), bootstraps=50)
     assert 0 < found.failed_resamples == 50 - len(found.law.samples) < 50
     assert any("did not converge" in note for note in found.notes)
 
 
 def test_without_a_resample_that_converged_the_interval_is_the_rmse(monkeypatch):
-    monkeypatch.setattr("mobilemoe.scaling.bootstrap.STEPS", 1)
+    monkeypatch.setattr("mobilemoe.scaling.law.bootstrap.STEPS", 1)
     found = fit(runs_of(joint_law(), noise=0.003), bootstraps=20)
     assert found.failed_resamples == 20
     assert found.law.interval_kind == "RMSE of the fit"

@@ -6,10 +6,10 @@ from scipy.optimize import approx_fprime
 
 from mobilemoe.errors import DataError, UsageError
 from mobilemoe.scaling import Law, Points, Runs, fit, published
-from mobilemoe.scaling.compare import compare
-from mobilemoe.scaling.fit import split
-from mobilemoe.scaling.forms import FORMS, in_units
-from mobilemoe.scaling.solver import HUBER, Problem, misfit
+from mobilemoe.scaling.law.compare import compare
+from mobilemoe.scaling.law.fit import split
+from mobilemoe.scaling.law.forms import FORMS, in_units
+from mobilemoe.scaling.law.solver import HUBER, Problem, misfit
 from refusals import refusal
 from scaling_runs import joint_law, paper_sweep, runs_of
 

@@ -7,7 +7,7 @@ import pytest
 
 from mobilemoe.errors import DataError, UsageError
 from mobilemoe.scaling import Law, Points, published
-from mobilemoe.scaling.forms import FORMS, NAMES, effective_experts
+from mobilemoe.scaling.law.forms import FORMS, NAMES, effective_experts
 from refusals import refusal
 from scaling_runs import joint_law, paper_sweep
 
@@ -117,7 +117,7 @@ def test_an_interval_over_many_points_is_that_of_each(monkeypatch):
     law = Law(**vars(joint_law()) | {"samples": samples})
     points = paper_sweep()
     whole = law.interval(points, 0.8)
-    monkeypatch.setattr("mobilemoe.scaling.law.VALUES_AT_ONCE", 120)
+    monkeypatch.setattr("mobilemoe.scaling.law.law.VALUES_AT_ONCE", 120)
     np.testing.assert_allclose(law.interval(points, 0.8), whole)
     expected = np.quantile([float(FORMS["joint"].loss(row, points.at(7))) for row in samples], [0.1, 0.9])
     np.testing.assert_allclose([whole[0][7], whole[1][7]], expected)

@@ -9,12 +9,12 @@ import pytest
 from mobilemoe import accounting
 from mobilemoe.errors import MissingExtraError, UsageError
 from mobilemoe.presets import family_member, preset
-from mobilemoe.scaling.family import family
-from mobilemoe.scaling.forms import FORMS, effective_experts
-from mobilemoe.scaling.law import Law
-from mobilemoe.scaling.optimum import compute_optimum, constrained_optimum
-from mobilemoe.scaling.published import published
-from mobilemoe.scaling.runs import Points
+from mobilemoe.scaling.law.forms import FORMS, effective_experts
+from mobilemoe.scaling.law.law import Law
+from mobilemoe.scaling.law.published import published
+from mobilemoe.scaling.law.runs import Points
+from mobilemoe.scaling.optimum.family import family
+from mobilemoe.scaling.optimum.optimum import compute_optimum, constrained_optimum
 
 PAPER = published("paper-E")
 FLOPS = 8e20

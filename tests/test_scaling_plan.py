@@ -13,13 +13,13 @@ from mobilemoe import accounting
 from mobilemoe.errors import UsageError
 from mobilemoe.presets import preset
 from mobilemoe.profile.device import Device, device
-from mobilemoe.scaling.candidates import LIMITS, TOLERANCE, WEIGHT_BITS_PRIOR, Constraints
-from mobilemoe.scaling.plan import plan
-from mobilemoe.scaling.plan_recipe import LEAST_STEPS, SEQUENCE, batch
-from mobilemoe.scaling.plan_report import front, write_report
-from mobilemoe.scaling.published import published
-from mobilemoe.scaling.runs import Points
-from mobilemoe.scaling.space import Space
+from mobilemoe.scaling.law.published import published
+from mobilemoe.scaling.law.runs import Points
+from mobilemoe.scaling.plan.candidates import LIMITS, TOLERANCE, WEIGHT_BITS_PRIOR, Constraints
+from mobilemoe.scaling.plan.plan import plan
+from mobilemoe.scaling.plan.recipe import LEAST_STEPS, SEQUENCE, batch
+from mobilemoe.scaling.plan.report import front, write_report
+from mobilemoe.scaling.plan.space import Space
 
 PHONE = Device(
     name="phone",
@@ -95,9 +95,9 @@ def test_the_whole_space_takes_less_than_five_seconds():
 
 def test_planning_needs_neither_torch_nor_scipy_nor_matplotlib():
     script = (
-        "import sys\nfrom mobilemoe.scaling.plan import plan\nfrom mobilemoe.scaling.candidates import Constraints\n"
-        "from mobilemoe.scaling import plan_recipe\n"
-        "plan_recipe.recipe_text(plan(Constraints(memory=1e9)), 'x')\n"
+        "import sys\nfrom mobilemoe.scaling import Constraints, plan\n"
+        "from mobilemoe.scaling.plan.recipe import recipe_text\n"
+        "recipe_text(plan(Constraints(memory=1e9)), 'x')\n"
         "print([name for name in ('torch', 'scipy', 'matplotlib', 'pydantic') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

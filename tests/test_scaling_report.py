@@ -9,12 +9,12 @@ import pytest
 from matplotlib.axes import Axes
 
 from mobilemoe.errors import MissingExtraError
-from mobilemoe.scaling.compare import compare
-from mobilemoe.scaling.fit import fit
-from mobilemoe.scaling.law import Law
-from mobilemoe.scaling.published import published
-from mobilemoe.scaling.report import write_report
-from mobilemoe.scaling.runs import Points, Runs
+from mobilemoe.scaling.law.compare import compare
+from mobilemoe.scaling.law.fit import fit
+from mobilemoe.scaling.law.law import Law
+from mobilemoe.scaling.law.published import published
+from mobilemoe.scaling.law.runs import Points, Runs
+from mobilemoe.scaling.report.report import write_report
 
 PNG = b"\x89PNG\r\n"
 SMALL = {"vocab_size": 4096, "context": 512}

@@ -8,8 +8,8 @@ import pytest
 
 from mobilemoe.errors import UsageError
 from mobilemoe.presets import family_member, preset
-from mobilemoe.scaling.published import published
-from mobilemoe.scaling.space import Space, config_of, departure, family_kv_heads, kv_choices
+from mobilemoe.scaling.law.published import published
+from mobilemoe.scaling.plan.space import Space, config_of, departure, family_kv_heads, kv_choices
 
 
 def find(space: Space, config) -> list[tuple]:

@@ -18,11 +18,11 @@ from mobilemoe.data.encoding import open_tokenizer
 from mobilemoe.data.mixture import build_sources
 from mobilemoe.data.sources import is_held_out
 from mobilemoe.errors import ConfigError, DataError, MachineError, TrainError, UsageError
-from mobilemoe.scaling.sweep.crew import choose, sweep
-from mobilemoe.scaling.sweep.faults import machine_fault
-from mobilemoe.scaling.sweep.grid import HeldOut, load_grid, plan
-from mobilemoe.scaling.sweep.heldout import read_held_out
-from mobilemoe.scaling.sweep.table import add_row, claimed, read_rows, remove_rows
+from mobilemoe.sweep.crew import choose, sweep
+from mobilemoe.sweep.faults import machine_fault
+from mobilemoe.sweep.grid import HeldOut, load_grid, plan
+from mobilemoe.sweep.heldout import read_held_out
+from mobilemoe.sweep.table import add_row, claimed, read_rows, remove_rows
 
 pytest_plugins = ["sweep_runs"]
 
@@ -243,7 +243,7 @@ def test_rows_are_added_replaced_and_removed(tmp_path):
 
 def test_many_processes_lose_no_row(tmp_path):
     script = (
-        "import sys; from mobilemoe.scaling.sweep.table import add_row; from pathlib import Path\n"
+        "import sys; from mobilemoe.sweep.table import add_row; from pathlib import Path\n"
         "for n in range(20): add_row(Path(sys.argv[1]), {'id': sys.argv[2] + str(n), 'key': 'k'})"
     )
     children = [subprocess.Popen([sys.executable, "-c", script, tmp_path / "rows.csv", name]) for name in "ab"]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mobilemoe.errors import DataError, TrainError
-from mobilemoe.scaling.sweep.table import add_row, read_rows
-from mobilemoe.scaling.table import read_table
+from mobilemoe.sweep.table import add_row, read_rows
+from mobilemoe.table import read_table
 from refusals import refusal
 
 ROWS = "name,loss,tokens\nMüller,3.91,1000000000\nb,2.5,3000000000\n"

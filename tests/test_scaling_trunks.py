@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from mobilemoe.scaling.sweep.grid import load_grid, plan
-from mobilemoe.scaling.sweep.rates import best_rates, fit_rule
-from mobilemoe.scaling.sweep.table import read_rows
-from mobilemoe.scaling.sweep.units import own_costs, units
+from mobilemoe.sweep.grid import load_grid, plan
+from mobilemoe.sweep.rates import best_rates, fit_rule
+from mobilemoe.sweep.table import read_rows
+from mobilemoe.sweep.units import own_costs, units
 
 pytest_plugins = ["sweep_runs"]
 

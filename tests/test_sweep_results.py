@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mobilemoe.scaling import Law, fit, read_runs
-from mobilemoe.scaling.compare import compare
-from mobilemoe.scaling.sweep.grid import load_grid, plan
+from mobilemoe.scaling.law.compare import compare
+from mobilemoe.sweep.grid import load_grid, plan
 
 ROOT = Path(__file__).parents[1]
 SWEEP = ROOT / "recipes" / "sweep"

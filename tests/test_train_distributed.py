@@ -8,7 +8,7 @@ import pytest
 from mobilemoe.checkpoint import Checkpoint
 from mobilemoe.checkpoint.run_folder import step_folder, step_folders
 from mobilemoe.errors import ConfigError
-from mobilemoe.train.distributed import join
+from mobilemoe.train.parallel.distributed import join
 from train_runs import assert_same, assert_whole, leftovers, rows
 
 pytest_plugins = ["train_runs"]

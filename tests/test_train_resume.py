@@ -12,9 +12,9 @@ from mobilemoe.checkpoint.run_folder import step_folder, step_folders
 from mobilemoe.data import loader as loader_module
 from mobilemoe.errors import ConfigError, DataError, ModelNotFoundError, TrainError
 from mobilemoe.train import step as step_module
-from mobilemoe.train.distributed import World
 from mobilemoe.train.loop import Trainer, train
 from mobilemoe.train.metrics import MetricsLog, read_metrics
+from mobilemoe.train.parallel.distributed import World
 from mobilemoe.train.recipe import Recipe
 from train_runs import assert_same, assert_whole, leftovers, rows
 

@@ -9,8 +9,8 @@ from mobilemoe.checkpoint.run_folder import step_folder, step_folders
 from mobilemoe.errors import ConfigError, TrainError
 from mobilemoe.hub import ASSETS
 from mobilemoe.tokenizer import Tokenizer
-from mobilemoe.train.distributed import World
 from mobilemoe.train.loop import train
+from mobilemoe.train.parallel.distributed import World
 from mobilemoe.train.recipe import Recipe
 from mobilemoe.train.setup import build_model, model_config, set_up
 from train_runs import assert_same, rows

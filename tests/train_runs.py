@@ -166,7 +166,8 @@ from pathlib import Path
 import torch._dynamo, torch.distributed.fsdp  # what torch would import later, once for all
 from mobilemoe.data import loader
 from mobilemoe.errors import MobileMoEError
-from mobilemoe.train import loop, sharded_checkpoint
+from mobilemoe.train.parallel import sharded_checkpoint
+from mobilemoe.train import loop
 from mobilemoe.train.recipe import load_recipe
 from mobilemoe.train.step import Stepper
 

@@ -183,9 +183,9 @@ def _print(result: Result, machine: Machine, plan: Plan) -> None:
 
 
 def _print_ratios(result: Result, baseline: Result, found: Sequence[Ratio]) -> None:
-    from mobilemoe.profile import paper
+    from mobilemoe import paper
 
-    devices = list(paper.RATIOS) if any(ratio.paper for ratio in found) else []
+    devices = list(paper.PHONE_RATIOS) if any(ratio.paper for ratio in found) else []
     print(f"how many times as fast {result.subject.name} is as {baseline.subject.name}")
     table = Table("", "tokens", "here", *(f"paper, {device}" for device in devices))
     for column in table.columns[1:]:
@@ -194,7 +194,7 @@ def _print_ratios(result: Result, baseline: Result, found: Sequence[Ratio]) -> N
         published = (f"{ratio.paper[device]:.2f}" if device in ratio.paper else "" for device in devices)
         table.add_row(ratio.kind, f"{ratio.tokens:,}", f"{ratio.ratio:.2f}", *published)
     plain_console().print(table)
-    if baseline.subject.name == paper.BASELINE:
-        best = ", ".join(f"{kind} {ratio}" for kind, ratio in paper.BEST.items())
+    if baseline.subject.name == paper.PHONE_BASELINE:
+        best = ", ".join(f"{kind} {ratio}" for kind, ratio in paper.BEST_RATIOS.items())
         print(f"The paper compares MobileMoE-S with MobileLLM-Pro; its best ratios: {best}")
     print()

@@ -158,7 +158,7 @@ def practice(
 
     Example: mobilemoe data practice --out practice-00.jsonl --seed 1
     """
-    from mobilemoe.data.practice import write_practice
+    from mobilemoe.data.practice.write import write_practice
 
     counts = write_practice(out, count, seed, passages or [])
     if json:

@@ -23,10 +23,10 @@ from mobilemoe.cli.options import (
 )
 from mobilemoe.cli.progress import Progress
 from mobilemoe.errors import UsageError
-from mobilemoe.evaluate.bits_per_byte import Score, score_file
+from mobilemoe.evaluate.compare.bits_per_byte import Score, score_file
 
 if TYPE_CHECKING:
-    from mobilemoe.evaluate.compression import Compression
+    from mobilemoe.evaluate.compare.compression import Compression
     from mobilemoe.load import Model
 
 ModelsArgument = Annotated[
@@ -118,7 +118,7 @@ def evaluate(
                 raise typer.Exit(130) from None
             values |= found.as_json()
         if text is not None and against is not None:
-            from mobilemoe.evaluate.compression import compression_table
+            from mobilemoe.evaluate.compare.compression import compression_table
 
             table = compression_table(
                 _load_parent(against),

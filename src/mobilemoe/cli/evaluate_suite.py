@@ -15,12 +15,19 @@ from rich.table import Table
 from mobilemoe.cli.options import WIDE, plain_console
 from mobilemoe.cli.progress import Progress
 from mobilemoe.errors import UsageError
-from mobilemoe.evaluate.contamination import Clean, Overlap, find_overlaps, scores_without, task_items, training_texts
-from mobilemoe.evaluate.harness import HarnessModel
-from mobilemoe.evaluate.paired import Comparison, paired, read_examples, unlike
-from mobilemoe.evaluate.results import Results, write_results
+from mobilemoe.evaluate.compare.contamination import (
+    Clean,
+    Overlap,
+    find_overlaps,
+    scores_without,
+    task_items,
+    training_texts,
+)
+from mobilemoe.evaluate.compare.paired import Comparison, paired, read_examples, unlike
+from mobilemoe.evaluate.models.harness import HarnessModel
+from mobilemoe.evaluate.models.scorer import ModelScorer, Scorer
+from mobilemoe.evaluate.results.results import Results, write_results
 from mobilemoe.evaluate.run import Prepared, evaluate, prepare, prompts
-from mobilemoe.evaluate.scorer import ModelScorer, Scorer
 from mobilemoe.files import write_atomic
 from mobilemoe.load import Model
 
@@ -144,7 +151,7 @@ def _teller(progress: Progress, name: str) -> Callable[[int, int, str], None]:
 
 def _scorer(name: str, backend: str, load: Callable[[str], Model], settings: Settings) -> Scorer:
     if backend == "gguf" or name.endswith(".gguf"):
-        from mobilemoe.evaluate.gguf import GgufScorer
+        from mobilemoe.evaluate.models.gguf import GgufScorer
 
         return GgufScorer(name, threads=settings.threads)
     return ModelScorer(load(name), _called(name))
@@ -166,7 +173,7 @@ def _file_names(names: Sequence[str], suite: str) -> dict[str, str]:
 
 
 def _write_experts(name: str, model: HarnessModel, prepared: Prepared, path: Path, progress: Progress) -> Path:
-    from mobilemoe.evaluate.expert_use import count_experts, section
+    from mobilemoe.evaluate.experts.expert_use import count_experts, section
     from mobilemoe.page import page
 
     if not isinstance(model.scorer, ModelScorer):

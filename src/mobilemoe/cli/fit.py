@@ -15,11 +15,11 @@ from rich.table import Table
 
 from mobilemoe.cli.options import JsonOption, plain_console, print_json
 from mobilemoe.errors import DataError, UsageError
-from mobilemoe.scaling.runs import COLUMNS, Runs, count, read_runs
+from mobilemoe.scaling.law.runs import COLUMNS, Runs, count, read_runs
 
 if TYPE_CHECKING:
-    from mobilemoe.scaling.compare import Row
-    from mobilemoe.scaling.fit import Fit
+    from mobilemoe.scaling.law.compare import Row
+    from mobilemoe.scaling.law.fit import Fit
 
 MOST_BOOTSTRAPS = 100_000
 
@@ -61,9 +61,9 @@ def fit(
 
     Example: mobilemoe fit runs.csv --law joint --columns loss=Training_Loss --compare --out law.json
     """
-    from mobilemoe.scaling import compare as comparison
-    from mobilemoe.scaling import pictures
-    from mobilemoe.scaling.fit import fit as fit_law
+    from mobilemoe.scaling.law import compare as comparison
+    from mobilemoe.scaling.law.fit import fit as fit_law
+    from mobilemoe.scaling.report import pictures
 
     if not 0 <= bootstraps <= MOST_BOOTSTRAPS:
         raise UsageError(f"--bootstraps is {bootstraps}, but must be from 0 to {MOST_BOOTSTRAPS}")
@@ -91,7 +91,7 @@ def fit(
     if out is not None:
         found.law.save(out)
     if report is not None:
-        from mobilemoe.scaling.report import write_report
+        from mobilemoe.scaling.report.report import write_report
 
         write_report(found, report, comparison=rows, vocab_size=vocabulary, context=context, pngs=True)
     if json:

@@ -90,8 +90,8 @@ def _describe_engine(json: bool) -> None:
 
 def _describe_routing(folder: Path, text: str, png: Path, json: bool) -> None:
     try:
+        from mobilemoe.evaluate.experts.text_routing import text_routing
         from mobilemoe.train.metrics import draw_routing, drawing
-        from mobilemoe.train.routing import text_routing
     except ModuleNotFoundError as missing:
         raise MissingExtraError(f"the routing of a text ({missing.name})", "train") from None
     drawing()

@@ -16,8 +16,8 @@ from mobilemoe.files import refuse_existing, write_atomic
 
 if TYPE_CHECKING:
     from mobilemoe.profile.device import Device
-    from mobilemoe.scaling.law import Law
-    from mobilemoe.scaling.plan import Plan
+    from mobilemoe.scaling.law.law import Law
+    from mobilemoe.scaling.plan.plan import Plan
 
 BYTES = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 COUNTS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
@@ -54,11 +54,12 @@ def plan(
 
     Example: mobilemoe plan --memory 1.0GB --decode 40 --ttft 1.5 --device galaxy-s25 --train-flops 8e20
     """
-    from mobilemoe.scaling import pictures, plan_report
-    from mobilemoe.scaling.candidates import Constraints
-    from mobilemoe.scaling.plan import plan as make_plan
-    from mobilemoe.scaling.plan_recipe import recipe_text
-    from mobilemoe.scaling.space import Space
+    from mobilemoe.scaling.plan import report as plan_report
+    from mobilemoe.scaling.plan.candidates import Constraints
+    from mobilemoe.scaling.plan.plan import plan as make_plan
+    from mobilemoe.scaling.plan.recipe import recipe_text
+    from mobilemoe.scaling.plan.space import Space
+    from mobilemoe.scaling.report import pictures
 
     constraints = Constraints(
         memory=quantity("--memory", memory, BYTES, "1.0GB or 900MB"),
@@ -120,8 +121,8 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def _law(name: str) -> Law:
-    from mobilemoe.scaling.law import Law
-    from mobilemoe.scaling.published import published
+    from mobilemoe.scaling.law.law import Law
+    from mobilemoe.scaling.law.published import published
 
     return Law.load(name) if Path(name).is_file() or name.endswith(".json") else published(name)
 
@@ -143,7 +144,7 @@ def _device(name: str | None, needed: bool) -> Device | None:
 
 
 def _print(found: Plan) -> None:
-    from mobilemoe.scaling.plan_report import HEADINGS, relief_text, row
+    from mobilemoe.scaling.plan.report import HEADINGS, relief_text, row
 
     table = Table(*HEADINGS)
     for index, column in enumerate(table.columns):

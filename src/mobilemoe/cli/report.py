@@ -13,8 +13,8 @@ from mobilemoe.cli.options import JsonOption, plain_console, print_json
 from mobilemoe.files import write_atomic
 
 if TYPE_CHECKING:
-    from mobilemoe.evaluate.pareto import Average
-    from mobilemoe.evaluate.results import Results
+    from mobilemoe.evaluate.report.pareto import Average
+    from mobilemoe.evaluate.results.results import Results
 
 PAGE = Path("report.html")
 
@@ -41,11 +41,11 @@ def report(
 
     Example: mobilemoe report nano.json gemma.json --out report.html
     """
-    from mobilemoe.evaluate.card import model_card
-    from mobilemoe.evaluate.pareto import average as average_of
-    from mobilemoe.evaluate.pareto import labels
-    from mobilemoe.evaluate.report import write_report
-    from mobilemoe.evaluate.results import read_results
+    from mobilemoe.evaluate.report.card import model_card
+    from mobilemoe.evaluate.report.pareto import average as average_of
+    from mobilemoe.evaluate.report.pareto import labels
+    from mobilemoe.evaluate.report.report import write_report
+    from mobilemoe.evaluate.results.results import read_results
 
     every = labels([(str(path), read_results(path)) for path in results])
     mean, left_out = average_of(every, mixed=average)
@@ -65,7 +65,7 @@ def report(
 
 
 def _values(every: Mapping[str, Results], mean: Average | None, left_out: Mapping[str, str]) -> dict[str, Any]:
-    from mobilemoe.evaluate.pareto import fronts
+    from mobilemoe.evaluate.report.pareto import fronts
 
     return {
         "models": {
@@ -86,8 +86,8 @@ def _values(every: Mapping[str, Results], mean: Average | None, left_out: Mappin
 
 
 def _print(every: Mapping[str, Results], mean: Average | None, left_out: Mapping[str, str]) -> None:
-    from mobilemoe.evaluate.card import per_cent
-    from mobilemoe.evaluate.pareto import COSTS, fronts
+    from mobilemoe.evaluate.report.card import per_cent
+    from mobilemoe.evaluate.report.pareto import COSTS, fronts
 
     found = fronts(every, mean) if mean else {}
     table = Table("* on the front", "average, %", *(cost.label for cost in COSTS))

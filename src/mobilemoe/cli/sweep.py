@@ -16,8 +16,8 @@ from mobilemoe.cli.options import JsonOption, SetOption, plain_console, print_js
 from mobilemoe.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from mobilemoe.scaling.sweep.crew import Summary
-    from mobilemoe.scaling.sweep.grid import Grid, Run
+    from mobilemoe.sweep.crew import Summary
+    from mobilemoe.sweep.grid import Grid, Run
 
 
 def sweep(
@@ -47,9 +47,9 @@ def sweep(
     Example: mobilemoe sweep recipes/sweep/tiny.toml --processes 2
     """
     try:
-        from mobilemoe.scaling.sweep import crew
-        from mobilemoe.scaling.sweep.grid import load_grid
-        from mobilemoe.scaling.sweep.units import own_costs
+        from mobilemoe.sweep import crew
+        from mobilemoe.sweep.grid import load_grid
+        from mobilemoe.sweep.units import own_costs
     except ModuleNotFoundError as missing:
         raise MissingExtraError(f"a sweep ({missing.name})", "train") from None
     loaded = load_grid(grid, tuple(set_ or ()))
@@ -89,7 +89,7 @@ class _Report:
     """A line for every run that ends, on standard error. The time left is that of what is left at the speed so far."""
 
     def __init__(self, runs: list[Run], quiet: bool) -> None:
-        from mobilemoe.scaling.sweep.units import own_costs
+        from mobilemoe.sweep.units import own_costs
 
         self.flops = {name: flops for name, (_, flops) in own_costs(runs).items()}
         self.quiet, self.began, self.done = quiet, time.monotonic(), 0
@@ -156,8 +156,8 @@ def _print(values: list[dict[str, Any]]) -> None:
 def _print_rates(grid: Grid, table: Path, json: bool) -> None:
     """The best rate of each model, and the settings for the sweep that follows."""
     from mobilemoe.presets import preset
-    from mobilemoe.scaling.sweep.rates import AGREES, best_rates, fit_rule
-    from mobilemoe.scaling.sweep.table import read_rows
+    from mobilemoe.sweep.rates import AGREES, best_rates, fit_rule
+    from mobilemoe.sweep.table import read_rows
 
     bests = best_rates(read_rows(table))
     width = int(grid.model.changes.get("hidden_size", preset(grid.model.preset or "").hidden_size))

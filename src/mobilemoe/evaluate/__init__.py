@@ -9,4 +9,4 @@ try:
 except ImportError:  # the extra "eval" is not installed, and bits per byte need none of it
     pass
 else:
-    model_registry.register("mobilemoe", target="mobilemoe.evaluate.harness:HarnessModel")
+    model_registry.register("mobilemoe", target="mobilemoe.evaluate.models.harness:HarnessModel")

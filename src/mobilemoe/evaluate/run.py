@@ -13,20 +13,21 @@ from typing import Any
 from lm_eval.api.metrics import aggregate_subtask_metrics, pooled_sample_stderr
 
 from mobilemoe.errors import DataError, TokenizerError
-from mobilemoe.evaluate.harness import HarnessModel, OnProgress
-from mobilemoe.evaluate.local import NO_HUB
-from mobilemoe.evaluate.results import Results, write_examples
-from mobilemoe.evaluate.scorer import decode_ms
-from mobilemoe.evaluate.suites import Benchmark, build_tasks, find_benchmarks
-from mobilemoe.evaluate.tasks.build import data_revisions
+from mobilemoe.evaluate.models.harness import HarnessModel, OnProgress
+from mobilemoe.evaluate.models.scorer import decode_ms
+from mobilemoe.evaluate.results.results import Results, write_examples
+from mobilemoe.evaluate.tasks.build import build_tasks
+from mobilemoe.evaluate.tasks.lm_tasks import data_revisions
+from mobilemoe.evaluate.tasks.local import NO_HUB
 from mobilemoe.evaluate.tasks.score import Part, Parts, quiet, score_all
+from mobilemoe.evaluate.tasks.suites import Benchmark, find_benchmarks
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A suite whose data are at hand: `tasks` as `suites.build_tasks` gives them, and why others are `missing`."""
+    """A suite whose data are at hand: `tasks` as `build.build_tasks` gives them, and why others are `missing`."""
 
     suite: str
     benchmarks: tuple[Benchmark, ...]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from mobilemoe import paper
 from mobilemoe.engine import Engine
 from mobilemoe.load import Model
-from mobilemoe.profile import paper
 from mobilemoe.profile.cold import ColdStart, cold_start
 from mobilemoe.profile.machine import Machine, measure_machine
 from mobilemoe.profile.speed import DECODED, Subject, measure
@@ -111,7 +111,7 @@ def ratios(result: Result, baseline: Result) -> list[Ratio]:
     lengths, depths = sorted({*ours.prefill} & {*theirs.prefill}), sorted({*ours.decode} & {*theirs.decode})
     found = [("prefill", n, ours.prefill_speed(n) / theirs.prefill_speed(n)) for n in lengths]
     found += [("decode", n, ours.decode_speed(n) / theirs.decode_speed(n)) for n in depths]
-    published = paper.RATIOS if theirs.name == paper.BASELINE else {}
+    published = paper.PHONE_RATIOS if theirs.name == paper.PHONE_BASELINE else {}
     return [
         Ratio(kind, n, ratio, {device: by[kind][n] for device, by in published.items() if n in by[kind]})
         for kind, n, ratio in found

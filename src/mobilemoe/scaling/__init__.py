@@ -10,12 +10,12 @@ best = plan(Constraints(memory=1e9, decode=40, train_flops=8e20), device=device(
 print(best.config, best.loss)
 """
 
-from mobilemoe.scaling.candidates import Constraints
-from mobilemoe.scaling.fit import Fit, fit
-from mobilemoe.scaling.law import Law
-from mobilemoe.scaling.plan import Plan, plan
-from mobilemoe.scaling.published import published
-from mobilemoe.scaling.runs import Points, Runs, read_runs
-from mobilemoe.scaling.space import Space
+from mobilemoe.scaling.law.fit import Fit, fit
+from mobilemoe.scaling.law.law import Law
+from mobilemoe.scaling.law.published import published
+from mobilemoe.scaling.law.runs import Points, Runs, read_runs
+from mobilemoe.scaling.plan.candidates import Constraints
+from mobilemoe.scaling.plan.plan import Plan, plan
+from mobilemoe.scaling.plan.space import Space
 
 __all__ = ["Constraints", "Fit", "Law", "Plan", "Points", "Runs", "Space", "fit", "plan", "published", "read_runs"]

@@ -29,8 +29,8 @@ from mobilemoe.errors import CheckpointError, ConfigError, TrainError
 from mobilemoe.files import atomic_folder, read_json, sha256_file, write_json
 from mobilemoe.model import MobileMoE
 from mobilemoe.train import lora
-from mobilemoe.train.distributed import fill
 from mobilemoe.train.optimizer import moments, restore_moments, updates
+from mobilemoe.train.parallel.distributed import fill
 
 _VERSION = 1
 _LEFTOVER = re.compile(r"\.step-\d{8}(-shards|\..+)\.part")

@@ -19,7 +19,6 @@ from mobilemoe.errors import DataError, MachineError, TrainError
 from mobilemoe.files import hold_folder, read_json, write_json
 from mobilemoe.train import checkpointing
 from mobilemoe.train.device import settle, with_precision
-from mobilemoe.train.distributed import World, join
 from mobilemoe.train.health import REPORT_FILE, write_report
 from mobilemoe.train.kept_recipe import RECIPE_FILE, refuse_other
 from mobilemoe.train.metrics import (
@@ -32,9 +31,10 @@ from mobilemoe.train.metrics import (
     drawing,
     read_metrics,
 )
+from mobilemoe.train.parallel.distributed import World, join
+from mobilemoe.train.parallel.sharded_checkpoint import ShardedSaver
 from mobilemoe.train.recipe import Recipe
 from mobilemoe.train.setup import set_up
-from mobilemoe.train.sharded_checkpoint import ShardedSaver
 from mobilemoe.train.step import Stepper
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from mobilemoe.checkpoint.container import Array
 from mobilemoe.errors import TrainError
-from mobilemoe.train.distributed import by_mesh, fill
 from mobilemoe.train.muon import SCALE, SCALE_RATE, make_muon
+from mobilemoe.train.parallel.distributed import by_mesh, fill
 from mobilemoe.train.recipe import TrainTable
 
 _STEP = "step"  # the state's count of updates, the same for every parameter

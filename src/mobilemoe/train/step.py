@@ -19,10 +19,10 @@ from mobilemoe.data.packing import NO_TARGET
 from mobilemoe.errors import TrainError
 from mobilemoe.model import MobileMoE
 from mobilemoe.train import balance
-from mobilemoe.train.distributed import World, clip_gradients
 from mobilemoe.train.guard import SpikeGuard, explain_nonfinite
 from mobilemoe.train.health import RouterHealth
 from mobilemoe.train.loss import cross_entropy_sum, router_z_loss
+from mobilemoe.train.parallel.distributed import World, clip_gradients
 from mobilemoe.train.qat import Teacher, divergence_sum
 from mobilemoe.train.recipe import Recipe
 from mobilemoe.train.schedule import balance_rate, learning_rate

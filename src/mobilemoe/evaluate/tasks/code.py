@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mobilemoe.evaluate.sandbox import run_code
+from mobilemoe.evaluate.tasks.sandbox.run import run_code
 
 SECONDS = 10.0
 MEMORY_BYTES = 2**30

@@ -16,7 +16,7 @@ from lm_eval import evaluator
 from lm_eval.api import task as lm_eval_task
 
 if TYPE_CHECKING:
-    from mobilemoe.evaluate.harness import HarnessModel
+    from mobilemoe.evaluate.models.harness import HarnessModel
 
 FEWSHOT_SEED = 1234  # lm_eval's own, with which it draws the examples of a prompt
 _RESAMPLES = 1000  # for standard errors of metrics that are no means

@@ -1,0 +1,1 @@
+"""Conversations made by rule, to practise what a small model gets wrong."""

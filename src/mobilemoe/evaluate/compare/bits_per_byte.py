@@ -1,0 +1,139 @@
+"""Bits per byte: how many bits a model needs for each byte of a text; it compares models of any tokenizer."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Self, TypeVar
+
+from mobilemoe.chat import ChatTemplate, encode_chat
+from mobilemoe.data.sources import Document, document_of_row
+from mobilemoe.errors import DataError, TokenizerError, UsageError
+from mobilemoe.evaluate.results.rows import Row, read_rows
+from mobilemoe.load import Model
+
+
+@dataclass
+class Score:
+    """Sums over texts; `bits_per_byte` is their ratio."""
+
+    bits: float = 0.0
+    bytes: int = 0
+    tokens: int = 0
+    texts: int = 0
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.bits / self.bytes
+
+    def add(self, other: Self) -> None:
+        """Adds the sums of other texts."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+S = TypeVar("S", bound=Score)
+
+
+def score_file(
+    model: Model, path: Path | str, *, window: int | None = None, on_text: Callable[[int], None] | None = None
+) -> dict[str, Score]:
+    """Scores of a JSONL file's texts by their "domain" (else "source", else "text"), and "all".
+
+    A line is read as training reads it (`document_of_row`). Of "text" every token is scored, and of "messages" what the
+    chat template writes, control tokens included, over the bytes of their contents. A text stands behind BOS, or behind
+    end-of-text where there is no BOS; one longer than `window` tokens (default: the model's context) is scored in
+    windows that each begin anew behind it. `on_text` hears how many are done. The file may be compressed (.gz, .zst).
+    """
+    window = model.config.max_position_embeddings if window is None else window
+    check_window(window, model.config.max_position_embeddings)
+
+    def score(place: str, document: Document) -> Score:
+        ids, size = encode_document(model, place, document)
+        bits = _bits(model, ids, window)
+        if not math.isfinite(bits):
+            raise DataError(f"{place}: the model gives this text no probability, but {bits}")
+        return Score(bits, size, len(ids) - 1, 1)
+
+    return sum_by_domain(Path(path), Score, score, on_text)
+
+
+def sum_by_domain(
+    path: Path, kind: type[S], score: Callable[[str, Document], S], on_text: Callable[[int], None] | None
+) -> dict[str, S]:
+    """Sums, and "all", of what `score(place, document)` says of each document of a JSONL file, by its domain."""
+    found: dict[str, S] = defaultdict(kind)
+    done = 0
+    for place, row in read_rows(path):
+        document = document_of_row(row, f"{place},", place)
+        if document is None:
+            continue
+        text = score(place, document)
+        for name in {_domain(place, row): None, "all": None}:
+            found[name].add(text)
+        done += 1
+        if on_text is not None:
+            on_text(done)
+    if not found:
+        raise DataError(f"{path} holds no text")
+    return dict(found)
+
+
+def check_window(window: int, longest: int) -> None:
+    """UsageError for a window that leaves nothing to score, or is longer than what the model can take."""
+    if not 2 <= window <= longest:
+        raise UsageError(f"the window is {window}, but must be from 2 to {longest}")
+
+
+def targets_of(ids: Sequence[int], window: int) -> Iterator[list[int]]:
+    """What is scored behind ids[0] in each window of at most `window` ids."""
+    for at in range(1, len(ids), window - 1):
+        yield list(ids[at : at + window - 1])
+
+
+def _bits(model: Model, ids: list[int], window: int) -> float:
+    """-log2 of the probability of ids[1:] behind ids[0], in windows that each begin anew behind it."""
+    windows = [(ids[:1], targets) for targets in targets_of(ids, window)]
+    return -sum(logprob for logprob, _ in model.loglikelihoods(windows)) / math.log(2)
+
+
+def encode_document(model: Model, place: str, document: Document) -> tuple[list[int], int]:
+    """The ids of a document, behind one that is not scored, and the bytes of its text; DataError names a bad `place`.
+
+    That one is BOS, else end-of-text, else the control token with which the chat template begins.
+    """
+    messages, text = document.messages, document.text
+    tokenizer = model.tokenizer
+    try:
+        if messages:
+            ids = encode_chat(tokenizer, ChatTemplate.load(model.folder), messages, False)
+            size = sum(len(message["content"].encode()) for message in messages)
+        else:
+            assert text  # a document without messages has a text
+            ids, size = tokenizer.encode(text), len(text.encode())
+    except TokenizerError as fault:
+        raise DataError(f"{place}: {fault}") from None
+    if size == 0:
+        raise DataError(f"{place}: its messages are empty")
+    if not (messages and ids and ids[0] in tokenizer.special_ids):
+        ids.insert(0, _start_id(model))
+    if len(ids) < 2:
+        raise DataError(f"{place}: the tokenizer or the chat template makes nothing of it that could be scored")
+    return ids, size
+
+
+def _start_id(model: Model) -> int:
+    for token in (model.tokenizer.bos_id, model.tokenizer.end_of_text_id):
+        if token is not None:
+            return token
+    raise UsageError(f"{model.folder} has neither a begin-of-text nor an end-of-text token to start a text from")
+
+
+def _domain(place: str, row: Row) -> str:
+    name = row.get("domain") or row.get("source") or "text"
+    if not isinstance(name, str | int):
+        raise DataError(f"{place}: its domain is {name!r:.60}, but must be a text")
+    return str(name)

@@ -1,0 +1,1 @@
+"""What evaluation reads and writes: rows of JSONL, results.json, examples."""

@@ -1,0 +1,70 @@
+"""Intervals by resampling the runs: all resamples are fitted together, in chunks that fit the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobilemoe.scaling.law.solver import Problem, descend
+
+Array = NDArray[np.float64]
+
+CHUNK = 128  # resamples that go down together
+THREADS = 2
+STEPS = 500  # nearly all settle within 100; where the runs barely hold a law the valley is long
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Draws of the parameters [S, P], None where there are none, and how many resamples did not converge."""
+
+    samples: Array | None
+    failed: int
+
+    @classmethod
+    def none(cls) -> Self:
+        return cls(None, 0)
+
+
+def bootstrap(
+    problem: Problem,
+    theta: Array,
+    resamples: int,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Bootstrap:
+    """Pairs bootstrap about the fit `theta`: runs are drawn with replacement, and the law is fitted to each draw.
+
+    `draws` runs are drawn and not all n: the plain bootstrap forgets that p parameters were fitted, and covers too
+    little.
+    """
+    runs = len(problem.runs)
+    size = draws(runs, len(problem.free))
+    counts = np.random.default_rng(seed).multinomial(size, np.full(runs, 1 / runs), size=resamples).astype(float)
+    start = problem.coordinates(theta)
+    chunks = [counts[first : first + CHUNK] for first in range(0, resamples, CHUNK)]
+    ends = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        for end in pool.map(lambda chunk: descend(problem, np.tile(start, (len(chunk), 1)), chunk, STEPS), chunks):
+            ends.append(end)
+            if progress is not None:
+                progress(sum(len(each.x) for each in ends), resamples)
+    x = np.concatenate([end.x for end in ends])
+    settled = np.concatenate([end.settled for end in ends])
+    return Bootstrap(problem.theta(x[settled]) if settled.any() else None, int((~settled).sum()))
+
+
+def draws(runs: int, free: int) -> int:
+    """How many of n runs one resample draws for p parameters: n - 2p, where that leaves twice as many as parameters.
+
+    Drawing m of n widens every interval by about sqrt(n / m). One p is that of the residuals' n - p degrees of
+    freedom; the second is a choice, made by trying 0 to 3 on synthetic sweeps. On sweeps drawn afresh, 100 each, 90%
+    intervals then held the truth on average 90% (210 runs) to 99% (62 runs) of the time, and one constant or
+    prediction alone at least 85%: on few runs they are too wide, on many about right.
+    """
+    return max(runs - 2 * free, min(runs, 2 * free))

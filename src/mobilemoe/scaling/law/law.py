@@ -1,0 +1,176 @@
+"""A law with its numbers: what loss it foretells, how sure it is, and where it stops being a measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobilemoe.errors import DataError, MobileMoEError, UsageError
+from mobilemoe.files import read_json, write_json
+from mobilemoe.scaling.law.forms import Form, form_named, in_units
+from mobilemoe.scaling.law.runs import BILLION, KNOBS, Points
+
+Array = NDArray[np.float64]
+
+VALUES_AT_ONCE = 2**22  # of samples times points, so that an interval over many points stays small
+UNITS = {"n_active": "B", "tokens": "B"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Law:
+    """A form of `forms.FORMS` with constants; UsageError if they are not the form's.
+
+    Units: loss in nats a token, n_active and tokens in 1e9.
+    """
+
+    form: str
+    parameters: dict[str, float]
+    rmse: float  # of the fit, nats a token
+    domain: dict[str, tuple[float, float]]  # column -> lowest and highest value in the runs behind it
+    source: str  # where the constants come from
+    samples: Array | None = None  # [S, P]: bootstrap draws of the parameters, in the form's order
+    prior: str = ""  # what in it is a stated assumption and no measurement
+    counts_embedding: bool | None = None  # does n_active count the embedding? None: unknown
+    forecast_rmse: float | None = None  # of runs held out, by a fit to the others, nats a token; None: not tried
+
+    def __post_init__(self) -> None:
+        names = self._form.parameters
+        if {*self.parameters} != {*names}:
+            raise UsageError(f"the law {self.form!r} has the parameters {', '.join(names)}, not {[*self.parameters]}")
+        if not np.all(np.isfinite([*self.parameters.values(), self.rmse, self.forecast_rmse or 0.0])):
+            raise UsageError(f"the law {self.form!r} has a parameter or an RMSE that is not a number")
+        if self.samples is not None and (self.samples.ndim != 2 or self.samples.shape[1] != len(names)):
+            raise UsageError(f"samples have the shape {self.samples.shape}, but must be [S, {len(names)}]")
+        if unknown := self.domain.keys() - {*KNOBS}:
+            raise UsageError(f"the domain names {sorted(unknown)[0]!r}, which is none of {', '.join(KNOBS)}")
+
+    def check(self) -> None:
+        """DataError unless the law and all its samples give a loss at the ends of its domain."""
+        low, high = ([self.domain.get(name, (1.0, 1.0))[end] for name in KNOBS] for end in (0, 1))
+        ends = Points(**dict(zip(KNOBS, np.array([low, high], np.float64).T, strict=True)))
+        thetas = self.theta[None] if self.samples is None else np.vstack([self.theta, self.samples])
+        with np.errstate(all="ignore"):
+            losses = self._form.loss(thetas, ends)
+        if not np.all(np.isfinite(losses)):
+            raise DataError("with its parameters there is no loss at the ends of its domain")
+
+    @property
+    def _form(self) -> Form:
+        return form_named(self.form)
+
+    @property
+    def formula(self) -> str:
+        return self._form.formula
+
+    @property
+    def theta(self) -> Array:
+        """The parameters as an array, in the form's order."""
+        return np.array([self.parameters[name] for name in self._form.parameters])
+
+    def loss(self, points: Points) -> Array:
+        """Nats a token at `points`, in their shape; `outside` says where that is no measurement."""
+        return self._form.loss(self.theta, points)
+
+    @property
+    def interval_kind(self) -> str:
+        """What `interval` gives: "bootstrap", or "RMSE of the fit" where there are no samples."""
+        return "RMSE of the fit" if self.samples is None else "bootstrap"
+
+    def interval(self, points: Points, level: float = 0.9) -> tuple[Array, Array]:
+        """Where the law's loss at `points` lies with probability `level`; without samples the loss -/+ the RMSE.
+
+        It is the interval of the curve, not of one more run, which scatters about it by the RMSE.
+        """
+        if not 0 < level < 1:
+            raise UsageError(f"level is {level}, but must lie between 0 and 1")
+        if self.samples is None:
+            loss = self.loss(points)
+            return loss - self.rmse, loss + self.rmse
+        flat = Points(**{name: getattr(points, name).ravel() for name in KNOBS})
+        ends = [(1 - level) / 2, (1 + level) / 2]
+        size = max(1, VALUES_AT_ONCE // len(self.samples))
+        bands = [
+            np.quantile(self._form.loss(self.samples, flat.at(slice(start, start + size))), ends, axis=0)
+            for start in range(0, len(flat), size)
+        ]
+        low, high = np.concatenate(bands, axis=1).reshape(2, *points.shape)
+        return low, high
+
+    def parameter_interval(self, name: str, level: float = 0.9) -> tuple[float, float] | None:
+        """Where the parameter lies with probability `level`; None without samples."""
+        if self.samples is None:
+            return None
+        draws = self.samples[:, self._form.parameters.index(name)]
+        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+    def outside(self, points: Points) -> list[str]:
+        """One sentence for each column in which points leave the domain; empty where all are measured ground."""
+        return list(self._leaving(points))
+
+    def _leaving(self, points: Points) -> Iterator[str]:
+        for column, (low, high) in self.domain.items():
+            values = getattr(points, column)
+            slack = 1e-9 * max(abs(low), abs(high))
+            beyond = values[(values < low - slack) | (values > high + slack)]
+            if beyond.size:
+                unit = UNITS.get(column, "")
+                found = f"{beyond.min():g}{unit}"
+                if beyond.min() != beyond.max():
+                    found += f" to {beyond.max():g}{unit}"
+                yield (
+                    f"{column} is {found}, outside the {low:g}{unit} to {high:g}{unit} of the runs behind the law: "
+                    "what it says there is extrapolation and may rank wrongly"
+                )
+
+    def plain_counts(self) -> dict[str, float]:
+        """The parameters for N and D in plain counts, as Chinchilla's are usually written."""
+        changed = in_units(self.theta, self._form, 1 / BILLION, 1 / BILLION)
+        return dict(zip(self._form.parameters, map(float, changed), strict=True))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` reads them. Samples keep seven digits."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values["domain"] = {column: list(ends) for column, ends in self.domain.items()}
+        if self.samples is not None:
+            values["samples"] = [[float(f"{value:.7g}") for value in row] for row in self.samples]
+        return values
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """UsageError or DataError if these are not the values of a law."""
+        known = {item.name for item in fields(cls)}
+        if missing := {"form", "parameters", "rmse", "domain", "source"} - values.keys():
+            raise DataError(f"a law needs the entry {sorted(missing)[0]!r}")
+        try:
+            domain = {column: (float(low), float(high)) for column, (low, high) in values["domain"].items()}
+            numbers = {name: float(value) for name, value in values["parameters"].items()}
+            samples = values.get("samples")
+            drawn = None if samples is None else np.array(samples, np.float64)
+            rmse = float(values["rmse"])
+            forecast = values.get("forecast_rmse")
+            forecast_rmse = None if forecast is None else float(forecast)
+        except (TypeError, ValueError, AttributeError) as fault:
+            raise DataError(f"a law has an entry that is no number: {fault}") from None
+        rest = {name: values[name] for name in known & values.keys()}
+        read = {"domain": domain, "parameters": numbers, "samples": drawn, "rmse": rmse, "forecast_rmse": forecast_rmse}
+        return cls(**rest | read)
+
+    def save(self, path: Path | str) -> None:
+        """Writes the law as JSON, atomically."""
+        write_json(path, self.as_json())
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """The law of a file that `save` or `mobilemoe fit --out` wrote; DataError if it holds none."""
+        try:
+            law = cls.from_json(read_json(path, DataError))
+            law.check()
+            return law
+        except MobileMoEError as fault:
+            raise fault if str(path) in str(fault) else DataError(f"{path} is not a law: {fault}") from None

@@ -1,0 +1,204 @@
+"""Least robust misfit, for many starts or resamples at once: damped Gauss-Newton on the Huber loss, in NumPy.
+
+Parameters are moved in coordinates where every one may take any value: ln A, ln B, ln c, ln φ, ln E_max, and
+-ln(1 - κ); the others as they are. N and D are first divided by their geometric means (`forms.in_units` undoes it),
+which all but removes the correlation of a factor with its exponent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobilemoe.scaling.law.forms import BLANK, INDEX, Form, in_units, terms
+from mobilemoe.scaling.law.runs import Points, Runs
+
+Array = NDArray[np.float64]
+
+HUBER = 1e-3  # the residual of ln L from which the misfit grows linearly
+LOGS = ("A", "phi", "B", "c", "E_max")
+# The walls of the coordinates: far from anything that a law means, near enough to keep every power finite.
+_WALLS: dict[str, tuple[float, float]] = {"A": (-25, 15), "B": (-25, 15), "c": (-25, 15), "delta": (-8, 8)}
+_WALLS |= {"omega": (-8, 8), "sigma": (-4, 4)}
+_WALLS |= {"alpha": (-5, 1), "beta": (-5, 1), "gamma": (-4, 4), "zeta": (-4, 4), "kappa": (-4, 6)}
+_WALLS |= {"phi": (-4, 2.5), "E_max": (0.7, 8)}
+LONGEST_STEP = 1.0  # in any coordinate
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One form against some runs; `free` are the parameters that are fitted, the others have no effect."""
+
+    form: Form
+    runs: Runs
+    free: tuple[str, ...]
+
+    @cached_property
+    def units(self) -> tuple[float, float]:
+        points = self.runs.points
+        return float(np.exp(np.log(points.n_active).mean())), float(np.exp(np.log(points.tokens).mean()))
+
+    @cached_property
+    def scale(self) -> float:
+        return float(np.exp(np.log(self.runs.loss).mean()))
+
+    @cached_property
+    def points(self) -> Points:
+        """The runs in units of their own middle."""
+        theirs = self.runs.points
+        return Points(
+            n_active=theirs.n_active / self.units[0],
+            tokens=theirs.tokens / self.units[1],
+            experts=theirs.experts,
+            granularity=theirs.granularity,
+            shared=theirs.shared,
+        )
+
+    @cached_property
+    def log_loss(self) -> Array:
+        result: Array = np.log(self.runs.loss / self.scale)
+        return result
+
+    @cached_property
+    def walls(self) -> tuple[Array, Array]:
+        low, high = np.array([_WALLS[name] for name in self.free], float).T
+        return low, high
+
+    # Coordinates
+
+    def coordinates(self, theta: Array) -> Array:
+        """[..., the form's parameters] in 1e9 and nats as [..., free]."""
+        inner = self.form.full(in_units(theta, self.form, *self.units))
+        inner[..., [INDEX["A"], INDEX["B"], INDEX["c"]]] /= self.scale
+        inner[..., INDEX["kappa"]] = -np.log1p(-inner[..., INDEX["kappa"]])
+        logs = [INDEX[name] for name in LOGS]
+        inner[..., logs] = np.log(np.maximum(inner[..., logs], 1e-300))
+        return np.clip(inner[..., [INDEX[name] for name in self.free]], *self.walls)
+
+    def whole(self, x: Array) -> Array:
+        """Coordinates [..., free] as values [..., NAMES] in the runs' own units."""
+        values = np.tile(BLANK, (*x.shape[:-1], 1))
+        for place, name in enumerate(self.free):
+            coordinate = x[..., place]
+            if name in LOGS:
+                coordinate = np.exp(coordinate)
+            elif name == "kappa":
+                coordinate = -np.expm1(-coordinate)
+            values[..., INDEX[name]] = coordinate
+        return values
+
+    def theta(self, x: Array) -> Array:
+        """Coordinates [..., free] as [..., the form's parameters] in 1e9 and nats."""
+        values = self.whole(x)
+        values[..., [INDEX["A"], INDEX["B"], INDEX["c"]]] *= self.scale
+        inner = values[..., [INDEX[name] for name in self.form.parameters]]
+        return in_units(inner, self.form, 1 / self.units[0], 1 / self.units[1])
+
+    # Misfit
+
+    def residuals(self, x: Array) -> Array:
+        """ln of the law minus ln of the loss: [S, free] to [S, runs]."""
+        whole = self.whole(x)[:, None, :]
+        parts = terms(self.form, whole, self.points)
+        result: Array = np.log(parts.size + parts.data + whole[..., INDEX["c"]]) - self.log_loss
+        return result
+
+    def slopes(self, x: Array) -> tuple[Array, Array]:
+        """`residuals`, and their derivatives by the coordinates: [S, free, runs]."""
+        whole = self.whole(x)[:, None, :]
+        parts, points = terms(self.form, whole, self.points), self.points
+        loss = parts.size + parts.data + whole[..., INDEX["c"]]
+        size, data = parts.size / loss, parts.data / loss
+        log_n, log_d, s = np.log(points.n_active), np.log(points.tokens), points.shared
+        slopes = np.empty((len(x), len(self.free), len(self.runs)))
+        for place, name in enumerate(self.free):
+            value = whole[..., INDEX[name]]
+            if name in ("A", "alpha", "delta", "gamma", "sigma"):
+                by: Any = {"A": 1.0, "alpha": log_n, "delta": parts.log_x, "gamma": parts.log_x * log_n, "sigma": -s}[
+                    name
+                ]
+                slope = size * by
+            elif name in ("B", "beta", "omega", "zeta"):
+                by = {"B": 1.0, "beta": log_d, "omega": parts.log_x, "zeta": parts.log_x * log_d}[name]
+                slope = data * by
+            elif name == "c":
+                slope = value / loss
+            elif name in ("kappa", "phi"):
+                kappa, phi = whole[..., INDEX["kappa"]], whole[..., INDEX["phi"]]
+                power = np.exp(-phi * parts.log_g)
+                by = (kappa - 1) * (1 - power) if name == "kappa" else -kappa * phi * parts.log_g * power
+                slope = size / parts.fine * by
+            else:  # E_max, through ln Ê
+                slope = (
+                    size * (whole[..., INDEX["delta"]] + whole[..., INDEX["gamma"]] * log_n)
+                    + data * (whole[..., INDEX["omega"]] + whole[..., INDEX["zeta"]] * log_d)
+                ) * _saturation(points.experts, value, parts.log_x)
+            slopes[:, place] = slope
+        return np.log(loss) - self.log_loss, slopes
+
+
+def _saturation(experts: Array, E_max: Array, log_x: Array) -> Array:
+    """The derivative of ln Ê by ln E_max."""
+    m = 1 / E_max
+    start = 1 / (1 - m)
+    result: Array = np.exp(log_x) * m * (1 - start**2 / (experts - 1 + start) ** 2)
+    return result
+
+
+def misfit(residuals: Array, weights: Array) -> Array:
+    """The Huber loss of [S, runs], each run counted `weights` times, summed: [S]."""
+    size = np.abs(residuals)
+    each = np.where(size <= HUBER, size**2 / 2, HUBER * (size - HUBER / 2))
+    result: Array = (weights * each).sum(1)
+    return result
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Where each start ended: coordinates [S, free], misfit [S], and whether it had settled."""
+
+    x: Array
+    misfit: Array
+    settled: NDArray[np.bool_]
+
+
+def descend(problem: Problem, starts: Array, weights: Array, steps: int = 200, tolerance: float = 1e-6) -> Descent:
+    """From each of `starts` [S, free] down the misfit in which run j counts `weights` [S or 1, runs] times.
+
+    Iteratively reweighted least squares makes the Huber loss quadratic, and Levenberg's damping keeps each step a
+    descent. A start has settled when three steps in a row win less than `tolerance` of the misfit.
+    """
+    x = np.array(starts, np.float64)
+    weights = np.broadcast_to(weights, (len(x), len(problem.runs)))
+    best = misfit(problem.residuals(x), weights)
+    damping, calm = np.full(len(x), 1e-3), np.zeros(len(x), int)
+    going = np.arange(len(x))
+    for _ in range(steps):
+        residuals, slopes = problem.slopes(x[going])
+        w = weights[going] / np.maximum(np.abs(residuals) / HUBER, 1)
+        weighted = slopes * w[:, None, :]
+        curve = weighted @ slopes.transpose(0, 2, 1)
+        downhill = -(weighted @ residuals[:, :, None])
+        diagonal = np.einsum("sii->si", curve)
+        # The floor keeps a parameter where it is that these runs say nothing about.
+        diagonal += damping[going, None] * diagonal + 1e-9 * diagonal.max(1, keepdims=True) + 1e-300
+        step = np.linalg.solve(curve, downhill)[:, :, 0]
+        step *= np.minimum(1, LONGEST_STEP / np.maximum(np.abs(step).max(1, keepdims=True), 1e-300))
+        tried = np.clip(x[going] + step, *problem.walls)
+        reached = misfit(problem.residuals(tried), weights[going])
+        won = best[going] - reached
+        good = won >= 0
+        small = won <= tolerance * best[going]
+        x[going[good]], best[going[good]] = tried[good], reached[good]
+        damping[going] = np.clip(damping[going] * np.where(good, 0.2, 8), 1e-9, 1e9)
+        calm[going] = np.where(small, calm[going] + 1, 0)
+        going = going[(calm[going] < 3) & (damping[going] < 1e9)]
+        if not len(going):
+            break
+    settled = np.ones(len(x), bool)
+    settled[going] = False
+    return Descent(x, best, settled)

@@ -1,0 +1,247 @@
+"""Every model of a space with what it costs and the loss that a law foretells, as arrays; and limits on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobilemoe import accounting
+from mobilemoe.accounting import WeightBits
+from mobilemoe.config import ModelConfig
+from mobilemoe.config_rules import is_finite
+from mobilemoe.errors import UsageError
+from mobilemoe.profile.device import Device
+from mobilemoe.scaling.law.law import Law
+from mobilemoe.scaling.law.runs import Points
+from mobilemoe.scaling.plan.space import Shapes, Space, departure
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+MOST_PROMPT, MOST_CONTEXT = 2**20, 2**30  # tokens; with more, counts of FLOPs leave 64 bits
+DEFAULT_TOKENS = 500e9  # where the paper's runs end
+TOLERANCE = 0.005  # nats, below the RMSE of the paper's law: two models nearer than that count as equal
+
+# Stated assumptions, in nats a token, added to the law's loss where models are ranked.
+# Weights: INT4 costs the paper's models 2.3 to 2.8 points of their average (spec section 5); S to M to L are 8.9 and
+# 4.4 points (section 6), for which the paper's law has .045 and .033 nats: some .015 nats for 2.5 points.
+WEIGHT_BITS_PRIOR: dict[int, float] = {4: 0.015, 8: 0.0, 16: 0.0}
+# g = 16: "costs ~50% more wall-clock for < 0.01 loss" (spec section 4), and training FLOPs do not see wall-clock.
+FINEST, FINEST_PRIOR = 16, 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constraints:
+    """What the model has to keep to; None: no limit. UsageError for what is no positive number.
+
+    memory: bytes of the weights' file and the KV cache of `context` tokens. decode: tokens/s at least, behind
+    `context` tokens. ttft: seconds to the first token behind a prompt of `prompt` tokens. flops: of one decoded token,
+    2 N_act. The training's length is `tokens` or what `train_flops` = 6 N_act D allow, by default 500e9 tokens.
+    """
+
+    memory: float | None = None
+    decode: float | None = None
+    ttft: float | None = None
+    flops: float | None = None
+    prompt: int = 1024
+    context: int = 4096
+    train_flops: float | None = None
+    tokens: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not (is_finite(value) and value > 0):
+                raise UsageError(f"{name.replace('_', '-')} is {value}, but must be a number above 0")
+        for name, most in (("prompt", MOST_PROMPT), ("context", MOST_CONTEXT)):
+            if getattr(self, name) > most:
+                raise UsageError(f"{name} is {getattr(self, name)}, but may be no more than {most}")
+        if self.train_flops is not None and self.tokens is not None:
+            raise UsageError("give either train-flops or tokens: the one follows from the other for each model")
+
+
+class Limit(NamedTuple):
+    """A column of the table that may not be above, or below, a bound."""
+
+    column: str
+    at_most: bool
+
+
+LIMITS = {
+    "memory": Limit("memory", True),
+    "decode": Limit("decode", False),
+    "ttft": Limit("ttft", True),
+    "flops": Limit("flops", True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One architecture, the best of its E, g, s and bits. Bytes, seconds, plain counts; losses in nats a token."""
+
+    config: ModelConfig
+    experts: int
+    granularity: int
+    shared: int
+    weight_bits: int
+    kv_bits: int
+    loss: float
+    low: float
+    high: float
+    prior: float  # added to the loss for ranking: stated assumptions, see `tabulate`
+    weights: float
+    kv: float
+    flops: float
+    decode: float | None  # tokens/s
+    ttft: float | None
+    n_active: float
+    n_total: float
+    tokens: float
+    departure: float  # of depth and heads from the family's habits, in doublings
+    outside: tuple[str, ...]  # where the law has not been measured; empty: it has
+
+    @property
+    def memory(self) -> float:
+        return self.weights + self.kv
+
+    @property
+    def score(self) -> float:
+        return self.loss + self.prior
+
+    def as_json(self) -> dict[str, Any]:
+        values = {name: value for name, value in vars(self).items() if name != "config"}
+        return {**values, "memory": self.memory, "score": self.score, "config": self.config.to_dict()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Candidates, one a place of every array; `block` and `place` say where the shape is: shapes[block].x[place]."""
+
+    shapes: tuple[Shapes, ...]
+    block: NDArray[np.int64]
+    place: NDArray[np.int64]
+    experts: Array
+    granularity: Array
+    shared: Array
+    vocab_size: Array
+    tied: Array
+    weight_bits: Array
+    kv_bits: Array
+    departure: Array  # of depth and heads from the family's habits, see space.departure
+    n_active: Array  # a tied embedding once, an untied one by its output head: F_inf = 2 N_act
+    n_total: Array
+    n_law: Array  # N as the law counts it: without the embedding where its runs did
+    weights: Array  # bytes
+    kv: Array  # bytes at `context`
+    flops: Array  # of one decoded token, without attention
+    decode: Array  # tokens/s behind `context` tokens; nan without a device
+    ttft: Array  # s; nan without a device
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    @property
+    def memory(self) -> Array:
+        return self.weights + self.kv
+
+    @property
+    def prior(self) -> Array:
+        """Stated assumptions in nats that rank models beside the law's loss."""
+        bits = sum(cost * (self.weight_bits == bits) for bits, cost in WEIGHT_BITS_PRIOR.items())
+        return cast(Array, bits + FINEST_PRIOR * (self.granularity >= FINEST))
+
+    def tokens(self, constraints: Constraints) -> Array:
+        """D of each candidate: what is given, or what the training FLOPs allow, C / (6 N_act)."""
+        if constraints.train_flops is not None:
+            return constraints.train_flops / (6 * self.n_active)
+        return np.full(len(self), constraints.tokens or DEFAULT_TOKENS)
+
+    def points(self, constraints: Constraints) -> Points:
+        return Points(
+            n_active=self.n_law / 1e9,
+            tokens=self.tokens(constraints) / 1e9,
+            experts=self.experts,
+            granularity=self.granularity,
+            shared=self.shared,
+        )
+
+    def allowed(self, constraints: Constraints, without: str = "") -> Mask:
+        """Which candidates keep to every limit; one may be left out."""
+        allowed = np.ones(len(self), bool)
+        for name, limit in LIMITS.items():
+            bound, values = getattr(constraints, name), getattr(self, limit.column)
+            if bound is not None and name != without:
+                allowed &= values <= bound if limit.at_most else values >= bound
+        return allowed
+
+    def comparable(self, config: ModelConfig) -> Mask:
+        """Which candidates have the vocabulary and the tying of `config`: other losses say nothing beside its own."""
+        return np.asarray((self.vocab_size == config.vocab_size) & (self.tied == config.tie_word_embeddings))
+
+    def take(self, mask: Mask) -> Table:
+        """The candidates of the mask."""
+        kept = {field.name: getattr(self, field.name)[mask] for field in fields(self) if field.name != "shapes"}
+        return Table(shapes=self.shapes, **kept)
+
+
+def tabulate(space: Space, law: Law, device: Device | None, constraints: Constraints) -> Table:
+    """Counts every model of the space at each number of bits; nothing is left out yet."""
+    shapes = tuple(space.shapes())
+    blocks = [
+        _columns(block, index, bits, kv_bits, law, device, constraints)
+        for index, block in enumerate(shapes)
+        for bits in space.weight_bits
+        for kv_bits in space.kv_bits
+    ]
+    return Table(shapes=shapes, **{name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]})
+
+
+def _columns(
+    shapes: Shapes,
+    block: int,
+    bits: WeightBits,
+    kv_bits: int,
+    law: Law,
+    device: Device | None,
+    constraints: Constraints,
+) -> dict[str, NDArray[Any]]:
+    config, context = shapes.as_config, constraints.context
+    flops = np.asarray(accounting.decode_flops(config), np.float64)
+    embedding = 0 if law.counts_embedding is not False else shapes.vocab_size * shapes.hidden_size
+    decode = ttft = np.full(len(shapes), np.nan)
+    if device is not None:
+        # The profile is of INT4 weights: others take as much longer as their bytes do.
+        added = accounting.decode_bytes(config, 0, weight_bits=bits) - accounting.decode_bytes(config, 0)
+        decode = np.asarray(1 / (device.decode_seconds(config, context) + added / device.weight_bandwidth))
+        ttft = np.asarray(device.prefill_seconds(config, constraints.prompt))
+    return {
+        "block": np.full(len(shapes), block),
+        "place": np.arange(len(shapes)),
+        "experts": shapes.experts.astype(np.float64),
+        "granularity": shapes.granularity.astype(np.float64),
+        "shared": shapes.shared.astype(np.float64),
+        "vocab_size": shapes.vocab_size.astype(np.float64),
+        "tied": np.full(len(shapes), float(shapes.tie_word_embeddings)),
+        "weight_bits": np.full(len(shapes), float(bits)),
+        "kv_bits": np.full(len(shapes), float(kv_bits)),
+        "departure": departure(shapes),
+        "n_active": flops / 2,
+        "n_total": np.asarray(accounting.total_parameters(config), np.float64),
+        "n_law": flops / 2 - embedding,
+        "weights": np.asarray(accounting.file_bytes(config, bits), np.float64),
+        "kv": np.asarray(accounting.kv_bytes(config, context, kv_bits), np.float64),
+        "flops": flops,
+        "decode": decode,
+        "ttft": ttft,
+    }
+
+
+def groups(table: Table) -> Iterator[NDArray[np.int64]]:
+    """The places of the models that share E, g, s and bits."""
+    names = ("experts", "granularity", "shared", "weight_bits", "kv_bits")
+    _, group = np.unique(np.stack([getattr(table, name) for name in names]), axis=1, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    yield from np.split(order, np.flatnonzero(np.diff(group[order])) + 1)

@@ -1,0 +1,188 @@
+"""A plan as a picture (loss against bytes, FLOPs and milliseconds) and as one self-contained HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from mobilemoe.drawing import png
+from mobilemoe.files import write_atomic
+from mobilemoe.page import Section, bullets, page, table
+from mobilemoe.scaling.plan.candidates import Array, Candidate, Constraints
+from mobilemoe.scaling.plan.explain import Relief, amount, given, title
+from mobilemoe.scaling.plan.plan import Plan
+from mobilemoe.scaling.report.pictures import drawing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+DRAWN_EXPERTS = (1, 2, 4, 8, 16, 32)  # a line for each that the plan has
+ROOM = 0.12  # nats that are shown above the best loss
+
+
+class Axis(NamedTuple):
+    """A cost that loss is drawn against. `values` are in the axis' units, and `limit` is in them too."""
+
+    column: str
+    label: str
+    values: Array
+    limit: float | None
+
+
+def axes_of(plan: Plan) -> list[Axis]:
+    """Memory and FLOPs, and with a device the milliseconds of a decoded token and of the first one."""
+    table, limits = plan.table, plan.constraints
+    axes = [
+        Axis("memory", "memory, weights and KV cache (GB)", table.memory / 1e9, _scaled(limits.memory, 1e-9)),
+        Axis("flops", "GFLOPs per decoded token", table.flops / 1e9, _scaled(limits.flops, 1e-9)),
+    ]
+    if plan.device is not None:
+        slowest = None if limits.decode is None else 1e3 / limits.decode
+        axes += [
+            Axis("decode", f"ms per decoded token behind {limits.context:,}", 1e3 / table.decode, slowest),
+            Axis(
+                "ttft", f"ms to the first token, prompt {limits.prompt:,}", 1e3 * table.ttft, _scaled(limits.ttft, 1e3)
+            ),
+        ]
+    return axes
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def front(costs: Array, losses: Array) -> tuple[Array, Array]:
+    """The Pareto front of points to be small in both: cost ascending, loss falling."""
+    order = np.lexsort((losses, costs))
+    least = np.minimum.accumulate(losses[order])
+    first = np.flatnonzero(np.diff(least, prepend=np.inf) < 0)
+    return costs[order][first], least[first]
+
+
+def draw(plan: Plan) -> bytes:
+    """A PNG with one panel for each cost, in each the best loss within all limits but the panel's own."""
+    axes = axes_of(plan)
+    figure = drawing()(figsize=(12, 4.9 * len(axes) / 2), layout="constrained")
+    for panel, axis in zip(np.ravel(figure.subplots(len(axes) // 2, 2)), axes, strict=True):
+        _draw_panel(panel, plan, axis)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.suptitle(f"Predicted loss within the limits ({_limits(plan.constraints)})", fontsize=11)
+    return png(figure, dpi=120)
+
+
+def _draw_panel(panel: Axes, plan: Plan, axis: Axis) -> None:
+    table = plan.table
+    mask = table.allowed(plan.constraints, without=axis.column)
+    if plan.candidates:
+        mask &= table.comparable(plan.candidates[0].config)
+    if mask.any():
+        best = float(plan.losses[mask].min())
+        panel.set_ylim(best - 0.1 * ROOM, best + ROOM)
+    for index, experts in enumerate(DRAWN_EXPERTS):
+        chosen = mask & (table.experts == experts)
+        if chosen.any():
+            name = "dense" if experts == 1 else f"E = {experts}"
+            colour = "black" if experts == 1 else f"C{index - 1}"
+            panel.step(*front(axis.values[chosen], plan.losses[chosen]), where="post", color=colour, label=name, lw=1.3)
+    if axis.limit is not None:
+        panel.axvline(axis.limit, color="0.4", linestyle="--", linewidth=1, label="limit")
+    if plan.candidates:
+        first = plan.candidates[0]
+        panel.plot(_place(first, axis.column), first.loss, "*", color="tab:red", markersize=13, label="first choice")
+    panel.set_xscale("log")
+    if mask.any():
+        shown = mask & (plan.losses <= panel.get_ylim()[1])
+        low, high = axis.values[shown].min(), axis.values[shown].max()
+        panel.set_xlim(low / 1.1, min(high, 30 * low) * 1.1)
+    panel.set_xlabel(axis.label)
+    panel.set_ylabel("loss (nats per token)")
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_formatter(_sparse)
+    panel.grid(alpha=0.3, which="both")
+
+
+def _sparse(value: float, _: float) -> str:
+    """Labels of minor ticks: those that begin with 2, 3 or 5."""
+    return f"{value:g}" if f"{value:e}"[0] in "235" else ""
+
+
+def _place(c: Candidate, column: str) -> float:
+    places = {
+        "memory": c.memory / 1e9,
+        "flops": c.flops / 1e9,
+        "decode": 1e3 / (c.decode or np.inf),
+        "ttft": 1e3 * (c.ttft or 0),
+    }
+    return places[column]
+
+
+def _limits(constraints: Constraints) -> str:
+    return ", ".join(f"{name} {amount(name, getattr(constraints, name))}" for name in given(constraints)) or "no limits"
+
+
+def relief_text(relief: Relief) -> str:
+    """One line of the sensitivity."""
+    to = amount(relief.limit, relief.relaxed_to)
+    relaxed = f"10% on {relief.limit.replace('_', ' ')} ({to})"
+    if abs(relief.buys) < 5e-5:
+        return f"{relaxed} buys nothing: it does not bind"
+    verb = "buys" if relief.buys > 0 else "costs, by a law that is outside its domain,"
+    return f"{relaxed} {verb} {abs(relief.buys):.4f} nats"
+
+
+HEADINGS = ("", "architecture", "loss", "memory\nweights + KV", "GFLOPs", "decode\n1st token", "N active\nN total", "D")
+
+
+def row(rank: int, c: Candidate) -> Iterator[str]:
+    """The cells of one candidate under HEADINGS; a second line of a cell stands behind a newline."""
+    config = c.config
+    yield f"{rank}{'!' if c.outside else ''}"
+    ffn = f"{config.num_local_experts} x {config.intermediate_size}, top {config.num_experts_per_tok}"
+    bits = "" if c.weight_bits == 4 else f", {c.weight_bits}-bit"
+    bits += "" if c.kv_bits == 8 else f", KV {c.kv_bits}-bit"
+    vocabulary = "" if config.vocab_size == 128_256 else f", vocabulary {config.vocab_size:,}"
+    untied = "" if config.tie_word_embeddings else ", untied"
+    yield (
+        f"{title(c)}{f': {ffn}' if config.is_moe else ''}{bits}{vocabulary}{untied}\n"
+        f"{config.hidden_size} x {config.num_hidden_layers} layers, "
+        f"{config.num_attention_heads}/{config.num_key_value_heads} heads of {config.head_dim}"
+    )
+    yield f"{c.loss:.4f}\n{c.low:.3f}-{c.high:.3f}"
+    yield f"{c.memory / 1e9:.3f} GB\n{c.weights / 1e9:.3f} + {c.kv / 1e9:.3f}"
+    yield f"{c.flops / 1e9:.3f}"
+    yield "-" if c.decode is None or c.ttft is None else f"{c.decode:.1f} tok/s\n{c.ttft:.2f} s"
+    yield f"{c.n_active / 1e9:.3f} B\n{c.n_total / 1e9:.3f} B"
+    yield f"{c.tokens / 1e9:,.0f} B"
+
+
+def write_report(plan: Plan, path: Path | str) -> None:
+    """Writes the page, its picture inside."""
+    found = bullets(plan.infeasible, "loud")
+    if plan.candidates:
+        rows = [[*row(rank, candidate)] for rank, candidate in enumerate(plan.candidates, 1)]
+        found = table(HEADINGS, rows, text=(1,))
+    intro = (
+        f"Limits: {_limits(plan.constraints)}. {len(plan.table):,} models considered. Losses in nats per token with "
+        f"their interval ({plan.law.interval_kind}); ! is outside the law's domain."
+    )
+    loud = [note for note in plan.notes if note.startswith("OUTSIDE")]
+    notes = [note for note in plan.notes if note not in loud]
+    sections = [
+        Section("Candidates" if plan.candidates else "No candidate fits", f"<p>{escape(intro)}</p>{found}"),
+        Section("Runner-up", bullets([plan.runner_up] if plan.runner_up else [])),
+        Section("What 10% more would buy", bullets([relief_text(relief) for relief in plan.reliefs])),
+        Section(
+            "Loss against costs",
+            "<p>Each panel shows the least loss within all limits but its own.</p>",
+            [("costs", "Pareto fronts of loss against costs", draw(plan))],
+            wide=True,
+        ),
+        Section("What this rests on", bullets(loud, "loud") + bullets(notes)),
+    ]
+    write_atomic(path, page("Plan", [section for section in sections if section.body]))

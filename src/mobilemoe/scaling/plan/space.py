@@ -1,0 +1,229 @@
+"""The architectures that `plan` chooses among, as arrays, so that `accounting` counts all of them at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobilemoe.accounting import WeightBits
+from mobilemoe.config import ModelConfig
+from mobilemoe.config_rope import RopeScaling
+from mobilemoe.errors import UsageError
+from mobilemoe.presets import LLAMA3_IDS, family_member
+from mobilemoe.scaling.law.forms import form_named
+from mobilemoe.scaling.law.law import Law
+
+IntArray = NDArray[np.int64]
+
+MOST = 2**24  # of any dial; with more, counts of bytes leave 64 bits
+VOCABULARY = 128_256  # the family's (spec section 1)
+RATIO = 40  # of width to layers in the family (spec section 1)
+WIDTHS = (*range(256, 2048, 64), *range(2048, 4097, 128))
+RATIOS = (20, 25, 30, 35, 40, 45, 50, 60, 70, 80)
+EXPERTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+GRANULARITIES = (1, 2, 4, 8, 16)
+HEAD_DIM = 64  # of the family
+HEAD_DIMS = (HEAD_DIM, 128)
+FAMILY = (("experts", "experts", 8), ("granularities", "granularity", 8), ("shared", "shared", 1))  # of S, M and L
+MOST_KV_HEADS, MOST_SHARING = 8, 8  # KV heads, and query heads that share one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Models of one kind, one for each entry of the arrays: the fields of ModelConfig that `accounting` reads, and
+    the dials E, g and s that they come from (`presets.family_member`)."""
+
+    experts: IntArray
+    granularity: IntArray
+    shared: IntArray
+    vocab_size: IntArray
+    hidden_size: IntArray
+    num_hidden_layers: IntArray
+    num_attention_heads: IntArray
+    num_key_value_heads: IntArray
+    head_dim: IntArray
+    intermediate_size: IntArray
+    intermediate_size_mlp: IntArray
+    num_local_experts: IntArray
+    num_experts_per_tok: IntArray
+    ffn_type: Literal["moe", "dense"]
+    tie_word_embeddings: bool
+    qk_norm: str = "head"
+    layer_types: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.hidden_size)
+
+    @property
+    def is_moe(self) -> bool:
+        return self.ffn_type == "moe"
+
+    @property
+    def has_expert_bias(self) -> bool:
+        return self.is_moe
+
+    @property
+    def as_config(self) -> ModelConfig:
+        """Itself, for the functions of `accounting`, which then give arrays."""
+        return cast(ModelConfig, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What may vary. E = 1 is the dense model, with g = 1 and s = 0; an odd g has no shared expert.
+
+    `ratios` are of width to layers, `head_dims` the width of a head. KV heads are up to 8 that divide the query heads,
+    2 to 8 of which share one, and the family's own number. Raises UsageError for a value that no model can have.
+    """
+
+    experts: tuple[int, ...] = EXPERTS
+    granularities: tuple[int, ...] = GRANULARITIES
+    shared: tuple[int, ...] = (0, 1)
+    widths: tuple[int, ...] = WIDTHS
+    ratios: tuple[float, ...] = RATIOS
+    head_dims: tuple[int, ...] = HEAD_DIMS
+    vocabularies: tuple[int, ...] = (VOCABULARY,)
+    tied: tuple[bool, ...] = (True,)
+    weight_bits: tuple[WeightBits, ...] = (4,)
+    kv_bits: tuple[int, ...] = (8,)
+
+    def __post_init__(self) -> None:
+        for name, values in vars(self).items():
+            if not values:
+                raise UsageError(f"{name} is empty, but a plan needs at least one value for it")
+            if name not in ("shared", "tied") and min(values) <= 0:
+                raise UsageError(f"{name} holds {min(values)}, but must be above 0")
+            if max(values) > MOST:
+                raise UsageError(f"{name} holds {max(values)}, but may hold no more than {MOST}")
+            if repeated := [value for value in values if values.count(value) > 1]:
+                raise UsageError(f"{name} holds {repeated[0]} more than once")
+        for name, known in (("weight_bits", (4, 8, 16)), ("kv_bits", (8, 16)), ("shared", (0, 1))):
+            if wrong := [value for value in getattr(self, name) if value not in known]:
+                raise UsageError(f"{name} holds {wrong[0]}, but must be of {', '.join(map(str, known))}")
+        if wrong := [width for width in self.widths if width % HEAD_DIM]:
+            raise UsageError(f"widths holds {wrong[0]}, but must be multiples of {HEAD_DIM}")
+
+    def known_to(self, law: Law) -> Space:
+        """The space without the E, g and s of which `law` knows nothing: it would not choose among them, but guess.
+
+        Values outside its domain go; a dial that it has no term for keeps the one value of the law's runs, or else the
+        published family's (a law without any dial is one of dense models).
+        """
+        columns = form_named(law.form).columns
+        kept: dict[str, Any] = {}
+        for name, column, family in FAMILY:
+            low, high = law.domain.get(column, (0.0, math.inf))
+            if column in columns or low == high:
+                kept[name] = tuple(value for value in getattr(self, name) if low <= value <= high)
+            else:
+                kept[name] = (family,) if columns or name != "experts" else (1,)
+        return dataclasses.replace(self, **kept)
+
+    def shapes(self) -> Iterator[Shapes]:
+        """Every model of the space, dense and MoE, tied and untied apart."""
+        geometries = np.array(list(self._geometries()), dtype=np.int64)
+        moe = [dials for dials in self._dials() if dials[0] > 1]
+        for tied in self.tied:
+            if 1 in self.experts:
+                yield _shapes(geometries, [(1, 1, 0)], tied)
+            if moe:
+                yield _shapes(geometries, moe, tied)
+
+    def _dials(self) -> Iterator[tuple[int, int, int]]:
+        for experts in self.experts:
+            for granularity in self.granularities:
+                for shared in self.shared:
+                    if not shared or granularity % 2 == 0:
+                        yield experts, granularity, shared
+
+    def _geometries(self) -> Iterator[tuple[int, ...]]:
+        """(vocabulary, width, layers, heads, KV heads, head_dim)."""
+        for vocabulary in self.vocabularies:
+            for width in self.widths:
+                for layers in dict.fromkeys(math.ceil(width / ratio) for ratio in self.ratios):
+                    for head_dim in self.head_dims:
+                        if width % head_dim:
+                            continue
+                        heads = width // head_dim
+                        for kv_heads in kv_choices(heads):
+                            yield vocabulary, width, layers, heads, kv_heads, head_dim
+
+
+def kv_choices(heads: int) -> list[int]:
+    """The numbers of KV heads that `heads` query heads may have."""
+    fitting = [kv for kv in range(1, MOST_KV_HEADS + 1) if heads % kv == 0 and 2 <= heads // kv <= MOST_SHARING]
+    return sorted({*fitting, int(family_kv_heads(np.array(heads)))})
+
+
+def family_kv_heads(heads: IntArray) -> IntArray:
+    """The family's number: the largest up to 4 that divides the query heads (spec section 1)."""
+    return np.asarray(np.max([np.where(heads % kv == 0, kv, 1) for kv in (1, 2, 3, 4)], axis=0))
+
+
+def _shapes(geometries: IntArray, dials: list[tuple[int, int, int]], tied: bool) -> Shapes:
+    """Each geometry with each of the dials, by spec section 1's rule: k = g - (g / 2) s, E g - (g / 2) s experts."""
+    vocab_size, width, layers, heads, kv_heads, head_dim = np.tile(geometries, (len(dials), 1)).T
+    experts, granularity, shared = np.repeat(np.array(dials, dtype=np.int64), len(geometries), axis=0).T
+    is_moe = dials[0][0] > 1
+    expert_width, fused = 4 * width // granularity, granularity // 2 * shared
+    nothing = np.zeros_like(width)
+    return Shapes(
+        experts=experts,
+        granularity=granularity,
+        shared=shared,
+        vocab_size=vocab_size,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate_size=expert_width,
+        intermediate_size_mlp=fused * expert_width,
+        num_local_experts=experts * granularity - fused if is_moe else nothing,
+        num_experts_per_tok=granularity - fused if is_moe else nothing,
+        ffn_type="moe" if is_moe else "dense",
+        tie_word_embeddings=tied,
+    )
+
+
+def departure(shapes: Shapes) -> NDArray[np.float64]:
+    """How far depth and heads are from the family's habits, in doublings; 0 for the family itself.
+
+    No law here knows depth against width or heads, so they only decide among models of equal predicted loss.
+    """
+    layers = -(-shapes.hidden_size // RATIO)
+    habit = family_kv_heads(shapes.hidden_size // HEAD_DIM) * HEAD_DIM
+    depth = np.log2(shapes.num_hidden_layers / layers)
+    kv_width = np.log2(shapes.num_key_value_heads * shapes.head_dim / habit)
+    wide_heads = np.log2(shapes.head_dim / HEAD_DIM)
+    return np.asarray(np.abs(depth) + np.abs(kv_width) + np.abs(wide_heads))
+
+
+def config_of(shapes: Shapes, index: int, context: int) -> ModelConfig:
+    """The model at `index` with the family's RoPE, and its control ids where the vocabulary is the family's."""
+    s = shapes
+    vocab_size = int(s.vocab_size[index])
+    config = family_member(
+        int(s.hidden_size[index]),
+        expansion=int(s.experts[index]),
+        granularity=int(s.granularity[index]),
+        shared=bool(s.shared[index]),
+        layers=int(s.num_hidden_layers[index]),
+        vocab_size=vocab_size,
+        rope_scaling=RopeScaling(),
+        tie_word_embeddings=s.tie_word_embeddings,
+        **(LLAMA3_IDS if vocab_size == VOCABULARY else {}),
+    )
+    return dataclasses.replace(
+        config,
+        num_attention_heads=int(s.num_attention_heads[index]),
+        num_key_value_heads=int(s.num_key_value_heads[index]),
+        head_dim=int(s.head_dim[index]),
+        max_position_embeddings=max(config.max_position_embeddings, context),
+    )

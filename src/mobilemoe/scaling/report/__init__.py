@@ -1,0 +1,1 @@
+"""A fit as people read it: pictures and a page."""

@@ -1,0 +1,358 @@
+"""A law, or a fit of one, as a self-contained HTML page with its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from mobilemoe.files import write_atomic
+from mobilemoe.page import Section, bullets, page, table
+from mobilemoe.scaling.law.compare import Row
+from mobilemoe.scaling.law.fit import Fit, Holdout
+from mobilemoe.scaling.law.forms import FORMS
+from mobilemoe.scaling.law.law import Law
+from mobilemoe.scaling.optimum.optimum import DENSE, KNOBS, PUBLISHED, Band, known_values
+from mobilemoe.scaling.report import pictures
+from mobilemoe.scaling.report.pictures import NAMES, Scene
+
+MEMORIES = 6  # at which the mixtures are compared with the dense model
+MEANINGS = {
+    "A": "factor of the size term",
+    "alpha": "exponent of N",
+    "delta": "how the size term changes with the knob",
+    "gamma": "how the exponent of N changes with the knob",
+    "kappa": "share of the size term that finer experts take away",
+    "phi": "how fast granularity does so",
+    "sigma": "what a shared expert takes from the size term",
+    "B": "factor of the data term",
+    "beta": "exponent of D",
+    "omega": "how the data term changes with the knob",
+    "zeta": "how the exponent of D changes with the knob",
+    "c": "loss that no model and no text removes",
+    "E_max": "number of experts at which their effect saturates",
+}
+
+
+def write_report(
+    subject: Fit | Law,
+    path: Path | str,
+    *,
+    comparison: Sequence[Row] = (),
+    vocab_size: int = 128_256,
+    context: int = 4096,
+    pngs: bool = False,
+) -> list[Path]:
+    """Writes the page of a fit, or of a law alone, and with `pngs` its pictures in a folder beside it; gives all files.
+
+    comparison: of `compare.compare`, for the table of BIC. vocab_size and context: of the family's members, whose
+    memory the curves are drawn over. MissingExtraError without matplotlib or scipy.
+    """
+    pictures.drawing()
+    path = Path(path)
+    fit, law = (subject, subject.law) if isinstance(subject, Fit) else (None, subject)
+    sections = [_the_law(law, fit)]
+    if fit is not None:
+        sections += _of_fit(fit, comparison)
+    scene = _scene(law, fit, vocab_size, context)
+    if scene is None:
+        reason = (
+            "There are no curves: the law must say in its domain which N and D it was measured at, and members of the "
+            f"family with a vocabulary of {vocab_size:,} must lie there. Give the vocabulary of the law's own models."
+        )
+        sections.append(Section("Curves", f"<p class=loud>{reason}</p>"))
+    else:
+        sections += [_compute_optimum(scene), _equal_memory(scene), _equal_loss(scene)]
+    write_atomic(path, page(f"Scaling law: {law.form}", sections))
+    written = [path]
+    if pngs:
+        folder = path.with_name(f"{path.stem}-pictures")
+        folder.mkdir(exist_ok=True)
+        for section in sections:
+            for name, _, png in section.pictures:
+                written.append(folder / f"{name}.png")
+                write_atomic(written[-1], png)
+    return written
+
+
+def _scene(law: Law, fit: Fit | None, vocab_size: int, context: int) -> Scene | None:
+    """The lines of the curves; None where the law has no domain, or no member of the family is near it."""
+    if not {"n_active", "tokens"} <= law.domain.keys():
+        return None
+    granularity = min(known_values(law, "granularity"), key=lambda g: abs(np.log(g / PUBLISHED["granularity"])))
+    shared = 0 if granularity % 2 else max(known_values(law, "shared"))
+    ends = np.array([law.domain["n_active"], law.domain["tokens"]]).prod(axis=0) * 6e18
+    flops = ends if fit is None else fit.runs.flops
+    scene = Scene(
+        law=law,
+        experts=_experts(law, fit),
+        granularity=granularity,
+        shared=shared,
+        flops=(float(flops.min()), float(flops.max())),
+        vocab_size=vocab_size,
+        context=context,
+    )
+    return scene if any(len(scene.sizes(knobs)) for knobs in scene.lines) else None
+
+
+def _experts(law: Law, fit: Fit | None) -> tuple[int, ...]:
+    """Those of the runs, if they are few and whole, else the paper's in the domain."""
+    if fit is not None:
+        found = np.unique(fit.runs.points.experts)
+        knows = "experts" in FORMS[law.form].columns or len(found) == 1
+        if knows and len(found) <= len(KNOBS["experts"]) and np.all(found == found.round()):
+            return tuple(int(e) for e in found)
+    return known_values(law, "experts")
+
+
+# Sections
+
+
+def _the_law(law: Law, fit: Fit | None) -> Section:
+    form = FORMS[law.form]
+    counted = {
+        True: "counts the embedding",
+        False: "leaves the embedding out",
+        None: "may or may not count the embedding",
+    }
+    facts = [
+        f"Form: {form.source}.",
+        f"Constants: {law.source}.",
+        "L is in nats per token; N is active parameters and D training tokens, both in billions.",
+        f"N {counted[law.counts_embedding]}.",
+        f"RMSE of the fit: {law.rmse:.4f} nats. Intervals: {_interval(law)}.",
+    ]
+    doubts = [f"Assumed, not measured: {law.prior}."] if law.prior else []
+    notes = [] if fit is None else [*fit.runs.notes, *fit.notes]
+    constants = []
+    for name, value in law.parameters.items():
+        ends = law.parameter_interval(name)
+        interval = "" if ends is None else f"{ends[0]:.4g} to {ends[1]:.4g}"
+        if fit is not None and name not in fit.free:
+            interval = "held"
+        constants.append((name, f"{value:.4f}", interval, MEANINGS[name]))
+    words = {"n_active": _count, "tokens": _count}
+    domain = [(NAMES[name], *map(words.get(name, _number), ends)) for name, ends in law.domain.items()]
+    return Section(
+        "The law",
+        f"<p class=formula>{escape(form.formula)}</p>"
+        + bullets(facts)
+        + bullets(doubts, "loud")
+        + table(("constant", "value", "90% interval", "what it does"), constants, text=(3,))
+        + "<h3>Domain: where the runs were</h3>"
+        + table(("", "from", "to"), domain)
+        + "<p class=faint>Outside it the law is an extrapolation and may rank models wrongly: curves are dashed.</p>"
+        + bullets(notes, "faint"),
+    )
+
+
+def _of_fit(fit: Fit, comparison: Sequence[Row]) -> Iterator[Section]:
+    points = fit.runs.points
+    yield Section(
+        "Fit against data",
+        f"<p>Each point is one of {len(fit.runs)} runs. The nearer to the line, the better the law tells its loss: "
+        f"RMSE {fit.rmse:.4f}, mean absolute error {fit.mae:.4f} nats per token.</p>",
+        [("fit", "predicted against measured loss", pictures.draw(lambda axes: pictures.measured(axes, fit)))],
+    )
+    varied = [name for name in NAMES if len(np.unique(getattr(points, name))) > 1]
+    yield Section(
+        "What the fit leaves over",
+        "<p>Good residuals have no pattern. A slope or a bend means that the law misses something in that column, and "
+        "that it should not be trusted far beyond the runs. The grey band is the RMSE.</p>",
+        [(f"residuals-{name}", f"residuals over {NAMES[name]}", _residuals(fit, name)) for name in varied],
+    )
+    if (held := fit.holdout) is not None:
+        yield Section(
+            "Hold-out",
+            f"<p>A fit without the {len(held.ids)} {_held(held)} foretells them with an RMSE of "
+            f"{held.rmse:.4f} and a mean absolute error of {held.mae:.4f} nats: that is how well the law reaches "
+            "beyond its runs, which is what it is for.</p>",
+            [("holdout", "held-out runs", pictures.draw(lambda axes: pictures.foretold(axes, held)))],
+        )
+    if comparison:
+        yield _comparison(comparison)
+    if (apart := fit.apart) is not None:
+        rows = [(name, f"{value:.4f}") for name, value in apart.law.parameters.items()]
+        yield Section(
+            "Runs that repeat data",
+            f"<p>The same form, fitted to the {len(apart.runs)} runs that saw data more than once "
+            f"(RMSE {apart.rmse:.4f} nats). They take no part in anything else on this page.</p>"
+            + table(("constant", "value"), rows),
+        )
+
+
+def _held(holdout: Holdout) -> str:
+    return "runs that the table registered as held out" if holdout.registered else "runs of largest compute"
+
+
+def _residuals(fit: Fit, name: str) -> bytes:
+    return pictures.draw(lambda axes: pictures.residuals(axes, fit, name))
+
+
+def _comparison(compared: Sequence[Row]) -> Section:
+    best = min(row.bic for row in compared)
+    cells = []
+    for row in sorted(compared, key=lambda row: row.bic):
+        held = row.holdout_rmse
+        foretold = "" if held is None or not np.isfinite(held) else f"{held:.4f}"
+        name = f"{row.name} (plain rival)" if row.rival else row.name
+        cells.append(
+            (name, f"{row.parameters}", f"{row.rmse:.4f}", foretold, f"{row.bic:.1f}", f"{row.bic - best:.1f}")
+        )
+    return Section(
+        "Which form the runs support",
+        "<p>BIC weighs the fit against the number of constants: lower is better, a difference above 10 is clear.</p>"
+        + table(("form", "constants", "RMSE", "held-out RMSE", "BIC", "above the best"), cells),
+    )
+
+
+def _compute_optimum(scene: Scene) -> Section:
+    flops, found = pictures.compute_optima(scene)
+    rows = []
+    for budget in scene.budgets((0, 0.5, 1)):
+        best = scene.optimum(scene.law, budget)
+        share = "-" if best.best.share is None else f"{best.best.share:.0%}"
+        outside = "outside" if best.best.warnings else "inside"
+        rows.append(
+            (
+                f"{budget:.1e}",
+                _band(best.n_active, _count),
+                _band(best.tokens, _count),
+                _band(best.experts, _number),
+                share,
+                _band(best.loss, _loss),
+                outside,
+            )
+        )
+    heads = ("FLOPs", "N", "D", "E", "samples that choose it", "loss", "law's domain")
+    shown = [
+        ("optimum-n", "best size", lambda axes: pictures.optimal(axes, scene, flops, found, "n_active")),
+        ("optimum-d", "best tokens", lambda axes: pictures.optimal(axes, scene, flops, found, "tokens")),
+        ("optimum-loss", "least loss", lambda axes: pictures.gained(axes, scene, flops, found)),
+    ]
+    return Section(
+        "The compute optimum",
+        "<p>If only training compute C = 6 N D counts, this is the best model for it. A device's memory usually stops "
+        f"short of that size: see the next section. Intervals are {best.interval}.</p>" + table(heads, rows),
+        [(name, what, pictures.draw(paint)) for name, what, paint in shown],
+    )
+
+
+def _equal_memory(scene: Scene) -> Section:
+    budgets = scene.budgets((0.25, 0.5, 0.75))
+    panels = [
+        (f"memory-{place}", f"loss over memory at {budget:.1e} FLOPs", _memory_curves(scene, budget))
+        for place, budget in enumerate(budgets, 1)
+    ]
+    compared = _against_dense(scene, budgets[1]) if DENSE in scene.lines and len(scene.lines) > 1 else ""
+    return Section(
+        "At equal memory",
+        f"<p>Models trained with the same compute, by the memory that they take on the device: {_shape(scene)}. "
+        "Where a line rises again, its models are so large that they see too few tokens.</p>" + compared,
+        panels,
+    )
+
+
+def _memory_curves(scene: Scene, flops: float) -> bytes:
+    return pictures.draw(lambda axes: pictures.equal_compute(axes, scene, flops))
+
+
+def _against_dense(scene: Scene, flops: float) -> str:
+    """A table of the best model in a few memories, and a sentence that says whether mixtures beat the dense model."""
+    rows, gains = [], []
+    for memory in _memories(scene):
+        found = scene.within(memory, flops)
+        mixture = next(choice for choice in found.choices if choice.experts > 1)
+        dense = next(choice for choice in found.choices if choice.experts == 1)
+        gains.append(dense.loss.value - mixture.loss.value)
+        outside = [name for name, choice in (("mixture", mixture), ("dense", dense)) if choice.warnings]
+        rows.append(
+            (
+                _bytes(memory),
+                f"{mixture.experts}",
+                _count(mixture.n_active.value),
+                _count(mixture.tokens.value),
+                _loss(mixture.loss.value),
+                _count(dense.n_active.value),
+                _loss(dense.loss.value),
+                f"{gains[-1]:+.4f}",
+                ", ".join(outside),
+            )
+        )
+    heads = ("memory", "best E > 1", "its N", "D", "loss", "dense N", "dense loss", "mixture's gain", "outside")
+    better = sum(gain > scene.law.rmse for gain in gains)
+    worse = sum(gain < -scene.law.rmse for gain in gains)
+    return (
+        f"<p>With {flops:.1e} FLOPs a mixture beats the dense model by more than the RMSE at {better} of these "
+        f"{len(gains)} memories; the dense model beats every mixture at {worse}. The last column names the models that "
+        f"lie outside the law's domain: in {sum(not row[-1] for row in rows)} rows neither does.</p>"
+        + table(heads, rows)
+    )
+
+
+def _memories(scene: Scene) -> list[float]:
+    """Memories from the least dense model in the domain to the largest mixture."""
+    small, large = scene.law.domain["n_active"]
+    dense, mixture = scene.lines[DENSE], scene.lines[max(scene.lines)]
+    low = max(
+        float(dense.memory(np.clip(small, *dense.range))), *(sizes.least_memory for sizes in scene.lines.values())
+    )
+    high = float(mixture.memory(np.clip(large, *mixture.range)))
+    return [float(memory) for memory in np.geomspace(low, high, MEMORIES)]
+
+
+def _equal_loss(scene: Scene) -> Section:
+    levels = scene.levels((0.75, 0.5, 0.25))
+    panels = [
+        (f"equal-loss-{place}", f"models that reach {level:.3f}", _loss_curves(scene, level))
+        for place, level in enumerate(levels, 1)
+    ]
+    return Section(
+        "Equal loss: memory against training compute",
+        "<p>All models on one line reach the same loss. The lower left is cheaper in both: the lowest line is the E "
+        f"to take for that memory. Shown is {_shape(scene)}.</p>",
+        panels,
+    )
+
+
+def _loss_curves(scene: Scene, level: float) -> bytes:
+    return pictures.draw(lambda axes: pictures.equal_loss(axes, scene, level))
+
+
+def _shape(scene: Scene) -> str:
+    return (
+        f"the paper's family with a vocabulary of {scene.vocab_size:,}, in INT4, with an int8 KV cache of "
+        f"{scene.context:,} tokens"
+    )
+
+
+# Words
+
+
+def _interval(law: Law) -> str:
+    if law.samples is None:
+        return "none were drawn, so the RMSE stands in for them"
+    return f"90% of {len(law.samples):,} bootstrap samples"
+
+
+def _band(band: Band, words: Callable[[float], str]) -> str:
+    value, low, high = map(words, band)
+    return value if low == high == value else f"{value} ({low} to {high})"
+
+
+def _count(billions: float) -> str:
+    return f"{billions:.3g} B" if billions >= 1 else f"{1e3 * billions:.3g} M"
+
+
+def _bytes(value: float) -> str:
+    return f"{value / 1e9:.3g} GB" if value >= 1e9 else f"{value / 1e6:.3g} MB"
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"

@@ -1,1 +1,0 @@
-"""Grids of small trainings: the only part of `scaling` that trains, and so the only one that needs PyTorch."""

@@ -1,0 +1,1 @@
+"""Grids of small trainings, whose tables a law is fitted to."""

@@ -1,0 +1,287 @@
+"""`sweep`: runs a grid of small trainings in several processes, so that whatever stops it, finished runs are kept.
+
+The folder of a sweep holds grid.json (what is run), runs.csv (a row for each finished run), failures.csv, a log for
+each worker, and runs/ID with the metrics of each run, and its checkpoint while it is unfinished. Workers claim runs by
+locks on files, so several sweeps may work in one folder: under torchrun each process is one, with the GPU of its rank.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from mobilemoe import accounting
+from mobilemoe.data.mixture import build_sources
+from mobilemoe.errors import MachineError, TrainError, UsageError
+from mobilemoe.files import write_json
+from mobilemoe.sweep.grid import Grid, Run, plan
+from mobilemoe.sweep.table import FAILURES, RUNS, read_rows, remove_rows
+from mobilemoe.sweep.units import units
+from mobilemoe.sweep.worker import GRID, record_failure, settled
+from mobilemoe.train.plan import expected_speed
+
+PROCESSES_OF_A_GPU = 4  # small models leave a GPU idle between their kernels
+PATIENCE = 120.0  # seconds that workers have to save what is under way
+_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a call of `sweep` ended: ids of the runs that are finished, failed and left, of those that were asked for."""
+
+    finished: tuple[str, ...]
+    failed: tuple[str, ...]
+    left: tuple[str, ...]
+    seconds: float
+
+
+def choose(grid: Grid, only: tuple[str, ...] = ()) -> list[Run]:
+    """The runs of a grid in their order: all; or those whose id or block one of the patterns in `only` matches, in the
+    order of the patterns, and of each the longest training first.
+
+    UsageError for a pattern that matches none.
+    """
+    runs = plan(grid)
+    if not only:
+        return runs
+    chosen: dict[str, Run] = {}
+    for name in only:
+        matched = [run for run in runs if fnmatch.filter((run.id, *run.blocks), name)]
+        if not matched:
+            raise UsageError(f"the grid has no run and no block {name!r}: --list shows them")
+        chosen |= {run.id: run for run in sorted(matched, key=lambda run: -run.flops) if run.id not in chosen}
+    return list(chosen.values())
+
+
+def flops_per_second(grid: Grid, runs: list[Run]) -> float:
+    """What the machine is expected to train at: as the grid says, or else as a plan of the first run expects it."""
+    if grid.scaling.flops_per_second is not None:
+        return grid.scaling.flops_per_second
+    run = runs[0]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    speed, _ = expected_speed(run.recipe, run.config, device, 1)
+    return speed * accounting.training_flops_per_token(run.config, run.recipe.train.sequence_length)
+
+
+def sweep(
+    grid: Grid,
+    out: Path,
+    *,
+    only: tuple[str, ...] = (),
+    processes: int | None = None,
+    on_event: Callable[[dict[str, Any], Summary], None] = lambda event, so_far: None,
+) -> Summary:
+    """Trains the runs of `grid` that `out` has not finished, in `processes` at once; returns when none is left.
+
+    Runs that failed before are left out, unless `only` names them (or their block). `processes` are 4 for each GPU, or
+    1, by default. `on_event` hears of each run that starts, finishes (with its row) or fails (with the reason).
+    An interrupt (Ctrl-C, SIGTERM) has the runs under way saved and returns; a second one does not wait.
+    Raises TrainError if `out` holds finished runs of another grid, or no worker can start; MachineError, after the runs
+    under way were saved, if one stopped for a fault of the machine: nothing is held against it.
+    """
+    chosen = choose(grid, only)
+    visible = _gpus()
+    count = processes or max(1, PROCESSES_OF_A_GPU * len(visible))
+    build_sources(grid.data, Path.cwd())  # a wrong path is one sentence, and not one for every run
+    _refuse_other(out, plan(grid))
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / GRID, grid.model_dump(mode="json"))
+    if only:
+        remove_rows(out / FAILURES, {run.id for run in chosen})
+    with _interrupts() as interrupted:
+        crew = _Crew(out, chosen, only=bool(only), count=count, gpus=visible, on_event=on_event)
+        try:
+            crew.work(interrupted)
+        finally:
+            crew.end()
+    if crew.halted is not None:
+        raise MachineError(f"the sweep has stopped, and the same command goes on from there: {crew.halted}")
+    return crew.summary()
+
+
+def _refuse_other(out: Path, runs: list[Run]) -> None:
+    """Raises TrainError for a finished run whose id is in the grid and whose recipe is another."""
+    keys = {run.id: run.key for run in runs}
+    for row in read_rows(out / RUNS):
+        if keys.get(row["id"], row["key"]) != row["key"]:
+            raise TrainError(
+                f"{out / RUNS} holds {row['id']} as another recipe trained it: give this sweep another --out"
+            )
+
+
+@dataclass
+class _Worker:
+    """A process, its log, and the run that it is at."""
+
+    number: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    said: IO[bytes] = field(init=False)
+    unread: bytes = b""  # of a line that is not whole yet
+    started: str | None = None
+    ever: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.process.stdout is not None  # a pipe
+        self.said = self.process.stdout
+
+
+class _Crew:
+    """The workers of one sweep. Each leaves when it finds nothing to do; one that breaks is replaced."""
+
+    def __init__(
+        self,
+        out: Path,
+        runs: list[Run],
+        *,
+        only: bool,
+        count: int,
+        gpus: list[str],
+        on_event: Callable[[dict[str, Any], Summary], None],
+    ) -> None:
+        self.out, self.runs, self.only, self.count, self.gpus = out, {run.id: run for run in runs}, only, count, gpus
+        self.on_event = on_event
+        self.began = time.monotonic()
+        self.selector = selectors.DefaultSelector()
+        self.workers: list[_Worker] = []
+        self.halted: str | None = None  # which fault of the machine has stopped a worker
+
+    def summary(self) -> Summary:
+        done = {row["id"]: row["key"] for row in read_rows(self.out / RUNS)}
+        known = settled(self.out)
+        finished = tuple(name for name, run in self.runs.items() if done.get(name) == run.key)
+        failed = tuple(name for name, run in self.runs.items() if name not in finished and known.get(name) == run.key)
+        left = tuple(name for name in self.runs if name not in finished and name not in failed)
+        return Summary(finished, failed, left, time.monotonic() - self.began)
+
+    def work(self, interrupted: list[int]) -> None:
+        """Until every worker has left; after an interrupt they are asked to, and at the second one told to."""
+        left = units(self.runs[name] for name in self.summary().left)
+        for number, unit in zip(range(self.count), left, strict=False):
+            self._start(number, unit.id)
+        asked, deadline = 0, float("inf")
+        while self.workers:
+            for key, _ in self.selector.select(timeout=0.2):
+                self._hear(key.data, stopping=asked > 0)
+            signals = max(len(interrupted), int(self.halted is not None))
+            if signals > asked:
+                asked = signals
+                deadline = time.monotonic() + PATIENCE
+                for worker in self.workers:
+                    worker.process.send_signal(signal.SIGTERM if asked == 1 else signal.SIGKILL)
+            if time.monotonic() > deadline:
+                return
+
+    def end(self) -> None:
+        """Kills who is still there."""
+        for worker in self.workers:
+            worker.process.kill()
+            worker.process.wait()
+            worker.said.close()
+        self.selector.close()
+
+    def _start(self, number: int, first: str = "") -> None:
+        environment = {name: value for name, value in os.environ.items() if name not in _TORCHRUN}
+        threads = str(max(1, len(os.sched_getaffinity(0)) // self.count))
+        for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+            environment.setdefault(name, threads)
+        # As `train` does: giving activations back to the system in each step costs a fifth of the time.
+        environment |= {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+        if self.gpus:
+            # There and back, as the longest units come first: the first GPU shares the longest with the shortest.
+            environment["CUDA_VISIBLE_DEVICES"] = [*self.gpus, *self.gpus[::-1]][number % (2 * len(self.gpus))]
+        rank = os.environ.get("RANK", "0")
+        log = self.out / "logs" / f"worker-{rank}-{number}.log"
+        log.parent.mkdir(exist_ok=True)
+        names = list(self.runs) if self.only else []
+        command = [sys.executable, "-m", "mobilemoe.sweep.worker", str(self.out), first, *names]
+        with log.open("a") as errors:
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,  # Ctrl-C is the sweep's: it asks them
+            )
+        worker = _Worker(number, process, log)
+        self.workers.append(worker)
+        self.selector.register(worker.said, selectors.EVENT_READ, worker)
+
+    def _hear(self, worker: _Worker, stopping: bool) -> None:
+        """Reads what a worker says, or notices that it has left."""
+        said = os.read(worker.said.fileno(), 2**16)
+        if not said:
+            self._bury(worker, stopping)
+            return
+        *lines, worker.unread = (worker.unread + said).split(b"\n")
+        for event in map(json.loads, lines):
+            if event["event"] == "stuck":
+                raise TrainError(event["reason"])
+            if event["event"] == "halted":
+                self.halted = f"{worker.started}: {event['reason']}" if worker.started else event["reason"]
+                worker.started = None
+                continue
+            worker.ever = True
+            worker.started = event["id"] if event["event"] == "started" else None
+            self.on_event(event, self.summary())
+
+    def _bury(self, worker: _Worker, stopping: bool) -> None:
+        """Takes note of how a worker ended, and puts another in its place if it broke."""
+        self.selector.unregister(worker.said)
+        self.workers.remove(worker)
+        worker.said.close()
+        status = worker.process.wait()
+        if status == 0 or stopping or self.halted is not None:
+            return
+        if not worker.ever:
+            raise TrainError(f"a worker could not start ({_last_line(worker.log)}): see {worker.log}")
+        if worker.started is not None and worker.started in self.summary().left:  # it may have ended in its last words
+            if status == -signal.SIGKILL:  # no run kills itself
+                self.halted = f"the process of {worker.started} was killed, as where memory runs out"
+                return
+            reason = f"its process ended with {f'signal {-status}' if status < 0 else f'status {status}'}"
+            record_failure(self.out, self.runs[worker.started], reason)
+            self.on_event({"event": "failed", "id": worker.started, "reason": reason}, self.summary())
+        self._start(worker.number)
+
+
+def _gpus() -> list[str]:
+    """The GPUs to work on, as CUDA_VISIBLE_DEVICES names them; under torchrun that of this process's rank."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if torch.cuda.is_available() else []
+    if names == [""]:
+        names = [str(index) for index in range(torch.cuda.device_count())]
+    if names and "LOCAL_RANK" in os.environ:
+        return [names[int(os.environ["LOCAL_RANK"]) % len(names)]]
+    return names
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM."""
+    seen: list[int] = []
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(kind, lambda number, _: seen.append(number)) for kind in kinds]
+    try:
+        yield seen
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)

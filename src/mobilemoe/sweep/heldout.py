@@ -1,0 +1,194 @@
+"""The loss that a sweep compares its models by: of the same held-out tokens for each, by domain and by document.
+
+R rows of T tokens, N = R T, D hidden, G documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from mobilemoe.chat import ChatTemplate
+from mobilemoe.data.config import DataConfig
+from mobilemoe.data.encoding import Encoder
+from mobilemoe.data.mixture import build_sources
+from mobilemoe.data.packing import NO_TARGET, Ids, Packer, Passage, Row
+from mobilemoe.data.shards import read_json_lines
+from mobilemoe.data.sources import Document, Source, document_of_row
+from mobilemoe.data.stream import cut_document, split_documents
+from mobilemoe.data.tokens import TokenSource
+from mobilemoe.errors import DataError
+from mobilemoe.model import MobileMoE
+from mobilemoe.sweep.grid import HeldOut
+from mobilemoe.tokenizer import Tokenizer
+from mobilemoe.train.loss import CHUNK, product_in_fp32
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Rows [R, T] as training packs them (fields of `packing.Row`), the domain's share of the loss, and how many bytes
+    of text one target stands for.
+
+    `documents` are the sources of the texts; `domains_T` of a row numbers them.
+    """
+
+    rows: Row
+    documents: tuple[str, ...]
+    share: float
+    bytes_per_target: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`losses`: the columns of the table. `documents`: domain, document, targets and the sum of their nats."""
+
+    losses: dict[str, float]
+    documents: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class HeldOutRows:
+    """Every domain by name, and a hash of all tokens."""
+
+    domains: dict[str, Domain]
+    fingerprint: str
+
+    def score(self, model: MobileMoE, device: torch.device, precision: str, batch_rows: int) -> Scores:
+        """`loss` in nats a token, the domains' weighted by their shares; `bits_per_byte`; and each `loss_DOMAIN`."""
+        losses, documents = {}, []
+        for name, domain in self.domains.items():
+            nats_G, targets_G = _by_document(model, domain, device, precision, batch_rows)
+            losses[name] = sum(nats_G) / sum(targets_G)
+            documents += [
+                {"domain": name, "document": document, "targets": targets, "nats": round(nats, 4)}
+                for document, targets, nats in zip(domain.documents, targets_G, nats_G, strict=True)
+                if targets
+            ]
+        loss = sum(domain.share * losses[name] for name, domain in self.domains.items())
+        size = sum(domain.share * domain.bytes_per_target for domain in self.domains.values())
+        by_domain = {f"loss_{name}": value for name, value in losses.items()}
+        return Scores({"loss": loss, "bits_per_byte": loss / size / math.log(2), **by_domain}, documents)
+
+
+def read_held_out(
+    heldout: HeldOut, data: DataConfig, tokenizer: Tokenizer, template: ChatTemplate, sequence_length: int
+) -> HeldOutRows:
+    """The held-out text in rows, the same for every run of a sweep. Raises DataError where it is too little."""
+    documents = _split(data) if heldout.path is None else _of_file(Path(heldout.path), data)
+    encoder = Encoder(tokenizer, template)
+    total = sum(source.weight for source in data.mixture)
+    domains, fingerprint = {}, hashlib.sha256()
+    for source in data.mixture:
+        pieces = (piece for document in documents[source.name] for piece in cut_document(document, data.piece_chars))
+        rows, names, bytes_per_target = _pack(pieces, encoder, sequence_length, heldout.tokens)
+        if rows is None:
+            raise DataError(
+                f"the held-out text of {source.name!r} does not fill a row of {sequence_length} tokens: "
+                "raise data.holdout, or name a file with more of it in heldout.path"
+            )
+        domains[source.name] = Domain(rows, names, source.weight / total, bytes_per_target)
+        fingerprint.update(f"{source.name} {source.weight / total:.6g}\n".encode() + rows.tokens_T.tobytes())
+    return HeldOutRows(domains, fingerprint.hexdigest()[:16])
+
+
+def _split(data: DataConfig) -> dict[str, Iterable[Document]]:
+    """The held-out split of each source, in file order."""
+    sources = build_sources(data, Path.cwd())
+    if any(isinstance(source, TokenSource) for source in sources.values()):
+        raise DataError(
+            "prepared shards hold the train split alone: name a file of held-out text in heldout.path, "
+            "which `mobilemoe data sample RECIPE FILE --split heldout` writes from the text they were made from"
+        )
+    return {name: _held_out_documents(source, data.holdout) for name, source in sources.items()}
+
+
+def _held_out_documents(source: Source, holdout: float) -> Iterator[Document]:
+    for shard in range(len(source.shards)):
+        yield from split_documents(source, shard, "heldout", holdout)
+
+
+def _of_file(path: Path, data: DataConfig) -> dict[str, Iterable[Document]]:
+    """The texts of a file by their domain; those of other domains than the mixture's sources are left out."""
+    if not path.is_file():
+        raise DataError(f"the held-out text {path} does not exist: set heldout.path")
+    found: dict[str, list[Document]] = {source.name: [] for source in data.mixture}
+    for number, line in read_json_lines(path):
+        document = document_of_row(line, f"{path}, line {number},", f"line {number}")
+        domain = line.get("domain")
+        if document is not None and isinstance(domain, str) and domain in found:
+            found[domain].append(document)
+    return {**found}
+
+
+def _pack(
+    pieces: Iterator[Document], encoder: Encoder, length: int, limit: int
+) -> tuple[Row | None, tuple[str, ...], float]:
+    """The first whole rows of at most `limit` tokens, [R, T], the sources of their texts, and the bytes of text that
+    one target stands for."""
+    targets = size = 0
+    numbers: dict[str, int] = {}
+
+    def passages() -> Iterator[Passage]:
+        nonlocal targets, size
+        for piece in pieces:
+            ids_N = encoder.encode([piece])[0].ids_N
+            targets += len(ids_N) - 1
+            size += _bytes(piece)
+            number = numbers.setdefault(piece.source, len(numbers))
+            yield Passage(ids_N, np.ones(len(ids_N), dtype=bool), number)
+
+    packer = Packer(passages(), length)
+    rows = [row for _, row in zip(range(limit // length), packer, strict=False)]
+    packed = Row(*map(np.stack, zip(*rows, strict=True))) if rows else None
+    return packed, tuple(numbers), size / max(1, targets)
+
+
+def _bytes(piece: Document) -> int:
+    return sum(len(text.encode()) for text in (piece.text or "", *(m["content"] for m in piece.messages or ())))
+
+
+@torch.no_grad()
+def _by_document(
+    model: MobileMoE, domain: Domain, device: torch.device, precision: str, batch_rows: int
+) -> tuple[list[float], list[int]]:
+    """Nats and targets of each document, [G] both, in batches of `batch_rows`."""
+
+    def on_device(array_BT: Ids) -> torch.Tensor:
+        return torch.from_numpy(array_BT).to(device)
+
+    rows, documents = domain.rows, len(domain.documents)
+    nats_G = torch.zeros(documents, dtype=torch.float64, device=device)
+    # Compiled blocks run as they are written: for this once they would be compiled again.
+    with torch.compiler.set_stance("force_eager"):
+        for start in range(0, len(rows.tokens_T), batch_rows):
+            batch = Row(*(field[start : start + batch_rows] for field in rows))
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                x_BTD, _ = model.hidden(
+                    on_device(batch.tokens_T),
+                    positions_BT=on_device(batch.positions_T),
+                    segments_BT=on_device(batch.segments_T),
+                )
+            nats_N = _token_nats(x_BTD.flatten(0, 1), model.head_VD, on_device(batch.targets_T).flatten())
+            nats_G.index_add_(0, on_device(batch.domains_T).flatten(), nats_N.double())
+    taught = rows.targets_T != NO_TARGET
+    return nats_G.tolist(), np.bincount(rows.domains_T[taught], minlength=documents).tolist()
+
+
+def _token_nats(x_ND: torch.Tensor, head_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """-log softmax(x head^T)[target] of each token in fp32, [N]; 0 without a target."""
+    compute_DV = head_VD.to(x_ND.dtype).t()
+    parts = zip(x_ND.split(CHUNK), targets_N.split(CHUNK), strict=True)
+    return torch.cat(
+        [
+            cross_entropy(product_in_fp32(x_CD, compute_DV), targets_C, ignore_index=NO_TARGET, reduction="none")
+            for x_CD, targets_C in parts
+        ]
+    )

@@ -1,0 +1,44 @@
+"""What a worker takes at a time: a run, or all runs of one trunk, which is trained once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mobilemoe import accounting
+from mobilemoe.sweep.grid import Run
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Runs of one trunk, those of fewer tokens first; `id` is the trunk's."""
+
+    id: str
+    runs: tuple[Run, ...]
+
+    def own_tokens(self) -> dict[str, int]:
+        """The tokens that each run adds to what was trained for those before it, by its id."""
+        tokens, trunk = {}, 0
+        for run in self.runs:
+            tokens[run.id] = (run.recipe.train.steps - min(trunk, run.shared_steps)) * run.batch_tokens
+            trunk = max(trunk, run.shared_steps)
+        return tokens
+
+
+def units(runs: Iterable[Run]) -> list[Unit]:
+    """The units of these runs, in the order of each one's first run."""
+    by_trunk: dict[str, list[Run]] = {}
+    for run in runs:
+        by_trunk.setdefault(run.trunk, []).append(run)
+    return [Unit(trunk, tuple(sorted(alike, key=lambda run: run.tokens))) for trunk, alike in by_trunk.items()]
+
+
+def own_costs(runs: list[Run]) -> dict[str, tuple[int, int]]:
+    """Tokens and FLOPs that each of these runs adds, by its id: together what training all of them takes."""
+    costs = {}
+    for unit in units(runs):
+        tokens = unit.own_tokens()
+        for run in unit.runs:
+            each = accounting.training_flops_per_token(run.config, run.recipe.train.sequence_length)
+            costs[run.id] = (tokens[run.id], tokens[run.id] * each)
+    return costs

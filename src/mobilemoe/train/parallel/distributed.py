@@ -1,0 +1,196 @@
+"""Several processes on one model: FSDP2 shards, HSDP replicas of groups of shards, expert parallelism within a group.
+
+Each process takes its own rows of the same global batch. The loss is divided by the targets of the global batch, so
+gradients are summed over processes, never averaged, and the result is that of one process up to rounding.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor.placement_types import Shard
+
+from mobilemoe.checkpoint.container import Array
+from mobilemoe.errors import ConfigError
+from mobilemoe.model import MobileMoE
+from mobilemoe.model.block import MoE
+from mobilemoe.train.parallel.expert_parallel import ParallelExperts
+from mobilemoe.train.parallel.fellows import ending_together
+from mobilemoe.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run as one of them sees them: it is number `rank` of `size` and computes on `device`.
+
+    `mesh` (replicate, shard) is how they share the model; None for a process alone, for which every method is trivial.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    mesh: DeviceMesh | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what all have to say."""
+        return self.rank == 0
+
+    def rows(self, batch_size: int) -> slice:
+        """The rows of the global batch that are this process's."""
+        each = batch_size // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        """`numbers` added up over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(numbers)
+        return numbers
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set in any process; all get the same answer, without waiting for the device."""
+        if self.size == 1:
+            return flag
+        count = torch.tensor(int(flag))
+        dist.all_reduce(count)
+        return bool(count)
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.any(False)
+
+
+@contextmanager
+def join(recipe: Recipe) -> Iterator[World]:
+    """The world that `torchrun` started this process in, or that of a process alone.
+
+    Raises ConfigError if the recipe's batch or its distribution does not divide by the processes.
+    """
+    size, rank, local = (int(os.environ.get(name, at)) for name, at in _ENVIRONMENT)
+    _check(recipe, size)
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if size == 1:
+        yield World(0, 1, device)
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    with ending_together(rank, size):
+        groups = recipe.distributed.replicate
+        mesh = init_device_mesh(device.type, (groups, size // groups), mesh_dim_names=("replicate", "shard"))
+        yield World(rank, size, device, mesh)
+    dist.destroy_process_group()  # after a fault it would wait for the others
+
+
+_ENVIRONMENT = (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))  # what torchrun says, and what holds without it
+
+
+def shard(model: MobileMoE, world: World, recipe: Recipe) -> None:
+    """Splits `model`, the same in every process, over `world`: block by block, as its forward pass gathers it."""
+    mesh = world.mesh
+    if mesh is None:
+        return
+    parallel = recipe.distributed.expert_parallel
+    if model.config.num_local_experts % parallel:
+        raise ConfigError(
+            f"distributed.expert_parallel is {parallel}, "
+            f"which does not divide the {model.config.num_local_experts} experts"
+        )
+    experts = None
+    if parallel > 1:
+        sizes = (mesh["shard"].size() // parallel, parallel)
+        experts = mesh._unflatten(1, sizes, ("expert_shard", "expert"))
+        experts["expert_shard", "expert"]._flatten("whole")  # sums over both are then one exchange
+    half = torch.bfloat16 if recipe.train.precision == "bf16" else None
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    exact = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+
+    def split(module: nn.Module, shard_mesh: DeviceMesh, policy: MixedPrecisionPolicy, dimension: int = 0) -> None:
+        fully_shard(module, mesh=shard_mesh, mp_policy=policy, shard_placement_fn=lambda _: Shard(dimension))
+
+    whole = _data_mesh(mesh, "shard")
+    for block in model.model.layers:
+        feed_forward = block.feed_forward
+        if isinstance(feed_forward, MoE):
+            split(feed_forward.router, whole, exact)
+            if experts is not None:
+                feed_forward.experts = ParallelExperts(feed_forward.experts, experts["expert"])
+                # Along another dimension than the experts', which their process has taken.
+                split(feed_forward.experts, _data_mesh(experts, "expert_shard"), policy, dimension=1)
+        split(block, whole, policy)
+    split(model, whole, policy)
+    register_fsdp_forward_method(model, "hidden")
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sums
+
+
+def _data_mesh(mesh: DeviceMesh, dimension: str) -> DeviceMesh:
+    """Replicas beside shards, or the shards alone where there is one replica."""
+    return mesh["replicate", dimension] if mesh["replicate"].size() > 1 else mesh[dimension]
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scales the gradients so that their norm over all processes is at most `max_norm`; returns what it was."""
+    groups = [*by_mesh(parameter for parameter in parameters if parameter.grad is not None).values()]
+    norms = [_norm(group) for group in groups]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    for group in groups:
+        nn.utils.clip_grads_with_norm_(group, max_norm, norm)
+    return norm
+
+
+def by_mesh(parameters: Iterable[nn.Parameter]) -> dict[DeviceMesh | None, list[nn.Parameter]]:
+    """Parameters grouped by the processes they are spread over, which PyTorch's fused operations do not mix."""
+    groups: dict[DeviceMesh | None, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault(parameter.device_mesh if isinstance(parameter, DTensor) else None, []).append(parameter)
+    return groups
+
+
+@torch.no_grad()
+def fill(place: Tensor, values: Array) -> None:
+    """Copies the whole tensor `values` into `place`, or the part of it that this process holds."""
+    if isinstance(place, DTensor):
+        shape, offset = compute_local_shape_and_global_offset(place.shape, place.device_mesh, place.placements)
+        values = values[tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))]
+        place = place.to_local()
+    place.copy_(torch.from_numpy(np.array(values)))  # a copy, since files are mapped read-only
+
+
+def _norm(group: list[nn.Parameter]) -> Tensor:
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in group if parameter.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _check(recipe: Recipe, size: int) -> None:
+    table, train = recipe.distributed, recipe.train
+    if size % (table.replicate * table.expert_parallel):
+        raise ConfigError(
+            f"distributed.replicate {table.replicate} times expert_parallel {table.expert_parallel} does not divide "
+            f"the number of processes, {size}: torchrun starts several"
+        )
+    if train.batch_size % size or train.batch_size // size % (train.micro_batch_size or 1):
+        raise ConfigError(
+            f"train.batch_size is {train.batch_size}, which {size} processes cannot share evenly"
+            + (f" in micro-batches of {train.micro_batch_size} rows" if train.micro_batch_size else "")
+        )
+    one_process = {"lora": recipe.lora is not None, 'train.optimizer = "muon"': train.optimizer == "muon"}
+    if size > 1 and any(one_process.values()):
+        asked = next(name for name, given in one_process.items() if given)
+        raise ConfigError(f"{asked} works in one process, and not yet in {size}")
+    if table.expert_parallel > 1 and (recipe.qat is not None or train.capacity_factor is not None):
+        raise ConfigError("distributed.expert_parallel is dropless and rounds no weights: set it to 1 here")
