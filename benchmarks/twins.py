@@ -203,18 +203,19 @@ def differences(rows: list[dict[str, str]]) -> dict[str, Any]:
         arms = {arm: arms[arm] for arm in sorted(arms, key=lambda arm: (arm != first, arm))}
         seeds = sorted(set.intersection(*(set(of) for of in arms.values())))
         freedom = (len(arms) - 1) * (len(seeds) - 1)
-        table: dict[str, Any] = {arm: {} for arm in arms}
+        scores: dict[str, Any] = {arm: {} for arm in arms}
+        halves: dict[str, float | None] = {}
         for source in SOURCES if seeds else ():
             bits_AS = np.array([[float(arms[arm][seed][source]) for seed in seeds] for arm in arms])
             left_AS = bits_AS - bits_AS.mean(axis=1, keepdims=True) - bits_AS.mean(axis=0) + bits_AS.mean()
-            half = math.nan
-            if freedom:
-                half = t.ppf(0.975, freedom) * math.sqrt(2 / len(seeds) * float((left_AS**2).sum()) / freedom)
             for arm, bits_S in zip(arms, bits_AS, strict=True):
                 mean, difference = float(bits_S.mean()), float((bits_S - bits_AS[0]).mean())
-                table[arm][source] = {"mean": round(mean, 4), "difference": round(difference, 4)}
-            table["half_interval"] = table.get("half_interval", {}) | {source: round(half, 4) if freedom else None}
-        found[question] = {"seeds": len(seeds), "arms": table}
+                scores[arm][source] = {"mean": round(mean, 4), "difference": round(difference, 4)}
+            halves[source] = None
+            if freedom:
+                error = math.sqrt(2 / len(seeds) * float((left_AS**2).sum()) / freedom)
+                halves[source] = round(float(t.ppf(0.975, freedom)) * error, 4)
+        found[question] = {"seeds": len(seeds), "half_interval": halves, "arms": scores}
     return found
 
 
@@ -234,10 +235,10 @@ def main() -> None:
         train_all(chosen, asked.out, asked.text, asked.processes)
     found = differences(read_table(asked.out / TABLE))
     for question, answer in found.items():
-        half = answer["arms"].get("half_interval", {}).get("all")
-        print(f"{question}, {answer['seeds']} seeds, intervals of +- {half} bits per byte over all sources:")
+        half = answer["half_interval"].get("all")
+        print(f"{question}, {answer['seeds']} seeds, differences +- {half} bits per byte over all sources:")
         for arm, scores in answer["arms"].items():
-            if arm != "half_interval" and "all" in scores:
+            if scores:
                 print(f"  {arm:26} {scores['all']['mean']:.4f} {scores['all']['difference']:+.4f}")
     print(json.dumps(found))
 
