@@ -51,7 +51,7 @@ SETTINGS = {
     "final_learning_rate": 0.0,
     "warmup_steps": 100,
     "schedule": '"linear"',
-    "weight_decay": 0.1,  # nothing is read twice
+    "weight_decay": 0.1,  # little is read twice
     "checkpoint_every": 400,
     "keep_checkpoints": 1,
 }
@@ -96,7 +96,7 @@ def jobs(out: Path, data: str | None, seeds: int, steps: int, own: Sequence[str]
         for arm, table in ROUNDINGS.items():
             start = [f'model={{ init = "{parent}" }}', *_entries("train", AGAIN), f"train.steps={steps // 4}"]
             table = table | ({"distill_from": f'"{parent}"'} if "distill_weight" in table else {})
-            settings = [*common, *start, *_entries("qat", table), *own]
+            settings = [*common, *start, f"data.seed={100 + seed}", *_entries("qat", table), *own]
             arms = {"BF16": False, "PTQ": True} if arm == "BF16" else {arm: True}
             yield Job(f"{_name(arm)}-{seed}", "rounding", seed, tuple(settings), arms, parent.name)
 
