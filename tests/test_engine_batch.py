@@ -8,7 +8,7 @@ import pytest
 
 import mobilemoe
 from engine_models import fed_tokens, ids_for
-from mobilemoe.engine.batch import CHUNK
+from mobilemoe.engine.core import CHUNK
 from mobilemoe.errors import UsageError
 from mobilemoe.sampling import Sampler, Sampling, log_softmax
 
@@ -86,10 +86,10 @@ def test_a_text_whose_context_is_full_is_refused_before_anything_changes(make_en
 
 
 def test_a_conversation_computes_only_what_is_new(engine, monkeypatch):
-    fed = fed_tokens(engine, monkeypatch)
+    fed, conversation = fed_tokens(engine, monkeypatch), engine.conversation()
 
     def answer(ids: list[int], count: int) -> list[int]:
-        batch = engine.start([ids], count, Sampling())
+        batch = conversation.start(ids, Sampling())
         made = [choice.token for _ in range(count) for _, choice in batch.step()]
         batch.leave(0)
         return made
@@ -110,10 +110,11 @@ def test_a_conversation_computes_only_what_is_new(engine, monkeypatch):
 def test_two_texts_at_once_do_not_disturb_each_other(engine):
     one, other = ids_for(engine, 30), [*ids_for(engine, 20), 5]
     expected = [engine.generate_ids(ids, max_new_tokens=5) for ids in (one, other)]
-    first = engine.start([one], 5, Sampling())
+    conversation = engine.conversation()
+    first = conversation.start(one, Sampling())
     made: tuple[list[int], list[int]] = ([], [])
     made[0].extend(choice.token for _, choice in first.step())
-    second = engine.start([other], 5, Sampling())
+    second = conversation.start(other, Sampling())
     for batch, tokens in ((first, made[0]), (second, made[1])) * 5:
         tokens += [choice.token for _, choice in batch.step()]
     assert [tokens[:5] for tokens in made] == expected

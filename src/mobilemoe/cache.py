@@ -163,13 +163,13 @@ def limit() -> int:
 
 def prune(keep: Path) -> None:
     """Removes what was used longest ago, `keep` never, until the rest is within the limit."""
-    room = limit()
+    left = limit()
     with suppress(OSError):  # of files that another process has removed meanwhile, or that cannot be removed
         for entry in entries():
             if entry.kind not in _PRUNED:
                 continue
-            room -= entry.bytes
-            if room < 0 and entry.path != keep:
+            left -= entry.bytes
+            if left < 0 and entry.path != keep:
                 entry.remove()
 
 

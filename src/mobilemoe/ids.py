@@ -1,4 +1,4 @@
-"""Token ids as people give them: any whole numbers, checked before anything is computed."""
+"""Checks of token ids, which callers may give as any whole numbers, before anything is computed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from mobilemoe.errors import UsageError
 
 
 def check_ids(ids: Iterable[int], vocab_size: int, context: int, *, behind: int = 0) -> list[int]:
-    """`ids` as plain ints; UsageError if there are none, one that cannot be, or more than fit behind others."""
+    """`ids` as plain ints. `behind`: tokens that precede them in the same context.
+
+    UsageError if there are none, if one is outside the vocabulary, or if they do not fit into the context.
+    """
     checked: list[int] = []
     for token in ids:
         try:
@@ -27,5 +30,5 @@ def check_ids(ids: Iterable[int], vocab_size: int, context: int, *, behind: int 
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many ids at the beginning are the same."""
+    """The length of the longest common prefix."""
     return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -37,7 +37,7 @@ class Backend(Protocol):
     def loglikelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]: ...
 
     def start(
-        self, prompts: Sequence[list[int]], room: int, sampling: Sampling, logprobs: int | None = None
+        self, prompts: Sequence[list[int]], max_new_tokens: int, sampling: Sampling, logprobs: int | None = None
     ) -> Batch: ...
 
 
@@ -99,6 +99,7 @@ class Model:
 
     def __init__(self, folder: Path, config: ModelConfig, backend: Backend, *, engine: Engine | None = None) -> None:
         self.folder, self.config, self.backend, self.engine = folder, config, backend, engine
+        self._conversation = None if engine is None else engine.conversation()
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
 
@@ -162,9 +163,14 @@ class Model:
         With `logprobs`, the stream's `choices` have the log-probability of each token and of that many likeliest ones.
         """
         ids = self.encode(prompt, messages)
-        room = self.room(ids, max_new_tokens)
-        writer = self.writer(room, stop)
-        return Stream(self.backend.start([ids], room, Sampling(**sampling), logprobs), writer, len(ids))
+        fitting = self.fitting(ids, max_new_tokens)
+        writer = self.writer(fitting, stop)
+        rules = Sampling(**sampling)
+        if self._conversation is not None:  # a chat's next turn computes only what is new
+            batch: Batch = self._conversation.start(ids, rules, logprobs=logprobs)
+        else:
+            batch = self.backend.start([ids], fitting, rules, logprobs)
+        return Stream(batch, writer, len(ids))
 
     def generate(
         self,
@@ -193,18 +199,18 @@ class Model:
         if not prompts:
             return []
         encoded = [self.encode(prompt) for prompt in prompts]
-        rooms = [self.room(ids, max_new_tokens) for ids in encoded]
-        writers = [self.writer(room, stop) for room in rooms]
-        return write_all(self.backend.start(encoded, max(rooms), Sampling(**sampling)), writers)
+        fitting = [self.fitting(ids, max_new_tokens) for ids in encoded]
+        writers = [self.writer(count, stop) for count in fitting]
+        return write_all(self.backend.start(encoded, max(fitting), Sampling(**sampling)), writers)
 
-    def room(self, ids: Sequence[int], max_new_tokens: int) -> int:
-        """How many of `max_new_tokens` fit behind the prompt `ids` into the context."""
+    def fitting(self, ids: Sequence[int], max_new_tokens: int) -> int:
+        """How many of `max_new_tokens` the context takes after the prompt `ids`; at least one."""
         context = self.config.max_position_embeddings
         check_ids(ids, self.config.vocab_size, context)
         if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {max_new_tokens!r}, but must be a whole number of at least 1")
         return max(1, min(max_new_tokens, context - len(ids) + 1))
 
-    def writer(self, room: int, stop: str | Sequence[str] = ()) -> Writer:
-        """What turns this model's tokens into text."""
-        return Writer(self.tokenizer, room=room, stop_ids=self.stop_ids, stop=stop)
+    def writer(self, max_new_tokens: int, stop: str | Sequence[str] = ()) -> Writer:
+        """Turns this model's tokens into text, up to `max_new_tokens` of them, a stop id or a text in `stop`."""
+        return Writer(self.tokenizer, max_new_tokens=max_new_tokens, stop_ids=self.stop_ids, stop=stop)

@@ -12,20 +12,22 @@ from mobilemoe.tokenizer import StreamDecoder, Tokenizer
 
 
 class Writer:
-    """The text of one sequence: at most `room` tokens, up to a stop id or stop text.
+    """The text of one sequence: at most `max_new_tokens` tokens, up to a stop id or stop text.
 
     `new_tokens` is how many there are, `finished` why the text ended (None while it goes on).
     Raises UsageError for stop texts that cannot be.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, room: int, stop_ids: frozenset[int], stop: str | Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, max_new_tokens: int, stop_ids: frozenset[int], stop: str | Sequence[str]
+    ) -> None:
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if not all(isinstance(text, str) for text in stop):
             raise UsageError(f"stop is {stop!r}, but must be a text or several")
         if "" in stop:
             raise UsageError("a stop string is empty: it would stop before the first word")
         self._decoder = StreamDecoder(tokenizer)
-        self._stop_ids, self._stop, self._room = stop_ids, stop, room
+        self._stop_ids, self._stop, self._max_new_tokens = stop_ids, stop, max_new_tokens
         self._held = ""
         self.new_tokens = 0
         self.finished: Literal["stop", "length"] | None = None
@@ -37,7 +39,7 @@ class Writer:
             self.finished = "stop"
             return self._release(self._decoder.flush())
         text = self._decoder.push(token)
-        if self.new_tokens == self._room:
+        if self.new_tokens == self._max_new_tokens:
             self.finished = "length"
             text += self._decoder.flush()
         return self._release(text)

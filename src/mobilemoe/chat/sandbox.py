@@ -40,11 +40,11 @@ class Renderer:
         self._environment.generation_marks = marks
         undefined = {name: jinja2.Undefined(name=name) for name in unset}
         pieces: list[str] = []
-        room = MAX_PROMPT_CHARACTERS
+        left = MAX_PROMPT_CHARACTERS
         for piece in self._template.generate({**undefined, **names}):
             pieces.append(piece)
-            room -= len(piece)
-            if room < 0:
+            left -= len(piece)
+            if left < 0:
                 raise OverflowError(f"it writes more than {MAX_PROMPT_CHARACTERS} characters")
         return "".join(pieces)
 

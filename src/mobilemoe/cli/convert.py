@@ -45,7 +45,7 @@ def write(source: Path, target: Path, format: str, group_axis: str, json: bool) 
         write_engine_folder(source, target)
         _print(target, checkpoint.Report({}, lossless=True), json)
         return
-    axis = cast(GroupAxis, group_axis)  # this and the format are checked by the room itself, with a sentence
+    axis = cast(GroupAxis, group_axis)  # `convert` checks the axis and the format, and says what is wrong
     if format == "int4" and (scales := learnt_scales(source)):
         report = quantize_learnt(source, target, scales, axis)
     else:

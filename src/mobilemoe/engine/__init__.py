@@ -1,4 +1,4 @@
-"""The native engine's Python face: open models, sessions, continuous batches, log-likelihoods, and the engine files.
+"""The native engine from Python: open models, sessions, continuous batches, log-likelihoods, and engine files.
 
 from mobilemoe.engine import Engine
 engine = Engine(folder)
@@ -9,13 +9,15 @@ logits_V = session.append(ids)
 from mobilemoe.cache import cache_folder
 from mobilemoe.engine.batch import Batch
 from mobilemoe.engine.cache import ENGINE_FILE, engine_files, has_engine_file, is_whole, write_engine_folder
-from mobilemoe.engine.engine import Activations, Engine, KvCache, instruction_sets
-from mobilemoe.engine.session import Session
+from mobilemoe.engine.conversation import Conversation
+from mobilemoe.engine.core import Activations, KvCache, Session
+from mobilemoe.engine.engine import Engine, instruction_sets
 
 __all__ = [
     "ENGINE_FILE",
     "Activations",
     "Batch",
+    "Conversation",
     "Engine",
     "KvCache",
     "Session",

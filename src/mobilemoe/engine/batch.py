@@ -1,4 +1,4 @@
-"""Continuous batching: texts that are continued together, each of which may join and leave at any step.
+"""Continuous batching: texts that are continued together; each may join and leave before any step.
 
 V vocabulary.
 """
@@ -8,34 +8,25 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
+from mobilemoe.engine.core import CHUNK, Core, Floats, Request, Session
 from mobilemoe.engine.native import native, our_errors
-from mobilemoe.engine.session import Session
 from mobilemoe.ids import common_prefix
 from mobilemoe.sampling import Choice, Sampling
-
-if TYPE_CHECKING:
-    from mobilemoe.engine.engine import Engine, Request
-
-CHUNK = 512  # tokens computed between two chances to interrupt, join or leave
 
 
 @dataclass
 class _Member:
     session: Session
-    ids: list[int]  # the prompt and what was chosen behind it; the session lags behind by at least one
+    ids: list[int]  # the prompt and the tokens chosen so far; the session holds at least one fewer
     sampler: native.Sampler
     logprobs: int | None
 
 
 class Batch:
-    """Made by `Engine.batch`. What a member is given depends neither on the others nor on when they come and go."""
+    """Made by `Engine.batch`. The tokens of a text do not depend on the other texts, nor on when these come and go."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Core) -> None:
         self._engine = engine
         self._members: dict[int, _Member] = {}
         self._joined = 0
@@ -53,8 +44,9 @@ class Batch:
     ) -> int:
         """Adds a text that begins with `ids`; returns its number: 0, 1, 2 ... in the order of joining.
 
-        `logprobs` asks for the log-probability of each chosen token and of that many likeliest ones. Of a `session`
-        the tokens that `ids` begins with are kept and not computed again. UsageError for ids that cannot be.
+        `logprobs` asks for the log-probability of each chosen token and of that many likeliest ones. A given `session`
+        keeps the prefix that it shares with `ids`, which is not computed again. UsageError for ids outside the
+        vocabulary, none, or more than the context takes.
         """
         checked = self._engine.check_ids(ids)
         sampling = sampling or Sampling()
@@ -73,32 +65,32 @@ class Batch:
         self._members.pop(number)
 
     def step(self) -> list[tuple[int, Choice]]:
-        """One more token of every text whose prompt has been computed, and a chunk of the prompts that have not.
+        """Computes one more token of every text whose prompt is done, and a chunk of the prompts that are not.
 
-        Returns the numbers that got a token, with it. UsageError, before anything is computed, if a text has no room
-        left in its context: the caller lets it leave in time.
+        Returns each new token with the number of its text. UsageError, before anything is computed, for a text whose
+        context is full: the caller has to let it leave before.
         """
         requests: list[Request] = []
         chosen: list[int] = []
-        room = max(1, CHUNK - len(self._members))  # for prompts, beside one token of every other text
+        budget = max(1, CHUNK - len(self._members))  # tokens of prompts, beside one token of every other text
         for number, member in self._members.items():
-            # After an interrupt the session may be ahead: what was computed then gave no token yet.
+            # After an interrupt the session may be ahead: it was computed, but the next token was not chosen.
             start = min(len(member.session), len(member.ids) - 1)
             if len(member.session) > start:
                 member.session.truncate(start)
             left = len(member.ids) - start
-            count = left if left == 1 else min(left, room)
+            count = left if left == 1 else min(left, budget)
             if count == 0:
                 continue
             if left > 1:
-                room -= count
+                budget -= count
             if count == left:
                 chosen.append(number)
             requests.append((member.session, member.ids[start : start + count], int(count == left)))
         logits = self._engine.forward(requests)
         return [(number, self._choose(self._members[number], row)) for number, row in zip(chosen, logits, strict=True)]
 
-    def _choose(self, member: _Member, logits_V: npt.NDArray[np.float32]) -> Choice:
+    def _choose(self, member: _Member, logits_V: Floats) -> Choice:
         with our_errors():
             token, logprob, top = member.sampler.choose(logits_V, member.logprobs is not None, member.logprobs or 0)
         member.ids.append(token)

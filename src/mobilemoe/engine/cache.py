@@ -1,8 +1,8 @@
 """Where engine files come from: a checkpoint is rewritten once, kept in the user's cache and mapped from there.
 
-An engine file carries the fingerprint of the config and the weights that it was made from, and a hash of its own bytes;
-one of the cache answers only if both fit. It is written beside its place and renamed, so that processes may do this at
-the same time: the last one wins with the same bytes.
+An engine file carries the fingerprint of the config and the weights that it was made from, and a hash of its own
+bytes; a cached one is used only if both fit. It is written under a temporary name and renamed, so that processes may
+do this at the same time: the last one wins, with the same bytes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from mobilemoe.errors import CheckpointError, UsageError
 from mobilemoe.files import atomic_folder, scratch_folder, write_json
 
 ENGINE_FILE = "model.mobilemoe"
-ROUNDED_AXIS: GroupAxis = "in"  # of weights that are rounded here
-_LARGE = 2**28  # bytes of weights whose rewriting takes long enough to be announced
+ROUNDED_AXIS: GroupAxis = "in"  # the group axis of BF16 experts that are rounded when they are opened
+_LARGE = 2**28  # bytes of weights from which on rewriting takes so long that it is announced
 OpenPath = Callable[[Path], native.Engine]
 
 
@@ -40,10 +40,11 @@ def has_engine_file(folder: Path) -> bool:
 
 
 def open_model(folder: Path, config: ModelConfig, open_path: OpenPath, *, round_weights: bool) -> native.Engine:
-    """What `open_path` makes of the engine file of the model in `folder`, which is written first where it must be.
+    """Opens the model in `folder` with `open_path` from its engine file, which is written first if there is none.
 
-    BF16 weights become INT4 if `round_weights`; else they are a UsageError. Where no file can be kept, `open_path`
-    gets an INT4 folder and the user a line. CheckpointError, also from `open_path`, for damaged files.
+    BF16 weights are rounded to INT4 if `round_weights`, else they are a UsageError. Where no engine file can be kept,
+    `open_path` gets a folder of INT4 weights and a line on standard error says so. CheckpointError, also from
+    `open_path`, for damaged files.
     """
     if has_engine_file(folder):
         return _open_in_place(folder, config, open_path)
@@ -54,7 +55,7 @@ def open_model(folder: Path, config: ModelConfig, open_path: OpenPath, *, round_
         )
     place = _find_place(accounting.int4_file_bytes(config))
     if isinstance(place, Path):
-        with suppress(CheckpointError):  # damaged, or of another version: it is written again
+        with suppress(CheckpointError):  # a damaged file, or one of another version, is written again
             origin = fingerprint(folder)
             kept = _kept_file(place, origin, config)
             if is_private(kept):
@@ -64,7 +65,7 @@ def open_model(folder: Path, config: ModelConfig, open_path: OpenPath, *, round_
                     _note_use(kept, folder)
                     return opened
     before = stamp(folder)
-    with Checkpoint.open(folder) as checkpoint:  # its sentences say what is wrong with a checkpoint
+    with Checkpoint.open(folder) as checkpoint:  # checks the checkpoint and says what is wrong with it
         if config.is_quantized:
             if sum(path.stat().st_size for path in checkpoint.files) > _LARGE:
                 _tell(f"preparing {folder} for the engine, once")
@@ -94,7 +95,7 @@ def write_engine_folder(source: Path, target: Path) -> None:
 
 
 def engine_files(folder: Path) -> list[Path]:
-    """The engine files that the model in `folder` runs from: its own, or those that the cache has of it.
+    """The engine files that the model in `folder` runs from: its own, or the cached ones.
 
     CheckpointError if it cannot be read.
     """
@@ -118,7 +119,7 @@ def is_whole(path: Path) -> bool:
 
 
 def check_source(folder: Path, opened: native.Engine) -> None:
-    """Reads the model in `folder` anew: CheckpointError unless `opened` was made from what is there."""
+    """Reads the model in `folder` again: CheckpointError unless `opened` was made from its present contents."""
     if has_engine_file(folder):
         with our_errors():
             native.verify(str(folder / ENGINE_FILE))
@@ -151,7 +152,7 @@ def _find_place(size: int) -> Path | str:
 
 
 def _kept_file(place: Path, origin: bytes, config: ModelConfig) -> Path:
-    """Where the engine file of the model of this fingerprint is; another version may lay it out or round otherwise."""
+    """The path of the engine file for this fingerprint. It names the versions of the layout and of the rounding."""
     rounded = "" if config.is_quantized else f"-int4-{ROUNDED_AXIS}-{version('mobilemoe')}"
     return place / f"{origin.hex()[:32]}{rounded}-v{native.ENGINE_VERSION}.mobilemoe"
 
@@ -159,7 +160,11 @@ def _kept_file(place: Path, origin: bytes, config: ModelConfig) -> Path:
 def _open_rewritten(
     folder: Path, int4: Path, before: str, place: Path | str, config: ModelConfig, open_path: OpenPath
 ) -> native.Engine:
-    """Of the model in `folder`, whose weights are those in `int4` or were rounded to them since the stamp `before`."""
+    """Writes the engine file of the model in `folder`, into `place`, and opens it.
+
+    `int4` holds the INT4 weights: it is `folder` itself, or what was rounded from it. Where no file can be kept, or
+    `folder` no longer has the stamp `before` that it had when reading began, the model is rewritten in memory.
+    """
     reason = place
     if isinstance(place, Path):
         try:
@@ -189,7 +194,7 @@ def _rewrite(folder: Path, path: Path, origin: bytes | None = None) -> None:
 
 
 def _note_use(kept: Path, folder: Path) -> None:
-    with suppress(OSError):  # of a cache that can only be read
+    with suppress(OSError):  # the cache may be read-only
         if about(kept).exists():
             os.utime(about(kept))
         else:

@@ -1,10 +1,10 @@
-"""What large files hold, without reading them at each start: what was read once is remembered in the user's cache.
+"""Fingerprints of large files that need not be read at each start: the user's cache remembers what was read once.
 
-A file is taken for the one that was read if its size, times, inode and device are the same and so are samples of its
-bytes. Nothing sets the time of the last change (ctime) but a change. So this can be wrong only for files of the same
-size that agree in all samples, and only where a file system keeps no such time (FAT, some network mounts), where the
-clock was set back, or where a program writes through a shared mapping that the system has not yet noted. What changed
-within the last two seconds is not remembered.
+A file counts as unchanged if its size, times, inode and device are the same and so are samples of its bytes. Only a
+change of a file sets its time of last change (ctime). So this can be wrong only for files of the same size that agree
+in all samples, and only where a file system keeps no such time (FAT, some network mounts), where the clock was set
+back, or where a program writes through a shared mapping that the system has not yet noted. Files that changed within
+the last two seconds are not remembered.
 """
 
 from __future__ import annotations
@@ -22,20 +22,17 @@ from mobilemoe.engine.native import native, our_errors
 from mobilemoe.errors import CheckpointError
 from mobilemoe.files import read_json, write_json
 
-_SAMPLES, _SAMPLE = 64, 4096  # places in a file, bytes at each
-_SETTLED = 2.0  # seconds after which a further change surely gets another time
-_REMEMBERED = 1000  # signatures
+_SAMPLES, _SAMPLE = 64, 4096  # the number of samples of a file, and the bytes of each
+_SETTLED = 2.0  # seconds after a change; a later change certainly gets another time
+_REMEMBERED = 1000  # the most signatures that are remembered
 
 
 def fingerprint(folder: Path, *, anew: bool = False) -> bytes:
-    """Of the config and the weights in `folder`, of 32 bytes; `anew` reads them in any case.
+    """The 32 bytes that identify the config and the weights in `folder`; `anew` reads all of them again.
 
     CheckpointError if they cannot be read.
     """
-    files = [
-        path for path in (folder / CONFIG, folder / INDEX, *sorted(folder.glob("*.safetensors"))) if path.is_file()
-    ]
-    signature, settled = _signature(files)
+    signature, settled = _signature(_files(folder))
     known = None if anew else _recall(signature)
     if known is not None:
         return bytes.fromhex(known)
@@ -47,7 +44,7 @@ def fingerprint(folder: Path, *, anew: bool = False) -> bytes:
 
 
 def stamp(folder: Path) -> str:
-    """Changes when one of the model's files does. CheckpointError if they cannot be read."""
+    """A text that changes when one of the model's files does. CheckpointError if they cannot be read."""
     return _signature(_files(folder))[0]
 
 
@@ -68,7 +65,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _signature(files: Iterable[Path]) -> tuple[str, bool]:
-    """What stands for the files' contents, and whether a change that came now would be seen in it."""
+    """A signature of the files, and whether any later change is certain to change it."""
     digest, newest = hashlib.sha256(f"{native.ENGINE_VERSION}\n".encode()), 0.0
     try:
         for path in files:
@@ -85,7 +82,7 @@ def _signature(files: Iterable[Path]) -> tuple[str, bool]:
 
 
 def _samples(size: int) -> Iterable[int]:
-    """Offsets of samples from the beginning to the end; of a small file all of it."""
+    """Offsets of the samples, from the beginning to the end; together they cover a small file."""
     if size <= _SAMPLES * _SAMPLE:
         return range(0, size, _SAMPLE)
     return [(size - _SAMPLE) * at // (_SAMPLES - 1) for at in range(_SAMPLES)]
@@ -100,7 +97,7 @@ def _recall(signature: str) -> str | None:
 
 
 def _remember(signature: str, found: str) -> None:
-    """Another process may do so at the same time: what is lost then is read again."""
+    """Notes a signature. What is lost when two processes do so at the same time will be read again."""
     with suppress(OSError):
         path = usable_cache("engine") / "known.json"
         known = {}

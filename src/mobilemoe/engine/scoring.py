@@ -1,9 +1,9 @@
-"""Log-likelihoods of many continuations, as evaluation asks for them: what contexts share is computed once.
+"""Log-likelihoods of many continuations, as evaluation asks for them: prefixes that contexts share are computed once.
 
-Sorted by their tokens, contexts that share a beginning are neighbours. They are taken a window at a time: first what
-all contexts of the window begin with, then the rest of each in a session of its own, then the first continuation of
-every context, the second, and so on. The last token of a context goes with the continuation: behind it stands the
-first score.
+The contexts are sorted by their tokens, so that those with a common prefix are neighbours, and are taken a window at a
+time. The common prefix of the window is computed first, then the rest of each context in its own session, then the
+first continuation of every context, the second, and so on. The last token of a context is computed together with the
+continuation, because the logits at its position score the continuation's first token.
 """
 
 from __future__ import annotations
@@ -12,22 +12,19 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
+from mobilemoe.engine.core import Core, Score
 from mobilemoe.ids import check_ids, common_prefix
 
-if TYPE_CHECKING:
-    from mobilemoe.engine.engine import Engine
-
 Pair: TypeAlias = tuple[Sequence[int], Sequence[int]]
-Result: TypeAlias = tuple[float, bool]
-COMPUTED = 2048  # tokens of a window's contexts, beyond what they share
-HELD = 16_384  # tokens of a window's sessions
+COMPUTED = 2048  # most tokens of a window's contexts beyond their common prefix
+HELD = 16_384  # most tokens that the sessions of a window hold
 
 
 @dataclass
 class _Context:
-    """A context, all but its last token, and the continuations behind it, each with its place in the caller's list."""
+    """A context, its last token apart, with its continuations and their places in the caller's list."""
 
     prefix: list[int]
     last: int
@@ -38,12 +35,13 @@ class _Context:
         return len(self.prefix) + max(len(continuation) for _, continuation in self.continuations)
 
 
-def loglikelihoods(engine: Engine, pairs: Sequence[Pair]) -> list[Result]:
-    """Sum of log-probabilities of each continuation's tokens, in nats, and whether each is the greedy choice.
+def loglikelihoods(engine: Core, pairs: Sequence[Pair]) -> list[Score]:
+    """For each (context, continuation) the sum of the tokens' log-probabilities in nats, and whether all are greedy.
 
-    An empty continuation is certain. UsageError for empty contexts, ids that cannot be and texts that are too long.
+    An empty continuation has probability 1. UsageError for empty contexts, ids outside the vocabulary and texts that
+    are too long.
     """
-    results: list[Result] = [(0.0, True)] * len(pairs)
+    results: list[Score] = [(0.0, True)] * len(pairs)
     base = engine.session()
     for window in _windows(_contexts(engine, pairs)):
         shared = window[0].prefix[: common_prefix(window[0].prefix, window[-1].prefix)]
@@ -53,19 +51,19 @@ def loglikelihoods(engine: Engine, pairs: Sequence[Pair]) -> list[Result]:
         rests = [context.prefix[len(shared) :] for context in window]
         engine.forward([(session, rest, 0) for session, rest in zip(sessions, rests, strict=True)])
         for turn in zip_longest(*(context.continuations for context in window)):
-            there = [(at, pair) for at, pair in enumerate(turn) if pair is not None]
-            for at, _ in there:
+            present = [(at, pair) for at, pair in enumerate(turn) if pair is not None]
+            for at, _ in present:
                 sessions[at].truncate(len(window[at].prefix))
             scored = engine.score(
-                [(sessions[at], [window[at].last, *targets[:-1]], targets) for at, (_, targets) in there]
+                [(sessions[at], [window[at].last, *targets[:-1]], targets) for at, (_, targets) in present]
             )
-            for (_, (place, _)), scores in zip(there, scored, strict=True):
+            for (_, (place, _)), scores in zip(present, scored, strict=True):
                 results[place] = math.fsum(logprob for logprob, _ in scores), all(greedy for _, greedy in scores)
     return results
 
 
-def _contexts(engine: Engine, pairs: Sequence[Pair]) -> list[_Context]:
-    """Each context once, sorted by tokens, with what follows it."""
+def _contexts(engine: Core, pairs: Sequence[Pair]) -> list[_Context]:
+    """Each context once, sorted by its tokens, with its continuations; empty continuations are left out."""
     found: dict[tuple[int, ...], _Context] = {}
     for place, (context, continuation) in enumerate(pairs):
         before = engine.check_ids(context)

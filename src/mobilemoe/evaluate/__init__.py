@@ -1,6 +1,6 @@
 """Evaluation of the very files that ship.
 
-Importing this room tells lm-evaluation-harness, where it is installed, of the model "mobilemoe": by a name that is
+Importing this package tells lm-evaluation-harness, where it is installed, of the model "mobilemoe": by a name that is
 resolved when it is asked for, so that nothing heavy is loaded here.
 """
 

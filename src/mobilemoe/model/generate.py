@@ -77,11 +77,11 @@ class TorchBackend:
         return total, greedy
 
     def start(
-        self, prompts: Sequence[list[int]], room: int, sampling: Sampling, logprobs: int | None = None
+        self, prompts: Sequence[list[int]], max_new_tokens: int, sampling: Sampling, logprobs: int | None = None
     ) -> TorchBatch:
-        """The continuations of `prompts`, of at most `room` tokens each, computed together."""
+        """The continuations of `prompts`, of at most `max_new_tokens` tokens each, computed together."""
         sampling.check_for(self.model.config.vocab_size, logprobs)
-        return TorchBatch(Decoder(self.model, list(prompts), room), prompts, sampling, logprobs)
+        return TorchBatch(Decoder(self.model, list(prompts), max_new_tokens), prompts, sampling, logprobs)
 
 
 class TorchBatch:

@@ -46,7 +46,7 @@ _CODE = (  # what a run's result depends on
 def train_run(training: Training, run: Run, text: HeldOutRows, stopped: Callable[[], bool]) -> dict[str, Any] | None:
     """Trains a run of a unit and scores it; returns its row, None if `stopped` ended it.
 
-    Writes documents/ID.csv in the sweep's folder. Raises the rooms' own errors, and what torch raises.
+    Writes documents/ID.csv in the sweep's folder. Raises the errors of training, and what torch raises.
     """
     if not training.finish(run, stopped):
         return None
@@ -113,7 +113,7 @@ def work(out: Path, first: str, only: list[str]) -> int:
 
 
 class _SpoiltError(Exception):
-    """A fault that no room foresees has stopped a run: it may have left the device unusable."""
+    """An unexpected fault has stopped a run: it may have left the device unusable."""
 
 
 def _work_through(out: Path, found: list[Unit], text: HeldOutRows, stop: list[int]) -> bool:

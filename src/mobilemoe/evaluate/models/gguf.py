@@ -126,7 +126,7 @@ class GgufScorer:
         sampler = Sampler(prompt.sampling, prompt.ids)
         made: list[int] = []
         logits_1V = self._forward(prompt.ids, 0, 1)
-        while len(made) < min(prompt.room, self.context + 1 - len(prompt.ids)):
+        while len(made) < min(prompt.max_new_tokens, self.context + 1 - len(prompt.ids)):
             if made:
                 logits_1V = self._forward(made[-1:], len(prompt.ids) + len(made) - 1, 1)
             made.append(sampler.choose(logits_1V[0]))

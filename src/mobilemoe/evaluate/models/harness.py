@@ -152,15 +152,15 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         self._encoded, self._to_encode = 0, len(requests)
         for request in requests:
             context, settings = request.args
-            ids, room, stop, sampling = self._read_generation(context, settings)
+            ids, max_new_tokens, stop, sampling = self._read_generation(context, settings)
             self._tell_encoded()
-            key = digest(["generate", ids, room, stop, sampling])
+            key = digest(["generate", ids, max_new_tokens, stop, sampling])
             if sampling["temperature"]:
                 # Asked again, it is to give another sample; with a seed of its own each can be had a second time.
                 asked[key] += 1
                 key = digest([key, asked[key]])
                 sampling["seed"] = int(key[:16], 16)
-            prompts[key] = Prompt(ids, room, tuple(stop), Sampling(**sampling))
+            prompts[key] = Prompt(ids, max_new_tokens, tuple(stop), Sampling(**sampling))
             keys.append(key)
         waiting = sorted((key for key in prompts if key not in self._store), key=lambda key: prompts[key].ids)
         self._tell(len(prompts) - len(waiting), len(prompts), "generation")
@@ -228,19 +228,19 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     def _read_generation(
         self, context: str, settings: Mapping[str, Any]
     ) -> tuple[list[int], int, list[str], dict[str, Any]]:
-        """The prompt's ids, the room for its answer, stops, and fields of `Sampling`, as lm_eval's settings say."""
+        """What lm_eval asks for: the prompt's ids, the most new tokens, the stops and the fields of `Sampling`."""
         wanted = dict(normalize_gen_kwargs(dict(settings), MAX_NEW_TOKENS))
         stop = [text for text in wanted.pop("until") if text]
-        room = wanted.pop("max_gen_toks")
-        if room >= self.max_length:  # the harness refuses these tasks
-            room = self.max_length // 2
+        max_new_tokens = wanted.pop("max_gen_toks")
+        if max_new_tokens >= self.max_length:  # the harness refuses these tasks
+            max_new_tokens = self.max_length // 2
         if not wanted.pop("do_sample"):
             wanted["temperature"] = 0.0
         if unknown := sorted(wanted.keys() - set(_SAMPLING)):
             raise UsageError(f"the task asks for generation with {', '.join(unknown)}, which is not supported here")
         ids = self.tok_encode(context) or [self.prefix_token_id]
-        self.left_truncations += len(ids) > self.max_length - room
-        return ids[-(self.max_length - room) :], room, stop, wanted
+        self.left_truncations += len(ids) > self.max_length - max_new_tokens
+        return ids[-(self.max_length - max_new_tokens) :], max_new_tokens, stop, wanted
 
     def _tell(self, done: int, total: int, kind: str) -> None:
         if self.on_progress is not None:

@@ -30,17 +30,17 @@ _FILES = ("config.json", "tokenizer.json", "tokenizer.model", "model.mobilemoe",
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to continue: by at most `room` tokens, up to one of the texts `stop` or an end of the model's own."""
+    """A text to continue: by at most `max_new_tokens` tokens, up to a text in `stop` or a stop token of the model."""
 
     ids: list[int]
-    room: int
+    max_new_tokens: int
     stop: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The continuation without its stop; `capped` if it ended only because its room was used up."""
+    """The continuation without its stop; `capped` if it ended only because it had `max_new_tokens` tokens."""
 
     text: str
     tokens: int
@@ -141,7 +141,7 @@ class ModelScorer:
                 places = [place for place, prompt in enumerate(some) if _sampling_key(prompt) == sampling]
                 alike = [some[place] for place in places]
                 batch = self.loaded.backend.start(
-                    [prompt.ids for prompt in alike], max(prompt.room for prompt in alike), alike[0].sampling
+                    [prompt.ids for prompt in alike], max(prompt.max_new_tokens for prompt in alike), alike[0].sampling
                 )
                 running = {
                     number: _Running(start + place, self._writer(prompt))
@@ -169,10 +169,10 @@ class ModelScorer:
         shared = min(common_prefix(base.tokens, prompt.ids), len(prompt.ids) - 1)
         base.truncate(shared)
         engine.forward([(base, prompt.ids[shared:-1], 0)])
-        return base.fork(context=min(engine.context, len(prompt.ids) + prompt.room))
+        return base.fork(context=min(engine.context, len(prompt.ids) + prompt.max_new_tokens))
 
     def _writer(self, prompt: Prompt) -> Writer:
-        return self.loaded.writer(self.loaded.room(prompt.ids, prompt.room), prompt.stop)
+        return self.loaded.writer(self.loaded.fitting(prompt.ids, prompt.max_new_tokens), prompt.stop)
 
 
 def decode_ms(scorer: Scorer) -> float | None:

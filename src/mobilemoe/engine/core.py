@@ -1,0 +1,252 @@
+"""An open INT4 model and the texts in progress on it; batches, scoring and the public `Engine` are built on these.
+
+T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilemoe.config import ModelConfig
+from mobilemoe.engine.cache import check_source, open_model
+from mobilemoe.engine.native import native, our_errors
+from mobilemoe.errors import UsageError
+from mobilemoe.ids import check_ids, common_prefix
+
+Activations = Literal["int8", "fp32"]
+KvCache = Literal["int8", "fp16", "fp32"]
+_NATIVE_KV: dict[KvCache, str] = {"int8": "int8", "fp16": "f16", "fp32": "f32"}
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+Score: TypeAlias = tuple[float, bool]  # the log-probability of a token or a text in nats, and whether it is greedy
+# A session, the tokens to append to it, and for how many of the last of these the output is wanted.
+Request: TypeAlias = "tuple[Session, Sequence[int], int]"
+
+CHUNK = 512  # tokens of one forward pass; between two of them an interrupt is seen, and texts may join or leave
+
+
+class Core:
+    """An open model that appends tokens to sessions and gives logits, or the log-probabilities of given tokens.
+
+    One call computes at a time, whichever thread it comes from; a session is for one thread.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        threads: int | None = None,
+        activations: Activations = "int8",
+        kv: KvCache | None = None,
+        context: int | None = None,
+        quantize: Literal["int4"] | None = None,
+    ) -> None:
+        """Opens the INT4 model in `folder`; with `quantize` a BF16 model, which is rounded to INT4.
+
+        threads: by default one for each core that this process may use, and never more than that. activations: "fp32"
+        is exact and slow. kv: the format of cached keys and values, by default that of the activations, and "fp32"
+        wherever these are "fp32". context: the longest text in tokens, by default the model's.
+        Raises UsageError, ConfigError, CheckpointError.
+        """
+        kv = kv or activations
+        for name, value, known in (
+            ("activations", activations, get_args(Activations)),
+            ("kv", kv, get_args(KvCache)),
+            ("quantize", quantize, (None, "int4")),
+        ):
+            if value not in known:
+                raise UsageError(f"{name} is {value!r}, but must be {' or '.join(map(repr, known))}")
+        if activations == "fp32" and kv != "fp32":
+            raise UsageError(f"kv is {kv!r}, but activations 'fp32' are exact: they keep keys and values in 'fp32'")
+        if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
+            raise UsageError(f"threads is {threads!r}, but must be a whole number from 1 to 1024")
+        self.folder = Path(folder)
+        self.config = ModelConfig.load(self.folder)
+        self.context = self._check_context(context)
+
+        def open_path(path: Path) -> native.Engine:
+            with our_errors():
+                return native.Engine.open(
+                    str(path), threads=threads or 0, kv=_NATIVE_KV[kv], fp32=activations == "fp32"
+                )
+
+        self.native = open_model(self.folder, self.config, open_path, round_weights=quantize is not None)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def threads(self) -> int:
+        return self.native.threads
+
+    @property
+    def isa(self) -> str:
+        """The instruction set that computes."""
+        return self.native.isa
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits that identify the config and the INT4 weights in use, whichever file they were read from."""
+        return self.native.fingerprint.hex()
+
+    def check_source(self) -> None:
+        """Reads the model's files again: CheckpointError unless the open model was made from their present contents."""
+        check_source(self.folder, self.native)
+
+    def session(self, context: int | None = None) -> Session:
+        """An empty session that can hold `context` tokens (default: the engine's)."""
+        context = self.context if context is None else self._check_context(context)
+        with our_errors():
+            return Session(self, self.native.new_sequence(context), context)
+
+    def restore(self, path: Path | str) -> Session:
+        """The session that `Session.save` wrote; CheckpointError if it is damaged or of another model."""
+        session = self.session()
+        with our_errors():
+            session.native.load(str(path))
+        return session
+
+    def logits(self, ids: Iterable[int]) -> Floats:
+        """logits_TV of the next token, after each of the T ids."""
+        checked = self.check_ids(ids)
+        return self.forward([(self.session(len(checked)), checked, len(checked))])
+
+    def forward(self, requests: Sequence[Request]) -> Floats:
+        """Appends tokens to several sessions: logits of the positions asked for, by request, then by position.
+
+        Long work is done in chunks, so that an interrupt need not wait for all of it. UsageError for ids outside the
+        vocabulary, and for more tokens than a session takes.
+        """
+        passes = [_natively(chunk) for chunk in chunks(self._checked(requests))]
+        with our_errors():
+            if len(passes) == 1:  # the usual case, one token of each text: the logits need not be copied
+                return self.native.forward(passes[0])
+            logits = np.empty((sum(outputs for _, _, outputs in requests), self.vocab_size), np.float32)
+            done = 0
+            for each in passes:
+                found = self.native.forward(each)
+                logits[done : done + len(found)] = found
+                done += len(found)
+        return logits
+
+    def score(self, requests: Sequence[tuple[Session, Sequence[int], Sequence[int]]]) -> list[list[Score]]:
+        """Appends tokens as `forward` does, and scores the targets given for the last positions of each request.
+
+        No logits are kept: memory does not grow with the number of positions.
+        """
+        targets = [check_ids(wanted, self.vocab_size, len(ids)) for _, ids, wanted in requests]
+        scores: list[Score] = []
+        flat = [token for wanted in targets for token in wanted]
+        for chunk in chunks(self._checked([(session, ids, len(wanted)) for session, ids, wanted in requests])):
+            count = sum(outputs for _, _, outputs in chunk)
+            with our_errors():
+                logprobs, greedy = self.native.score(_natively(chunk), flat[len(scores) : len(scores) + count])
+            scores += zip(logprobs.tolist(), greedy.tolist(), strict=True)
+        found = iter(scores)
+        return [list(islice(found, len(wanted))) for wanted in targets]
+
+    def check_ids(self, ids: Iterable[int]) -> list[int]:
+        """`ids` as plain ints; UsageError if there are none, too many, or one outside the vocabulary."""
+        return check_ids(ids, self.vocab_size, self.context)
+
+    def _checked(self, requests: Sequence[Request]) -> list[Request]:
+        """The requests with checked ids, without those that append nothing."""
+        for _, ids, outputs in requests:
+            if not 0 <= outputs <= len(ids):
+                raise UsageError(f"outputs is {outputs}, but must be from 0 to the {len(ids)} tokens")
+        return [
+            (session, check_ids(ids, self.vocab_size, session.context, behind=len(session)), outputs)
+            for session, ids, outputs in requests
+            if len(ids)
+        ]
+
+    def _check_context(self, context: int | None) -> int:
+        longest = self.config.max_position_embeddings
+        if context is None:
+            return longest
+        if not isinstance(context, int) or not 1 <= context <= longest:
+            raise UsageError(f"context is {context!r}, but must be a whole number from 1 to {longest}")
+        return context
+
+
+class Session:
+    """One text in progress: its tokens, with their keys and values. For one thread at a time.
+
+    Made by `Engine.session`, `Engine.restore` or `fork`.
+    """
+
+    def __init__(self, engine: Core, sequence: native.Sequence, context: int) -> None:
+        self.engine, self.native, self.context = engine, sequence, context
+
+    def __len__(self) -> int:
+        return self.native.length
+
+    @property
+    def tokens(self) -> list[int]:
+        """The ids whose keys and values are kept."""
+        return list(self.native.tokens)
+
+    def append(self, ids: Iterable[int]) -> Floats:
+        """Appends `ids` to the text: logits_V of the token that follows.
+
+        Long texts are computed in chunks; an interrupt between two of them leaves a session of the tokens so far.
+        UsageError for ids outside the vocabulary, or more than the context takes.
+        """
+        checked = check_ids(ids, self.engine.vocab_size, self.context, behind=len(self))
+        logits_V: Floats = self.engine.forward([(self, checked, 1)])[0]
+        return logits_V
+
+    def extend_to(self, ids: Iterable[int]) -> Floats:
+        """Makes `ids` the text, keeping the longest common prefix: logits_V of the token that follows."""
+        checked = check_ids(ids, self.engine.vocab_size, self.context)
+        self.truncate(min(common_prefix(self.tokens, checked), len(checked) - 1))
+        return self.append(checked[len(self) :])
+
+    def truncate(self, length: int) -> None:
+        """Forgets all but the first `length` tokens; UsageError if there are fewer."""
+        with our_errors():
+            self.native.truncate(length)
+
+    def fork(self, length: int | None = None, *, context: int | None = None) -> Session:
+        """A new session with a copy of the first `length` tokens (default: all) of this one.
+
+        `context` is how many tokens the new one can hold, by default as many as others of this engine.
+        """
+        copy = self.engine.session(context)
+        with our_errors():
+            copy.native.copy_from(self.native, len(self) if length is None else length)
+        return copy
+
+    def save(self, path: Path | str) -> None:
+        """Writes the session to a file, in one step, for `Engine.restore` in another process."""
+        with our_errors():
+            self.native.save(str(path))
+
+
+def chunks(requests: Sequence[Request]) -> Iterator[list[Request]]:
+    """The same work in forward passes of at most CHUNK tokens; a session is in each of them at most once."""
+    chunk: list[Request] = []
+    budget = CHUNK
+    for session, ids, outputs in requests:
+        start = 0
+        while start < len(ids):
+            end = min(len(ids), start + budget)
+            chunk.append((session, ids[start:end], max(0, end - max(start, len(ids) - outputs))))
+            budget -= end - start
+            start = end
+            if budget == 0:
+                yield chunk
+                chunk, budget = [], CHUNK
+    if chunk:
+        yield chunk
+
+
+def _natively(requests: Sequence[Request]) -> list[tuple[native.Sequence, Sequence[int], int]]:
+    return [(session.native, ids, outputs) for session, ids, outputs in requests]
