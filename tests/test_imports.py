@@ -15,77 +15,24 @@ import pytest
 import mobilemoe
 
 ROOT = Path(mobilemoe.__file__).parent
-LEAVES = {
-    "errors",
-    "files",
-    "cores",
-    "cache",
-    "config_rules",
-    "config_rope",
-    "config_keys",
-    "config",
-    "accounting",
-    "presets",
-    "sampling",
-    "ids",
-    "drawing",
-    "page",
-    "table",
-    "paper",
-}
+ARCHITECTURE = Path(__file__).parents[1] / "docs" / "architecture.md"
 
-# "A -> B": what a room may import besides itself. The leaves are open to all, and strict among themselves.
-RULES: dict[str, set[str]] = {
-    "errors": set(),
-    "files": {"errors"},
-    "cores": set(),
-    "cache": {"errors", "files"},
-    "config_rules": {"errors"},
-    "config_rope": {"config_rules", "errors"},
-    "config_keys": {"config_rules", "errors"},
-    "config": {"config_rules", "config_rope", "config_keys", "errors", "files"},
-    "accounting": {"config", "errors", "files"},
-    "presets": {"config", "config_rope", "config_rules", "accounting", "errors"},
-    "sampling": {"errors"},
-    "ids": {"errors"},
-    "drawing": {"errors"},
-    "page": set(),
-    "table": {"errors", "files"},
-    "paper": {"accounting", "presets"},
-    "tokenizer": LEAVES,
-    "chat": LEAVES,
-    "hub": LEAVES,
-    "writer": LEAVES | {"tokenizer"},
-    "checkpoint": LEAVES,
-    "model": LEAVES,
-    "quant": LEAVES | {"checkpoint"},
-    "engine": LEAVES | {"checkpoint", "tokenizer", "chat"},
-    "data": LEAVES | {"tokenizer", "chat", "hub"},
-    "data.practice": LEAVES | {"data", "chat"},
-    "train": LEAVES | {"model", "data", "quant", "checkpoint", "tokenizer", "chat", "hub"},
-    "load": LEAVES | {"hub", "checkpoint", "tokenizer", "chat", "engine", "model", "writer"},
-    "profile": LEAVES | {"engine", "checkpoint", "load"},
-    "scaling": LEAVES | {"scaling.law", "scaling.plan"},
-    "scaling.law": LEAVES,
-    "scaling.optimum": LEAVES | {"scaling.law"},
-    "scaling.report": LEAVES | {"scaling.law", "scaling.optimum"},
-    "scaling.plan": LEAVES | {"scaling.law", "scaling.report", "profile"},
-    "sweep": LEAVES | {"profile", "train", "model", "data", "checkpoint", "tokenizer", "chat", "hub"},
-    "evaluate": LEAVES | {"evaluate.results", "evaluate.models", "evaluate.tasks"},
-    "evaluate.results": LEAVES | {"data"},
-    "evaluate.models": LEAVES | {"load", "engine", "checkpoint", "chat", "writer"},
-    "evaluate.tasks": LEAVES | {"evaluate.results", "evaluate.models", "evaluate.tasks.sandbox"},
-    "evaluate.tasks.sandbox": LEAVES,
-    "evaluate.experts": LEAVES | {"load", "model", "data", "train", "checkpoint"},
-    "evaluate.compare": LEAVES
-    | {"evaluate.results", "evaluate.experts", "load", "engine", "model", "quant", "checkpoint", "data", "chat"},
-    "evaluate.report": LEAVES | {"evaluate.results", "evaluate.tasks", "evaluate.compare"},
-    "serve": LEAVES | {"load", "engine", "chat", "tokenizer"},
-    "export": LEAVES | {"checkpoint", "model", "quant", "tokenizer", "chat"},
-    "": LEAVES | {"load", "model"},  # the package itself: the two-line API
-}
-RULES["cli"] = {*RULES}
-RULES["__main__"] = {"cli"}
+
+def read_rules(page: str) -> dict[str, set[str]]:
+    """What each room may import besides itself, from the page's block of imports; "" is the package itself."""
+    block = page.split("```imports\n")[1].split("```")[0]
+    leaves = {line.split("->")[0].strip() for line in block.split("\n\n")[0].splitlines()}
+    rules: dict[str, set[str]] = {}
+    for line in filter(None, block.splitlines()):
+        room, _, named = line.partition("->")
+        targets = {name.strip() for name in named.split(",")} - {""}
+        rules[room.strip()] = targets - {"leaves"} | (leaves if "leaves" in targets else set())
+    rules[""] = rules.pop("package")
+    rules["cli"] = {*rules} - {"__main__"}
+    return rules
+
+
+RULES = read_rules(ARCHITECTURE.read_text())
 
 
 def module_name(path: Path) -> str:
@@ -135,7 +82,7 @@ MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_only_the_rooms_listed_for_its_own(module):
-    assert room_of(module) in RULES, f"{module} is in no room of the list: say in RULES what it may import"
+    assert room_of(module) in RULES, f"{module} is in no room of docs/architecture.md: say there what it may import"
     path = MODULES[module]
     found = breaches(path.read_text(), module, path.name == "__init__.py")
     assert not found, f"{path} imports rooms that are not listed for its own: {found}"
@@ -176,6 +123,14 @@ def module_arrows(sources: dict[str, tuple[str, bool]]) -> dict[str, set[str]]:
         module: {other for name in imports(source, module, is_package) for other in modules(name)} - {module}
         for module, (source, is_package) in sources.items()
     }
+
+
+def test_the_page_names_no_room_that_is_not_there():
+    rooms = {*RULES} - {""}
+    assert {room for room in rooms if not (ROOT / room.replace(".", "/")).is_dir()} == {
+        room for room in rooms if (ROOT / f"{room}.py").is_file()
+    }
+    assert set().union(*RULES.values()) <= {*RULES}
 
 
 def test_the_rules_have_no_circle():
