@@ -65,13 +65,13 @@ ByteLevelVocabulary::ByteLevelVocabulary(const std::string& path) {
 void ByteLevelVocabulary::add(const std::string& letters, int64_t token) {
   if (token < 0 || token >= kMostTokens) return;
   if (static_cast<size_t>(token) >= pieces_.size()) pieces_.resize(static_cast<size_t>(token) + 1);
-  pieces_[static_cast<size_t>(token)] = bytes_of(letters);
+  pieces_[token] = bytes_of(letters);
 }
 
 std::string ByteLevelVocabulary::decode(const std::vector<int>& tokens) const {
   std::string text;
   for (const int token : tokens) {
-    if (token >= 0 && static_cast<size_t>(token) < pieces_.size()) text += pieces_[static_cast<size_t>(token)];
+    if (token >= 0 && static_cast<size_t>(token) < pieces_.size()) text += pieces_[token];
   }
   return text;
 }

@@ -260,7 +260,7 @@ mm_status mm_score_targets(mm_engine* engine, const mm_request* requests, int32_
       require_pointer(scores, "scores");
     }
     engine->engine.check(engine->requests.data(), count);  // before memory is taken for as many scores
-    engine->scores.resize(static_cast<size_t>(outputs));
+    engine->scores.resize(outputs);
     engine->engine.score(engine->requests.data(), count, targets, engine->scores.data());
     for (const Score& score : engine->scores) *scores++ = {score.logprob, score.is_greedy ? 1 : 0};
   });

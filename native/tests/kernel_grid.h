@@ -15,8 +15,6 @@ namespace mobilemoe::grid {
 
 constexpr Form kForms[] = {Form::blocks, Form::scaled, Form::floats};
 
-inline size_t index(Form form) { return static_cast<size_t>(form); }
-
 inline const Kernels& reference() { return *find_kernels("scalar"); }
 
 // Calls check(kernels) for every instruction set of this machine; a failure names it.
@@ -97,7 +95,7 @@ inline std::vector<uint8_t> prepared(const Kernels& kernels, Form form, const st
   const size_t rows = x.size() / static_cast<size_t>(inputs);
   std::vector<uint8_t> out(rows * stride);
   for (size_t row = 0; row < rows; ++row)
-    kernels.prepare[index(form)](x.data() + row * static_cast<size_t>(inputs), inputs, out.data() + row * stride);
+    kernels.prepare[form](x.data() + row * static_cast<size_t>(inputs), inputs, out.data() + row * stride);
   return out;
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "compute/forward.h"
+#include "compute/rows.h"
 #include "error.h"
 #include "kernels/dispatch.h"
 #include "threads/cores.h"
@@ -121,7 +122,7 @@ void Engine::run_pass(const Use& use) {
   for (const Part& part : parts) {
     const Request& request = *part.request;
     const ptrdiff_t experts = static_cast<ptrdiff_t>(part.begin) * per_token;
-    spans.push_back({&request.sequence->kv(), request.tokens + part.begin, part.end - part.begin,
+    spans.push_back({&request.sequence->kv(), request.tokens + part.begin, part.end - part.begin, row,
                      request.sequence->length(),
                      request.forced_experts == nullptr ? nullptr : request.forced_experts + experts,
                      request.chosen_experts == nullptr ? nullptr : request.chosen_experts + experts});
@@ -138,7 +139,7 @@ void Engine::run_pass(const Use& use) {
 
 void Engine::forward(const Request* requests, int count, float* logits) {
   check(requests, count);
-  const size_t vocab = static_cast<size_t>(model_.config.vocab_size);
+  const size_t vocab = model_.config.vocab_size;
   run_passes(requests, count, [&](const std::vector<int>& rows) {
     forward_->logits(rows.data(), static_cast<int>(rows.size()), logits);
     logits += rows.size() * vocab;
@@ -156,14 +157,14 @@ void Engine::score(const Request* requests, int count, const int* targets, Score
                   "target " + std::to_string(targets[i]) + " is outside the vocabulary of " + std::to_string(vocab));
     }
   }
-  const size_t rows_at_once = static_cast<size_t>(std::min<int64_t>(outputs, kScoredRows));
-  std::vector<float> logits(rows_at_once * static_cast<size_t>(vocab));
+  Rows<float> logits;
+  logits.resize(static_cast<int>(std::min<int64_t>(outputs, kScoredRows)), vocab);
   run_passes(requests, count, [&](const std::vector<int>& rows) {
     for (size_t first = 0; first < rows.size(); first += kScoredRows) {
       const int here = static_cast<int>(std::min<size_t>(kScoredRows, rows.size() - first));
-      forward_->logits(rows.data() + first, here, logits.data());
+      forward_->logits(rows.data() + first, here, logits[0]);
       pool_.run(here, [&](int row, int) {
-        const float* row_logits = &logits[static_cast<size_t>(row) * static_cast<size_t>(vocab)];
+        const float* row_logits = logits[row];
         const int target = targets[row];
         bool greedy = true;
         for (int v = 0; v < vocab; ++v) {

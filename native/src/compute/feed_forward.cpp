@@ -1,10 +1,8 @@
 #include "compute/feed_forward.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "compute/routing.h"
-#include "compute/rows.h"
 
 namespace mobilemoe {
 namespace {
@@ -28,30 +26,22 @@ FeedForward::FeedForward(const Config& config, const Kernels& kernels, ThreadPoo
       hidden_(config.hidden_size) {}
 
 void FeedForward::reserve(const LayerWeights& layer, int rows) {
-  const auto row_bytes = [&](const Matrix& matrix) { return input_bytes(matrix, form_of(matrix, fp32_)); };
-  const size_t n = static_cast<size_t>(rows), pairs = n * static_cast<size_t>(active_);
-  const size_t outputs = static_cast<size_t>(round_up(hidden_, kGroup));
-  grow(normed_, n * static_cast<size_t>(hidden_));
-  if (layer.shared.width > 0) {
-    shared_input_stride_ = row_bytes(layer.shared.gate_up);
-    shared_hidden_stride_ = row_bytes(layer.shared.down);
-    grow(shared_inputs_, n * shared_input_stride_);
-    grow(shared_hidden_units_, n * shared_hidden_stride_);
-    grow(shared_outputs_, n * outputs);
-  }
+  normed_.resize(rows, hidden_);
+  if (layer.shared.width > 0) reserve(layer.shared, rows, shared_);
   if (layer.experts.empty()) return;
-  input_stride_ = row_bytes(layer.experts[0].gate_up);
-  hidden_stride_ = row_bytes(layer.experts[0].down);
-  grow(inputs_, pairs * input_stride_);
-  grow(hidden_units_, pairs * hidden_stride_);
-  grow(outputs_, pairs * outputs);
-  grow(logits_, n * static_cast<size_t>(padded_experts_));
-  grow(scores_, n * static_cast<size_t>(padded_experts_));
-  grow(weights_, pairs);
-  grow(chosen_, pairs);
-  grow(pair_row_, pairs);
-  grow(pair_of_, pairs);
-  grow(expert_begin_, static_cast<size_t>(experts_) + 1);
+  reserve(layer.experts[0], rows * active_, routed_);
+  logits_.resize(rows, padded_experts_);
+  scores_.resize(rows, padded_experts_);
+  weights_.resize(rows, active_);
+  chosen_.resize(rows, active_);
+  pair_of_.resize(rows, active_);
+  expert_begin_.resize(experts_ + 1);
+}
+
+void FeedForward::reserve(const Ffn& ffn, int rows, Memory& memory) {
+  memory.inputs.resize(rows, input_bytes(ffn.gate_up, input_form(ffn)));
+  memory.hidden_units.resize(rows, input_bytes(ffn.down, unit_form(ffn)));
+  memory.outputs.resize(rows, round_up(hidden_, kGroup));
 }
 
 void FeedForward::run(const LayerWeights& layer, int rows, float* x, const RoutingHooks* hooks) {
@@ -64,43 +54,36 @@ void FeedForward::run(const LayerWeights& layer, int rows, float* x, const Routi
 }
 
 void FeedForward::route(const LayerWeights& layer, int row, const RoutingHooks* hooks) {
-  const size_t r = static_cast<size_t>(row);
-  const size_t at = r * static_cast<size_t>(active_), wide = r * static_cast<size_t>(padded_experts_);
   const int* forced = hooks == nullptr ? nullptr : hooks[row].forced;
-  choose_experts(config_, &logits_[wide], layer.expert_bias, forced, &scores_[wide], &chosen_[at], &weights_[at]);
-  if (hooks != nullptr && hooks[row].chosen != nullptr) std::copy_n(&chosen_[at], active_, hooks[row].chosen);
+  choose_experts(config_, logits_[row], layer.expert_bias, forced, scores_[row], chosen_[row], weights_[row]);
+  if (hooks != nullptr && hooks[row].chosen != nullptr) std::copy_n(chosen_[row], active_, hooks[row].chosen);
 }
 
 // One token: everything that its experts compute is one flat list of small tasks.
 void FeedForward::decode(const LayerWeights& layer, float* x, const RoutingHooks* hooks) {
-  const float eps = static_cast<float>(config_.rms_norm_eps);
-  kernels_.rms_norm(x, layer.post_attention_norm, hidden_, eps, normed_.data());
+  float* normed = normed_[0];
+  kernels_.rms_norm(x, layer.post_attention_norm, hidden_, static_cast<float>(config_.rms_norm_eps), normed);
   const Ffn& shared = layer.shared;
   const bool routed = experts_ > 0;
   const int shared_groups = shared.width / kGroup, groups = routed ? layer.experts[0].width / kGroup : 0;
-  if (shared_groups > 0) {
-    kernels_.prepare[static_cast<int>(form_of(shared.gate_up, fp32_))](normed_.data(), hidden_, shared_inputs_.data());
-  }
-  if (routed) {
-    kernels_.prepare[static_cast<int>(form_of(layer.experts[0].gate_up, fp32_))](normed_.data(), hidden_,
-                                                                                 inputs_.data());
-  }
+  if (shared_groups > 0) kernels_.prepare[input_form(shared)](normed, hidden_, shared_.inputs[0]);
+  if (routed) kernels_.prepare[input_form(layer.experts[0])](normed, hidden_, routed_.inputs[0]);
   const int router_tasks = routed ? 1 : 0;  // the router runs beside the shared expert, which does not wait for it
   pool_.run(router_tasks + divide_up(shared_groups, kDecodeGroups), [&](int task, int) {
     if (task < router_tasks) {
-      kernels_.router(layer.router, padded_experts_ / kPanel, hidden_, normed_.data(), 0, 1, logits_.data());
+      kernels_.router(layer.router, padded_experts_ / kPanel, hidden_, normed, 0, 1, logits_[0]);
     } else {
       const int group = (task - router_tasks) * kDecodeGroups;
-      gate_up({&shared, 0, 0, 1, group, std::min(group + kDecodeGroups, shared_groups), true});
+      gate_up({&shared, &shared_, 0, 0, 1, group, std::min(group + kDecodeGroups, shared_groups)});
     }
   });
+  const int* chosen = chosen_[0];
   if (routed) {
     route(layer, 0, hooks);
     const int tasks = divide_up(groups, kDecodeGroups);
     pool_.run(active_ * tasks, [&](int task, int) {
       const int slot = task / tasks, group = task % tasks * kDecodeGroups;
-      const Ffn& expert = layer.experts[static_cast<size_t>(chosen_[static_cast<size_t>(slot)])];
-      gate_up({&expert, 0, static_cast<size_t>(slot), 1, group, std::min(group + kDecodeGroups, groups), false});
+      gate_up({&layer.experts[chosen[slot]], &routed_, 0, slot, 1, group, std::min(group + kDecodeGroups, groups)});
     });
   }
   const int panels = routed ? layer.experts[0].down.panels() : shared.down.panels();
@@ -111,12 +94,12 @@ void FeedForward::decode(const LayerWeights& layer, float* x, const RoutingHooks
     float y[kDecodePanels * kPanel];
     const auto add = [&](const Ffn& ffn, const uint8_t* units, float weight) {
       const int end = std::min(begin + each, ffn.down.panels());
-      kernels_.matmul[static_cast<int>(form_of(ffn.down, fp32_))](ffn.down, begin, end, units, 0, 1, y, 0);
+      kernels_.matmul[unit_form(ffn)](ffn.down, begin, end, units, 0, 1, y, 0);
       kernels_.add_scaled(y, weight, count, x + first);
     };
-    if (shared_groups > 0) add(shared, shared_hidden_units_.data(), 1.0f);
-    for (size_t slot = 0; slot < static_cast<size_t>(active_); ++slot) {
-      add(layer.experts[static_cast<size_t>(chosen_[slot])], &hidden_units_[slot * hidden_stride_], weights_[slot]);
+    if (shared_groups > 0) add(shared, shared_.hidden_units[0], 1.0f);
+    for (int slot = 0; slot < active_; ++slot) {
+      add(layer.experts[chosen[slot]], routed_.hidden_units[slot], weights_[0][slot]);
     }
   });
 }
@@ -125,112 +108,101 @@ void FeedForward::decode(const LayerWeights& layer, float* x, const RoutingHooks
 void FeedForward::prefill(const LayerWeights& layer, int rows, float* x, const RoutingHooks* hooks) {
   const float eps = static_cast<float>(config_.rms_norm_eps);
   const bool routed = experts_ > 0, has_shared = layer.shared.width > 0;
-  const size_t hidden = static_cast<size_t>(hidden_);
-  for_row_ranges(pool_, rows, [&](size_t first, size_t end) {
-    for (size_t r = first; r < end; ++r) {
-      float* normed = &normed_[r * hidden];
-      kernels_.rms_norm(x + r * hidden, layer.post_attention_norm, hidden_, eps, normed);
-      if (!has_shared) continue;
-      const int form = static_cast<int>(form_of(layer.shared.gate_up, fp32_));
-      kernels_.prepare[form](normed, hidden_, &shared_inputs_[r * shared_input_stride_]);
+  const auto x_of = [&](int row) { return x + static_cast<size_t>(row) * hidden_; };
+  for_row_ranges(pool_, rows, [&](int first, int end) {
+    for (int row = first; row < end; ++row) {
+      kernels_.rms_norm(x_of(row), layer.post_attention_norm, hidden_, eps, normed_[row]);
+      if (has_shared) kernels_.prepare[input_form(layer.shared)](normed_[row], hidden_, shared_.inputs[row]);
     }
     if (!routed) return;
-    kernels_.router(layer.router, padded_experts_ / kPanel, hidden_, &normed_[first * hidden], hidden,
-                    static_cast<int>(end - first), &logits_[first * static_cast<size_t>(padded_experts_)]);
-    for (size_t r = first; r < end; ++r) route(layer, static_cast<int>(r), hooks);
+    kernels_.router(layer.router, padded_experts_ / kPanel, hidden_, normed_[first], normed_.width(), end - first,
+                    logits_[first]);
+    for (int row = first; row < end; ++row) route(layer, row, hooks);
   });
   if (routed) {
     sort_pairs(rows);
-    const int form = static_cast<int>(form_of(layer.experts[0].gate_up, fp32_));
-    for_rows(pool_, rows, [&](size_t r) {  // each token is quantised once, then copied to where its experts read
-      const int* pairs = &pair_of_[r * static_cast<size_t>(active_)];
-      uint8_t* first = &inputs_[static_cast<size_t>(pairs[0]) * input_stride_];
-      kernels_.prepare[form](&normed_[r * hidden], hidden_, first);
+    const auto prepare = kernels_.prepare[input_form(layer.experts[0])];
+    for_rows(pool_, rows, [&](int row) {  // each token is quantised once, then copied to where its experts read
+      const int* pairs = pair_of_[row];
+      const uint8_t* first = routed_.inputs[pairs[0]];
+      prepare(normed_[row], hidden_, routed_.inputs[pairs[0]]);
       for (int slot = 1; slot < active_; ++slot) {
-        std::memcpy(&inputs_[static_cast<size_t>(pairs[slot]) * input_stride_], first, input_stride_);
+        std::copy_n(first, routed_.inputs.width(), routed_.inputs[pairs[slot]]);
       }
     });
   }
-  const int groups = routed ? layer.experts[0].width / kGroup : 0;
-  list_tasks(layer, rows, groups, kTaskGroups, layer.shared.width / kGroup);
-  pool_.run(static_cast<int>(tasks_.size()), [&](int task, int) { gate_up(tasks_[static_cast<size_t>(task)]); });
+  list_tasks(layer, rows, routed ? layer.experts[0].width / kGroup : 0, kTaskGroups, layer.shared.width / kGroup);
+  pool_.run(static_cast<int>(tasks_.size()), [&](int task, int) { gate_up(tasks_[task]); });
   list_tasks(layer, rows, routed ? layer.experts[0].down.panels() : 0, kTaskPanels,
              has_shared ? layer.shared.down.panels() : 0);
-  pool_.run(static_cast<int>(tasks_.size()), [&](int task, int) { down(tasks_[static_cast<size_t>(task)]); });
-  const size_t outputs = static_cast<size_t>(round_up(hidden_, kGroup));
-  for_rows(pool_, rows, [&](size_t r) {
-    float* sum = x + r * hidden;
-    if (has_shared) kernels_.add_scaled(&shared_outputs_[r * outputs], 1.0f, hidden_, sum);
-    for (size_t pair = r * static_cast<size_t>(active_); pair < (r + 1) * static_cast<size_t>(active_); ++pair) {
-      kernels_.add_scaled(&outputs_[static_cast<size_t>(pair_of_[pair]) * outputs], weights_[pair], hidden_, sum);
+  pool_.run(static_cast<int>(tasks_.size()), [&](int task, int) { down(tasks_[task]); });
+  for_rows(pool_, rows, [&](int row) {
+    float* sum = x_of(row);
+    if (has_shared) kernels_.add_scaled(shared_.outputs[row], 1.0f, hidden_, sum);
+    for (int slot = 0; slot < active_; ++slot) {
+      kernels_.add_scaled(routed_.outputs[pair_of_[row][slot]], weights_[row][slot], hidden_, sum);
     }
   });
 }
 
-// A counting sort: pair_of_[row, slot] is where the pair stands, expert e's pairs are expert_begin_[e] .. [e + 1].
+// A counting sort: afterwards pair_of_[row][slot] is where the pair stands, and the pairs of expert e are
+// expert_begin_[e] .. expert_begin_[e + 1].
 void FeedForward::sort_pairs(int rows) {
+  const int pairs = rows * active_;
+  const int* expert = chosen_[0];
+  int* place = pair_of_[0];
   std::fill(expert_begin_.begin(), expert_begin_.end(), 0);
-  const size_t pairs = static_cast<size_t>(rows) * static_cast<size_t>(active_);
-  for (size_t pair = 0; pair < pairs; ++pair) ++expert_begin_[static_cast<size_t>(chosen_[pair]) + 1];
-  for (size_t e = 0; e < static_cast<size_t>(experts_); ++e) expert_begin_[e + 1] += expert_begin_[e];
-  for (size_t pair = 0; pair < pairs; ++pair) {
-    pair_of_[pair] = expert_begin_[static_cast<size_t>(chosen_[pair])]++;  // moves each begin to its end ...
-  }
-  for (size_t e = static_cast<size_t>(experts_); e > 0; --e) expert_begin_[e] = expert_begin_[e - 1];  // ... and back
+  for (int pair = 0; pair < pairs; ++pair) ++expert_begin_[expert[pair] + 1];
+  for (int e = 0; e < experts_; ++e) expert_begin_[e + 1] += expert_begin_[e];
+  for (int pair = 0; pair < pairs; ++pair) place[pair] = expert_begin_[expert[pair]]++;  // moves each begin to its end,
+  for (int e = experts_; e > 0; --e) expert_begin_[e] = expert_begin_[e - 1];            // and this moves it back
   expert_begin_[0] = 0;
 }
 
 // Cuts rows x units of every FFN into tasks; the shared expert, which has the most rows, comes first.
 void FeedForward::list_tasks(const LayerWeights& layer, int rows, int units, int units_per_task, int shared_units) {
   tasks_.clear();
-  const auto cut = [&](const Ffn& ffn, int first_row, int count, int all_units, bool shared) {
+  const auto cut = [&](const Ffn& ffn, Memory& memory, int first_row, int count, int all_units) {
     const int pieces = divide_up(count, kTaskRows);
-    for (int piece = 0, row = 0; piece < pieces; ++piece) {
-      const int here = divide_up(count - row, pieces - piece);
+    for (int piece = 0, row = first_row; piece < pieces; ++piece) {
+      const int here = divide_up(first_row + count - row, pieces - piece);
       for (int unit = 0; unit < all_units; unit += units_per_task) {
-        const int end = std::min(unit + units_per_task, all_units);
-        const size_t at = static_cast<size_t>(first_row + row);
-        tasks_.push_back({&ffn, at, at, here, unit, end, shared});
+        tasks_.push_back({&ffn, &memory, row, row, here, unit, std::min(unit + units_per_task, all_units)});
       }
       row += here;
     }
   };
-  if (shared_units > 0) cut(layer.shared, 0, rows, shared_units, true);
-  for (size_t e = 0; e < layer.experts.size(); ++e) {
-    cut(layer.experts[e], expert_begin_[e], expert_begin_[e + 1] - expert_begin_[e], units, false);
+  if (shared_units > 0) cut(layer.shared, shared_, 0, rows, shared_units);
+  for (int e = 0; e < experts_; ++e) {
+    cut(layer.experts[e], routed_, expert_begin_[e], expert_begin_[e + 1] - expert_begin_[e], units);
   }
 }
 
 void FeedForward::gate_up(const Task& task) {
-  const Matrix& matrix = task.ffn->gate_up;
-  const size_t in_stride = task.shared ? shared_input_stride_ : input_stride_;
-  const size_t out_stride = task.shared ? shared_hidden_stride_ : hidden_stride_;
-  const uint8_t* in = (task.shared ? shared_inputs_ : inputs_).data() + task.input_row * in_stride;
-  uint8_t* out = (task.shared ? shared_hidden_units_ : hidden_units_).data() + task.row * out_stride;
-  const int in_form = static_cast<int>(form_of(matrix, fp32_));
-  const Form out_form = form_of(task.ffn->down, fp32_);
-  constexpr size_t width = kGateUpPanels * kPanel;
-  float both[kTaskRows * width];
+  const Ffn& ffn = *task.ffn;
+  Memory& memory = *task.memory;
+  const auto product = kernels_.matmul[input_form(ffn)];
+  const auto swiglu = kernels_.swiglu[unit_form(ffn)];
+  const size_t group_bytes = form_bytes(unit_form(ffn));
+  constexpr int kWidth = kGateUpPanels * kPanel;
+  float both[kTaskRows * kWidth];
   const int step = task.rows == 1 ? kDecodeGroups : 1;
   for (int group = task.begin; group < task.end; group += step) {
-    const int here = std::min(step, task.end - group), panel = group * kGateUpPanels;
-    const size_t stride = static_cast<size_t>(here) * width;
-    kernels_.matmul[in_form](matrix, panel, panel + here * kGateUpPanels, in, in_stride, task.rows, both, stride);
-    for (size_t i = 0; i < static_cast<size_t>(here); ++i) {
-      uint8_t* to = out + (static_cast<size_t>(group) + i) * form_bytes(out_form);
-      kernels_.swiglu[static_cast<int>(out_form)](both + i * width, stride, task.rows, to, out_stride);
+    const int here = std::min(step, task.end - group), panel = group * kGateUpPanels, stride = here * kWidth;
+    product(ffn.gate_up, panel, panel + here * kGateUpPanels, memory.inputs[task.input_row], memory.inputs.width(),
+            task.rows, both, stride);
+    for (int i = 0; i < here; ++i) {
+      swiglu(both + i * kWidth, stride, task.rows, memory.hidden_units[task.row] + (group + i) * group_bytes,
+             memory.hidden_units.width());
     }
   }
 }
 
 void FeedForward::down(const Task& task) {
-  const Matrix& matrix = task.ffn->down;
-  const size_t in_stride = task.shared ? shared_hidden_stride_ : hidden_stride_;
-  const uint8_t* in = (task.shared ? shared_hidden_units_ : hidden_units_).data() + task.input_row * in_stride;
-  const size_t outputs = static_cast<size_t>(round_up(hidden_, kGroup));
-  float* out = (task.shared ? shared_outputs_ : outputs_).data() + task.row * outputs;
-  kernels_.matmul[static_cast<int>(form_of(matrix, fp32_))](matrix, task.begin, task.end, in, in_stride, task.rows,
-                                                            out + task.begin * kPanel, outputs);
+  Memory& memory = *task.memory;
+  kernels_.matmul[unit_form(*task.ffn)](task.ffn->down, task.begin, task.end, memory.hidden_units[task.input_row],
+                                        memory.hidden_units.width(), task.rows,
+                                        memory.outputs[task.row] + task.begin * kPanel, memory.outputs.width());
 }
 
 }  // namespace mobilemoe

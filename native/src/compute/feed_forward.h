@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "compute/rows.h"
 #include "kernels/kernels.h"
 #include "model/model.h"
 #include "threads/thread_pool.h"
@@ -24,16 +25,24 @@ class FeedForward {
   void run(const LayerWeights& layer, int rows, float* x, const RoutingHooks* hooks);
 
  private:
-  // A piece of one FFN's work: rows of its permuted input, and groups of 32 hidden units or panels of outputs.
+  // What the tasks of one kind of expert read and write. Rows of the shared expert are the rows of the pass; those of
+  // the routed experts are pairs of a row and one of its experts, sorted by expert.
+  struct Memory {
+    Rows<uint8_t> inputs, hidden_units;  // as the matrices want them
+    Rows<float> outputs;
+  };
+
+  // A part of one FFN's work: rows of its memory, and groups of 32 hidden units or panels of outputs.
   struct Task {
     const Ffn* ffn;
-    size_t input_row;  // among the shared expert's rows or the permuted pairs
-    size_t row;        // the same for what is written: differs in decode, where all experts read one input
+    Memory* memory;
+    int input_row;  // where the rows are read, and where they are written: they differ while decoding, when all experts
+    int row;        // read the same input
     int rows, begin, end;
-    bool shared;
   };
 
   void reserve(const LayerWeights& layer, int rows);
+  void reserve(const Ffn& ffn, int rows, Memory& memory);
   void decode(const LayerWeights& layer, float* x, const RoutingHooks* hooks);
   void prefill(const LayerWeights& layer, int rows, float* x, const RoutingHooks* hooks);
   void route(const LayerWeights& layer, int row, const RoutingHooks* hooks);
@@ -41,6 +50,8 @@ class FeedForward {
   void list_tasks(const LayerWeights& layer, int rows, int units, int units_per_task, int shared_units);
   void gate_up(const Task& task);
   void down(const Task& task);
+  Form input_form(const Ffn& ffn) const { return form_of(ffn.gate_up, fp32_); }
+  Form unit_form(const Ffn& ffn) const { return form_of(ffn.down, fp32_); }
 
   const Config& config_;
   const Kernels& kernels_;
@@ -48,11 +59,10 @@ class FeedForward {
   bool fp32_;
   int active_, experts_, padded_experts_, hidden_;
 
-  // Row-major working memory; strides in bytes for prepared groups.
-  std::vector<float> normed_, logits_, scores_, weights_, outputs_, shared_outputs_;
-  std::vector<int> chosen_, expert_begin_, pair_row_, pair_of_;
-  std::vector<uint8_t> inputs_, shared_inputs_, hidden_units_, shared_hidden_units_;
-  size_t input_stride_ = 0, shared_input_stride_ = 0, hidden_stride_ = 0, shared_hidden_stride_ = 0;
+  Rows<float> normed_, logits_, scores_, weights_;  // of each row: [hidden], [padded experts] twice, [active]
+  Rows<int> chosen_, pair_of_;                      // of each row, [active]: its experts, and where its pairs stand
+  std::vector<int> expert_begin_;                   // where the pairs of each expert begin, and where the last ones end
+  Memory shared_, routed_;
   std::vector<Task> tasks_;
 };
 

@@ -18,11 +18,10 @@ KvCache::KvCache(const Config& config, KvType type, int capacity)
                                        std::to_string(kMaxHeadDim));
   }
   block_bytes_ = kv_block_bytes(type, config.head_dim);
-  blocks_per_head_ = (static_cast<size_t>(capacity) - 1) / kKvBlock + 1;
-  const size_t layers = static_cast<size_t>(layers_), heads = static_cast<size_t>(heads_);
+  blocks_per_head_ = (capacity - 1) / kKvBlock + 1;
   bool too_large = __builtin_mul_overflow(blocks_per_head_, block_bytes_, &bytes_);
-  too_large |= __builtin_mul_overflow(bytes_, layers, &bytes_);
-  too_large |= __builtin_mul_overflow(bytes_, heads, &bytes_);
+  too_large |= __builtin_mul_overflow(bytes_, layers_, &bytes_);
+  too_large |= __builtin_mul_overflow(bytes_, heads_, &bytes_);
   void* memory = MAP_FAILED;
   if (!too_large) {
     constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
@@ -47,7 +46,7 @@ void KvCache::copy_from(const KvCache& other, int tokens) {
   }
   const size_t bytes = used_bytes(tokens);
   for (int layer = 0; layer < layers_; ++layer)
-    for (int head = 0; head < heads_; ++head) std::memcpy(blocks(layer, head), other.blocks(layer, head), bytes);
+    for (int head = 0; head < heads_; ++head) std::memcpy(block(layer, head, 0), other.block(layer, head, 0), bytes);
 }
 
 }  // namespace mobilemoe

@@ -22,12 +22,12 @@ class KvCache {
   int heads() const { return heads_; }
   int layers() const { return layers_; }
   size_t block_bytes() const { return block_bytes_; }
-  // The first of the blocks of one layer and KV head; block b, of tokens 64 b .. 64 b + 63, follows at b * block_bytes.
-  uint8_t* blocks(int layer, int head) const {
-    return data_ + (static_cast<size_t>(layer) * heads_ + head) * blocks_per_head_ * block_bytes_;
+  // The block of tokens 64 index .. 64 index + 63 of one layer and KV head; the next one follows it.
+  uint8_t* block(int layer, int head, int index) const {
+    return data_ + ((static_cast<size_t>(layer) * heads_ + head) * blocks_per_head_ + index) * block_bytes_;
   }
   // Of the blocks of one layer and KV head that hold the first `tokens` tokens.
-  size_t used_bytes(int tokens) const { return static_cast<size_t>(divide_up(tokens, kKvBlock)) * block_bytes_; }
+  size_t used_bytes(int tokens) const { return (divide_up(tokens, kKvBlock))*block_bytes_; }
   // Copies the blocks that hold the first `tokens` tokens of another cache of the same kind.
   void copy_from(const KvCache& other, int tokens);
 

@@ -48,10 +48,10 @@ uint64_t read_lines(const uint8_t* from, size_t lines) {
 
 double read_bandwidth(ThreadPool& pool, size_t bytes, double seconds) {
   const int parts = kPartsPerThread * pool.threads();
-  const size_t lines = std::max<size_t>(bytes / kLine / static_cast<size_t>(parts), 1);  // of each part
-  const size_t total = static_cast<size_t>(parts) * lines * kLine;
+  const size_t lines = std::max<size_t>(bytes / kLine / parts, 1);  // of each part
+  const size_t total = parts * lines * kLine;
   const std::unique_ptr<uint8_t[]> buffer(new uint8_t[total]);
-  const auto part = [&](int task) { return buffer.get() + static_cast<size_t>(task) * lines * kLine; };
+  const auto part = [&](int task) { return buffer.get() + task * lines * kLine; };
   // Written first: untouched pages are all the same page of zeros.
   pool.run(parts, [&](int task, int) { std::memset(part(task), 1, lines * kLine); });
   std::atomic<uint64_t> sink{0};  // or the compiler leaves the reads out

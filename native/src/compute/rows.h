@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <vector>
 
 #include "model/matrix.h"
 #include "threads/thread_pool.h"
@@ -11,28 +12,40 @@ namespace mobilemoe {
 
 constexpr int kTaskRows = 60;  // rows of a matrix task: their inputs stay in L2 beside the weights
 
-// work(first, end) for all rows, a few at a time; for whatever is no matrix product.
+// Calls work(first, end) for all rows, a few at a time: for everything but matrix products.
 template <class Work>
 void for_row_ranges(ThreadPool& pool, int rows, const Work& work) {
   constexpr int kRows = 8;
   pool.run(divide_up(rows, kRows), [&](int task, int) {
-    const int first = task * kRows, end = std::min(rows, first + kRows);
-    work(static_cast<size_t>(first), static_cast<size_t>(end));
+    const int first = task * kRows;
+    work(first, std::min(rows, first + kRows));
   });
 }
 
 // The same row by row: work(row).
 template <class Work>
 void for_rows(ThreadPool& pool, int rows, const Work& work) {
-  for_row_ranges(pool, rows, [&](size_t first, size_t end) {
-    for (size_t row = first; row < end; ++row) work(row);
+  for_row_ranges(pool, rows, [&](int first, int end) {
+    for (int row = first; row < end; ++row) work(row);
   });
 }
 
-// Never smaller again: a pass takes no memory once one of its size has run.
-template <class Buffer>
-void grow(Buffer& buffer, size_t size) {
-  if (buffer.size() < size) buffer.resize(size);
-}
+// Working memory of equally long rows, one after the other.
+template <class T>
+class Rows {
+ public:
+  // What the rows then hold is undefined. Memory only ever grows: a pass takes none once one of its size has run.
+  void resize(int rows, size_t width) {
+    width_ = width;
+    const size_t size = static_cast<size_t>(rows) * width;
+    if (elements_.size() < size) elements_.resize(size);
+  }
+  T* operator[](int row) { return elements_.data() + row * width_; }
+  size_t width() const { return width_; }  // elements from one row to the next
+
+ private:
+  std::vector<T> elements_;
+  size_t width_ = 0;
+};
 
 }  // namespace mobilemoe

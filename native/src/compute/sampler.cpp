@@ -53,7 +53,7 @@ void likeliest(const T* scores, int size, int count, std::vector<int>& best) {
     const double y = usable(scores[b]);
     return x > y || (x == y && a < b);
   };
-  best.resize(static_cast<size_t>(std::min(count, size)));
+  best.resize(std::min(count, size));
   std::iota(best.begin(), best.end(), 0);
   if (best.empty()) return;
   std::make_heap(best.begin(), best.end(), better);  // the worst is in front
@@ -100,7 +100,7 @@ double uniform(uint64_t& state) {
 
 double sum_of(const std::vector<double>& weights, const std::vector<int>& tokens) {
   double sum = 0;
-  for (const int token : tokens) sum += weights[static_cast<size_t>(token)];
+  for (const int token : tokens) sum += weights[token];
   return sum;
 }
 
@@ -109,7 +109,7 @@ void keep_nucleus(const std::vector<double>& weights, double top_p, std::vector<
   const double total = sum_of(weights, tokens);
   // Lighter ones cannot belong: even all together they weigh less than the share that is left out.
   const double lightest = total * (1 - top_p) / static_cast<double>(tokens.size());
-  const auto weight = [&weights](int token) { return weights[static_cast<size_t>(token)]; };
+  const auto weight = [&weights](int token) { return weights[token]; };
   tokens.erase(std::remove_if(tokens.begin(), tokens.end(), [&](int token) { return weight(token) < lightest; }),
                tokens.end());
 
@@ -134,7 +134,7 @@ int draw(const std::vector<double>& weights, const std::vector<int>& tokens, uin
   double sum = 0;
   int chosen = tokens.front();
   for (const int token : tokens) {
-    const double weight = weights[static_cast<size_t>(token)];
+    const double weight = weights[token];
     if (weight > 0) chosen = token;
     sum += weight;
     if (sum > target) break;
@@ -184,11 +184,11 @@ int Sampler::next_token(const float* logits) {
   const bool is_adjusted = !sampling_.logit_bias.empty() || (has_penalties() && !seen_.empty());
   if (sampling_.temperature == 0 && !is_adjusted) return best_of(logits, vocab_size_);
 
-  scores_.resize(static_cast<size_t>(vocab_size_));
+  scores_.resize(vocab_size_);
   std::transform(logits, logits + vocab_size_, scores_.begin(), [](float logit) { return usable(logit); });
   if (is_adjusted) adjust();
   const int best = best_of(scores_.data(), vocab_size_);
-  const double highest = scores_[static_cast<size_t>(best)];
+  const double highest = scores_[best];
   if (sampling_.temperature == 0 || highest == kInfinity) return best;  // infinity leaves nothing to draw
 
   if (sampling_.top_k > 0) {
@@ -198,12 +198,12 @@ int Sampler::next_token(const float* logits) {
     std::iota(order_.begin(), order_.end(), 0);
   }
   for (const int token : order_) {
-    double& score = scores_[static_cast<size_t>(token)];
+    double& score = scores_[token];
     score = std::exp((score - highest) / sampling_.temperature);
   }
   if (sampling_.top_p < 1) keep_nucleus(scores_, sampling_.top_p, order_);
   if (sampling_.min_p > 0) {  // the best weighs 1
-    const auto is_too_light = [this](int token) { return scores_[static_cast<size_t>(token)] < sampling_.min_p; };
+    const auto is_too_light = [this](int token) { return scores_[token] < sampling_.min_p; };
     order_.erase(std::remove_if(order_.begin(), order_.end(), is_too_light), order_.end());
   }
   return draw(scores_, order_, state_);
@@ -214,10 +214,10 @@ bool Sampler::has_penalties() const {
 }
 
 void Sampler::adjust() {
-  for (const auto& [token, bias] : sampling_.logit_bias) scores_[static_cast<size_t>(token)] += bias;
+  for (const auto& [token, bias] : sampling_.logit_bias) scores_[token] += bias;
   if (!has_penalties()) return;
   for (const auto& [token, times] : seen_) {
-    double& score = scores_[static_cast<size_t>(token)];
+    double& score = scores_[token];
     score = score > 0 ? score / sampling_.repetition_penalty : score * sampling_.repetition_penalty;
     if (times > 0) score -= sampling_.presence_penalty + sampling_.frequency_penalty * times;
   }

@@ -13,7 +13,7 @@ void Sequence::truncate(int length) {
     throw Error(ErrorCode::usage,
                 "cannot keep " + std::to_string(length) + " of " + std::to_string(this->length()) + " tokens");
   }
-  tokens_.resize(static_cast<size_t>(length));
+  tokens_.resize(length);
 }
 
 void Sequence::copy_from(const Sequence& other, int length) {

@@ -11,7 +11,7 @@ namespace mobilemoe {
 class Sequence {
  public:
   Sequence(const Model& model, KvType kv, int capacity) : kv_(model.config, kv, capacity) {
-    tokens_.reserve(static_cast<size_t>(capacity));  // so that decoding takes no memory
+    tokens_.reserve(capacity);  // so that decoding takes no memory
   }
   int length() const { return static_cast<int>(tokens_.size()); }
   int capacity() const { return kv_.capacity(); }

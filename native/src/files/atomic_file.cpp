@@ -87,8 +87,8 @@ void AtomicFile::write_at(size_t offset, const void* data, size_t bytes) {
     if (written < 0 && errno != EINTR) fail();
     if (written <= 0) continue;
     next += written;
-    offset += static_cast<size_t>(written);
-    bytes -= static_cast<size_t>(written);
+    offset += written;
+    bytes -= written;
   }
 }
 

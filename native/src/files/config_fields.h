@@ -92,7 +92,7 @@ class Fields {
     const Json* value = object_.find(name);
     if (value == nullptr) return otherwise;
     const auto* found = value->text() == nullptr ? words.end() : std::find(words.begin(), words.end(), *value->text());
-    if (found != words.end()) return static_cast<size_t>(found - words.begin());
+    if (found != words.end()) return found - words.begin();
     std::string all;
     for (const std::string_view each : words) all += (all.empty() ? "" : ", ") + std::string(each);
     refuse(name, ", not one of " + all);

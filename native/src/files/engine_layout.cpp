@@ -7,7 +7,7 @@ namespace {
 
 constexpr size_t kMaxFileBytes = size_t{1} << 62;
 
-size_t float_bytes(int count) { return static_cast<size_t>(count) * sizeof(float); }
+size_t float_bytes(int count) { return count * sizeof(float); }
 
 }  // namespace
 
@@ -50,9 +50,9 @@ void EngineLayout::add_layer(const Config& config, const std::string& stem) {
     return;
   }
   const int experts = round_up(config.num_local_experts, kPanel);
-  add(stem + "router", float_bytes(hidden) * static_cast<size_t>(experts));
+  add(stem + "router", float_bytes(hidden) * experts);
   add(stem + "expert_bias", float_bytes(experts));
-  add(stem + "experts", ffn_bytes(hidden, config.intermediate_size), static_cast<size_t>(config.num_local_experts));
+  add(stem + "experts", ffn_bytes(hidden, config.intermediate_size), config.num_local_experts);
   if (config.intermediate_size_mlp > 0) add(stem + "shared", ffn_bytes(hidden, config.intermediate_size_mlp));
 }
 

@@ -32,7 +32,7 @@ class ReadFile {
   size_t size() const {
     struct stat status{};
     if (fstat(descriptor_, &status) != 0) fail(errno);
-    return static_cast<size_t>(status.st_size);
+    return status.st_size;
   }
   // errno, or 0. What lies behind the end of the file is zeros.
   int read(size_t offset, uint8_t* to, size_t bytes) const {
@@ -45,8 +45,8 @@ class ReadFile {
         return 0;
       }
       to += got;
-      offset += static_cast<size_t>(got);
-      bytes -= static_cast<size_t>(got);
+      offset += got;
+      bytes -= got;
     }
     return 0;
   }
@@ -66,10 +66,10 @@ int file_threads() { return std::min(allowed_cores(), kMaxThreads); }
 Fingerprint hash_engine_file(const std::string& path) {
   const ReadFile file(path);
   ThreadPool pool(file_threads());
-  std::vector<std::vector<uint8_t>> buffers(static_cast<size_t>(pool.threads()), std::vector<uint8_t>(kHashPiece));
+  std::vector<std::vector<uint8_t>> buffers(pool.threads(), std::vector<uint8_t>(kHashPiece));
   std::atomic<int> fault{0};
   const Fingerprint hash = tree_hash(pool, file.size(), [&](size_t offset, size_t bytes, int thread) {
-    uint8_t* buffer = buffers[static_cast<size_t>(thread)].data();
+    uint8_t* buffer = buffers[thread].data();
     if (const int found = file.read(offset, buffer, bytes)) fault = found;
     constexpr size_t kEnd = offsetof(EngineHeader, hash) + sizeof(Fingerprint);
     if (offset == 0 && bytes >= kEnd) std::memset(buffer + offsetof(EngineHeader, hash), 0, sizeof(Fingerprint));

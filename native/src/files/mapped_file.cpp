@@ -31,13 +31,13 @@ MappedFile::MappedFile(const std::string& path) {
     refuse(std::strerror(fault));
   }
   const bool is_readable = S_ISREG(status.st_mode) && status.st_size > 0;
-  if (is_readable) mapped = mmap(nullptr, static_cast<size_t>(status.st_size), PROT_READ, MAP_SHARED, descriptor, 0);
+  if (is_readable) mapped = mmap(nullptr, status.st_size, PROT_READ, MAP_SHARED, descriptor, 0);
   const int fault = errno;
   close(descriptor);  // the mapping stays
   if (!is_readable) fail(path + (S_ISREG(status.st_mode) ? " is empty" : " is not a file"));
   if (mapped == MAP_FAILED) refuse(std::strerror(fault));
   data_ = static_cast<const uint8_t*>(mapped);
-  size_ = static_cast<size_t>(status.st_size);
+  size_ = status.st_size;
 }
 
 MappedFile::~MappedFile() { munmap(const_cast<uint8_t*>(data_), size_); }

@@ -62,7 +62,7 @@ void fill_runs(const uint8_t* rows, size_t stride, uint8_t* out, size_t panel_st
 }  // namespace
 
 void fill_panel(const PackedRow rows[kPanel], int groups, uint8_t* out) {
-  const auto group_count = static_cast<size_t>(groups);
+  const size_t group_count = groups;
   uint8_t* scales = out + group_count * kGroupBytes;
   for (size_t o = 0; o < kPanel; ++o) {
     const PackedRow& row = rows[o];
@@ -82,11 +82,11 @@ void fill_panel(const PackedRow rows[kPanel], int groups, uint8_t* out) {
 }
 
 void fill_pair(const Packed& rows, int column_group, int groups, uint8_t* out) {
-  const size_t panel_stride = static_cast<size_t>(groups) * kGroupBytes;
+  const size_t panel_stride = size_t{kGroupBytes} * groups;
   const size_t nibble_stride = rows.nibble_stride(), scale_stride = rows.scale_stride();
-  const uint8_t* nibbles = rows.nibbles + static_cast<size_t>(column_group) * kGroup / 2;
-  const uint8_t* scales = rows.scales + static_cast<size_t>(column_group) * 2;
-  const size_t inputs = static_cast<size_t>(groups) * kGroup;
+  const uint8_t* nibbles = rows.nibbles + column_group * (kGroup / 2);
+  const uint8_t* scales = rows.scales + column_group * 2;
+  const size_t inputs = size_t{kGroup} * groups;
   for (size_t input = 0; input < inputs; input += 8) {
     fill_runs(nibbles + input * nibble_stride, nibble_stride, out + input / 8 * kRun, panel_stride);
   }

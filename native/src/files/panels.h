@@ -15,10 +15,10 @@ struct Packed {
   const uint8_t* scales = nullptr;
   int columns = 0;
 
-  const uint8_t* row_nibbles(int row) const { return nibbles + static_cast<size_t>(row) * nibble_stride(); }
-  const uint8_t* row_scales(int row) const { return scales + static_cast<size_t>(row) * scale_stride(); }
-  size_t nibble_stride() const { return static_cast<size_t>(columns) / 2; }
-  size_t scale_stride() const { return static_cast<size_t>(columns) / kGroup * 2; }
+  const uint8_t* row_nibbles(int row) const { return nibbles + row * nibble_stride(); }
+  const uint8_t* row_scales(int row) const { return scales + row * scale_stride(); }
+  size_t nibble_stride() const { return columns / 2; }
+  size_t scale_stride() const { return columns / kGroup * 2; }
   Packed from_row(size_t row) const {
     return {nibbles + row * nibble_stride(), scales + row * scale_stride(), columns};
   }
@@ -30,7 +30,7 @@ struct PackedRow {
   const uint8_t* scales = nullptr;
 };
 
-constexpr size_t panel_bytes(int groups) { return static_cast<size_t>(groups) * (kGroupBytes + 2 * kPanel); }
+constexpr size_t panel_bytes(int groups) { return size_t{kGroupBytes + 2 * kPanel} * groups; }
 
 // A panel of an Axis::in matrix from its 16 outputs: panel_bytes(groups) bytes.
 void fill_panel(const PackedRow rows[kPanel], int groups, uint8_t* out);

@@ -91,7 +91,7 @@ class Cutter {
     const int step = static_cast<int>(std::max<size_t>(1, kPieceBytes / bytes));
     for (int begin = 0; begin < units; begin += step) {
       const int end = std::min(units, begin + step);
-      const auto count = [bytes](int some) { return static_cast<size_t>(some) * bytes; };
+      const auto count = [bytes](int some) { return some * bytes; };
       add(offset + count(begin), count(end - begin), [fill, bytes, begin, end](uint8_t* out) {
         for (int unit = begin; unit < end; ++unit, out += bytes) fill(unit, out);
       });
@@ -176,15 +176,15 @@ class Cutter {
 
   // [experts][hidden] -> [hidden][experts padded to 16].
   void add_router(const std::string& section, const std::string& name) {
-    const auto experts = static_cast<size_t>(config_.num_local_experts);
-    const auto hidden = static_cast<size_t>(config_.hidden_size);
-    const size_t row_bytes = static_cast<size_t>(round_up(config_.num_local_experts, kPanel)) * sizeof(float);
+    const size_t experts = config_.num_local_experts;
+    const size_t hidden = config_.hidden_size;
+    const size_t row_bytes = round_up(config_.num_local_experts, kPanel) * sizeof(float);
     add_units(layout_.offset(section), config_.hidden_size, row_bytes,
               [from = data(name), experts, hidden, row_bytes](int input, uint8_t* out) {
                 std::memset(out, 0, row_bytes);
                 for (size_t expert = 0; expert < experts; ++expert) {
-                  std::memcpy(out + sizeof(float) * expert,
-                              from + sizeof(float) * (expert * hidden + static_cast<size_t>(input)), sizeof(float));
+                  std::memcpy(out + sizeof(float) * expert, from + sizeof(float) * (expert * hidden + input),
+                              sizeof(float));
                 }
               });
   }
@@ -196,9 +196,9 @@ class Cutter {
       return Packed{data(stem + part + "_qweight"), data(stem + part + "_scale"), is_out ? outputs : inputs};
     };
     const Packed gate_up = packed("gate_up", hidden, 2 * width), down = packed("down", width, hidden);
-    const auto gate_up_rows = static_cast<size_t>(is_out ? hidden : 2 * width);
-    const auto down_rows = static_cast<size_t>(is_out ? width : hidden);
-    for (size_t expert = 0; expert < static_cast<size_t>(config_.num_local_experts); ++expert) {
+    const size_t gate_up_rows = is_out ? hidden : 2 * width;
+    const size_t down_rows = is_out ? width : hidden;
+    for (int expert = 0; expert < config_.num_local_experts; ++expert) {
       const Packed first = gate_up.from_row(expert * gate_up_rows), second = down.from_row(expert * down_rows);
       if (is_out) {
         const int gate_groups = width / kGroup;
@@ -208,7 +208,7 @@ class Cutter {
         add_pairs(at + align_section(Matrix::bytes(2 * width, hidden)), hidden, width, second,
                   [](int pair) { return pair; });
       } else {
-        add_ffn(at, width, first, first.from_row(static_cast<size_t>(width)), second);
+        add_ffn(at, width, first, first.from_row(width), second);
       }
       at += ffn_bytes(hidden, width);
     }

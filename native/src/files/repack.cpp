@@ -53,7 +53,7 @@ void make_all(const Checkpoint& checkpoint, const Pieces& pieces, int threads, c
   const auto work = [&](int index, int thread) {
     if (stop) return;
     try {
-      const Piece& piece = pieces.all[static_cast<size_t>(index)];
+      const Piece& piece = pieces.all[index];
       make(piece, thread);
       const size_t before = done.fetch_add(piece.bytes);
       if (before / kReleaseBytes != (before + piece.bytes) / kReleaseBytes) release(checkpoint);
@@ -91,9 +91,9 @@ void write_engine_file(const std::string& folder, const std::string& path, const
   const Pieces pieces = cut_engine_file(checkpoint);
   AtomicFile file(path);
   const int threads = file_threads();
-  std::vector<std::vector<uint8_t>> buffers(static_cast<size_t>(threads));
+  std::vector<std::vector<uint8_t>> buffers(threads);
   make_all(checkpoint, pieces, threads, {progress, context}, [&](const Piece& piece, int thread) {
-    std::vector<uint8_t>& buffer = buffers[static_cast<size_t>(thread)];
+    std::vector<uint8_t>& buffer = buffers[thread];
     buffer.resize(std::max(buffer.size(), piece.bytes));
     piece.fill(buffer.data());
     file.write_at(piece.offset, buffer.data(), piece.bytes);

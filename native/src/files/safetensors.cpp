@@ -85,7 +85,7 @@ size_t safetensors_header_bytes(const uint8_t* data, size_t size, const std::str
     fail(path, " claims a header of " + std::to_string(length) +
                    " bytes, more than the file or the format allows: download or write it again");
   }
-  return kLengthBytes + static_cast<size_t>(length);
+  return kLengthBytes + length;
 }
 
 Tensors read_safetensors(const uint8_t* data, size_t size, const std::string& path) {

@@ -51,7 +51,7 @@ void save_sequence(const Sequence& sequence, const std::string& path, const Fing
   put(&header, sizeof header);
   put(tokens.data(), tokens.size() * sizeof(int));
   for (int layer = 0; layer < kv.layers(); ++layer) {
-    for (int head = 0; head < kv.heads(); ++head) put(kv.blocks(layer, head), bytes);
+    for (int head = 0; head < kv.heads(); ++head) put(kv.block(layer, head, 0), bytes);
   }
   const auto digest = hash.finish();
   file.write_at(at, digest.data(), digest.size());
@@ -75,8 +75,7 @@ void load_sequence(Sequence& sequence, const std::string& path, const Fingerprin
   }
   const int count = static_cast<int>(header.tokens);
   const size_t bytes = kv.used_bytes(count), token_bytes = header.tokens * sizeof(int);
-  const size_t heads = static_cast<size_t>(kv.layers()) * static_cast<size_t>(kv.heads());
-  const size_t payload = sizeof header + token_bytes + heads * bytes;
+  const size_t payload = sizeof header + token_bytes + kv.layers() * (kv.heads() * bytes);
   if (header.block_bytes != bytes || file.size() != payload + kDigest) refuse(path, "is damaged: its size is wrong");
   Sha256 hash;
   hash.update(file.data(), payload);
@@ -87,7 +86,7 @@ void load_sequence(Sequence& sequence, const std::string& path, const Fingerprin
   const uint8_t* tokens = file.data() + sizeof header;
   const uint8_t* from = tokens + token_bytes;
   for (int layer = 0; layer < kv.layers(); ++layer) {
-    for (int head = 0; head < kv.heads(); ++head, from += bytes) std::memcpy(kv.blocks(layer, head), from, bytes);
+    for (int head = 0; head < kv.heads(); ++head, from += bytes) std::memcpy(kv.block(layer, head, 0), from, bytes);
   }
   sequence.truncate(0);
   sequence.append(reinterpret_cast<const int*>(tokens), count);  // aligned: a page and the header lie before them

@@ -18,10 +18,10 @@ template <class Piece>
 std::array<uint8_t, 32> tree_hash(ThreadPool& pool, size_t bytes, const Piece& piece) {
   std::vector<std::array<uint8_t, 32>> digests((bytes + kHashPiece - 1) / kHashPiece);
   pool.run(static_cast<int>(digests.size()), [&](int index, int thread) {
-    const size_t begin = static_cast<size_t>(index) * kHashPiece, size = std::min(kHashPiece, bytes - begin);
+    const size_t begin = index * kHashPiece, size = std::min(kHashPiece, bytes - begin);
     Sha256 hash;
     hash.update(piece(begin, size, thread), size);
-    digests[static_cast<size_t>(index)] = hash.finish();
+    digests[index] = hash.finish();
   });
   Sha256 all;
   all.update(digests.data(), digests.size() * sizeof digests[0]);

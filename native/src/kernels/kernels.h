@@ -44,9 +44,7 @@ constexpr Form form_of(const Matrix& matrix, bool fp32) {
 }
 
 // What a matrix reads for one row.
-inline size_t input_bytes(const Matrix& matrix, Form form) {
-  return static_cast<size_t>(matrix.groups()) * form_bytes(form);
-}
+inline size_t input_bytes(const Matrix& matrix, Form form) { return matrix.groups() * form_bytes(form); }
 
 enum class KvType : uint8_t { int8, f16, f32 };
 
@@ -71,19 +69,28 @@ struct AttendArgs {
   size_t out_stride;
 };
 
+// One function for each value of an enum.
+template <class Enum, class Function>
+struct Functions {
+  Function* of[3];
+  constexpr Function*& operator[](Enum value) { return of[static_cast<int>(value)]; }
+  constexpr Function* operator[](Enum value) const { return of[static_cast<int>(value)]; }
+};
+
 struct Kernels {
   const char* isa;
 
-  // x [count] -> groups of `form`; count is padded with zeros to a multiple of 32.
-  void (*prepare[3])(const float* x, int count, void* out);
+  // x [count] -> groups of the form; count is padded with zeros to a multiple of 32.
+  Functions<Form, void(const float* x, int count, void* out)> prepare;
 
   // y[r * y_stride + i] = dot(row 16 begin + i of the matrix, input r) for panels [begin, end).
   // Inputs are rows of prepared groups, x_stride bytes apart. Axis::out with `scaled`: begin and end are even.
-  void (*matmul[3])(const Matrix& w, int begin, int end, const void* x, size_t x_stride, int rows, float* y,
-                    size_t y_stride);
+  Functions<Form, void(const Matrix& w, int begin, int end, const void* x, size_t x_stride, int rows, float* y,
+                       size_t y_stride)>
+      matmul;
 
   // 32 gates and 32 ups of each row -> silu(gate) * up as one prepared group; rows of `out` are out_stride bytes apart.
-  void (*swiglu[3])(const float* gate_up, size_t stride, int rows, void* out, size_t out_stride);
+  Functions<Form, void(const float* gate_up, size_t stride, int rows, void* out, size_t out_stride)> swiglu;
 
   // y = x / sqrt(mean(x^2) + eps) * weight; weight may be null (all ones).
   void (*rms_norm)(const float* x, const float* weight, int count, float eps, float* y);
@@ -99,10 +106,10 @@ struct Kernels {
   void (*add_scaled)(const float* x, float scale, int count, float* y);
 
   // One token's key and value into slot `slot` of a block.
-  void (*kv_append[3])(const float* k, const float* v, int head_dim, int slot, uint8_t* block);
+  Functions<KvType, void(const float* k, const float* v, int head_dim, int slot, uint8_t* block)> kv_append;
 
   // Causal attention with an online softmax over blocks of 64 keys, in order.
-  void (*attend[3])(const AttendArgs& args);
+  Functions<KvType, void(const AttendArgs& args)> attend;
 
   // log(sum(exp(logits))), for scores.
   float (*log_sum_exp)(const float* logits, int count);

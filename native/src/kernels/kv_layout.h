@@ -17,8 +17,8 @@ struct KvInt8Layout {
 
 static constexpr KvInt8Layout kv_int8_layout(int head_dim) {
   const int quads = round_up(head_dim, 4) / 4, width = round_up(head_dim, 16);
-  const size_t v = static_cast<size_t>(quads) * 4 * kKvBlock;
-  const size_t scales = v + static_cast<size_t>(width) * kKvBlock;
+  const size_t v = size_t{4 * kKvBlock} * quads;
+  const size_t scales = v + size_t{kKvBlock} * width;
   constexpr size_t row = sizeof(float) * kKvBlock;
   return {quads, width, v, scales, scales + row, scales + 2 * row, scales + 3 * row};
 }
@@ -31,8 +31,8 @@ struct KvFloatLayout {
 
 static constexpr KvFloatLayout kv_float_layout(int head_dim) {
   const int width = round_up(head_dim, 16);
-  const size_t v = static_cast<size_t>(head_dim) * kKvBlock;
-  return {width, v, v + static_cast<size_t>(width) * kKvBlock};
+  const size_t v = size_t{kKvBlock} * head_dim;
+  return {width, v, v + size_t{kKvBlock} * width};
 }
 
 static constexpr size_t kv_block_bytes(KvType type, int head_dim) {

@@ -34,20 +34,19 @@ struct Matrix {
   int panels() const { return outputs / kPanel; }
   int groups() const { return inputs / kGroup; }
   static size_t bytes(int outputs, int inputs) {
-    return static_cast<size_t>(outputs / kPanel) * static_cast<size_t>(inputs / kGroup) * (kGroupBytes + 2 * kPanel);
+    return size_t{kGroupBytes + 2 * kPanel} * (outputs / kPanel) * (inputs / kGroup);
   }
   size_t bytes() const { return bytes(outputs, inputs); }
 
   const uint8_t* nibbles(int panel) const {
-    const size_t group_bytes = static_cast<size_t>(groups()) * kGroupBytes;
-    const size_t scale_bytes = static_cast<size_t>(groups()) * 2 * kPanel;
-    if (axis == Axis::in) return data + static_cast<size_t>(panel) * (group_bytes + scale_bytes);
-    return data + static_cast<size_t>(panel / 2) * 2 * (group_bytes + scale_bytes) +
-           static_cast<size_t>(panel % 2) * group_bytes;
+    const size_t group_bytes = size_t{kGroupBytes} * groups();
+    const size_t scale_bytes = size_t{2 * kPanel} * groups();
+    if (axis == Axis::in) return data + panel * (group_bytes + scale_bytes);
+    return data + panel / 2 * 2 * (group_bytes + scale_bytes) + panel % 2 * group_bytes;
   }
   // Axis::in: [groups][16] of this panel. Axis::out: [groups][32] of this panel's pair.
   const uint16_t* scales(int panel) const {
-    const size_t group_bytes = static_cast<size_t>(groups()) * kGroupBytes;
+    const size_t group_bytes = size_t{kGroupBytes} * groups();
     const uint8_t* at = axis == Axis::in ? nibbles(panel) + group_bytes : nibbles(panel & ~1) + 2 * group_bytes;
     return reinterpret_cast<const uint16_t*>(at);
   }

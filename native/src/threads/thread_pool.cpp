@@ -96,7 +96,7 @@ ThreadPool::Crew::Crew(int threads) {
     throw Error(ErrorCode::memory, "the system refuses to start " + std::to_string(threads) + " threads");
   };
   try {
-    workers.reserve(static_cast<size_t>(threads - 1));
+    workers.reserve(threads - 1);
     for (int thread = 1; thread < threads; ++thread) workers.emplace_back([this, thread] { work(thread); });
   } catch (const std::system_error&) {
     refuse();

@@ -34,15 +34,15 @@ TEST(kv_cache_starts_as_zeros_and_its_parts_do_not_overlap) {
   CHECK_EQ(cache.capacity(), 130);
   for (int layer = 0; layer < 3; ++layer) {
     for (int head = 0; head < 2; ++head) {
-      uint8_t* blocks = cache.blocks(layer, head);
+      uint8_t* blocks = cache.block(layer, head, 0);
       for (size_t i = 0; i < bytes; ++i) CHECK_EQ(blocks[i], 0);
       std::memset(blocks, 10 * layer + head + 1, bytes);
     }
   }
   for (int layer = 0; layer < 3; ++layer) {
     for (int head = 0; head < 2; ++head) {
-      CHECK_EQ(cache.blocks(layer, head)[0], 10 * layer + head + 1);
-      CHECK_EQ(cache.blocks(layer, head)[bytes - 1], 10 * layer + head + 1);
+      CHECK_EQ(cache.block(layer, head, 0)[0], 10 * layer + head + 1);
+      CHECK_EQ(cache.block(layer, head, 0)[bytes - 1], 10 * layer + head + 1);
     }
   }
 }
@@ -51,11 +51,11 @@ TEST(kv_cache_copies_the_blocks_of_the_first_tokens) {
   for (KvType type : {KvType::int8, KvType::f16, KvType::f32}) {
     KvCache from(small_config(), type, 256), to(small_config(), type, 640);
     for (int layer = 0; layer < 3; ++layer)
-      for (int head = 0; head < 2; ++head) std::memset(from.blocks(layer, head), 5 + layer, 4 * from.block_bytes());
+      for (int head = 0; head < 2; ++head) std::memset(from.block(layer, head, 0), 5 + layer, 4 * from.block_bytes());
     to.copy_from(from, 65);  // two blocks
     for (int layer = 0; layer < 3; ++layer) {
       for (int head = 0; head < 2; ++head) {
-        const uint8_t* blocks = to.blocks(layer, head);
+        const uint8_t* blocks = to.block(layer, head, 0);
         CHECK_EQ(blocks[0], 5 + layer);
         CHECK_EQ(blocks[2 * to.block_bytes() - 1], 5 + layer);
         CHECK_EQ(blocks[2 * to.block_bytes()], 0);

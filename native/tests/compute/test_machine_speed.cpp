@@ -61,7 +61,7 @@ TEST(no_matrix_product_is_faster_than_the_integer_peak) {
     const double peak = integer_peak(pool, kernels, 0.05);
     double best = 1e9;
     for (int repeat = 0; repeat < 50; ++repeat) {
-      const auto multiply = kernels.matmul[grid::index(Form::blocks)];
+      const auto multiply = kernels.matmul[Form::blocks];
       best = std::min(best, seconds_of([&] {
                         multiply(w.matrix, 0, kPanels, in.data(), stride, kRows, y.data(), kPanels * kPanel);
                       }));

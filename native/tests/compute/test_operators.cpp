@@ -150,8 +150,7 @@ TEST(linear_is_close_to_float64_for_both_axes) {
           const size_t stride = form_bytes(form) * size(inputs / kGroup);
           const auto prepared = grid::prepared(kernels, form, x, inputs, stride);
           Floats y(size(rows * outputs));
-          kernels.matmul[grid::index(form)](w.matrix, 0, w.matrix.panels(), prepared.data(), stride, rows, y.data(),
-                                            size(outputs));
+          kernels.matmul[form](w.matrix, 0, w.matrix.panels(), prepared.data(), stride, rows, y.data(), size(outputs));
           for (int row = 0; row < rows; ++row) {
             check_row(&y[size(row * outputs)], w.times(&x[size(row * inputs)]), fp32);
           }

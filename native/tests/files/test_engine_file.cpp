@@ -136,7 +136,7 @@ void check_layer(const LayerWeights& layer, const Tiny& tiny, const std::string&
   const std::string ffn = stem + "feed_forward.";
   CHECK_EQ(layer.experts.size(), static_cast<size_t>(config.num_local_experts));
   for (int e = 0; e < config.num_local_experts; ++e) {
-    check_expert(layer.experts[static_cast<size_t>(e)], tiny, ffn + "experts.", e, config);
+    check_expert(layer.experts[e], tiny, ffn + "experts.", e, config);
   }
   if (!config.is_moe) {
     check_ffn(layer.shared, tiny, stem + "feed_forward", hidden, config.intermediate_size);

@@ -42,15 +42,13 @@ struct EmulatedTiles {
   static void load(const void* from, size_t stride) {
     zero<tile>();
     for (int row = 0; row < config_.rows[tile]; ++row)
-      __builtin_memcpy(data_[tile][row], static_cast<const char*>(from) + static_cast<size_t>(row) * stride,
-                       config_.row_bytes[tile]);
+      __builtin_memcpy(data_[tile][row], static_cast<const char*>(from) + row * stride, config_.row_bytes[tile]);
   }
   template <int tile>
   static void store(void* to, size_t stride) {
     require(is_configured_ && config_.rows[tile] > 0);
     for (int row = 0; row < config_.rows[tile]; ++row)
-      __builtin_memcpy(static_cast<char*>(to) + static_cast<size_t>(row) * stride, data_[tile][row],
-                       config_.row_bytes[tile]);
+      __builtin_memcpy(static_cast<char*>(to) + row * stride, data_[tile][row], config_.row_bytes[tile]);
   }
   template <int c, int a, int b>
   static void dot() {

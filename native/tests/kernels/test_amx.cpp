@@ -39,8 +39,7 @@ void check_equal(Random& random, const Case& c, const Kernels& kernels, const Ke
   for (const Kernels* table : {&kernels, &wanted_kernels}) {
     auto& out = y[table == &kernels ? 0 : 1];
     out.assign(rows * y_stride, kUntouched);
-    table->matmul[index(c.form)](w.matrix, c.begin, c.end, x.data(), c.is_shared ? 0 : x_stride, c.rows, out.data(),
-                                 y_stride);
+    table->matmul[c.form](w.matrix, c.begin, c.end, x.data(), c.is_shared ? 0 : x_stride, c.rows, out.data(), y_stride);
   }
   check_same_bytes(y[0], y[1], c.name());
 }

@@ -19,7 +19,6 @@ using Floats = std::vector<float>;
 constexpr KvType kTypes[] = {KvType::int8, KvType::f16, KvType::f32};
 constexpr int kHeadDims[] = {16, 32, 64, 80, 128, 10, 2};
 
-size_t index_of(KvType type) { return static_cast<size_t>(type); }
 size_t size(int count) { return static_cast<size_t>(count); }
 
 Floats normal(int count, unsigned seed) {
@@ -69,8 +68,8 @@ struct Scene {
   int rows() const { return static_cast<int>(position.size()); }
 
   void append(int token) {
-    kernels.kv_append[index_of(type)](k.data() + token * head_dim, v.data() + token * head_dim, head_dim,
-                                      token % kKvBlock, blocks.data() + size(token / kKvBlock) * block_bytes());
+    kernels.kv_append[type](k.data() + token * head_dim, v.data() + token * head_dim, head_dim, token % kKvBlock,
+                            blocks.data() + size(token / kKvBlock) * block_bytes());
   }
 
   void ask(const std::vector<int>& positions, unsigned seed = 3) {
@@ -92,7 +91,7 @@ struct Scene {
     args.scale = scale();
     args.out = out.data();
     args.out_stride = size(head_dim);
-    kernels.attend[index_of(type)](args);
+    kernels.attend[type](args);
     return out;
   }
   Floats answer() const { return answer(0, rows()); }

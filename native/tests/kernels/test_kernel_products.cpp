@@ -18,9 +18,10 @@ struct Case {
   bool is_shared;  // all rows are the first one: x_stride 0
 
   std::string name() const {
-    return "form " + std::to_string(index(form)) + (axis == Axis::in ? " in, " : " out, ") + std::to_string(groups) +
-           " groups, panels " + std::to_string(begin) + " to " + std::to_string(end) + " of " + std::to_string(panels) +
-           ", " + std::to_string(rows) + " rows" + (is_padded ? ", padded" : "") + (is_shared ? ", shared" : "");
+    return "form " + std::to_string(static_cast<int>(form)) + (axis == Axis::in ? " in, " : " out, ") +
+           std::to_string(groups) + " groups, panels " + std::to_string(begin) + " to " + std::to_string(end) + " of " +
+           std::to_string(panels) + ", " + std::to_string(rows) + " rows" + (is_padded ? ", padded" : "") +
+           (is_shared ? ", shared" : "");
   }
   size_t outputs() const { return static_cast<size_t>(end - begin) * kPanel; }
   size_t x_stride() const { return form_bytes(form) * static_cast<size_t>(groups) + (is_padded ? 48 : 0); }
@@ -42,9 +43,9 @@ Inputs random_inputs(Random& random, const Case& c) {
 }
 
 std::vector<float> multiply(const Kernels& kernels, const Case& c, const Inputs& inputs) {
-  std::vector<float> y(static_cast<size_t>(c.rows) * c.y_stride(), kUntouched);
-  kernels.matmul[index(c.form)](inputs.w.matrix, c.begin, c.end, inputs.x.data(), c.is_shared ? 0 : c.x_stride(),
-                                c.rows, y.data(), c.y_stride());
+  std::vector<float> y(c.rows * c.y_stride(), kUntouched);
+  kernels.matmul[c.form](inputs.w.matrix, c.begin, c.end, inputs.x.data(), c.is_shared ? 0 : c.x_stride(), c.rows,
+                         y.data(), c.y_stride());
   return y;
 }
 
@@ -100,7 +101,7 @@ TEST(products_of_the_reference_are_within_the_error_of_their_int8_inputs) {
           double largest_x = 0, largest_scale = 0, weights = 0, terms = 0;
           for (int i = group * kGroup; i < (group + 1) * kGroup; ++i) {
             const double w = weight(given.w.matrix, output, i);
-            const double xi = static_cast<double>(x[static_cast<size_t>(i)]);
+            const double xi = static_cast<double>(x[i]);
             wanted += w * xi;
             terms += std::fabs(w * xi);
             weights += std::fabs(w);
@@ -115,7 +116,7 @@ TEST(products_of_the_reference_are_within_the_error_of_their_int8_inputs) {
           if (form == Form::scaled) error += 0.501 * step * largest_scale * 8 * kGroup;
           error += 1e-5 * terms;
         }
-        CHECK_NEAR(y[static_cast<size_t>(output)], wanted, error);
+        CHECK_NEAR(y[output], wanted, error);
       }
     }
   }
@@ -139,9 +140,9 @@ TEST(products_of_many_rows_equal_those_of_one_row_at_a_time) {
       const auto together = multiply(kernels, c, inputs);
       std::vector<float> single(together.size(), kUntouched);
       for (int row = 0; row < c.rows; ++row) {
-        const size_t at = c.is_shared ? 0 : static_cast<size_t>(row) * c.x_stride();
-        kernels.matmul[index(c.form)](inputs.w.matrix, c.begin, c.end, inputs.x.data() + at, c.x_stride(), 1,
-                                      single.data() + static_cast<size_t>(row) * c.y_stride(), c.y_stride());
+        const size_t at = c.is_shared ? 0 : row * c.x_stride();
+        kernels.matmul[c.form](inputs.w.matrix, c.begin, c.end, inputs.x.data() + at, c.x_stride(), 1,
+                               single.data() + row * c.y_stride(), c.y_stride());
       }
       check_same_bytes(together, single, c.name());
     });
@@ -158,7 +159,7 @@ TEST(a_row_of_nan_or_infinity_leaves_the_other_rows_alone) {
         const auto clean = multiply(kernels, c, inputs);
         Inputs poisoned = inputs;
         const std::vector<float> x(static_cast<size_t>(c.groups) * kGroup, poison);
-        kernels.prepare[index(form)](x.data(), c.groups * kGroup, poisoned.x.data() + 2 * c.x_stride());
+        kernels.prepare[form](x.data(), c.groups * kGroup, poisoned.x.data() + 2 * c.x_stride());
         const auto y = multiply(kernels, c, poisoned);
         for (size_t i = 0; i < y.size(); ++i)
           if (i / c.y_stride() != 2) CHECK_EQ(y[i], clean[i]);

@@ -92,7 +92,7 @@ TEST(a_prepared_block_is_within_half_a_step_of_its_input) {
   const auto x = random.activations(640);
   for_each_isa([&](const Kernels& kernels) {
     std::vector<Block> blocks(20);
-    kernels.prepare[index(Form::blocks)](x.data(), 640, blocks.data());
+    kernels.prepare[Form::blocks](x.data(), 640, blocks.data());
     for (size_t i = 0; i < x.size(); ++i) {
       const Block& block = blocks[i / kGroup];
       CHECK_NEAR(static_cast<float>(block.q[i % kGroup]) * block.scale, x[i],
@@ -174,7 +174,7 @@ TEST(swiglu_follows_the_exponential_closely_and_does_not_depend_on_the_number_of
   gate_up[1] = 200;
   for_each_isa([&](const Kernels& kernels) {
     std::vector<float> h(kRows * kGroup);
-    kernels.swiglu[index(Form::floats)](gate_up.data(), kStride, kRows, h.data(), kGroup * sizeof(float));
+    kernels.swiglu[Form::floats](gate_up.data(), kStride, kRows, h.data(), kGroup * sizeof(float));
     for (size_t row = 0; row < kRows; ++row)
       for (size_t i = 0; i < kGroup; ++i) {
         const double gate = static_cast<double>(gate_up[row * kStride + i]);
@@ -182,14 +182,14 @@ TEST(swiglu_follows_the_exponential_closely_and_does_not_depend_on_the_number_of
         CHECK_NEAR(h[row * kGroup + i], exact, 1e-6 * std::fabs(exact) + 1e-30);
       }
     std::vector<float> wanted(h.size());
-    reference().swiglu[index(Form::floats)](gate_up.data(), kStride, kRows, wanted.data(), kGroup * sizeof(float));
+    reference().swiglu[Form::floats](gate_up.data(), kStride, kRows, wanted.data(), kGroup * sizeof(float));
     CHECK(h == wanted);
     for (const Form form : kForms) {
       const size_t bytes = form_bytes(form);
       std::vector<uint8_t> together(kRows * bytes), single(together.size());
-      kernels.swiglu[index(form)](gate_up.data(), kStride, kRows, together.data(), bytes);
+      kernels.swiglu[form](gate_up.data(), kStride, kRows, together.data(), bytes);
       for (size_t row = 0; row < kRows; ++row)
-        kernels.swiglu[index(form)](gate_up.data() + row * kStride, kStride, 1, single.data() + row * bytes, bytes);
+        kernels.swiglu[form](gate_up.data() + row * kStride, kStride, 1, single.data() + row * bytes, bytes);
       check_same_bytes(together, single, "swiglu, one row at a time");
       check_same_bytes(together, prepared(kernels, form, h, kGroup, bytes), "swiglu against prepare");
     }
@@ -218,11 +218,11 @@ TEST(an_input_that_is_not_finite_makes_the_scale_of_its_group_nan) {
     for (const float bad : {NAN, INFINITY, -INFINITY}) {
       for (int at = 0; at < 2 * kGroup; ++at) {
         std::vector<float> x(2 * kGroup, 0.5f);
-        x[static_cast<size_t>(at)] = bad;
+        x[at] = bad;
         Block blocks[2];
         ScaledBlock scaled[2];
-        kernels->prepare[static_cast<int>(Form::blocks)](x.data(), 2 * kGroup, blocks);
-        kernels->prepare[static_cast<int>(Form::scaled)](x.data(), 2 * kGroup, scaled);
+        kernels->prepare[Form::blocks](x.data(), 2 * kGroup, blocks);
+        kernels->prepare[Form::scaled](x.data(), 2 * kGroup, scaled);
         for (int group = 0; group < 2; ++group) {
           CHECK_EQ(std::isnan(blocks[group].scale), group == at / kGroup);
           CHECK_EQ(std::isnan(scaled[group].scale), group == at / kGroup);

@@ -19,7 +19,7 @@ TEST(every_task_runs_exactly_once_whatever_the_number_of_threads) {
     CHECK_EQ(pool.threads(), threads);
     for (const int tasks : {0, 1, 2, 7, 1000}) {
       std::vector<std::atomic<int>> runs(static_cast<size_t>(tasks));
-      pool.run(tasks, [&](int task, int) { ++runs[static_cast<size_t>(task)]; });
+      pool.run(tasks, [&](int task, int) { ++runs[task]; });
       for (const auto& count : runs) CHECK_EQ(count.load(), 1);
     }
   }
@@ -31,8 +31,8 @@ TEST(thread_numbers_are_below_the_number_of_threads_and_used_by_one_task_at_a_ti
   std::vector<std::atomic<int>> busy(kThreads);
   std::atomic<bool> fine{true};
   pool.run(2000, [&](int, int thread) {
-    if (thread < 0 || thread >= kThreads || busy[static_cast<size_t>(thread)].fetch_add(1) != 0) fine = false;
-    busy[static_cast<size_t>(thread)].fetch_sub(1);
+    if (thread < 0 || thread >= kThreads || busy[thread].fetch_add(1) != 0) fine = false;
+    busy[thread].fetch_sub(1);
   });
   CHECK(fine);
 }
@@ -81,11 +81,11 @@ TEST(threads_beyond_the_cores_are_not_started_and_their_number_is_kept) {
     CHECK_EQ(pool.threads(), 64);
     std::vector<std::atomic<int>> of_thread(64);
     for (int round = 0; round < 50; ++round) {
-      pool.run(100, [&](int, int thread) { ++of_thread[static_cast<size_t>(thread)]; });
+      pool.run(100, [&](int, int thread) { ++of_thread[thread]; });
     }
     int sum = 0;
     for (int thread = 0; thread < 64; ++thread) {
-      const int count = of_thread[static_cast<size_t>(thread)];
+      const int count = of_thread[thread];
       CHECK(count == 0 || thread < std::max(1, cores));
       sum += count;
     }

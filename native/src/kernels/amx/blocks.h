@@ -28,11 +28,11 @@ struct RoundedScales {
 // Two groups at a time. Pack instructions leave 4 inputs i of 64 at 4 (i % 4) + i / 4; the permutation mends that.
 inline void round_rows(const BlockInput& in, const Slice& slice, RoundedRows& out) {
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const uint8_t* x = in.x - static_cast<size_t>(in.skip) * in.stride;
+  const uint8_t* x = in.x - in.skip * in.stride;
   for (int group = 0; group < in.groups; group += 2) {
     const int other = group + 1 < in.groups ? 1 : 0;
     for (int r = 0; r < in.rows; ++r) {
-      const auto* row = reinterpret_cast<const ScaledBlock*>(x + static_cast<size_t>(r) * in.stride) + group;
+      const auto* row = reinterpret_cast<const ScaledBlock*>(x + r * in.stride) + group;
       __m512i q[4];
       for (int i = 0; i < 4; ++i) {
         const __m512 v = _mm512_loadu_ps(row[i < 2 ? 0 : other].v + i % 2 * 16);
@@ -49,7 +49,7 @@ inline void round_rows(const BlockInput& in, const Slice& slice, RoundedRows& ou
 template <class Tiles, int R, Axis axis>
 void block_of(const BlockInput& in, const Slice& slice, const Prefetch& prefetch, const Output& out) {
   alignas(64) Sums ring[kRing];
-  const size_t skipped = static_cast<size_t>(in.skip) * in.stride;
+  const size_t skipped = in.skip * in.stride;
   if constexpr (axis == Axis::in) {
     const Multiplier<Tiles> tiles{
         in.x - skipped, in.stride, sizeof(Block), &slice, static_cast<unsigned>(in.groups), ring};
@@ -86,16 +86,14 @@ void matmul(const Matrix& w, int begin, int end, const void* x, size_t x_stride,
       fill_slice<axis>(w, panel, second, from, to - from, slice);
       const bool is_last = to == w.groups();
       const int next = is_last && panel + 3 < w.panels() ? panel + 2 : panel;
-      const size_t next_from = is_last ? 0 : static_cast<size_t>(to) * kGroupBytes;
+      const size_t next_from = is_last ? 0 : size_t{kGroupBytes} * to;
       Prefetch prefetch = {{w.nibbles(next) + next_from, w.nibbles(next + second - panel) + next_from}, 0, blocks};
       for (int row = 0; prefetch.first < blocks; ++prefetch.first) {
         const int count = divide_up(rows - row, blocks - prefetch.first);
-        const uint8_t* in = static_cast<const uint8_t*>(x) + static_cast<size_t>(row) * x_stride +
-                            static_cast<size_t>(from) * group_bytes;
+        const uint8_t* in = static_cast<const uint8_t*>(x) + row * x_stride + from * group_bytes;
         const BlockInput input = {in, x_stride, to - from, height, height - count};
         kBlocks<Tiles, axis>[count - kSmallestBlock](
-            input, slice, prefetch,
-            {y + static_cast<size_t>(row) * y_stride, y_stride, (second - panel) * kPanel, from > 0});
+            input, slice, prefetch, {y + row * y_stride, y_stride, (second - panel) * kPanel, from > 0});
         row += count;
       }
     }

@@ -80,7 +80,7 @@ struct Prefetch {
 
   void group(size_t group) const {
     for (int run = first; run < 4; run += step) {
-      const size_t at = group * kGroupBytes + static_cast<size_t>(run) * kRun;
+      const size_t at = group * kGroupBytes + size_t{kRun} * run;
       for (const uint8_t* side : nibbles) _mm_prefetch(reinterpret_cast<const char*>(side + at), _MM_HINT_T1);
     }
   }
@@ -98,7 +98,7 @@ template <int R, Axis axis, class Tiles, class Rows>
 inline void block(Multiplier<Tiles> tiles, int skip, Rows rows, const Prefetch& prefetch, const Output& out) {
   __m512 acc[2][R];
   vector::unroll<R>([&](auto r) {
-    const float* y = out.y + static_cast<size_t>(r) * out.stride;
+    const float* y = out.y + r * out.stride;
     acc[0][r] = out.is_sum ? _mm512_loadu_ps(y) : _mm512_setzero_ps();
     acc[1][r] = out.is_sum ? _mm512_loadu_ps(y + out.second) : _mm512_setzero_ps();
   });
@@ -120,7 +120,7 @@ inline void block(Multiplier<Tiles> tiles, int skip, Rows rows, const Prefetch& 
     rows.next_group();
   }
   vector::unroll<R>([&](auto r) {
-    float* y = out.y + static_cast<size_t>(r) * out.stride;
+    float* y = out.y + r * out.stride;
     _mm512_storeu_ps(y, acc[0][r]);
     _mm512_storeu_ps(y + out.second, acc[1][r]);
   });

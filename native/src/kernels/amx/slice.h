@@ -43,8 +43,8 @@ template <Axis axis>
 inline void fill_slice(const Matrix& w, int first, int second, int from, int groups, Slice& slice) {
   const int panels[2] = {first, second};
   for (int side = 0; side < 2; ++side) {
-    const uint8_t* nibbles = w.nibbles(panels[side]) + static_cast<size_t>(from) * kGroupBytes;
-    const uint16_t* scales = w.scales(panels[side]) + static_cast<size_t>(from) * kPanel;
+    const uint8_t* nibbles = w.nibbles(panels[side]) + size_t{kGroupBytes} * from;
+    const uint16_t* scales = w.scales(panels[side]) + size_t{kPanel} * from;
     for (int group = 0; group < groups; ++group) {
       unpack_group(nibbles + group * kGroupBytes, slice.weights[group][side]);
       if constexpr (axis == Axis::in) {
@@ -52,7 +52,7 @@ inline void fill_slice(const Matrix& w, int first, int second, int from, int gro
       }
     }
   }
-  if constexpr (axis == Axis::out) fill_out_scales(w.scales(first) + static_cast<size_t>(from) * kGroup, groups, slice);
+  if constexpr (axis == Axis::out) fill_out_scales(w.scales(first) + size_t{kGroup} * from, groups, slice);
 }
 
 }  // namespace mobilemoe::amx

@@ -4,10 +4,7 @@
 #include <initializer_list>
 
 #include "kernels/amx/blocks.h"
-
-namespace mobilemoe::avx512 {
-const Kernels* kernels();
-}
+#include "kernels/tables.h"
 
 namespace mobilemoe::amx {
 
@@ -15,7 +12,7 @@ template <class Tiles, Form form>
 void matmul_int8(const Matrix& w, int begin, int end, const void* x, size_t x_stride, int rows, float* y,
                  size_t y_stride) {
   constexpr Axis axis = form == Form::blocks ? Axis::in : Axis::out;
-  const auto product = rows < kFewestRows ? avx512::kernels()->matmul[static_cast<int>(form)] : matmul<Tiles, axis>;
+  const auto product = rows < kFewestRows ? avx512::kernels()->matmul[form] : matmul<Tiles, axis>;
   product(w, begin, end, x, x_stride, rows, y, y_stride);
 }
 
@@ -45,8 +42,8 @@ template <class Tiles>
 Kernels table() {
   Kernels table = *avx512::kernels();
   table.isa = "amx";
-  table.matmul[static_cast<int>(Form::blocks)] = matmul_int8<Tiles, Form::blocks>;
-  table.matmul[static_cast<int>(Form::scaled)] = matmul_int8<Tiles, Form::scaled>;
+  table.matmul[Form::blocks] = matmul_int8<Tiles, Form::blocks>;
+  table.matmul[Form::scaled] = matmul_int8<Tiles, Form::scaled>;
   table.multiply_adds = multiply_adds<Tiles>;
   return table;
 }
@@ -74,15 +71,14 @@ inline bool is_exact(const Kernels& table) {
         __builtin_memcpy(scales + 2 * i, &scale, sizeof scale);
       }
     }
-    const int f = static_cast<int>(form);
     const size_t stride = groups * form_bytes(form);
     auto* prepared = reinterpret_cast<uint8_t*>(x);
     for (int row = 0; row < rows; ++row) {
-      table.prepare[f](values + row * inputs, inputs, prepared + static_cast<size_t>(row) * stride);
+      table.prepare[form](values + row * inputs, inputs, prepared + row * stride);
     }
     const int end = axis == Axis::in ? panels - 1 : panels;
-    table.matmul[f](w, 0, end, x, stride, rows, y[0], outputs);
-    avx512::kernels()->matmul[f](w, 0, end, x, stride, rows, y[1], outputs);
+    table.matmul[form](w, 0, end, x, stride, rows, y[0], outputs);
+    avx512::kernels()->matmul[form](w, 0, end, x, stride, rows, y[1], outputs);
     if (__builtin_memcmp(y[0], y[1], sizeof y[0]) != 0) return false;
   }
   return true;

@@ -20,7 +20,7 @@ void round_slice(const Matrix& w, int panel, int begin, int groups, const uint8_
     const bool second = group + 1 < groups;
     const GroupScales scales(w.scales(panel) + (begin + group) * kGroup, second);
     for (int r = 0; r < R; ++r) {
-      const auto* row = reinterpret_cast<const ScaledBlock*>(x + static_cast<size_t>(r) * x_stride);
+      const auto* row = reinterpret_cast<const ScaledBlock*>(x + r * x_stride);
       round_groups(row + begin + group, scales, second, group, &slice[r]);
     }
   }
@@ -41,7 +41,7 @@ void out_rows(const Matrix& w, int panel, const uint8_t* x, size_t x_stride, flo
     SliceRow slice[R];
     round_slice<R>(w, panel, begin, groups, x, x_stride, slice);
     for (int side = 0; side < 2; ++side) {
-      const uint8_t* nibbles = w.nibbles(panel + side) + static_cast<size_t>(begin) * kGroupBytes;
+      const uint8_t* nibbles = w.nibbles(panel + side) + size_t{kGroupBytes} * begin;
       tile<R, Axis::out>(nibbles, nullptr, groups, SliceRows(slice), begin > 0, y + side * kPanel, y_stride);
     }
   });
@@ -76,8 +76,7 @@ void matmul_rows(const TileFunction* functions, int step, const Matrix& w, int b
   for (int panel = begin; panel < end; panel += step, y += step * kPanel) {
     for (int i = 0, row = 0; i < tiles; ++i) {
       const int count = divide_up(rows - row, tiles - i);
-      functions[count - 1](w, panel, x + static_cast<size_t>(row) * x_stride, x_stride,
-                           y + static_cast<size_t>(row) * y_stride, y_stride);
+      functions[count - 1](w, panel, x + row * x_stride, x_stride, y + row * y_stride, y_stride);
       row += count;
     }
   }

@@ -27,9 +27,9 @@ struct BlockRows {
   size_t stride;
 
   BlockRows(const uint8_t* x, size_t row_stride) : stride(row_stride) {
-    for (int i = 0; i < (R + 2) / 3; ++i) base[i] = x + static_cast<size_t>(3 * i) * row_stride;
+    for (int i = 0; i < (R + 2) / 3; ++i) base[i] = x + 3 * i * row_stride;
   }
-  const uint8_t* row(int r) const { return base[r / 3] + static_cast<size_t>(r % 3) * stride; }
+  const uint8_t* row(int r) const { return base[r / 3] + r % 3 * stride; }
   Simd::I offset(int r) const { return Simd::broadcast(row(r) + offsetof(Block, offset)); }
   Simd::F scale(int r) const { return Simd::as_float(Simd::broadcast(row(r) + offsetof(Block, scale))); }
   Simd::I four(int r, int i) const { return Simd::broadcast(row(r) + 4 * i); }
@@ -98,7 +98,7 @@ inline void stream(const Matrix& w, int panel, int begin, int groups, Rows in, b
   const auto row = [](int p) { return axis == Axis::in ? 0 : p / 2; };
   const size_t ahead = Matrix::bytes(2 * kStreams * kPanel, w.inputs);
   const uint8_t* nibbles[P];
-  for (int p = 0; p < P; ++p) nibbles[p] = w.nibbles(panel + p) + static_cast<size_t>(begin) * kGroupBytes;
+  for (int p = 0; p < P; ++p) nibbles[p] = w.nibbles(panel + p) + size_t{kGroupBytes} * begin;
   Simd::F acc[P];
   for (int p = 0; p < P; ++p) acc[p] = go_on ? Simd::load(y + p * kPanel) : Simd::zero();
   for (int group = 0; group < groups; ++group) {

@@ -55,7 +55,7 @@ class Int8Block {
     for (int i = 0; i < head_dim; ++i) {
       int32_t dot = 0;
       for (int s = first; s <= last; ++s) {
-        const uint8_t value = block_[layout_.v + static_cast<size_t>((s / 4 * layout_.width + i) * 4 + s % 4)];
+        const uint8_t value = block_[layout_.v + (s / 4 * layout_.width + i) * 4 + s % 4];
         dot += to_int8(weight[s] * inverse_scale(largest)) * static_cast<int8_t>(value);
       }
       acc[i] = std::fma(static_cast<float>(dot), largest / 127.0f, acc[i] * rescale);
@@ -112,14 +112,13 @@ void attend_row(const AttendArgs& args, size_t block_bytes, int row) {
   const int position = args.position[row];
   const int begin = args.window > 0 ? std::max(0, position - args.window + 1) : 0;
   typename Block::Query query[kMaxHeadDim];
-  const float scale =
-      Block::prepare(args.q + static_cast<size_t>(row) * args.q_stride, args.head_dim, query) * args.scale;
+  const float scale = Block::prepare(args.q + row * args.q_stride, args.head_dim, query) * args.scale;
 
   float largest = -kInfinity;
   float sum[kLanes] = {};  // slot s belongs to lane s % 16
   float acc[kMaxHeadDim] = {};
   for (int index = begin / kKvBlock; index <= position / kKvBlock; ++index) {
-    const Block block(args.kv + static_cast<size_t>(index) * block_bytes, args.head_dim);
+    const Block block(args.kv + index * block_bytes, args.head_dim);
     const int first = std::max(begin - index * kKvBlock, 0);
     const int last = std::min(position - index * kKvBlock, kKvBlock - 1);
 
@@ -140,7 +139,7 @@ void attend_row(const AttendArgs& args, size_t block_bytes, int row) {
   }
   for (int step = kLanes / 2; step > 0; step /= 2)
     for (int lane = 0; lane < step; ++lane) sum[lane] += sum[lane + step];
-  float* out = args.out + static_cast<size_t>(row) * args.out_stride;
+  float* out = args.out + row * args.out_stride;
   for (int i = 0; i < args.head_dim; ++i) out[i] = acc[i] / sum[0];
 }
 
@@ -171,7 +170,7 @@ void kv_append_int8(const float* k, const float* v, int head_dim, int slot, uint
   }
   for (int i = 0; i < layout.width; ++i) {
     const int at = (slot / 4 * layout.width + i) * 4 + slot % 4;
-    block[layout.v + static_cast<size_t>(at)] = static_cast<uint8_t>(value[i]);
+    block[layout.v + at] = static_cast<uint8_t>(value[i]);
   }
   // A value that is NaN would vanish in the search for the largest weight, so the key's score carries it.
   reinterpret_cast<float*>(block + layout.k_scale)[slot] = k_scale + 0.0f * v_scale;

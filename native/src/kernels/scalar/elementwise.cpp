@@ -38,11 +38,11 @@ float silu(float x) { return x / (1.0f + exp(-x)); }
 void swiglu(void (*prepare)(const float*, int, void*), const float* gate_up, size_t stride, int rows, void* out,
             size_t out_stride) {
   for (int row = 0; row < rows; ++row) {
-    const float* gate = gate_up + static_cast<size_t>(row) * stride;
+    const float* gate = gate_up + row * stride;
     const float* up = gate + kGroup;
     float h[kGroup];
     for (int i = 0; i < kGroup; ++i) h[i] = silu(gate[i]) * up[i];
-    prepare(h, kGroup, static_cast<uint8_t*>(out) + static_cast<size_t>(row) * out_stride);
+    prepare(h, kGroup, static_cast<uint8_t*>(out) + row * out_stride);
   }
 }
 

@@ -15,7 +15,7 @@ int nibble(const uint8_t* group, int output, int input) {
 }
 
 const uint8_t* group_nibbles(const Matrix& w, int panel, int group) {
-  return w.nibbles(panel) + static_cast<size_t>(group) * kGroupBytes;
+  return w.nibbles(panel) + size_t{kGroupBytes} * group;
 }
 
 // The scale of one weight, as its axis has it.
@@ -29,8 +29,8 @@ template <class Dot>
 void for_each_output(int begin, int end, const void* x, size_t x_stride, int rows, float* y, size_t y_stride,
                      const Dot& dot) {
   for (int row = 0; row < rows; ++row) {
-    const void* in = static_cast<const uint8_t*>(x) + static_cast<size_t>(row) * x_stride;
-    float* out = y + static_cast<size_t>(row) * y_stride;
+    const void* in = static_cast<const uint8_t*>(x) + row * x_stride;
+    float* out = y + row * y_stride;
     for (int panel = begin; panel < end; ++panel)
       for (int output = 0; output < kPanel; ++output) *out++ = dot(panel, output, in);
   }
@@ -93,13 +93,12 @@ void matmul_floats(const Matrix& w, int begin, int end, const void* x, size_t x_
 }
 
 void router(const float* weights, int panels, int inputs, const float* x, size_t x_stride, int rows, float* logits) {
-  const size_t experts = static_cast<size_t>(panels) * kPanel;
+  const size_t experts = size_t{kPanel} * panels;
   for (int row = 0; row < rows; ++row) {
-    const float* in = x + static_cast<size_t>(row) * x_stride;
+    const float* in = x + row * x_stride;
     for (size_t expert = 0; expert < experts; ++expert) {
       float partial[4] = {};
-      for (int i = 0; i < inputs; ++i)
-        partial[i % 4] = std::fma(in[i], weights[static_cast<size_t>(i) * experts + expert], partial[i % 4]);
+      for (int i = 0; i < inputs; ++i) partial[i % 4] = std::fma(in[i], weights[i * experts + expert], partial[i % 4]);
       *logits++ = (partial[0] + partial[1]) + (partial[2] + partial[3]);
     }
   }

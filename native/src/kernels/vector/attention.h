@@ -29,7 +29,7 @@ inline void attend_tile(const AttendArgs& args, int row, int rows) {
   }
   for (int block = begin / kKvBlock; block * kKvBlock < end; ++block) {
     enter_block<S>(block, &tile);
-    const uint8_t* kv = args.kv + static_cast<size_t>(block) * block_bytes;
+    const uint8_t* kv = args.kv + block * block_bytes;
     if constexpr (type == KvType::int8) int8_block<S, kRows, units>(layout, kv, &tile, &side);
     if constexpr (type == KvType::f16) {
       float_block<S, uint16_t, kRows, units>(args, row, reinterpret_cast<const uint16_t*>(kv), &tile);

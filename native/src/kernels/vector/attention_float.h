@@ -27,11 +27,11 @@ void kv_append_float(const float* k, const float* v, int head_dim, int slot, T* 
   const KvFloatLayout layout = kv_float_layout(head_dim);
   float padded[kMaxHeadDim] = {};
   T key[kMaxHeadDim];
-  __builtin_memcpy(padded, k, static_cast<size_t>(head_dim) * sizeof(float));
+  __builtin_memcpy(padded, k, head_dim * sizeof(float));
   for (int i = 0; i < layout.width; i += 16) store_float<S>(key + i, S::load(padded + i));
   for (int i = 0; i < head_dim; ++i) block[i * kKvBlock + slot] = key[i];
 
-  __builtin_memcpy(padded, v, static_cast<size_t>(head_dim) * sizeof(float));
+  __builtin_memcpy(padded, v, head_dim * sizeof(float));
   T* value = block + layout.v + slot * layout.width;
   for (int i = 0; i < layout.width; i += 16) store_float<S>(value + i, S::load(padded + i));
 }
@@ -47,7 +47,7 @@ inline void float_scores(const AttendArgs& args, const float* query, const T* bl
       F keys[units];
       unroll<units>([&](auto u) { keys[u] = load_as_float<S>(block + i * kKvBlock + (unit + u) * 16); });
       unroll<n>([&](auto r) {
-        const F q = S::set(query[static_cast<size_t>(r) * args.q_stride + static_cast<size_t>(i)]);
+        const F q = S::set(query[r * args.q_stride + i]);
         unroll<units>([&](auto u) { acc[r][u] = S::fma(q, keys[u], acc[r][u]); });
       });
     }
@@ -92,7 +92,7 @@ template <class S, class T, int kRows, int units>
 inline void float_block(const AttendArgs& args, int row, const T* block, Tile<S>* tile) {
   const KvFloatLayout layout = kv_float_layout(args.head_dim);
   for_each_group_of<kRows>(0, tile->rows, [&](int r, auto count) {
-    const float* query = args.q + static_cast<size_t>(row + r) * args.q_stride;
+    const float* query = args.q + (row + r) * args.q_stride;
     float_scores<S, T, decltype(count)::value, units>(args, query, block, r, tile);
   });
   softmax_step<S>(tile);

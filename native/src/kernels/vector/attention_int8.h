@@ -25,13 +25,13 @@ void kv_append_int8(const float* k, const float* v, int head_dim, int slot, uint
   const KvInt8Layout layout = kv_int8_layout(head_dim);
   float padded[kMaxHeadDim] = {};
   int8_t q[kMaxHeadDim];
-  __builtin_memcpy(padded, k, static_cast<size_t>(head_dim) * sizeof(float));
+  __builtin_memcpy(padded, k, head_dim * sizeof(float));
   const float k_scale = quantise<S>(padded, layout.width, q);
   int32_t total = 0;
   for (int i = 0; i < layout.width; ++i) total += q[i];
   for (int i = 0; i < layout.quads; ++i) __builtin_memcpy(block + (i * kKvBlock + slot) * 4, q + 4 * i, 4);
 
-  __builtin_memcpy(padded, v, static_cast<size_t>(head_dim) * sizeof(float));
+  __builtin_memcpy(padded, v, head_dim * sizeof(float));
   const float v_scale = quantise<S>(padded, layout.width, q);
   uint8_t* values = block + layout.v + slot / 4 * layout.width * 4 + slot % 4;
   for (int i = 0; i < layout.width; ++i) values[4 * i] = static_cast<uint8_t>(q[i]);
@@ -57,8 +57,8 @@ inline void start_queries(const AttendArgs& args, int row, int rows, int width, 
   float padded[kMaxHeadDim] = {};
   int8_t q[kMaxHeadDim];
   for (int r = 0; r < rows; ++r) {
-    const float* from = args.q + static_cast<size_t>(row + r) * args.q_stride;
-    __builtin_memcpy(padded, from, static_cast<size_t>(args.head_dim) * sizeof(float));
+    const float* from = args.q + (row + r) * args.q_stride;
+    __builtin_memcpy(padded, from, args.head_dim * sizeof(float));
     side->scale[r] = quantise<S>(padded, width, q) * args.scale;
     for (int i = 0; i < width; ++i) side->query[r * width + i] = S::query_byte(q[i]);
     for (int s = 0; s < kKvBlock; ++s) side->weights[r][s] = 0;

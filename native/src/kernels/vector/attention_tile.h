@@ -126,10 +126,10 @@ template <class S>
 inline void finish_tile(const AttendArgs& args, int row, int width, Tile<S>* tile) {
   for (int r = 0; r < tile->rows; ++r) {
     float* acc = tile->acc + r * width;
-    float* out = args.out + static_cast<size_t>(row + r) * args.out_stride;
+    float* out = args.out + (row + r) * args.out_stride;
     const typename S::F total = S::set(sum<S>(S::load(tile->sum[r])));
     for (int i = 0; i < width; i += 16) S::store(acc + i, S::div(S::load(acc + i), total));
-    __builtin_memcpy(out, acc, static_cast<size_t>(args.head_dim) * sizeof(float));
+    __builtin_memcpy(out, acc, args.head_dim * sizeof(float));
   }
 }
 

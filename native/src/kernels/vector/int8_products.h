@@ -33,24 +33,23 @@ constexpr int kAhead = 16384;
 inline __attribute__((always_inline)) void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
 
 inline __attribute__((always_inline)) const uint8_t* ahead_of(const Matrix& w, int panel, int group) {
-  const size_t steps = static_cast<size_t>(panel) * static_cast<size_t>(w.groups()) + static_cast<size_t>(group);
-  return w.data + steps * kGroupStep + kAhead;
+  return w.data + size_t{kGroupStep} * panel * w.groups() + size_t{kGroupStep} * group + kAhead;
 }
 
 inline __attribute__((always_inline)) void prefetch_group(const uint8_t* ahead, int group) {
-  const uint8_t* at = ahead + static_cast<size_t>(group) * kGroupStep;
+  const uint8_t* at = ahead + size_t{kGroupStep} * group;
   for (int line = 0; line < kGroupStep; line += 64) prefetch(at + line);
 }
 
 inline __attribute__((always_inline)) const Block* block_of(const uint8_t* x, size_t x_stride, int row) {
-  return reinterpret_cast<const Block*>(x + static_cast<size_t>(row) * x_stride);
+  return reinterpret_cast<const Block*>(x + row * x_stride);
 }
 
 // One panel times the rows of a tile.
 template <class P, bool kHasScales, int kRows>
 inline void multiply_rows(const PanelTile& tile) {
   using S = typename P::S;
-  const auto output = [&](int row) { return tile.y + static_cast<size_t>(row) * tile.y_stride; };
+  const auto output = [&](int row) { return tile.y + row * tile.y_stride; };
   typename S::F sum[kRows];
   unroll<kRows>([&](auto row) { sum[row] = tile.is_first ? S::zero() : S::load(output(row)); });
   const uint8_t* nibbles = tile.nibbles;
@@ -90,8 +89,8 @@ void matmul_blocks(const Matrix& w, int begin, int end, const void* x, size_t x_
     for (int left = rows; left > 0;) {
       const int taken = P::rows_of_tile(left);
       multiply<P, true>(tile, taken);
-      tile.x += static_cast<size_t>(taken) * x_stride;
-      tile.y += static_cast<size_t>(taken) * y_stride;
+      tile.x += taken * x_stride;
+      tile.y += taken * y_stride;
       left -= taken;
     }
   }
@@ -140,12 +139,12 @@ void matmul_scaled(const Matrix& w, int begin, int end, const void* x, size_t x_
       for (int row = 0, taken; row < rows; row += taken) {
         taken = P::rows_of_tile(rows - row);
         for (int i = 0; i < taken; ++i) {
-          const uint8_t* in = static_cast<const uint8_t*>(x) + static_cast<size_t>(row + i) * x_stride;
+          const uint8_t* in = static_cast<const uint8_t*>(x) + (row + i) * x_stride;
           chunk.round_row(reinterpret_cast<const ScaledBlock*>(in) + first, groups, chunk.blocks[i]);
         }
         for (int side = 0; side < 2; ++side) {
-          const uint8_t* nibbles = w.nibbles(panel + side) + static_cast<size_t>(first) * kGroupBytes;
-          float* out = y + static_cast<size_t>(row) * y_stride + side * kPanel;
+          const uint8_t* nibbles = w.nibbles(panel + side) + size_t{kGroupBytes} * first;
+          float* out = y + row * y_stride + side * kPanel;
           multiply<P, false>({nibbles, nullptr, groups, reinterpret_cast<const uint8_t*>(chunk.blocks),
                               sizeof chunk.blocks[0], out, y_stride, first == 0, ahead_of(w, panel + side, first)},
                              taken);

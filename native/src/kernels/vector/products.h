@@ -30,7 +30,7 @@ inline void router_tile(const float* weights, size_t width, int inputs, const fl
 
 template <class S>
 void router(const float* weights, int panels, int inputs, const float* x, size_t x_stride, int rows, float* logits) {
-  const size_t width = static_cast<size_t>(panels) * kPanel;
+  const size_t width = size_t{kPanel} * panels;
   for (int panel = 0; panel < panels; ++panel) {
     const float* w = weights + panel * kPanel;
     float* out = logits + panel * kPanel;
