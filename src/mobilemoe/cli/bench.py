@@ -14,11 +14,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mobilemoe.cli.options import (
-    ActivationsOption,
+    EngineOptions,
     JsonOption,
-    KvOption,
-    QuantizeOption,
-    ThreadsOption,
+    grouped,
     load_model,
     plain_console,
     print_json,
@@ -29,7 +27,7 @@ from mobilemoe.load import Model
 from mobilemoe.presets import PRESETS, preset
 
 if TYPE_CHECKING:
-    from mobilemoe.profile.benchmark import Plan, Ratio, Result
+    from mobilemoe.profile.benchmark import Ratio, Result, Workload
     from mobilemoe.profile.machine import Machine
 
 LENGTHS = (128, 512, 2048, 4096)
@@ -38,10 +36,12 @@ SHORT_NAMES = {"olmoe": "olmoe-1b-7b"}
 MOST_REPEATS = 1000
 
 
+@grouped
 def bench(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A folder, a bundled model or a Hub id; with --random a preset.")
     ],
+    *,
     random: Annotated[
         bool, typer.Option("--random", help=f"Random weights of a preset's shape ({', '.join(PRESETS)}).")
     ] = False,
@@ -55,10 +55,7 @@ def bench(
     depths: Annotated[str | None, typer.Option(metavar="DEPTHS", help="Tokens to decode behind, as 0,1024.")] = None,
     repeats: Annotated[int, typer.Option(help="The median of so many measurements counts.")] = 3,
     dummy: Annotated[bool, typer.Option("--dummy", help="Pseudo-random tokens in place of text.")] = False,
-    activations: ActivationsOption = None,
-    kv: KvOption = None,
-    threads: ThreadsOption = None,
-    quantize: QuantizeOption = None,
+    engine: EngineOptions,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the speeds into this file.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -76,16 +73,15 @@ def bench(
         wanted += [(SHORT_NAMES.get(name, name), True) for name in compare.split(",")]
     lengths = LENGTHS if compare is None else tuple(sorted({*LENGTHS, *PAPERS_LENGTHS}))
     lengths = _numbers("--prefill", prefill, 1) or lengths
-    plan = benchmark.Plan(lengths, _numbers("--depths", depths, 0) or (0, *lengths), repeats, dummy)
+    workload = benchmark.Workload(lengths, _numbers("--depths", depths, 0) or (0, *lengths), repeats, dummy)
     _check(wanted, group_axis, repeats)
     if png is not None:
         picture.drawing()
-    options = {"activations": activations, "kv": kv, "threads": threads, "quantize": quantize}
-    models = [(name, _load(name, is_random, group_axis, options), options) for name, is_random in wanted]
+    models = [(name, _load(name, is_random, group_axis, engine), vars(engine)) for name, is_random in wanted]
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task("", total=1 + plan.steps * len(models))
+        bar = progress.add_task("", total=1 + workload.steps * len(models))
         results, machine = benchmark.run(
-            models, plan, lambda what: progress.update(bar, advance=1, description=escape(what))
+            models, workload, lambda what: progress.update(bar, advance=1, description=escape(what))
         )
     if png is not None:
         picture.draw_speeds(results, machine, png)
@@ -94,7 +90,7 @@ def bench(
         print_json(_values(results[0], machine, compared))
         return
     for result in results:
-        _print(result, machine, plan)
+        _print(result, machine, workload)
     for baseline, found in compared:
         _print_ratios(results[0], baseline, found)
     peak = machine.multiply_adds_per_s
@@ -126,16 +122,16 @@ def _check(wanted: Sequence[tuple[str, bool]], group_axis: str, repeats: int) ->
         raise UsageError(f"--repeats is {repeats}, but must be from 1 to {MOST_REPEATS}")
 
 
-def _load(name: str, is_random: bool, group_axis: str, options: dict[str, Any]) -> Model:
+def _load(name: str, is_random: bool, group_axis: str, engine: EngineOptions) -> Model:
     from mobilemoe.profile.random_model import random_model
 
     def tell(sentence: str) -> None:
         print(f"mobilemoe: {sentence}", file=sys.stderr)
 
     if is_random:
-        return load_model(str(random_model(name, cast(GroupAxis, group_axis), tell)), "native", **options)
+        return load_model(str(random_model(name, cast(GroupAxis, group_axis), tell)), "native", engine)
     try:
-        return load_model(name, "native", **options)
+        return load_model(name, "native", engine)
     except ModelNotFoundError:
         if name not in PRESETS:
             raise
@@ -157,7 +153,7 @@ def _values(result: Result, machine: Machine, compared: Sequence[tuple[Result, l
     return values
 
 
-def _print(result: Result, machine: Machine, plan: Plan) -> None:
+def _print(result: Result, machine: Machine, workload: Workload) -> None:
     s, engine = result.subject, result.engine
     print(f"{s.name}: {engine.threads} threads, {engine.isa}, {result.tokens.source}")
     table = Table("tokens", "prefill tok/s", "MFU", "decode tok/s", "MBU")
@@ -173,7 +169,7 @@ def _print(result: Result, machine: Machine, plan: Plan) -> None:
             f"{s.mbu(n, machine):.1%}" if n in s.decode else "",
         )
     plain_console().print(table)
-    for what, wanted, measured in (("prefill", plan.lengths, s.prefill), ("decode", plan.depths, s.decode)):
+    for what, wanted, measured in (("prefill", workload.lengths, s.prefill), ("decode", workload.depths, s.decode)):
         if left_out := [f"{n:,}" for n in wanted if n not in measured]:
             print(f"left out: {what} at {', '.join(left_out)}, which the context of {engine.context:,} has no room for")
     print(f"first token        {result.cold.from_import_s:.3f} s from before `import mobilemoe`", end="")

@@ -9,52 +9,35 @@ from typing import Annotated
 import typer
 
 from mobilemoe.cli.options import (
-    ActivationsOption,
     BackendOption,
-    FrequencyPenalty,
+    EngineOptions,
     JsonOption,
-    KvOption,
     MaxNewTokens,
-    MinP,
     ModelArgument,
-    PresencePenalty,
-    QuantizeOption,
-    RepetitionPenalty,
-    Seed,
-    Temperature,
-    ThreadsOption,
-    TopK,
-    TopP,
+    SamplingOptions,
+    grouped,
     load_model,
     print_json,
 )
 from mobilemoe.errors import UsageError
 
 
+@grouped
 def chat(
     model: ModelArgument,
     system: Annotated[str | None, typer.Option(help="A system message that opens the conversation.")] = None,
+    *,
     max_new_tokens: MaxNewTokens = 256,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    presence_penalty: PresencePenalty = 0.0,
-    frequency_penalty: FrequencyPenalty = 0.0,
-    seed: Seed = None,
+    sampling: SamplingOptions,
     backend: BackendOption = "native",
-    activations: ActivationsOption = None,
-    kv: KvOption = None,
-    threads: ThreadsOption = None,
-    quantize: QuantizeOption = None,
+    engine: EngineOptions,
     json: JsonOption = False,
 ) -> None:
     """Talk with a model; it remembers the conversation. /reset starts anew, /exit or Ctrl-D ends.
 
     Example: mobilemoe chat nano --temperature 0.7
     """
-    loaded = load_model(model, backend, activations, kv, threads, quantize)
+    loaded = load_model(model, backend, engine)
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
     for text in _lines():
@@ -65,18 +48,8 @@ def chat(
             continue
         question = {"role": "user", "content": text}
         try:
-            stream = loaded.stream(
-                messages=[*messages, question],
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-                repetition_penalty=repetition_penalty,
-                presence_penalty=presence_penalty,
-                frequency_penalty=frequency_penalty,
-                seed=seed,
-            )
+            asked = [*messages, question]
+            stream = loaded.stream(messages=asked, max_new_tokens=max_new_tokens, **vars(sampling))
         except UsageError as fault:
             if not messages:
                 raise

@@ -12,11 +12,9 @@ from rich.table import Table
 
 from mobilemoe.cli.options import (
     WIDE,
-    ActivationsOption,
+    EngineOptions,
     JsonOption,
-    KvOption,
-    QuantizeOption,
-    ThreadsOption,
+    grouped,
     load_model,
     plain_console,
     print_json,
@@ -34,8 +32,10 @@ ModelsArgument = Annotated[
 ]
 
 
+@grouped
 def evaluate(
     models: ModelsArgument,
+    *,
     suite: Annotated[
         str | None, typer.Option(help="foundation, advanced, quick, or benchmarks: hellaswag,piqa,...")
     ] = None,
@@ -74,10 +74,7 @@ def evaluate(
     backend: Annotated[
         str, typer.Option("--backend", help="native (INT4 on the CPU), torch (fp32; an extra) or gguf (llama.cpp).")
     ] = "native",
-    activations: ActivationsOption = None,
-    kv: KvOption = None,
-    threads: ThreadsOption = None,
-    quantize: QuantizeOption = None,
+    engine: EngineOptions,
     json: JsonOption = False,
 ) -> None:
     """Measure a model: benchmark scores with --suite, bits per byte with --text.
@@ -101,7 +98,7 @@ def evaluate(
     values: dict[str, Any] = {}
 
     def load(name: str) -> Model:
-        return load_model(name, backend, activations, kv, threads, quantize)
+        return load_model(name, backend, engine)
 
     with Progress() as progress:
         if suite is not None:
@@ -109,7 +106,7 @@ def evaluate(
 
             settings = Settings(
                 suite=suite, data=data, limit=limit, allow_code=allow_code, chat=chat, cache=cache, out=out,
-                training=tuple(training or ()), experts=experts, threads=threads,
+                training=tuple(training or ()), experts=experts, threads=engine.threads,
             )  # fmt: skip
             try:
                 found = run_suite(models, against, backend, load, settings, progress)
@@ -149,7 +146,7 @@ def evaluate(
 
 def _load_parent(name: str) -> Model:
     """The parent in PyTorch, which computes BF16 and INT4 weights alike."""
-    return load_model(name, "torch", None, None, None, None)
+    return load_model(name, "torch")
 
 
 def _score_values(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:

@@ -1,13 +1,16 @@
-"""Arguments and options that several verbs share, and how results are printed."""
+"""Arguments, options and groups of options that several verbs share, and how results are printed."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
 
 import typer
 from rich.console import Console
@@ -35,10 +38,6 @@ SetOption = Annotated[
     typer.Option("--set", metavar="ENTRY=VALUE", help="Change an entry of the recipe, such as data.path=DIR."),
 ]
 BackendOption = Annotated[str, typer.Option("--backend", help="native (INT4 on the CPU) or torch (fp32; an extra).")]
-ActivationsOption = Annotated[
-    str | None, typer.Option("--activations", help="int8 (the native default) or fp32: exact, slow.")
-]
-KvOption = Annotated[str | None, typer.Option("--kv", help="Keys and values in int8, fp16 or fp32.")]
 
 
 def _warn_of_threads(threads: int | None) -> int | None:
@@ -55,25 +54,67 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", callback=_warn_of_threads, help="By default one for each core that the process may use."),
 ]
-QuantizeOption = Annotated[str | None, typer.Option("--quantize", help="int4: round BF16 weights to nearest and run.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Stop after this many tokens.")]
-Temperature = Annotated[float, typer.Option(help="0 is greedy; higher is more varied.")]
-TopK = Annotated[int, typer.Option(help="Choose among the k likeliest tokens (0: all).")]
-TopP = Annotated[float, typer.Option(help="Choose among the likeliest tokens that make up this share.")]
-MinP = Annotated[float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")]
-RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 makes tokens already seen less likely.")]
-PresencePenalty = Annotated[float, typer.Option(help="Above 0 makes tokens already written less likely, once each.")]
-FrequencyPenalty = Annotated[float, typer.Option(help="As the presence penalty, for each time that they were written.")]
-Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
-Stop = Annotated[list[str] | None, typer.Option(help="Stop before this text (may be given several times).")]
 
 
-def load_model(
-    name: str, backend: str, activations: str | None, kv: str | None, threads: int | None, quantize: str | None
-) -> Model:
-    """The model as these options want it; `load` checks them, with a sentence each."""
-    options: dict[str, Any] = {"backend": backend, "activations": activations, "kv": kv, "quantize": quantize}
-    return mobilemoe.load(name, threads=threads, **options)
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How the native engine computes; see `grouped`."""
+
+    activations: Annotated[str | None, typer.Option(help="int8 (the native default) or fp32: exact, slow.")] = None
+    kv: Annotated[str | None, typer.Option(help="Keys and values in int8, fp16 or fp32.")] = None
+    threads: ThreadsOption = None
+    quantize: Annotated[str | None, typer.Option(help="int4: round BF16 weights to nearest and run.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How the next token is chosen: the fields of `mobilemoe.sampling.Sampling`; see `grouped`."""
+
+    temperature: Annotated[float, typer.Option(help="0 is greedy; higher is more varied.")] = 0.0
+    top_k: Annotated[int, typer.Option(help="Choose among the k likeliest tokens (0: all).")] = 0
+    top_p: Annotated[float, typer.Option(help="Choose among the likeliest tokens that make up this share.")] = 1.0
+    min_p: Annotated[float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")] = 0.0
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes tokens already seen less likely.")] = 1.0
+    presence_penalty: Annotated[
+        float, typer.Option(help="Above 0 makes tokens already written less likely, once each.")
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float, typer.Option(help="As the presence penalty, for each time that they were written.")
+    ] = 0.0
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None
+
+
+def grouped(verb: Callable[..., None]) -> Callable[..., None]:
+    """Lets a verb take groups of options: a parameter whose type is a dataclass becomes one option for each field."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for parameter in inspect.signature(verb, eval_str=True).parameters.values():
+        if is_dataclass(parameter.annotation):
+            groups[parameter.name] = group = parameter.annotation
+            types = get_type_hints(group, include_extras=True)
+            parameters += [
+                inspect.Parameter(each.name, parameter.KEYWORD_ONLY, default=each.default, annotation=types[each.name])
+                for each in fields(group)
+            ]
+        else:
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+
+    @wraps(verb)
+    def with_options(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{each.name: values.pop(each.name) for each in fields(group)})
+        verb(**values)
+
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return with_options
+
+
+def load_model(name: str, backend: str, engine: EngineOptions | None = None) -> Model:
+    """The model as these options want it; `mobilemoe.load` checks them."""
+    options: dict[str, Any] = {} if engine is None else vars(engine)
+    return mobilemoe.load(name, backend=cast(Literal["native", "torch"], backend), **options)
 
 
 def plain_console(least_width: int = 0) -> Console:

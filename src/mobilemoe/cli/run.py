@@ -9,47 +9,29 @@ from typing import Annotated
 import typer
 
 from mobilemoe.cli.options import (
-    ActivationsOption,
     BackendOption,
-    FrequencyPenalty,
+    EngineOptions,
     JsonOption,
-    KvOption,
     MaxNewTokens,
-    MinP,
     ModelArgument,
-    PresencePenalty,
-    QuantizeOption,
-    RepetitionPenalty,
-    Seed,
-    Stop,
-    Temperature,
-    ThreadsOption,
-    TopK,
-    TopP,
+    SamplingOptions,
+    grouped,
     load_model,
     print_json,
 )
 from mobilemoe.errors import UsageError
 
 
+@grouped
 def run(
     model: ModelArgument,
     prompt: Annotated[str | None, typer.Argument(help="What to continue; read from standard input if absent.")] = None,
+    *,
     max_new_tokens: MaxNewTokens = 128,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    presence_penalty: PresencePenalty = 0.0,
-    frequency_penalty: FrequencyPenalty = 0.0,
-    seed: Seed = None,
-    stop: Stop = None,
+    sampling: SamplingOptions,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text (may be given several times).")] = None,
     backend: BackendOption = "native",
-    activations: ActivationsOption = None,
-    kv: KvOption = None,
-    threads: ThreadsOption = None,
-    quantize: QuantizeOption = None,
+    engine: EngineOptions,
     json: JsonOption = False,
 ) -> None:
     """Stream the continuation of a prompt; speed and memory go to standard error.
@@ -58,19 +40,8 @@ def run(
     """
     if prompt is None:
         prompt = _read_stdin()
-    stream = load_model(model, backend, activations, kv, threads, quantize).stream(
-        prompt,
-        max_new_tokens=max_new_tokens,
-        stop=stop or (),
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        seed=seed,
-    )
+    loaded = load_model(model, backend, engine)
+    stream = loaded.stream(prompt, max_new_tokens=max_new_tokens, stop=stop or (), **vars(sampling))
     pieces = []
     for piece in stream:
         pieces.append(piece)

@@ -17,7 +17,7 @@ from mobilemoe.profile.tokens import Tokens, tokens_for
 
 
 @dataclass(frozen=True)
-class Plan:
+class Workload:
     """What is measured: prompts of these lengths, decoding at these depths; each `repeats` times, the median counts."""
 
     lengths: tuple[int, ...]
@@ -71,22 +71,22 @@ class Ratio:
 
 
 def run(
-    models: Sequence[tuple[str, Model, dict[str, Any]]], plan: Plan, on_step: Callable[[str], None]
+    models: Sequence[tuple[str, Model, dict[str, Any]]], workload: Workload, on_step: Callable[[str], None]
 ) -> tuple[list[Result], Machine]:
     """Measures named models, each with the options of `load` that it was opened with, taking turns."""
     subjects, texts = [], []
     for name, model, _ in models:
         engine = model.engine
         assert engine  # no other backend is asked for
-        longest = min(engine.context, max(*plan.lengths, *plan.depths) + DECODED)
-        texts.append(tokens_for(model, longest, dummy=plan.dummy))
+        longest = min(engine.context, max(*workload.lengths, *workload.depths) + DECODED)
+        texts.append(tokens_for(model, longest, dummy=workload.dummy))
         subjects.append(Subject(name, engine, texts[-1].ids))
     threads = subjects[0].engine.threads
     on_step("the machine's limits")
     before = measure_machine(threads)
-    measure(subjects, plan.lengths, plan.depths, plan.repeats, on_step)
+    measure(subjects, workload.lengths, workload.depths, workload.repeats, on_step)
     starts: list[list[ColdStart]] = [[] for _ in models]
-    for _ in range(plan.repeats):
+    for _ in range(workload.repeats):
         for (name, model, options), tokens, found in zip(models, texts, starts, strict=True):
             found.append(cold_start(str(model.folder.absolute()), options, tokens.ids, is_text=tokens.is_text))
             on_step(f"{name}: cold start")
