@@ -234,7 +234,7 @@ def test_arrays_of_shapes_are_counted_as_each_of_them_alone(count):
         vocabularies=(96,),
     )
     for shapes in space.shapes():
-        together = count(shapes.as_config)
+        together = count(shapes)
         assert len(together) == len(shapes)
         for index in range(len(shapes)):
             assert together[index] == count(config_of(shapes, index, 0))

@@ -141,7 +141,7 @@ def test_arrays_of_shapes_and_of_contexts_give_arrays():
     space = Space(experts=(1, 8), granularities=(2, 8), widths=(512, 768), ratios=(40,), head_dims=(64,))
     count = 0
     for shapes in space.shapes():
-        decode, prefill = EASY.decode_seconds(shapes.as_config, 1024), EASY.prefill_seconds(shapes.as_config, 1024)
+        decode, prefill = EASY.decode_seconds(shapes, 1024), EASY.prefill_seconds(shapes, 1024)
         assert decode.shape == prefill.shape == (len(shapes),)
         for index in range(len(shapes)):
             config = config_of(shapes, index, 1024)

@@ -1,25 +1,67 @@
 """Parameters, bytes, FLOPs and KV cache of a config: the only place where they are computed.
 
 Counts are whole numbers; bytes are bytes; FLOPs count a multiply-add as two. spec section 1 gives the published values.
-Every function also takes `scaling.space.Shapes`, whose sizes are int64 arrays, and then gives arrays of its counts.
+Functions of a `Shape` take a ModelConfig and give numbers, or the shapes of many models at once and give arrays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import reduce
+from operator import add
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mobilemoe.config import GROUP_SIZE, ModelConfig
 
 Storage = Literal["matrix", "embedding", "router", "vector"]
 WeightBits = Literal[4, 8, 16]
+IntArray = NDArray[np.int64]
+C = TypeVar("C", int, IntArray)  # a count: of one model, or an array with one for each of several
+C_co = TypeVar("C_co", int, IntArray, covariant=True)
+
+
+class Shape(Protocol[C_co]):
+    """What is counted: the fields of ModelConfig that sizes depend on."""
+
+    @property
+    def vocab_size(self) -> C_co: ...
+    @property
+    def hidden_size(self) -> C_co: ...
+    @property
+    def num_hidden_layers(self) -> C_co: ...
+    @property
+    def num_attention_heads(self) -> C_co: ...
+    @property
+    def num_key_value_heads(self) -> C_co: ...
+    @property
+    def head_dim(self) -> C_co: ...
+    @property
+    def intermediate_size(self) -> C_co: ...
+    @property
+    def intermediate_size_mlp(self) -> C_co: ...
+    @property
+    def num_local_experts(self) -> C_co: ...
+    @property
+    def num_experts_per_tok(self) -> C_co: ...
+    @property
+    def is_moe(self) -> bool: ...
+    @property
+    def has_expert_bias(self) -> bool: ...
+    @property
+    def tie_word_embeddings(self) -> bool: ...
+    @property
+    def qk_norm(self) -> str: ...
+    @property
+    def layer_types(self) -> tuple[str, ...]: ...
+    def window(self, layer: int) -> int | None: ...
 
 
 @dataclass(frozen=True)
-class Part:
+class Part(Generic[C]):
     """One kind of tensor: `count` copies of a matrix of `rows` x `columns`, `active` of which a token uses.
 
     rows times columns is grouped by 32 along `columns` in INT4 files.
@@ -27,24 +69,24 @@ class Part:
 
     name: str
     storage: Storage
-    count: int
-    active: int
-    rows: int
-    columns: int
+    count: C | int
+    active: C | int
+    rows: C | int
+    columns: C
 
     @property
-    def parameters(self) -> int:
+    def parameters(self) -> C:
         return self.count * self.rows * self.columns
 
     @property
-    def active_parameters(self) -> int:
+    def active_parameters(self) -> C:
         return self.active * self.rows * self.columns
 
     @property
-    def int4_bytes(self) -> int:
+    def int4_bytes(self) -> C:
         return self.stored_bytes(4)
 
-    def stored_bytes(self, bits: WeightBits) -> int:
+    def stored_bytes(self, bits: WeightBits) -> C:
         """Payload bytes in a file of `bits` a weight; norms stay in BF16 and the router in fp32 (spec 3).
 
         4 is a `mobilemoe-int4-g32` file (3.1), 16 a BF16 file (3.2); 8, which no file has yet, counts a byte for each
@@ -56,7 +98,7 @@ class Part:
         return self.parameters * (4 if self.storage == "router" else 2)
 
 
-def parts(config: ModelConfig) -> Iterator[Part]:
+def parts(config: Shape[C]) -> Iterator[Part[C]]:
     """Every tensor kind of the model, summed over layers."""
     c, layers = config, config.num_hidden_layers
     d, q_width, kv_width = c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
@@ -86,18 +128,22 @@ def parts(config: ModelConfig) -> Iterator[Part]:
     yield Part("norms", "vector", 2 * layers + 1, 2 * layers + 1, 1, d)
 
 
-def total_parameters(config: ModelConfig) -> int:
-    return sum(part.parameters for part in parts(config))
+def _sum(counts: Iterable[C]) -> C:
+    return reduce(add, counts)
 
 
-def active_parameters(config: ModelConfig) -> int:
+def total_parameters(config: Shape[C]) -> C:
+    return _sum(part.parameters for part in parts(config))
+
+
+def active_parameters(config: Shape[C]) -> C:
     """Parameters that one token uses: a tied embedding once, no selection bias."""
-    return sum(part.active_parameters for part in parts(config))
+    return _sum(part.active_parameters for part in parts(config))
 
 
-def file_bytes(config: ModelConfig, bits: WeightBits) -> int:
+def file_bytes(config: Shape[C], bits: WeightBits) -> C:
     """Payload of the file with `bits` a weight, without its header."""
-    return sum(part.stored_bytes(bits) for part in parts(config))
+    return _sum(part.stored_bytes(bits) for part in parts(config))
 
 
 def int4_file_bytes(config: ModelConfig) -> int:
@@ -115,60 +161,54 @@ def bf16_file_bytes(config: ModelConfig) -> int:
     return file_bytes(config, 16)
 
 
-def kv_bytes_per_token(config: ModelConfig, bits: int = 8) -> int:
+def kv_bytes_per_token(config: Shape[C], bits: int = 8) -> C:
     """Keys and values that one more token adds over all layers (spec section 4), while no window is full."""
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * bits // 8
 
 
-def kv_bytes(config: ModelConfig, context: int, bits: int = 8) -> int:
+def kv_bytes(config: Shape[C], context: int, bits: int = 8) -> C:
     """KV cache after `context` tokens; a sliding layer keeps no more than its window."""
     return 2 * _attended(config, context) * config.num_key_value_heads * config.head_dim * bits // 8
 
 
-def decode_bytes(config: ModelConfig, context: int = 0, kv_bits: int = 8, weight_bits: WeightBits = 4) -> int:
+def decode_bytes(config: Shape[C], context: int = 0, kv_bits: int = 8, weight_bits: WeightBits = 4) -> C:
     """Bytes that one decoded token reads: the weights that it uses, and the keys and values of `context`."""
-    weights = sum(part.stored_bytes(weight_bits) * part.active // part.count for part in parts(config))
+    weights = _sum(part.stored_bytes(weight_bits) * part.active // part.count for part in parts(config))
     if not config.tie_word_embeddings:  # of which only a row is looked up
         weights -= next(part.stored_bytes(weight_bits) for part in parts(config) if part.name == "embedding")
     return weights + kv_bytes(config, context, kv_bits)
 
 
-def _matmul_flops(config: ModelConfig) -> int:
+def _matmul_flops(config: Shape[C]) -> C:
     """2 N_act, less an input embedding that is only looked up (untied models)."""
     lookup = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     return 2 * (active_parameters(config) - lookup)
 
 
-def _attended(config: ModelConfig, context: int) -> int:
-    """Keys that one token at position context - 1 meets, summed over layers."""
-    if not config.layer_types:
-        return config.num_hidden_layers * context
-    windows = [config.window(layer) for layer in range(config.num_hidden_layers)]
-    return sum(min(context, window or context) for window in windows)
+def _attended(config: Shape[C], context: int) -> C:
+    """Keys that one token at position context - 1 attends to, summed over layers."""
+    cut = sum(context - min(context, config.window(layer) or context) for layer in range(len(config.layer_types)))
+    return config.num_hidden_layers * context - cut
 
 
-def _attended_by_all(config: ModelConfig, tokens: int) -> int:
-    """Pairs of a token and a key that it meets, in a prompt of `tokens`, summed over layers."""
-    if not config.layer_types:
-        return config.num_hidden_layers * (tokens * (tokens + 1) // 2)
-    pairs = 0
-    for layer in range(config.num_hidden_layers):
-        window = min(tokens, config.window(layer) or tokens)
-        pairs += window * (window + 1) // 2 + (tokens - window) * window
-    return pairs
+def _attended_by_all(config: Shape[C], tokens: int) -> C:
+    """Pairs of a token and a key that it attends to, in a prompt of `tokens`, summed over layers."""
+    beyond = [tokens - min(tokens, config.window(layer) or tokens) for layer in range(len(config.layer_types))]
+    return config.num_hidden_layers * (tokens * (tokens + 1) // 2) - sum(n * (n + 1) // 2 for n in beyond)
 
 
-def decode_flops(config: ModelConfig, context: int = 0) -> int:
+def decode_flops(config: Shape[C], context: int = 0) -> C:
     """FLOPs of one decoded token: 2 N_act, and 4 heads head_dim per key that it attends to."""
     attention = 4 * config.num_attention_heads * config.head_dim * _attended(config, context)
     return _matmul_flops(config) + attention
 
 
-def prefill_flops(config: ModelConfig, tokens: int) -> int:
+def prefill_flops(config: Shape[C], tokens: int) -> C:
     """FLOPs of a prompt of `tokens` with causal attention; the output head runs for the last position only."""
     head = 2 * config.vocab_size * config.hidden_size
     attention = 4 * config.num_attention_heads * config.head_dim * _attended_by_all(config, tokens)
-    return tokens * (_matmul_flops(config) - head) + head + attention
+    linear: C = tokens * (_matmul_flops(config) - head) + head
+    return linear + attention
 
 
 def training_flops_per_token(config: ModelConfig, sequence_length: int) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mobilemoe.config_rules import is_finite
+from mobilemoe.config_rules import FULL, is_finite
 from mobilemoe.errors import ConfigError
 
 _OLD, _NEW, _THETA = "rope_scaling", "rope_parameters", "rope_theta"
@@ -37,7 +37,7 @@ class RopeScaling:
 
 def read_rope(raw: Mapping[str, Any], layer_types: Iterable[Any]) -> tuple[Any, RopeScaling | None]:
     """The base (None if no key gives one) and the scaling; ConfigError where two keys contradict each other."""
-    kinds = sorted({str(kind) for kind in layer_types}) or ["full_attention"]
+    kinds = sorted({str(kind) for kind in layer_types}) or [FULL]
     theta, scaling = (_THETA, raw[_THETA]) if raw.get(_THETA) is not None else None, None
     for key in (_OLD, _NEW):
         if raw.get(key) is None or (key == _NEW and raw[key] == {}):

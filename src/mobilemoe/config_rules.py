@@ -1,13 +1,14 @@
 """What a ModelConfig must satisfy: ConfigError names the field, its value and the rule.
 
-The config comes as Any: `config` imports this module, not the reverse.
+The config is typed as Any, because `config` imports this module.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import fields
-from typing import Any
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mobilemoe.errors import ConfigError
 
@@ -23,31 +24,41 @@ def is_finite(value: Any) -> bool:
 
 
 def check_types(config: Any) -> None:
-    """Every field holds a value of its declared type."""
-    for entry in fields(config):
-        value, kind = getattr(config, entry.name), str(entry.type)
-        if value is None and "None" in kind:
+    """Every field holds a value of its declared type; a list may stand for a tuple, an int for a float."""
+    for name, (kind, optional) in _declared(config.__class__).items():
+        value = getattr(config, name)
+        if value is None and optional:
             continue
-        if kind.startswith("int") and (isinstance(value, bool) or not isinstance(value, int)):
-            raise ConfigError(f"{entry.name} is {value!r}, not a whole number")
-        if kind.startswith("float") and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ConfigError(f"{entry.name} is {value!r}, not a number")
-        if kind.startswith("float") and not is_finite(value):
-            raise ConfigError(f"{entry.name} is {value!r}, not a finite number")
-        if kind == "bool" and not isinstance(value, bool):
-            raise ConfigError(f"{entry.name} is {value!r}, neither true nor false")
-        if kind.startswith("tuple") and not isinstance(value, list | tuple):
-            raise ConfigError(f"{entry.name} is {value!r}, not a list")
-        if entry.name in _LITERALS and value not in _LITERALS[entry.name]:
-            raise ConfigError(f"{entry.name} is {value!r}, not one of {', '.join(_LITERALS[entry.name])}")
+        if fault := _type_fault(value, kind):
+            raise ConfigError(f"{name} is {value!r}, {fault}")
 
 
-_LITERALS = {
-    "ffn_type": ("moe", "dense"),
-    "router_score": ("sigmoid", "softmax"),
-    "qk_norm": ("none", "head", "head_weight", "projection_weight"),
-    "expert_group_axis": ("in", "out"),
-}
+@cache
+def _declared(config_type: type) -> dict[str, tuple[Any, bool]]:
+    """The type of each field, and whether it may be None."""
+    found = {}
+    for name, kind in get_type_hints(config_type).items():
+        choices = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        found[name] = next(choice for choice in choices if choice is not NoneType), NoneType in choices
+    return found
+
+
+def _type_fault(value: Any, kind: Any) -> str:
+    """What is wrong with a value of this type; empty if nothing is."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int and not (number and isinstance(value, int)):
+        return "not a whole number"
+    if kind is float and not number:
+        return "not a number"
+    if kind is float and not is_finite(value):
+        return "not a finite number"
+    if kind is bool and not isinstance(value, bool):
+        return "neither true nor false"
+    if get_origin(kind) is tuple and not isinstance(value, list | tuple):
+        return "not a list"
+    if get_origin(kind) is Literal and value not in get_args(kind):
+        return f"not one of {', '.join(get_args(kind))}"
+    return ""
 
 
 def check_rules(c: Any) -> None:

@@ -14,13 +14,19 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, Generic, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mobilemoe import accounting
+from mobilemoe.accounting import C, IntArray, Shape
 from mobilemoe.cache import usable_cache
-from mobilemoe.config import ModelConfig
 from mobilemoe.config_rules import is_finite
 from mobilemoe.errors import ConfigError, UsageError
 from mobilemoe.files import read_toml, write_atomic
+
+Array = NDArray[np.float64]
 
 _SHIPPED = Path(__file__).parent / "devices"
 CONSTANTS = ("weight_bandwidth", "attention_rate", "prefill_linear_rate", "prefill_attention_rate", "routed_cost")
@@ -28,31 +34,36 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """What one decoded token or one prompt takes: of decoding `plain` and `routed` are bytes of weights, of prefill
-    FLOPs of linear layers; `attention` is FLOPs of scores and values in both. Arrays where the shape has arrays."""
+class Work(Generic[C]):
+    """The work of one decoded token or of one prompt.
 
-    plain: float
-    routed: float
-    attention: float
+    `plain` and `routed` are bytes of weights in decoding and FLOPs of linear layers in prefill; `attention` is FLOPs
+    of scores and values in both.
+    """
+
+    plain: C
+    routed: C
+    attention: C
 
 
-def decode_work(shape: ModelConfig, context: int) -> Work:
+def decode_work(shape: Shape[C], context: int) -> Work[C]:
     """One decoded token that attends to `context` keys."""
-    routed = sum(part.int4_bytes * part.active // part.count for part in _routed_parts(shape))
+    none = 0 * shape.num_local_experts
+    routed = sum((part.int4_bytes * part.active // part.count for part in _routed_parts(shape)), start=none)
     attention = accounting.decode_flops(shape, context) - accounting.decode_flops(shape)
     return Work(plain=accounting.decode_bytes(shape) - routed, routed=routed, attention=attention)
 
 
-def prefill_work(shape: ModelConfig, tokens: int) -> Work:
+def prefill_work(shape: Shape[C], tokens: int) -> Work[C]:
     """A prompt of `tokens`; the output head runs for its last token only."""
     head = 2 * shape.vocab_size * shape.hidden_size
     linear = tokens * (accounting.decode_flops(shape) - head) + head
-    routed = 2 * tokens * sum(part.active_parameters for part in _routed_parts(shape))
+    none = 0 * shape.num_local_experts
+    routed = 2 * tokens * sum((part.active_parameters for part in _routed_parts(shape)), start=none)
     return Work(plain=linear - routed, routed=routed, attention=accounting.prefill_flops(shape, tokens) - linear)
 
 
-def _routed_parts(shape: ModelConfig) -> list[accounting.Part]:
+def _routed_parts(shape: Shape[C]) -> list[accounting.Part[C]]:
     return [part for part in accounting.parts(shape) if part.name.startswith("routed experts")]
 
 
@@ -86,16 +97,24 @@ class Device:
             if not is_finite(value) or value <= 0:
                 raise ConfigError(f"{self.name}: {constant} is {value!r}, but must be a positive, finite number")
 
-    def decode_seconds(self, shape: ModelConfig, context: int) -> float:
-        """Of one token that attends to `context` keys; with arrays in `shape` or `context` an array."""
+    @overload
+    def decode_seconds(self, shape: Shape[int], context: int) -> float: ...
+    @overload
+    def decode_seconds(self, shape: Shape[IntArray], context: int) -> Array: ...
+    def decode_seconds(self, shape: Any, context: int) -> Any:
+        """Seconds for one token that attends to `context` keys."""
         work = decode_work(shape, context)
         weights = work.plain + self.routed_cost * work.routed
         return weights / self.weight_bandwidth + work.attention / self.attention_rate
 
-    def prefill_seconds(self, shape: ModelConfig, tokens: int) -> float:
-        """To the first token behind a prompt of `tokens`, the model being loaded; arrays as in `decode_seconds`.
+    @overload
+    def prefill_seconds(self, shape: Shape[int], tokens: int) -> float: ...
+    @overload
+    def prefill_seconds(self, shape: Shape[IntArray], tokens: int) -> Array: ...
+    def prefill_seconds(self, shape: Any, tokens: int) -> Any:
+        """Seconds to the first token after a prompt of `tokens`, once the model is loaded.
 
-        Too little for prompts of a few tokens, which take as long as it takes to read the weights.
+        Too few for prompts of a few tokens, which take as long as reading the weights.
         """
         work = prefill_work(shape, tokens)
         linears = work.plain + self.routed_cost * work.routed

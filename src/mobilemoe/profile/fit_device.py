@@ -31,7 +31,7 @@ class Timing:
     seconds: float
 
     @property
-    def work(self) -> Work:
+    def work(self) -> Work[int]:
         return (decode_work if self.kind == "decode" else prefill_work)(self.shape, self.tokens)
 
     def predicted(self, device: Device) -> float:

@@ -208,15 +208,15 @@ def _columns(
     device: Device | None,
     constraints: Constraints,
 ) -> dict[str, NDArray[Any]]:
-    config, context = shapes.as_config, constraints.context
-    flops = np.asarray(accounting.decode_flops(config), np.float64)
+    context = constraints.context
+    flops = np.asarray(accounting.decode_flops(shapes), np.float64)
     embedding = 0 if law.counts_embedding is not False else shapes.vocab_size * shapes.hidden_size
     decode = ttft = np.full(len(shapes), np.nan)
     if device is not None:
         # The profile is of INT4 weights: others take as much longer as their bytes do.
-        added = accounting.decode_bytes(config, 0, weight_bits=bits) - accounting.decode_bytes(config, 0)
-        decode = np.asarray(1 / (device.decode_seconds(config, context) + added / device.weight_bandwidth))
-        ttft = np.asarray(device.prefill_seconds(config, constraints.prompt))
+        added = accounting.decode_bytes(shapes, 0, weight_bits=bits) - accounting.decode_bytes(shapes, 0)
+        decode = np.asarray(1 / (device.decode_seconds(shapes, context) + added / device.weight_bandwidth))
+        ttft = np.asarray(device.prefill_seconds(shapes, constraints.prompt))
     return {
         "block": np.full(len(shapes), block),
         "place": np.arange(len(shapes)),
@@ -229,10 +229,10 @@ def _columns(
         "kv_bits": np.full(len(shapes), float(kv_bits)),
         "departure": departure(shapes),
         "n_active": flops / 2,
-        "n_total": np.asarray(accounting.total_parameters(config), np.float64),
+        "n_total": np.asarray(accounting.total_parameters(shapes), np.float64),
         "n_law": flops / 2 - embedding,
-        "weights": np.asarray(accounting.file_bytes(config, bits), np.float64),
-        "kv": np.asarray(accounting.kv_bytes(config, context, kv_bits), np.float64),
+        "weights": np.asarray(accounting.file_bytes(shapes, bits), np.float64),
+        "kv": np.asarray(accounting.kv_bytes(shapes, context, kv_bits), np.float64),
         "flops": flops,
         "decode": decode,
         "ttft": ttft,

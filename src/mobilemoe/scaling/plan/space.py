@@ -6,20 +6,18 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mobilemoe.accounting import WeightBits
+from mobilemoe.accounting import IntArray, WeightBits
 from mobilemoe.config import ModelConfig
 from mobilemoe.config_rope import RopeScaling
 from mobilemoe.errors import UsageError
 from mobilemoe.presets import LLAMA3_IDS, family_member
 from mobilemoe.scaling.law.forms import form_named
 from mobilemoe.scaling.law.law import Law
-
-IntArray = NDArray[np.int64]
 
 MOST = 2**24  # of any dial; with more, counts of bytes leave 64 bits
 VOCABULARY = 128_256  # the family's (spec section 1)
@@ -36,8 +34,8 @@ MOST_KV_HEADS, MOST_SHARING = 8, 8  # KV heads, and query heads that share one
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """Models of one kind, one for each entry of the arrays: the fields of ModelConfig that `accounting` reads, and
-    the dials E, g and s that they come from (`presets.family_member`)."""
+    """Models of one kind, one for each entry of the arrays: an `accounting.Shape`, with the E, g and s of each
+    (`presets.family_member`)."""
 
     experts: IntArray
     granularity: IntArray
@@ -68,10 +66,8 @@ class Shapes:
     def has_expert_bias(self) -> bool:
         return self.is_moe
 
-    @property
-    def as_config(self) -> ModelConfig:
-        """Itself, for the functions of `accounting`, which then give arrays."""
-        return cast(ModelConfig, self)
+    def window(self, layer: int) -> None:
+        """All layers attend to everything."""
 
 
 @dataclass(frozen=True, kw_only=True)
