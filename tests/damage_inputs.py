@@ -114,6 +114,9 @@ def build(folder: Path, call: Call) -> None:
     items = [{"query": f"The fox {n} runs to", "choices": ["a river", "red berries"], "gold": n % 2} for n in range(6)]
     _rows(folder / "items" / "hellaswag.jsonl", items)
     call("eval", "tiny", "--suite", "hellaswag", "--data", "items", "--cache", "store", "--out", "results")
+    shutil.copytree(folder / "store", folder / "answers")  # in which no other call keeps its own
+    _cache(folder / "kept" / "mobilemoe", folder / "engine" / "model.mobilemoe")
+    call(*RUN, cache="kept")
     _sweep(folder)
 
 
@@ -141,8 +144,21 @@ def _model(folder: Path, tokenizer: Path) -> None:
         shutil.copy(path, folder)
 
 
+def _cache(folder: Path, engine_file: Path) -> None:
+    """A user's cache that holds one thing of each kind."""
+    for kind in ("engine", "evaluate/answers", "random/small"):
+        (folder / kind).mkdir(parents=True, mode=0o700)
+    shutil.copy(engine_file, folder / "engine" / "old.mobilemoe")
+    (folder / "engine" / "old.json").write_text(json.dumps({"model": "/models/old"}))
+    (folder / "engine" / "known.json").write_text(json.dumps({"a signature": "00" * 32}))
+    (folder / "evaluate" / "answers" / "settings.json").write_text(json.dumps({"model": "old", "batch": 8}))
+    (folder / "evaluate" / "answers" / "requests.jsonl").write_text('["a", [-1.5, true]]\n')
+
+
 def _sweep(folder: Path) -> None:
     """A sweep whose runs are all finished, or so its table says."""
+    add_row(folder / "sweep" / "failures.csv", {"id": "gone", "block": "all", "reason": "NaN", "key": "0" * 16})
+    (folder / "sweep" / "grid.json").write_text("{}")
     for run in plan(load_grid(folder / "grid.toml")):
         loss = 2 + 100 / run.tokens + 1e5 / run.columns["n_active"]
         scores = {"train_loss": loss, "loss": loss, "repeated": 0, "key": run.key}
@@ -161,11 +177,13 @@ class Target:
     stdin: str = ""
     names: tuple[str, ...] = ()  # what a sentence may name in the file's place
     lenient: bool = False  # the file is our own: damage is left out, or found by a hash
+    harmless: bool = False  # whatever the file holds, the result must be the same
+    cache: str = "cache"  # the folder that is the user's cache
     step: int = 1  # of the damage to what the file says, every so many-th is done each day
 
     @property
     def name(self) -> str:
-        return " ".join(self.arguments[:2]) + " < " + self.file
+        return " ".join(self.arguments[:2]) + " < " + self.file.replace("*", "")
 
 
 def _of_model(model: str, *arguments: str, **options) -> list[Target]:
@@ -181,6 +199,7 @@ def _of_model(model: str, *arguments: str, **options) -> list[Target]:
 
 RUN = ("run", "tiny", "the fox", "--max-new-tokens", "3")
 SUITE = ("eval", "tiny", "--suite", "hellaswag", "--data", "items", "--cache", "store", "--out", "out")
+ENGINE = "kept/mobilemoe/engine/"
 READY = 'data.mixture=[{name = "own", files = "own-*.npz", weight = 1.0}]'
 TARGETS = [
     *_of_model("tiny", "info", "tiny", "--json"),
@@ -207,7 +226,12 @@ TARGETS = [
     *_of_model("tiny", "eval", "tiny", "--text", "text/own.jsonl", step=9),
     Target(("eval", "tiny", "--text", "text/own.jsonl", "--json"), "text/own.jsonl", "jsonl"),
     Target(("eval", "tiny", "--text", "chats/own.jsonl", "--json"), "chats/own.jsonl", "jsonl"),
+    *_of_model("bf16", "eval", "tiny", "--text", "heldout.jsonl", "--against", "bf16", step=40),
+    Target(("eval", "tiny", "--text", "heldout.jsonl", "--against", "bf16"), "heldout.jsonl", "jsonl", step=20),
     Target(SUITE, "items/hellaswag.jsonl", "jsonl", step=2),
+    Target((*SUITE, "--cache", "answers"), "answers/*/requests.jsonl", "jsonl", lenient=True, step=9),
+    Target((*SUITE, "--cache", "answers"), "answers/*/settings.json", "json", lenient=True, step=9),
+    *_of_model("engine", *SUITE, "--against", "engine", step=40),
     Target((*SUITE, "--training", "recipe.toml"), "recipe.toml", "toml", step=20),
     Target((*SUITE, "--training", "text/own.jsonl"), "text/own.jsonl", "jsonl", step=20),
     Target(
@@ -244,6 +268,8 @@ TARGETS = [
     Target(("sweep", "grid.toml", "--list"), "grid.toml", "toml", step=2),
     Target(("fit", "sweep/runs.csv", "--law", "chinchilla", "--bootstraps", "0"), "sweep/runs.csv", "csv", step=4),
     Target(("sweep", "grid.toml", "--out", "sweep"), "sweep/runs.csv", "csv", step=20),  # a lost row is trained
+    Target(("sweep", "grid.toml", "--out", "sweep"), "sweep/failures.csv", "csv", optional=True, step=4),
+    Target(("sweep", "grid.toml", "--out", "sweep"), "sweep/grid.json", "json", lenient=True, step=9),
     Target(("train", "recipe.toml", "--plan"), "recipe.toml", "toml", step=2),
     Target(("train", "init.toml", "--plan"), "init.toml", "toml", step=4),
     Target(("train", "init.toml", "--out", "out"), "bf16/config.json", "json", step=20),
@@ -299,4 +325,12 @@ TARGETS = [
         writes="out.jsonl",
         step=2,
     ),
+    Target(RUN, f"{ENGINE}known.json", "json", harmless=True, cache="kept", step=3),
+    Target(RUN, f"{ENGINE}*-v*.mobilemoe", "bytes", harmless=True, cache="kept"),
+    Target(RUN, f"{ENGINE}*-v*.json", "json", harmless=True, cache="kept", step=9),
+    Target(("cache", "ls"), f"{ENGINE}old.json", "json", lenient=True, cache="kept"),
+    Target(("cache", "ls", "--json"), f"{ENGINE}old.mobilemoe", "bytes", lenient=True, cache="kept"),
+    Target(("cache", "ls"), "kept/mobilemoe/evaluate/answers/settings.json", "json", lenient=True, cache="kept"),
+    Target(("cache", "rm", "--all"), f"{ENGINE}old.json", "json", lenient=True, cache="kept", step=9),
+    Target(("cache", "rm", "engine/old.mobilemoe"), f"{ENGINE}old.mobilemoe", "bytes", lenient=True, cache="kept"),
 ]

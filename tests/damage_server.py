@@ -1,8 +1,9 @@
 """A process that runs verbs for the tests of damage: all that verbs import is here once, and each call is a fork.
 
-Reads JSON lines {arguments, folder, stdin, unreadable, most_bytes} and answers {status, seconds} once the call has
-ended; its standard streams are the files stdin, stdout and stderr of `folder`. `unreadable`: it runs without root's
-right to read what nobody may read. `most_bytes`: of any file that it writes. Status None: it was killed, at WALL.
+Reads JSON lines {arguments, folder, stdin, unreadable, most_bytes, cache} and answers {status, seconds} once the call
+has ended; its standard streams are the files stdin, stdout and stderr of `folder`. `unreadable`: it runs without root's
+right to read what nobody may read. `most_bytes`: of any file that it writes. `cache`: the user's cache, in `folder`.
+Status None: it was killed, at WALL.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def run(order: dict) -> None:
     """The call itself; does not return."""
     folder = Path(order["folder"])
     os.chdir(folder)
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    os.environ["XDG_CACHE_HOME"] = str(folder / order["cache"])
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         path = folder / name
         path.write_bytes(order["stdin"].encode(errors="surrogateescape") if number == 0 else b"")

@@ -6,6 +6,7 @@ five seconds of the processor; nothing half written. Damage that changes nothing
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -21,6 +22,12 @@ import pytest
 import damage_server
 from damage import Damage, Expect, every
 from damage_inputs import SUITE, TARGETS, Target, build
+from mobilemoe.data import shards
+from mobilemoe.data.encoding import open_tokenizer
+from mobilemoe.errors import MobileMoEError
+from mobilemoe.files import open_regular
+from mobilemoe.scaling.sweep.grid import load_grid
+from mobilemoe.scaling.sweep.heldout import read_held_out
 
 pytest.importorskip("torch")
 pytest.importorskip("lm_eval")
@@ -46,9 +53,15 @@ class Server:
         )
 
     def call(
-        self, folder: Path, *arguments: str, stdin: str = "", unreadable: bool = False, most_bytes: int | None = None
+        self,
+        folder: Path,
+        *arguments: str,
+        stdin: str = "",
+        unreadable: bool = False,
+        most_bytes: int | None = None,
+        cache: str = "cache",
     ) -> dict[str, Any]:
-        order = {"arguments": arguments, "folder": str(folder), "stdin": stdin}
+        order = {"arguments": arguments, "folder": str(folder), "stdin": stdin, "cache": cache}
         order |= {"unreadable": unreadable, "most_bytes": most_bytes}
         assert self.process.stdin
         assert self.process.stdout
@@ -72,8 +85,8 @@ def server() -> Iterator[Server]:
 def inputs(server, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
 
-    def call(*arguments: str) -> None:
-        ended = server.call(folder, *arguments)
+    def call(*arguments: str, **options: str) -> None:
+        ended = server.call(folder, *arguments, **options)
         assert ended["status"] == 0, ended
 
     build(folder, call)
@@ -94,7 +107,8 @@ def lay(inputs: Path, folder: Path, target: Target) -> Path:
             shutil.copytree(path, folder / first)
         else:
             shutil.copy(path, folder)
-    return folder / target.file
+    (found,) = folder.glob(target.file)
+    return found
 
 
 def full_disk(place: Path) -> tuple[Path, int | None]:
@@ -138,6 +152,8 @@ HINDRANCES = (
 
 def expected(damage: Damage, target: Target) -> Expect:
     """What the damage has to lead to in this call."""
+    if target.harmless:
+        return "same"
     verb = target.arguments[0]
     if damage.expect == "same" and (target.lenient or verb == "bench" or "--verify" in target.arguments):
         return "either"  # speeds are never the same, and --verify asks whether a byte has changed
@@ -202,14 +218,16 @@ def try_all(server: Server, inputs: Path, folder: Path, target: Target, step: in
     place = folder / "whole"
     path = lay(inputs, place, target)
     data = path.read_bytes()
-    whole = server.call(place, *target.arguments, stdin=target.stdin)
+    whole = server.call(place, *target.arguments, stdin=target.stdin, cache=target.cache)
     assert whole["status"] == 0, whole
     damages = chosen(target, data, step)
     wrong = []
     for number, damage in enumerate(damages):
         place = folder / str(number)
         damage.apply(lay(inputs, place, target))
-        ended = server.call(place, *target.arguments, stdin=target.stdin, unreadable=damage.unreadable)
+        ended = server.call(
+            place, *target.arguments, stdin=target.stdin, unreadable=damage.unreadable, cache=target.cache
+        )
         if fault := faults_of(ended, damage, target, place, whole):
             wrong.append(f"{damage.name}: {fault}")
         shutil.rmtree(place)
@@ -229,6 +247,38 @@ def test_all_damage_is_refused_in_a_sentence_or_does_no_harm(server, inputs, tmp
     tried, wrong = try_all(server, inputs, tmp_path, target, 1)
     record_property("damaged", tried)
     assert not wrong, f"{len(wrong)} of {tried} cases:\n" + "\n".join(wrong)
+
+
+def test_damaged_held_out_text_of_a_sweep_is_refused_in_a_sentence(inputs, tmp_path, monkeypatch, record_property):
+    """The workers of a sweep read it, which are processes of their own: so what they call is called here."""
+    monkeypatch.chdir(inputs)
+    grid = load_grid("grid.toml")
+    tokenizer, template = open_tokenizer(Path("tok"))
+    path = tmp_path / "heldout.jsonl"
+    data = Path("heldout.jsonl").read_bytes()
+    heldout = grid.heldout.model_copy(update={"path": str(path)})
+    damages = [damage for n, damage in enumerate(every(data, "jsonl")) if n < BYTES or n % EACH == 0]
+    wrong = []
+    for damage in damages:
+        path.write_bytes(data)
+        damage.apply(path)
+        if damage.unreadable:
+            monkeypatch.setattr(shards, "open_regular", not_allowed)
+        try:
+            read_held_out(heldout, grid.data, tokenizer, template, grid.train.sequence_length)
+            if damage.expect == "refused":
+                wrong.append(f"{damage.name}: took it")
+        except MobileMoEError as fault:
+            if path.name not in str(fault) or damage.expect == "same":
+                wrong.append(f"{damage.name}: {fault}")
+        monkeypatch.setattr(shards, "open_regular", open_regular)
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    record_property("damaged", len(damages))
+    assert not wrong, "\n".join(wrong)
+
+
+def not_allowed(path: Path, _: object) -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 MAKING = [

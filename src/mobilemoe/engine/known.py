@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -25,6 +26,7 @@ from mobilemoe.files import read_json, write_json
 _SAMPLES, _SAMPLE = 64, 4096  # the number of samples of a file, and the bytes of each
 _SETTLED = 2.0  # seconds after a change; a later change certainly gets another time
 _REMEMBERED = 1000  # the most signatures that are remembered
+_FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 
 def fingerprint(folder: Path, *, anew: bool = False) -> bytes:
@@ -34,7 +36,7 @@ def fingerprint(folder: Path, *, anew: bool = False) -> bytes:
     """
     signature, settled = _signature(_files(folder))
     known = None if anew else _recall(signature)
-    if known is not None:
+    if known is not None and _FINGERPRINT.fullmatch(known):
         return bytes.fromhex(known)
     with our_errors():
         found = native.checkpoint_fingerprint(str(folder))

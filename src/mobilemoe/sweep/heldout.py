@@ -90,8 +90,9 @@ def read_held_out(
         pieces = (piece for document in documents[source.name] for piece in cut_document(document, data.piece_chars))
         rows, names, bytes_per_target = _pack(pieces, encoder, sequence_length, heldout.tokens)
         if rows is None:
+            where = "" if heldout.path is None else f" in {heldout.path}"
             raise DataError(
-                f"the held-out text of {source.name!r} does not fill a row of {sequence_length} tokens: "
+                f"the held-out text of {source.name!r}{where} does not fill a row of {sequence_length} tokens: "
                 "raise data.holdout, or name a file with more of it in heldout.path"
             )
         domains[source.name] = Domain(rows, names, source.weight / total, bytes_per_target)
@@ -120,11 +121,14 @@ def _of_file(path: Path, data: DataConfig) -> dict[str, Iterable[Document]]:
     if not path.is_file():
         raise DataError(f"the held-out text {path} does not exist: set heldout.path")
     found: dict[str, list[Document]] = {source.name: [] for source in data.mixture}
-    for number, line in read_json_lines(path):
-        document = document_of_row(line, f"{path}, line {number},", f"line {number}")
-        domain = line.get("domain")
-        if document is not None and isinstance(domain, str) and domain in found:
-            found[domain].append(document)
+    try:
+        for number, line in read_json_lines(path):
+            document = document_of_row(line, f"{path}, line {number},", f"line {number}")
+            domain = line.get("domain")
+            if document is not None and isinstance(domain, str) and domain in found:
+                found[domain].append(document)
+    except OSError as fault:
+        raise DataError(f"the held-out text {path} cannot be read: {fault.strerror}") from None
     return {**found}
 
 
