@@ -26,8 +26,8 @@ from mobilemoe.data import shards
 from mobilemoe.data.encoding import open_tokenizer
 from mobilemoe.errors import MobileMoEError
 from mobilemoe.files import open_regular
-from mobilemoe.scaling.sweep.grid import load_grid
-from mobilemoe.scaling.sweep.heldout import read_held_out
+from mobilemoe.sweep.grid import load_grid
+from mobilemoe.sweep.heldout import read_held_out
 
 pytest.importorskip("torch")
 pytest.importorskip("lm_eval")
