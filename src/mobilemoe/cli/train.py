@@ -36,6 +36,8 @@ def train(
 ) -> None:
     """Train a model; the same command again goes on where the last one stopped. Ctrl-C saves and exits with 0.
 
+    --set train.validate_every=100 shows the loss on held-out text, and a sample, every 100 steps (0: never).
+
     In a pipeline --set pretrain.train.steps=20 changes one stage, and --set train.steps=20 all of them.
 
     Example: mobilemoe train recipes/nano-cpu.toml --set train.steps=200
@@ -97,11 +99,15 @@ def _run(stages: list[Stage], price: float | None, *, quiet: bool, skip: bool) -
         if result.left_out:
             values["left_out"] = result.left_out
             say(f"note: {result.left_out}")
+        held_out = ""
+        if result.validation is not None:
+            values["validation"] = result.validation
+            held_out = f", held-out text {result.validation['bits_per_byte']:.3f} bits per byte"
         ended.append({"name": name, **values, "folder": str(result.checkpoint)})
         if not result.finished:
             say(f"saved after {result.steps} steps: {result.checkpoint}; the same command goes on from there")
             return ended
-        say(f"done after {result.steps} steps, loss {result.loss:.4f}: {result.checkpoint}")
+        say(f"done after {result.steps} steps, loss {result.loss:.4f}{held_out}: {result.checkpoint}")
     last = stages[-1]
     axis = "" if last.recipe.qat is None else f" --group-axis {last.recipe.qat.group_axis}"
     say(f"next: mobilemoe quantize {last.run} OUT{axis}")

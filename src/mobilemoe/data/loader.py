@@ -17,7 +17,7 @@ import numpy as np
 from mobilemoe.chat import ChatTemplate
 from mobilemoe.data.encoding import Encoder
 from mobilemoe.data.mixture import Mixture
-from mobilemoe.data.packing import NO_TARGET, Ids, Packer, Passage, Row, cut_passage
+from mobilemoe.data.packing import NO_TARGET, Ids, Packer, Passage, Row, cut_passage, passage_of
 from mobilemoe.data.sources import Encoded
 from mobilemoe.data.stream import PieceStream, Position
 from mobilemoe.data.tokens import TokenSource
@@ -192,11 +192,7 @@ class PackedLoader:
             yield self._passage(name, piece)
 
     def _passage(self, name: str, piece: _Piece) -> Passage:
-        ids_N, taught_N = piece.encoded
-        domain = self._domain_numbers[name]
-        if self._mixture.assistant_only and taught_N is not None:
-            return Passage(ids_N, taught_N, domain, whole=True)
-        return Passage(ids_N, np.ones(len(ids_N), dtype=bool), domain)
+        return passage_of(piece.encoded, self._domain_numbers[name], assistant_only=self._mixture.assistant_only)
 
     def _identity(self) -> dict[str, object]:
         own = {"sequence_length": self._sequence_length, "tokenizer": self._encoder.fingerprint}

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mobilemoe.data.sources import Encoded
+
 NO_TARGET = -100  # the index that PyTorch's cross entropy ignores
 
 Ids = NDArray[np.int64]
@@ -28,6 +30,13 @@ class Passage(NamedTuple):
     taught_N: Flags
     domain: int
     whole: bool = False
+
+
+def passage_of(encoded: Encoded, domain: int, *, assistant_only: bool) -> Passage:
+    """A document of source number `domain` as it is learnt: all of it, or of a conversation the assistant's words."""
+    if assistant_only and encoded.taught_N is not None:
+        return Passage(encoded.ids_N, encoded.taught_N, domain, whole=True)
+    return Passage(encoded.ids_N, np.ones(len(encoded.ids_N), dtype=bool), domain)
 
 
 class Row(NamedTuple):

@@ -118,10 +118,10 @@ class PieceStream:
             if not above <= key < end:
                 continue
             heapq.heappush(block, (-key, number, piece))
-            room -= _characters(piece)
+            room -= characters(piece)
             while room < 0 and -block[0][0] >= least:
                 key, _, piece = heapq.heappop(block)
-                room += _characters(piece)
+                room += characters(piece)
                 end = -key
             if room < 0:
                 self._next_start = (epoch, window, above, skip + len(block))
@@ -163,7 +163,7 @@ class PieceStream:
             if found is None:
                 heapq.heappop(waiting)
             else:
-                heapq.heapreplace(waiting, (read + _characters(found[1]) / max(1, sizes[number]), number))
+                heapq.heapreplace(waiting, (read + characters(found[1]) / max(1, sizes[number]), number))
                 yield found
 
     def _read_lane(self, epoch: int, shards: Sequence[int]) -> Iterator[tuple[int, Document]]:
@@ -189,7 +189,7 @@ class PieceStream:
         return DataError(f"{tuple(position)} is no position in source {self.config.name!r}: the state is damaged")
 
 
-def _characters(piece: Document) -> int:
+def characters(piece: Document) -> int:
     """What a piece takes of a block; one of tokens about as much as their text."""
     if piece.encoded is not None:
         return PIECE_CHARS + CHARS_PER_TOKEN * len(piece.encoded.ids_N)

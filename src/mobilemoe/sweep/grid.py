@@ -362,9 +362,10 @@ def _scaled(grid: Grid, width: float, tokens: int, rate: float, *, dense: bool) 
 
 
 def _key(recipe: Recipe, heldout: HeldOut) -> str:
-    """The hash of a run, without where its files lie, how often it is saved, and what changes its speed alone."""
+    """The hash of a run, without where its files lie, how often it is saved or validated, and what changes its speed
+    alone."""
     values = recipe.model_dump(mode="json") | {"heldout": heldout.model_dump(mode="json", exclude={"path"})}
-    for entry in ("checkpoint_every", "keep_checkpoints", "threads", "compile"):
+    for entry in ("checkpoint_every", "keep_checkpoints", "threads", "compile", "validate_every", "validate_tokens"):
         del values["train"][entry]
     del values["data"]["path"], values["tokenizer"]["path"]
     return digest(json.dumps(values, sort_keys=True))

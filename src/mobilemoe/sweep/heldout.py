@@ -1,6 +1,6 @@
 """The loss that a sweep compares its models by: of the same held-out tokens for each, by domain and by document.
 
-R rows of T tokens, N = R T, D hidden, G documents.
+R rows of T tokens, G documents.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.nn.functional import cross_entropy
 
 from mobilemoe.chat import ChatTemplate
 from mobilemoe.data.config import DataConfig
 from mobilemoe.data.encoding import Encoder
+from mobilemoe.data.heldout import held_out_documents
 from mobilemoe.data.mixture import build_sources
-from mobilemoe.data.packing import NO_TARGET, Ids, Packer, Passage, Row
+from mobilemoe.data.packing import NO_TARGET, Packer, Passage, Row
 from mobilemoe.data.shards import read_json_lines
-from mobilemoe.data.sources import Document, Source, document_of_row
-from mobilemoe.data.stream import cut_document, split_documents
+from mobilemoe.data.sources import Document, document_of_row
+from mobilemoe.data.stream import cut_document
 from mobilemoe.data.tokens import TokenSource
 from mobilemoe.errors import DataError
 from mobilemoe.model import MobileMoE
 from mobilemoe.sweep.grid import HeldOut
 from mobilemoe.tokenizer import Tokenizer
-from mobilemoe.train.loss import CHUNK, product_in_fp32
+from mobilemoe.train.parallel.distributed import World
+from mobilemoe.train.validation import nats_by_domain
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,13 @@ class HeldOutRows:
     domains: dict[str, Domain]
     fingerprint: str
 
-    def score(self, model: MobileMoE, device: torch.device, precision: str, batch_rows: int) -> Scores:
+    def score(self, model: MobileMoE, world: World, precision: str, batch_rows: int) -> Scores:
         """`loss` in nats a token, the domains' weighted by their shares; `bits_per_byte`; and each `loss_DOMAIN`."""
         losses, documents = {}, []
         for name, domain in self.domains.items():
-            nats_G, targets_G = _by_document(model, domain, device, precision, batch_rows)
+            nats_G = nats_by_domain(model, domain.rows, len(domain.documents), world, precision, batch_rows)
+            taught = domain.rows.targets_T != NO_TARGET
+            targets_G = np.bincount(domain.rows.domains_T[taught], minlength=len(nats_G)).tolist()
             losses[name] = sum(nats_G) / sum(targets_G)
             documents += [
                 {"domain": name, "document": document, "targets": targets, "nats": round(nats, 4)}
@@ -108,12 +110,7 @@ def _split(data: DataConfig) -> dict[str, Iterable[Document]]:
             "prepared shards hold the train split alone: name a file of held-out text in heldout.path, "
             "which `mobilemoe data sample RECIPE FILE --split heldout` writes from the text they were made from"
         )
-    return {name: _held_out_documents(source, data.holdout) for name, source in sources.items()}
-
-
-def _held_out_documents(source: Source, holdout: float) -> Iterator[Document]:
-    for shard in range(len(source.shards)):
-        yield from split_documents(source, shard, "heldout", holdout)
+    return {name: held_out_documents(source, data.holdout) for name, source in sources.items()}
 
 
 def _of_file(path: Path, data: DataConfig) -> dict[str, Iterable[Document]]:
@@ -157,42 +154,3 @@ def _pack(
 
 def _bytes(piece: Document) -> int:
     return sum(len(text.encode()) for text in (piece.text or "", *(m["content"] for m in piece.messages or ())))
-
-
-@torch.no_grad()
-def _by_document(
-    model: MobileMoE, domain: Domain, device: torch.device, precision: str, batch_rows: int
-) -> tuple[list[float], list[int]]:
-    """Nats and targets of each document, [G] both, in batches of `batch_rows`."""
-
-    def on_device(array_BT: Ids) -> torch.Tensor:
-        return torch.from_numpy(array_BT).to(device)
-
-    rows, documents = domain.rows, len(domain.documents)
-    nats_G = torch.zeros(documents, dtype=torch.float64, device=device)
-    # Compiled blocks run as they are written: for this once they would be compiled again.
-    with torch.compiler.set_stance("force_eager"):
-        for start in range(0, len(rows.tokens_T), batch_rows):
-            batch = Row(*(field[start : start + batch_rows] for field in rows))
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                x_BTD, _ = model.hidden(
-                    on_device(batch.tokens_T),
-                    positions_BT=on_device(batch.positions_T),
-                    segments_BT=on_device(batch.segments_T),
-                )
-            nats_N = _token_nats(x_BTD.flatten(0, 1), model.head_VD, on_device(batch.targets_T).flatten())
-            nats_G.index_add_(0, on_device(batch.domains_T).flatten(), nats_N.double())
-    taught = rows.targets_T != NO_TARGET
-    return nats_G.tolist(), np.bincount(rows.domains_T[taught], minlength=documents).tolist()
-
-
-def _token_nats(x_ND: torch.Tensor, head_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """-log softmax(x head^T)[target] of each token in fp32, [N]; 0 without a target."""
-    compute_DV = head_VD.to(x_ND.dtype).t()
-    parts = zip(x_ND.split(CHUNK), targets_N.split(CHUNK), strict=True)
-    return torch.cat(
-        [
-            cross_entropy(product_in_fp32(x_CD, compute_DV), targets_C, ignore_index=NO_TARGET, reduction="none")
-            for x_CD, targets_C in parts
-        ]
-    )

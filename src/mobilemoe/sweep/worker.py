@@ -51,7 +51,7 @@ def train_run(training: Training, run: Run, text: HeldOutRows, stopped: Callable
     if not training.finish(run, stopped):
         return None
     train = run.recipe.train
-    scores = text.score(training.setup.model, training.world.device, train.precision, train.batch_size)
+    scores = text.score(training.setup.model, training.world, train.precision, train.batch_size)
     write_documents(training.folders.parent / DOCUMENTS / f"{run.id}.csv", scores.documents)
     row = run.columns | training.measured(run) | {name: round(score, 6) for name, score in scores.losses.items()}
     return row | {"key": run.key, "heldout": text.fingerprint, "code": code_version()}

@@ -15,12 +15,14 @@ from mobilemoe.train.recipe import Recipe
 
 RECIPE_FILE = "recipe.json"
 
-# What a run that goes on may change: how long, how fast and in how much memory it trains, and where its files lie.
+# What a run that goes on may change: how long, how fast and in how much memory it trains, how often it is saved and
+# validated, and where its files lie.
 # Whether those are the same files is the loader's to say.
 _FREE = {
     "name",
     *("data.path", "tokenizer.path"),
     *(f"train.{entry}" for entry in ("steps", "threads", "compile", "checkpoint_every", "keep_checkpoints")),
+    *(f"train.{entry}" for entry in ("validate_every", "validate_tokens")),
     *(f"train.{entry}" for entry in ("micro_batch_size", "activation_checkpointing", "deterministic")),
     *("distributed.replicate", "distributed.expert_parallel"),
 }

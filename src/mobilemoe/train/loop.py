@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import json
 import math
 import signal
 import time
@@ -29,6 +30,7 @@ from mobilemoe.train.metrics import (
     draw_loss,
     draw_routing,
     drawing,
+    last_validation,
     read_metrics,
 )
 from mobilemoe.train.parallel.distributed import World, join
@@ -36,13 +38,15 @@ from mobilemoe.train.parallel.sharded_checkpoint import ShardedSaver
 from mobilemoe.train.recipe import Recipe
 from mobilemoe.train.setup import set_up
 from mobilemoe.train.step import Stepper
+from mobilemoe.train.validation import summary
 
 
 @dataclass(frozen=True)
 class Result:
     """How a call of `train` ended: steps done, last loss in nats per token, and the newest checkpoint's folder.
 
-    `left_out` is what of the data had nothing to learn, in words; empty where all had.
+    `left_out` is what of the data had nothing to learn, in words; empty where all had. `validation` is what the metrics
+    say of the run's last validation (see `Validation.row`); None if there was none.
     """
 
     steps: int
@@ -50,6 +54,7 @@ class Result:
     finished: bool
     checkpoint: Path
     left_out: str = ""
+    validation: dict[str, Any] | None = None
 
 
 def train(recipe: Recipe, run: Path) -> Result:
@@ -83,7 +88,7 @@ class Trainer:
         state = self._begin()
         saved = step = state["step"]
         tokens, loss = state["tokens"], state["loss"]
-        report = _Report(self.run, train.steps, step) if world.is_first else None
+        report = _Report(self.run, train.steps, step, self.setup.notes) if world.is_first else None
         try:
             stopping = world.any(bool(interrupted))
             while step < train.steps and not stopping:
@@ -93,6 +98,8 @@ class Trainer:
                 step, loss, tokens = step + 1, row["loss"], tokens + train.batch_size * train.sequence_length
                 row |= {"step": step, "tokens": tokens, "rows_left_out": loader.left_out.rows}
                 row["tokens_per_second"] = train.batch_size * train.sequence_length / (time.monotonic() - began)
+                if self._validates(step):
+                    row["validation"] = self._validate()
                 if report is not None:
                     report.write(row, loader.left_out)
                 stopping = world.any(bool(interrupted))  # asked once, so that no step ends the loop unsaved
@@ -108,11 +115,24 @@ class Trainer:
         folders = step_folders(self.run)
         if not folders:
             raise TrainError(f"{self.run} was interrupted before its first step: nothing is saved")
+        validation = None
         if world.is_first:
-            draw_loss(read_metrics(self.run / METRICS_FILE, *DRAWN), self.run / "loss.png")
+            rows = read_metrics(self.run / METRICS_FILE, *DRAWN)
+            validation = last_validation(rows)
+            draw_loss(rows, self.run / "loss.png")
             if (self.run / REPORT_FILE).exists():
                 draw_routing(read_json(self.run / REPORT_FILE, TrainError), self.run / "router.png")
-        return Result(step, loss, step >= train.steps, folders[-1], str(loader.left_out))
+        return Result(step, loss, step >= train.steps, folders[-1], str(loader.left_out), validation)
+
+    def _validates(self, step: int) -> bool:
+        """Whether the model is validated as it is after `step` steps."""
+        every = self.train.validate_every
+        return self.setup.validation is not None and (step % every == 0 or step == self.train.steps)
+
+    def _validate(self) -> dict[str, Any]:
+        assert self.setup.validation is not None  # `_validates` saw it
+        rows = self.train.micro_batch_size or self.train.batch_size // self.world.size
+        return self.setup.validation.row(self.setup.model, self.world, self.train.precision, rows)
 
     def _batch(self, step: int, tokens: int, loss: float, saved: int) -> Batch:
         """The next batch. Where the data have none, what was done since step `saved` is kept before that is raised."""
@@ -191,10 +211,12 @@ def _agreed(recipe: Recipe, run: Path, world: World) -> Recipe:
 class _Report:
     """What a run says of its steps: metrics.jsonl and the progress that one sees."""
 
-    def __init__(self, run: Path, steps: int, step: int) -> None:
+    def __init__(self, run: Path, steps: int, step: int, notes: tuple[str, ...]) -> None:
         self._steps, self._first, self._started = steps, step, time.monotonic()
         self._log, self._progress = MetricsLog(run / METRICS_FILE, step), ProgressReport(steps, step)
         self._told = False
+        for note in notes:
+            self._progress.say(f"note: {note}")
 
     def write(self, row: dict[str, Any], left_out: LeftOut) -> None:
         self._log.write(row)
@@ -203,6 +225,9 @@ class _Report:
             self._told = True
         seconds_each = (time.monotonic() - self._started) / (row["step"] - self._first)
         self._progress.update(row, seconds_each * (self._steps - row["step"]))
+        if "validation" in row:
+            self._progress.say(f"step {row['step']}: {summary(row['validation'])}")
+            self._progress.say(f"  sample: {json.dumps(row['validation']['sample'], ensure_ascii=False)}")
 
     def close(self) -> None:
         self._progress.close()

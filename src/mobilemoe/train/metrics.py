@@ -63,6 +63,16 @@ def read_metrics(path: Path, *numbers: str) -> list[dict[str, Any]]:
     return rows
 
 
+def last_validation(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What the last row that has a validation says of it; None where no row has one."""
+    return next((row["validation"] for row in reversed(rows) if _is_validated(row)), None)
+
+
+def _is_validated(row: dict[str, Any]) -> bool:
+    found = row.get("validation")
+    return isinstance(found, dict) and all(type(found.get(name)) in (int, float) for name in ("loss", "bits_per_byte"))
+
+
 class ProgressReport:
     """A bar on a terminal, a line every few steps elsewhere; on standard error, so that output stays clean."""
 
@@ -100,15 +110,20 @@ def drawing() -> type[Figure]:
 
 
 def draw_loss(rows: list[dict[str, Any]], path: Path) -> None:
-    """Loss and expert load over tokens, as a PNG; `rows` have the numbers `DRAWN`."""
+    """Training loss, held-out loss and expert load over tokens, as a PNG; `rows` have the numbers `DRAWN`."""
     figure = drawing()(figsize=(8, 6), layout="constrained")
     loss_axes, load_axes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     tokens = [row["tokens"] / 1e6 for row in rows]
     losses = [row["loss"] for row in rows]
     width = max(1, len(rows) // 50)
     smooth = [sum(losses[max(0, i - width + 1) : i + 1]) / (i + 1 - max(0, i - width + 1)) for i in range(len(losses))]
-    loss_axes.plot(tokens, losses, color="0.8", linewidth=0.8, label="each step")
-    loss_axes.plot(tokens, smooth, color="tab:blue", label=f"mean of {width} steps")
+    loss_axes.plot(tokens, losses, color="0.8", linewidth=0.8, label="training, each step")
+    loss_axes.plot(tokens, smooth, color="tab:blue", label=f"training, mean of {width} steps")
+    if validated := [row for row in rows if _is_validated(row)]:
+        held_out = [row["validation"]["loss"] for row in validated]
+        label = f"held-out text (last: {validated[-1]['validation']['bits_per_byte']:.3f} bits per byte)"
+        places = [row["tokens"] / 1e6 for row in validated]
+        loss_axes.plot(places, held_out, color="tab:red", marker="o", markersize=3, label=label)
     loss_axes.set_ylabel("loss (nats per token)")
     loss_axes.legend()
     load_axes.plot(tokens, [row["load_variation"] for row in rows], color="tab:orange", linewidth=0.8)

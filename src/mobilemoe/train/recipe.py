@@ -68,6 +68,9 @@ class TrainTable(_Table):
     with "wsd", in a line over the last `decay_share` of all steps, and the steps of the selection bias with it.
     `precision` is that of matrix products ("auto": the faster one on this device, as `device.settle` finds it);
     `weights` that of the stored weights and moments (fp32: master weights).
+    Every `validate_every` steps, and after the last one, the run is validated (0: never): it scores about
+    `validate_tokens` tokens of held-out text, the same ones each time, and writes a short sample of text. What is held
+    out is `data.holdout` of each source. Validation changes nothing that is trained.
     `compile` None compiles on a GPU only. A step whose gradient norm exceeds `spike_factor` times the recent median is
     skipped; after `max_spikes` skipped in a row the run stops.
     """
@@ -100,6 +103,8 @@ class TrainTable(_Table):
     threads: int | None = Field(default=None, gt=0, le=1024)
     checkpoint_every: int = Field(default=500, gt=0)
     keep_checkpoints: int = Field(default=2, gt=0)
+    validate_every: int = Field(default=0, ge=0)
+    validate_tokens: int = Field(default=65_536, gt=0)
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> TrainTable:

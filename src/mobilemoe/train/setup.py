@@ -19,6 +19,7 @@ from mobilemoe.checkpoint.companions import TOKENIZER_FILES
 from mobilemoe.checkpoint.run_folder import newest_model
 from mobilemoe.config import ModelConfig
 from mobilemoe.data.encoding import open_tokenizer, writes_chats
+from mobilemoe.data.heldout import read_held_out_text
 from mobilemoe.data.loader import PackedLoader
 from mobilemoe.data.mixture import build_mixture
 from mobilemoe.data.prefetch import Prefetcher
@@ -32,11 +33,15 @@ from mobilemoe.train.optimizer import make_optimizer
 from mobilemoe.train.parallel.distributed import World, shard
 from mobilemoe.train.plan import architecture
 from mobilemoe.train.recipe import Recipe, TrainTable
+from mobilemoe.train.validation import Validation
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What the loop trains, with what, and on what text; `tokenizer_files` and `template` go into every checkpoint."""
+    """What the loop trains, with what, and on what text; `tokenizer_files` and `template` go into every checkpoint.
+
+    `notes` are sentences on what the recipe asks for and the data do not allow.
+    """
 
     model: MobileMoE
     optimizer: torch.optim.Optimizer
@@ -45,6 +50,8 @@ class Setup:
     loader: Prefetcher
     tokenizer_files: list[Path]
     template: ChatTemplate | None  # None: the tokenizer has none, and ours would not fit
+    validation: Validation | None
+    notes: tuple[str, ...]
 
 
 def set_up(recipe: Recipe, world: World) -> Setup:
@@ -64,6 +71,7 @@ def set_up(recipe: Recipe, world: World) -> Setup:
         batch_size=train.batch_size,
         sequence_length=train.sequence_length,
     )
+    validation, notes = _validation(recipe, tokenizer, template)
     return Setup(
         model=model,
         optimizer=make_optimizer(model, train),
@@ -72,6 +80,8 @@ def set_up(recipe: Recipe, world: World) -> Setup:
         loader=Prefetcher(loader),
         tokenizer_files=[folder / name for name in TOKENIZER_FILES if (folder / name).is_file()],
         template=template if writes_chats(tokenizer, template) else None,
+        validation=validation,
+        notes=notes,
     )
 
 
@@ -153,6 +163,24 @@ def _teacher(recipe: Recipe, student: MobileMoE, world: World) -> qat.Teacher | 
     teacher = qat.Teacher(recipe.qat.distill_from, student, world.device, DTYPES[recipe.train.precision])
     prepare_blocks(teacher.model, recipe.train, world.device)
     return teacher
+
+
+def _validation(
+    recipe: Recipe, tokenizer: Tokenizer, template: ChatTemplate
+) -> tuple[Validation | None, tuple[str, ...]]:
+    """What the run is validated with, or None; and notes on what cannot be validated."""
+    train, data = recipe.train, recipe.data
+    if train.validate_every == 0:
+        return None, ()
+    text = read_held_out_text(
+        data, Path.cwd(), tokenizer, template, length=train.sequence_length, tokens=train.validate_tokens
+    )
+    held_out = f"data.holdout {data.holdout:g} holds out no text"
+    if text is None:
+        return None, (f"the run is not validated: {held_out} of any source (prepared shards have none)",)
+    if text.missing:
+        return Validation(text, tokenizer), (f"not validated on {', '.join(text.missing)}: {held_out} of them",)
+    return Validation(text, tokenizer), ()
 
 
 def _configure_torch(train: TrainTable, device: torch.device) -> None:
