@@ -13,7 +13,6 @@ from mobilemoe.data.encoding import open_tokenizer
 from mobilemoe.data.loader import PackedLoader
 from mobilemoe.data.mixture import build_mixture
 from mobilemoe.data.packing import NO_TARGET
-from mobilemoe.data.prefetch import Prefetcher
 from mobilemoe.errors import DataError
 from mobilemoe.train.loop import train
 from mobilemoe.train.metrics import read_metrics
@@ -124,11 +123,11 @@ def test_what_was_learnt_is_saved_before_the_data_stop_the_run(recipe, unbroken,
         taken.append(0)
         return real(self)
 
-    taken, real = [], Prefetcher.__next__
-    monkeypatch.setattr(Prefetcher, "__next__", ends)
+    taken, real = [], PackedLoader.__next__
+    monkeypatch.setattr(PackedLoader, "__next__", ends)
     with pytest.raises(DataError, match="the file is gone"):
         train(recipe(), tmp_path / "run")
     assert step_folders(tmp_path / "run")[-1].name == "step-00000006"  # between those that were due
-    monkeypatch.setattr(Prefetcher, "__next__", real)
+    monkeypatch.setattr(PackedLoader, "__next__", real)
     assert train(recipe(), tmp_path / "run").finished
     assert_same(tmp_path / "run", unbroken())

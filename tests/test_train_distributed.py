@@ -91,6 +91,17 @@ def test_a_checkpoint_that_one_process_cannot_write_stops_all_and_the_one_before
     assert_whole(run)
 
 
+def test_where_one_process_has_no_more_data_all_save_first_and_they_go_on_bit_for_bit(together, sharded, tmp_path):
+    run = tmp_path / "run"
+    other, last = together(run, 2, *STEPS, fault="no data", fault_at=12)
+    assert last == {"error": "the mount is gone"}
+    assert other is None  # it was ended, with that sentence (test_train_fellows.py)
+    assert step_folders(run)[-1].name == "step-00000012"
+    assert_whole(run)
+    together(run, 2, *STEPS)
+    assert_same(run, sharded)
+
+
 @pytest.mark.parametrize(
     ("processes", "overrides", "words"),
     [

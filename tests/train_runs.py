@@ -165,7 +165,8 @@ import json, os, signal, socket, sys
 from pathlib import Path
 import torch._dynamo, torch.distributed.fsdp  # what torch would import later, once for all
 from mobilemoe.data import loader
-from mobilemoe.errors import MobileMoEError
+from mobilemoe.data.prefetch import Prefetcher
+from mobilemoe.errors import DataError, MobileMoEError
 from mobilemoe.train.parallel import sharded_checkpoint
 from mobilemoe.train import loop
 from mobilemoe.train.recipe import load_recipe
@@ -186,6 +187,8 @@ def work(rank, order):
                 signal.raise_signal(signal.SIGTERM)
             elif order["fault"] == "full disk":
                 sharded_checkpoint.write_safetensors = full_disk
+            elif order["fault"] == "no data":
+                Prefetcher.fault = lambda self: DataError("the mount is gone")
         return step(self, batch, at, begins)
     Stepper.step = stepped
     try:

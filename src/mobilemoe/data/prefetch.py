@@ -24,23 +24,26 @@ class Prefetcher:
         self._state: dict[str, Any] | None = None
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._fault: BaseException | None = None
+        self._next: tuple[Batch, dict[str, Any]] | BaseException | None = None
 
     def __iter__(self) -> Prefetcher:
         return self
 
     def __next__(self) -> Batch:
-        if self._fault is not None:
-            raise self._fault
+        if (fault := self.fault()) is not None:
+            raise fault
+        assert isinstance(self._next, tuple)  # what is no fault
+        (batch, self._state), self._next = self._next, None
+        return batch
+
+    def fault(self) -> BaseException | None:
+        """Waits for the next batch, and gives the fault that comes in its place, if one does; it stays the next."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
             self._thread.start()
-        ready = self._ready.get()
-        if isinstance(ready, BaseException):
-            self._fault = ready
-            raise ready
-        batch, self._state = ready
-        return batch
+        if self._next is None:
+            self._next = self._ready.get()
+        return self._next if isinstance(self._next, BaseException) else None
 
     def state_dict(self) -> dict[str, Any]:
         """`PackedLoader.state_dict` as it was when the last batch had been made."""
@@ -56,7 +59,7 @@ class Prefetcher:
         self.close()
         self._stopping.clear()
         self._ready = queue.Queue(DEPTH)
-        self._thread = self._state = None
+        self._thread = self._state = self._next = None
         self._loader.load_state_dict(state)
 
     def close(self) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mobilemoe.checkpoint.run_folder import step_folders
-from mobilemoe.data.loader import Batch, LeftOut
-from mobilemoe.errors import DataError, MachineError, TrainError
+from mobilemoe.data.loader import LeftOut
+from mobilemoe.errors import MachineError, TrainError
 from mobilemoe.files import hold_folder, read_json, write_json
 from mobilemoe.train import checkpointing
 from mobilemoe.train.device import settle, with_precision
@@ -86,15 +86,16 @@ class Trainer:
         """Steps until the recipe's end or an interrupt; saves every `checkpoint_every` steps and at the end."""
         train, loader, world = self.train, self.setup.loader, self.world
         state = self._begin()
-        saved = step = state["step"]
+        step = state["step"]
         tokens, loss = state["tokens"], state["loss"]
         report = _Report(self.run, train.steps, step, self.setup.notes) if world.is_first else None
         try:
-            stopping = world.any(bool(interrupted))
+            fault = self._data_fault(step)
+            stopping = world.any(bool(interrupted) or fault is not None)
             while step < train.steps and not stopping:
                 began = time.monotonic()
                 begins = loader.state_dict()["positions"]
-                row = self.stepper.step(self._batch(step, tokens, loss, saved), step, begins)
+                row = self.stepper.step(next(loader), step, begins)
                 step, loss, tokens = step + 1, row["loss"], tokens + train.batch_size * train.sequence_length
                 row |= {"step": step, "tokens": tokens, "rows_left_out": loader.left_out.rows}
                 row["tokens_per_second"] = train.batch_size * train.sequence_length / (time.monotonic() - began)
@@ -102,10 +103,15 @@ class Trainer:
                     row["validation"] = self._validate()
                 if report is not None:
                     report.write(row, loader.left_out)
-                stopping = world.any(bool(interrupted))  # asked once, so that no step ends the loop unsaved
+                fault = self._data_fault(step)
+                # Asked once, so that no step ends the loop unsaved, and all processes save together.
+                stopping = world.any(bool(interrupted) or fault is not None)
                 if step % train.checkpoint_every == 0 or step == train.steps or stopping:
                     self._save(step, tokens, loss)
-                    saved = step
+            if stopping and world.any(fault is not None):
+                if fault is not None:
+                    raise fault
+                world.wait()  # in vain: the process that has the fault ends this one (train/fellows.py)
         finally:
             loader.close()
             if report is not None:
@@ -134,14 +140,9 @@ class Trainer:
         rows = self.train.micro_batch_size or self.train.batch_size // self.world.size
         return self.setup.validation.row(self.setup.model, self.world, self.train.precision, rows)
 
-    def _batch(self, step: int, tokens: int, loss: float, saved: int) -> Batch:
-        """The next batch. Where the data have none, what was done since step `saved` is kept before that is raised."""
-        try:
-            return next(self.setup.loader)
-        except DataError:
-            if step > saved and self.world.size == 1:  # of several processes the others may have theirs
-                self._save(step, tokens, loss)
-            raise
+    def _data_fault(self, step: int) -> BaseException | None:
+        """What comes in place of the batch behind `step`, if it is a fault; behind the last step none is asked for."""
+        return self.setup.loader.fault() if step < self.train.steps else None
 
     def _begin(self) -> dict[str, Any]:
         """The state to go on from; the run's folder is there and clean."""

@@ -35,13 +35,13 @@ def ending_together(rank: int, size: int) -> Iterator[None]:
     except BaseException as fault:
         time.sleep(0 if isinstance(fault, MobileMoEError) else LOOK)  # which may follow from a fellow's, not yet told
         told = _fault(store)
+        over.set()  # this process ends by itself
         with suppress(dist.DistError):
             if told is None:
                 sentence = str(fault) if isinstance(fault, MobileMoEError) else f"{type(fault).__name__}: {fault}"
                 store.set(_FAULT, f"process {rank} stopped the training: {sentence}")
             store.add(_HEARD, 1)
             _see_others_off(store, size)
-        over.set()
         if told is not None and not isinstance(fault, MobileMoEError):
             raise TrainError(told) from None
         raise
