@@ -6,7 +6,7 @@ import types
 import pytest
 
 from mobilemoe.errors import MissingExtraError, ModelNotFoundError
-from mobilemoe.hub import ASSETS, find_model
+from mobilemoe.hub import ASSETS, find_model, with_commit
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +83,27 @@ def test_a_hub_id_is_downloaded_without_code(hub, tmp_path):
     assert asked == "facebook/MobileMoE-S-QAT"
     assert not any(pattern.endswith((".py", "*", ".bin", ".pkl", ".pt")) for pattern in options["allow_patterns"])
     assert {"*.json", "*.safetensors"} <= set(options["allow_patterns"])
+
+
+@pytest.mark.parametrize("revision", ["v1", "0123456789abcdef0123456789abcdef01234567", "refs/pr/3"])
+def test_a_revision_is_asked_for(revision, hub, tmp_path):
+    hub.answer = tmp_path
+    find_model(f"org/model@{revision}")
+    find_model("org/model")
+    assert [(asked, options["revision"]) for asked, options in hub.asked] == [
+        ("org/model", revision),
+        ("org/model", None),
+    ]
+
+
+def test_a_name_with_its_commit_means_the_same_for_ever(hub, tmp_path):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    hub.answer = tmp_path / "snapshots" / commit
+    assert with_commit("org/model") == with_commit("org/model@v1") == f"org/model@{commit}"
+    assert with_commit(f"org/model@{commit}") == f"org/model@{commit}"
+    assert with_commit("nano") == "nano"
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    assert with_commit("org/model") == "org/model"
 
 
 def test_for_a_tokenizer_no_weights_are_fetched(hub, tmp_path):

@@ -19,6 +19,7 @@ from mobilemoe.data.folder import find_shards
 from mobilemoe.data.retry import read_patiently
 from mobilemoe.data.shards import read_json_lines, read_parquet, read_text, shard_kind
 from mobilemoe.errors import DataError, MissingExtraError, TokenizerError
+from mobilemoe.hub import data_commit, split_revision
 
 Split = Literal["train", "heldout"]
 HOLDOUT = 0.01  # at 1% even the smallest domain of the project's text (about 1,000 sections) has held-out sources
@@ -122,6 +123,7 @@ class LocalSource:
 class HubSource:
     """A Hugging Face dataset, streamed; its shards are those that `datasets` reports.
 
+    `hub` may end in a revision, "org/name@v1". What that stands for now is read, and the commit is in the fingerprint.
     Raises MissingExtraError without `datasets`, DataError if the dataset cannot be opened or read.
     """
 
@@ -140,16 +142,19 @@ class HubSource:
             import datasets
         except ImportError:
             raise MissingExtraError(f"reading {hub} from the Hugging Face Hub", "hf") from None
-        self._hub = hub
+        name, revision = split_revision(hub)
         self._text_field = text_field
         try:
-            self._dataset: Any = datasets.load_dataset(hub, subset, split=split, data_files=data_files, streaming=True)
+            self.commit = data_commit(name, revision)
+            self._dataset: Any = datasets.load_dataset(
+                name, subset, split=split, data_files=data_files, revision=self.commit, streaming=True
+            )
             count = int(self._dataset.num_shards)
         except Exception as fault:  # `datasets` passes on whatever its builders, fsspec and the network raise
             raise DataError(f"the dataset {hub} ({split}) cannot be opened: {_first_line(fault)}") from fault
-        self.shards = [f"{hub}/{subset or 'default'}/{split}-{index:05d}" for index in range(count)]
+        self.shards = [f"{name}/{subset or 'default'}/{split}-{index:05d}" for index in range(count)]
         self.sizes = [_HUB_SHARD_SIZE] * count
-        self.fingerprint = digest(json.dumps([hub, subset, split, data_files, text_field, count]))
+        self.fingerprint = digest(json.dumps([name, self.commit, subset, split, data_files, text_field, count]))
 
     def documents(self, shard: int) -> Iterator[Document]:
         """The documents of one shard, in stored order. Raises DataError that names the dataset and row."""

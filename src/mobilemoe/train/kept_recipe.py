@@ -28,19 +28,26 @@ _FREE = {
 }
 
 
+def kept_recipe(run: Path) -> Recipe | None:
+    """The recipe of the checkpoints in `run`; None where there are none, or no recipe. TrainError for a damaged one."""
+    path = run / RECIPE_FILE
+    if not step_folders(run) or not path.exists():
+        return None
+    try:
+        return Recipe.model_validate(read_json(path, TrainError))
+    except ValidationError as fault:
+        entry = ".".join(map(str, fault.errors()[0]["loc"]))
+        raise TrainError(f"{path} is no recipe of this version ({entry}): remove it to go on without it") from None
+
+
 def refuse_other(recipe: Recipe, run: Path) -> None:
     """Raises TrainError that names each difference if `run` has checkpoints that another recipe has trained.
 
     A run without recipe.json is not compared.
     """
-    path = run / RECIPE_FILE
-    if not step_folders(run) or not path.exists():
+    kept = kept_recipe(run)
+    if kept is None:
         return
-    try:
-        kept = Recipe.model_validate(read_json(path, TrainError))
-    except ValidationError as fault:
-        entry = ".".join(map(str, fault.errors()[0]["loc"]))
-        raise TrainError(f"{path} is no recipe of this version ({entry}): remove it to go on without it") from None
     before, now = (dict(_entries(one.model_dump(mode="json"))) for one in (kept, recipe))
     free = _FREE if recipe.lora is None else {*_FREE, "model.init"}  # of adapters the checkpoint knows the weights
     differing = [entry for entry in {**before, **now} if entry not in free and before.get(entry) != now.get(entry)]
@@ -48,7 +55,7 @@ def refuse_other(recipe: Recipe, run: Path) -> None:
         each = (f"{entry} was {_said(before, entry)} and is {_said(now, entry)}" for entry in differing)
         raise TrainError(
             f"{run} was trained by another recipe: {', '.join(each)}; give this one another --out, "
-            f"or remove {path} to go on with the new numbers all the same"
+            f"or remove {run / RECIPE_FILE} to go on with the new numbers all the same"
         )
 
 

@@ -19,7 +19,7 @@ from mobilemoe.data.loader import LeftOut
 from mobilemoe.errors import MachineError, TrainError
 from mobilemoe.files import hold_folder, read_json, write_json
 from mobilemoe.train import checkpointing
-from mobilemoe.train.device import settle, with_precision
+from mobilemoe.train.device import settle
 from mobilemoe.train.health import REPORT_FILE, write_report
 from mobilemoe.train.kept_recipe import RECIPE_FILE, refuse_other
 from mobilemoe.train.metrics import (
@@ -35,6 +35,7 @@ from mobilemoe.train.metrics import (
 )
 from mobilemoe.train.parallel.distributed import World, join
 from mobilemoe.train.parallel.sharded_checkpoint import ShardedSaver
+from mobilemoe.train.pins import pin
 from mobilemoe.train.recipe import Recipe
 from mobilemoe.train.setup import set_up
 from mobilemoe.train.step import Stepper
@@ -202,11 +203,8 @@ def _held(run: Path, world: World) -> Iterator[None]:
 
 
 def _agreed(recipe: Recipe, run: Path, world: World) -> Recipe:
-    """`recipe` with its precision settled, which the first process does for all: another might measure otherwise."""
-    if recipe.train.precision != "auto":
-        return recipe
-    in_bf16 = world.is_first and settle(recipe, world.device, run).train.precision == "bf16"
-    return with_precision(recipe, "bf16" if world.any(in_bf16) else "fp32")
+    """`recipe` with its precision and its commits settled by the first process: another might find others."""
+    return world.first(pin(settle(recipe, world.device, run), run) if world.is_first else recipe)
 
 
 class _Report:

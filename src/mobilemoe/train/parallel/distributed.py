@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ from mobilemoe.model.block import MoE
 from mobilemoe.train.parallel.expert_parallel import ParallelExperts
 from mobilemoe.train.parallel.fellows import ending_together
 from mobilemoe.train.recipe import Recipe
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,14 @@ class World:
         count = torch.tensor(int(flag))
         dist.all_reduce(count)
         return bool(count)
+
+    def first(self, value: _Value) -> _Value:
+        """What the first process gives as `value`, in all of them."""
+        if self.size == 1:
+            return value
+        given = [value]
+        dist.broadcast_object_list(given, src=0, device=torch.device("cpu"))
+        return given[0]
 
     def wait(self) -> None:
         """Until every process is here."""
