@@ -14,9 +14,9 @@ class SourceConfig(BaseModel):
 
     `weight` is its share of tokens relative to the other sources. `files` are glob patterns below the data folder.
     Files ending in .npz are those of `mobilemoe data prepare`; a source has them alone or none of them.
-    `hub` is what `datasets.load_dataset` takes first, if need be with a revision behind it ("org/name@v1"), `subset` its
-    second argument and `hub_split` its split; `data_files` picks files of the repository (or, with a builder such as
-    "json", local ones).
+    `hub` is what `datasets.load_dataset` takes first, if need be with a revision behind it ("org/name@v1"), `subset`
+    its second argument and `hub_split` its split; `data_files` picks files of the repository (or, with a builder such
+    as "json", local ones).
     Documents with a `messages` field are conversations; others need `text_field`.
     """
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from mobilemoe.config import ModelConfig
 from mobilemoe.engine.cache import check_source, open_model
 from mobilemoe.engine.native import native, our_errors
+from mobilemoe.engine.watch import Watch
 from mobilemoe.errors import UsageError
 from mobilemoe.ids import check_ids, common_prefix
 
@@ -70,7 +71,10 @@ class Core:
         self.config = ModelConfig.load(self.folder)
         self.context = self._check_context(context)
 
+        self._mapped: Watch | None = None
+
         def open_path(path: Path) -> native.Engine:
+            self._mapped = Watch(path) if path.is_file() else None  # the weights of a folder are read into memory
             with our_errors():
                 return native.Engine.open(
                     str(path), threads=threads or 0, kv=_NATIVE_KV[kv], fp32=activations == "fp32"
@@ -122,15 +126,17 @@ class Core:
         """Appends tokens to several sessions: logits of the positions asked for, by request, then by position.
 
         Long work is done in chunks, so that an interrupt need not wait for all of it. UsageError for ids outside the
-        vocabulary, and for more tokens than a session takes.
+        vocabulary, and for more tokens than a session takes; CheckpointError if the engine file was changed meanwhile.
         """
         passes = [_natively(chunk) for chunk in chunks(self._checked(requests))]
         with our_errors():
             if len(passes) == 1:  # the usual case, one token of each text: the logits need not be copied
+                self._check_mapped()
                 return self.native.forward(passes[0])
             logits = np.empty((sum(outputs for _, _, outputs in requests), self.vocab_size), np.float32)
             done = 0
             for each in passes:
+                self._check_mapped()
                 found = self.native.forward(each)
                 logits[done : done + len(found)] = found
                 done += len(found)
@@ -146,6 +152,7 @@ class Core:
         flat = [token for wanted in targets for token in wanted]
         for chunk in chunks(self._checked([(session, ids, len(wanted)) for session, ids, wanted in requests])):
             count = sum(outputs for _, _, outputs in chunk)
+            self._check_mapped()
             with our_errors():
                 logprobs, greedy = self.native.score(_natively(chunk), flat[len(scores) : len(scores) + count])
             scores += zip(logprobs.tolist(), greedy.tolist(), strict=True)
@@ -155,6 +162,10 @@ class Core:
     def check_ids(self, ids: Iterable[int]) -> list[int]:
         """`ids` as plain ints; UsageError if there are none, too many, or one outside the vocabulary."""
         return check_ids(ids, self.vocab_size, self.context)
+
+    def _check_mapped(self) -> None:
+        if self._mapped is not None:
+            self._mapped.check()
 
     def _checked(self, requests: Sequence[Request]) -> list[Request]:
         """The requests with checked ids, without those that append nothing."""
