@@ -12,9 +12,9 @@ from mobilemoe.evaluate.compare.bits_per_byte import score_file
 from mobilemoe.hub import ASSETS
 from mobilemoe.load import Model
 from mobilemoe.presets import PRESETS
+from places import HELDOUT
 
 NANO = ASSETS / "nano"
-HELDOUT = Path(__file__).parent / "data" / "heldout.jsonl"
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import write_model
 from mobilemoe import cache
 from mobilemoe.engine import Engine
 from mobilemoe.errors import UsageError
 from mobilemoe.evaluate.models.store import Store
 from mobilemoe.profile.random_model import random_model
+from tiny_model import write_model
 
 NOBODY = 65_533  # nobody's number, and not the one that stands for unmapped users
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from foreign_configs import FITS, LLAMA3, NEW, READ, REFUSED
 from mobilemoe.checkpoint import write_random
 from mobilemoe.config import ModelConfig
 from mobilemoe.config_keys import OFF_KEYS, SAME_KEYS, SPECIAL_KEYS
 from mobilemoe.engine.native import native
 from mobilemoe.errors import ConfigError
 from mobilemoe.presets import family_member
-from test_config_foreign import FITS, LLAMA3, NEW, READ, REFUSED
 
 CONFIG = family_member(64, vocab_size=96, layers=2)
 QUANTIZED = dataclasses.replace(CONFIG, expert_group_axis="in")

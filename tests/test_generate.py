@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import mobilemoe
-from conftest import write_model
 from mobilemoe.engine import Engine
 from mobilemoe.errors import TokenizerError
 from mobilemoe.tokenizer import BYTE_TO_CHARACTER
 from refusals import refusal
+from tiny_model import write_model
 
 PROMPTS = ["Once upon a time", "x", "", "Häuser, 東京 and 🦊: a much longer prompt than the others, to be sure."]
 USER = {"role": "user", "content": "Hi"}

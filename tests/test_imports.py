@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 import mobilemoe
+import places
 
 ROOT = Path(mobilemoe.__file__).parent
-ARCHITECTURE = Path(__file__).parents[1] / "docs" / "architecture.md"
+ARCHITECTURE = places.ROOT / "docs" / "architecture.md"
 
 
 def read_rules(page: str) -> dict[str, set[str]]:

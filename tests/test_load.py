@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import mobilemoe
-from conftest import write_model
 from mobilemoe.checkpoint import convert, write_random
 from mobilemoe.checkpoint.run_folder import step_folder
 from mobilemoe.errors import CheckpointError, MobileMoEError, ModelNotFoundError, TokenizerError
 from mobilemoe.hub import find_model
 from mobilemoe.presets import family_member
 from refusals import refusal
+from tiny_model import write_model
 
 
 def test_two_lines_are_enough(tiny_folder):

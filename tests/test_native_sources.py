@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-SOURCES = Path(__file__).parents[1] / "native" / "src"
+from places import ROOT
+
+SOURCES = ROOT / "native" / "src"
 pytestmark = pytest.mark.skipif(not SOURCES.is_dir(), reason="the sources are not here")
 
 # What a folder may include besides itself, the lowest first; "" is native/src, which holds the C API and the error that

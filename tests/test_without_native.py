@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from train_runs import DATA, RECIPE
+from places import RECIPES
+from train_runs import RECIPE
 
 BLOCKED = """
 import sys
@@ -48,7 +49,6 @@ def test_the_native_backend_says_in_one_sentence_that_it_is_missing():
 
 
 def test_a_sweep_lists_its_runs_without_the_compiled_engine():
-    root = DATA.parent
-    listed = blocked("sweep", root / "sweep" / "tiny.toml", "--list")
+    listed = blocked("sweep", RECIPES / "sweep" / "tiny.toml", "--list")
     assert listed.returncode == 0, listed.stderr
     assert "d64x2-dense" in listed.stdout

@@ -1,0 +1,94 @@
+"""The committed sweep: its table is the grid's, gives the committed laws, and docs/scaling.md says what it says."""
+
+import csv
+import runpy
+
+import numpy as np
+import pytest
+
+from mobilemoe.scaling import Law, fit, read_runs
+from mobilemoe.scaling.law.compare import compare
+from mobilemoe.sweep.grid import load_grid, plan
+from places import RECIPES, ROOT
+
+SWEEP = RECIPES / "sweep"
+LAWS = {"law.json": ("*-dense-*", "*-e8g8s0-*"), "law-from-25M.json": ("*-dense-t[!1]*", "*-e8g8s0-t[!1]*")}
+WORDS = " ".join((ROOT / "docs" / "scaling.md").read_text(encoding="utf-8").replace("**", "").split())
+
+
+def rows(name):
+    with (SWEEP / name).open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def said(value, digits=4):
+    """As the docs write it: without the zero."""
+    return f"{value:.{digits}f}".replace("0.", ".", 1)
+
+
+def signed(value):
+    return "missing" if value is None else f"{value:+.3f}".replace("0.", ".", 1)
+
+
+def test_every_run_is_one_of_the_grid_and_its_forecast_was_registered_by_the_rule():
+    grid = load_grid(SWEEP / "grid.toml")
+    runs = {run.id: run for run in plan(grid)}
+    table = rows("runs.csv")
+    assert len(table) == 81
+    for row in table:
+        assert runs[row["id"]].key == row["key"]
+        above = 6 * int(row["n_active"]) * int(row["tokens"]) > grid.scaling.held_out_above
+        assert row["held_out"] == str(int(above))
+    trials = load_grid(SWEEP / "grid.toml", ("train.learning_rate=4.2e-3", "scaling.width_exponent=0.75"))
+    keys = {run.id: run.key for run in plan(trials)}
+    assert all(keys[row["id"]] == row["key"] for row in rows("rates.csv"))
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_the_table_gives_the_committed_law_and_the_docs_its_errors(name):
+    law = Law.load(SWEEP / name)
+    found = fit(read_runs(SWEEP / "runs.csv", only=LAWS[name]), "paper-E", holdout=None)
+    assert found.holdout.registered
+    assert law.rmse == pytest.approx(found.rmse, abs=2e-4)
+    assert law.forecast_rmse == pytest.approx(found.holdout.rmse, abs=5e-4)
+    assert law.domain == found.law.domain
+    points = found.runs.points
+    np.testing.assert_allclose(law.loss(points), found.law.loss(points), atol=1e-3)
+    errors = f"{said(law.rmse)} | {said(law.forecast_rmse)} over {len(found.holdout.ids)} |"
+    assert f"| {len(found.runs)} | {errors}" in WORDS
+
+
+def test_the_registered_law_beats_its_plain_rivals():
+    table = compare(read_runs(SWEEP / "runs.csv", only=LAWS["law.json"]))
+    law = next(row for row in table if row.name == "paper-E")
+    for row in table:
+        if row.rival:
+            assert law.holdout_rmse < row.holdout_rmse
+            assert said(row.holdout_rmse) in WORDS
+
+
+def test_documents_add_up_to_the_losses_and_findings_are_as_the_docs_say():
+    findings = runpy.run_path(str(SWEEP / "findings.py"))
+    documents = findings["Documents"](rows("documents.csv"))
+    for row in rows("runs.csv"):
+        loss, _ = documents.jackknife(documents.nats(row["id"]))
+        assert loss == pytest.approx(float(row["loss"]), abs=1e-5)
+    found = findings["everything"]()
+    differences = {row["model"]: signed(row["difference"]) for row in found["findings"] if row["model"].endswith("s0")}
+    shared = {row["model"]: signed(row["difference"]) for row in found["findings"] if row["model"].endswith("s1")}
+    experts, finer, helps = (
+        [of[f"d256x7-{model}"] for model in models]
+        for of, models in (
+            (differences, ("e2g8s0", "e4g8s0", "e16g8s0", "e32g8s0")),
+            (differences, ("e8g1s0", "e8g2s0", "e8g4s0", "e8g16s0")),
+            (shared, ("e4g8s1", "e8g8s1", "e16g8s1")),
+        )
+    )
+    dense = found["twins"]["24.6 M, E = 8 - dense"]["mean"]
+    assert "E = 2: {}, 4: {}, 16: {}, 32: {}; dense {} +-".format(*experts, signed(-dense)) in WORDS
+    assert "g = 1: {}, 2: {}, 4: {}, 16: {} |".format(*finer) in WORDS
+    over = [signed(found["shared_expert"][end]) for end in ("mean", "low", "high")]
+    assert "at E = 4: {}, 8: {}, 16: {}; over all six pairs {} ({} to {})".format(*helps, *over) in WORDS
+    for place, tokens in enumerate((12.3, 24.6, 49.2, 98.3)):
+        cells = " | ".join(signed(values[place]) for values in found["mixtures_gain"].values())
+        assert f"| {tokens} M | {cells} |" in WORDS
