@@ -131,3 +131,9 @@ def test_what_is_no_table_of_a_sweep_is_refused_and_stays(tmp_path, text):
     assert "runs.csv" in refusal(lambda: read_rows(path), TrainError)
     assert "runs.csv" in refusal(lambda: add_row(path, {"id": "d", "key": "k"}), TrainError)
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize("above", ["My runs of 2024", "My runs,,", "# made by hand"])
+def test_what_stands_above_the_header_is_named(table, above):
+    with pytest.raises(DataError, match=r"line 2, has 3 cells, but line 1 has only .*: remove what stands above"):
+        table(f"{above}\na,b,c\n1,2,3\n".encode())

@@ -131,6 +131,11 @@ def read_table(path: Path | str, error: type[MobileMoEError] = DataError) -> Tab
         raise error(f"{path}, line {header_line}, has several columns called {twice[0]!r}: rename them")
     width, found = len(header), []
     for line, cells in rest:
+        if _width(cells) > width == 1:
+            raise error(
+                f"{path}, line {line}, has {_width(cells)} cells, but line {header_line} has only {first[0]!r}: remove "
+                "what stands above the header"
+            )
         if _width(cells) > width:
             raise error(
                 f"{path}, line {line}, has {_width(cells)} cells where the header has {width}: a separator within a "

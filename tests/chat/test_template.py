@@ -247,3 +247,23 @@ def test_a_damaged_file_is_named(name: str, damage: bytes, tmp_path: Path) -> No
     (tmp_path / name).write_bytes(damage)
     with pytest.raises(TokenizerError, match=name.replace(".", r"\.")):
         ChatTemplate.load(tmp_path)
+
+
+PICTURES = (
+    "{% for m in messages %}{{ m.role }}:{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
+    "{% endif %}{% endfor %}{% endfor %}"
+)
+
+
+def test_a_template_that_leaves_out_what_is_said_is_refused(tokenizer: Tokenizer) -> None:
+    template = ChatTemplate(PICTURES)
+    with pytest.raises(TokenizerError, match="leaves out the last message"):
+        encode_chat(tokenizer, template, HI)
+    with pytest.raises(TokenizerError, match="leaves out what the assistant says"):
+        chat_parts(tokenizer.special_pattern, template, [*HI, {"role": "assistant", "content": "Hello."}])
+    assert encode_chat(tokenizer, template, [{"role": "user", "content": " "}])
+
+
+@pytest.mark.parametrize("source", ["{{ messages[-1].content | upper }}", "{{ messages[-1].content | length }}"])
+def test_a_template_may_change_what_a_user_says(tokenizer: Tokenizer, source: str) -> None:
+    assert encode_chat(tokenizer, ChatTemplate(source), HI)

@@ -54,6 +54,8 @@ RENDERED = {
     "dict": "{{ dict(a=1, b='x') | tojson }}{{ dict.fromkeys(['a'], 2) | tojson }}",
     "lines": "a\r\n{% if true %}\n  b\n{% endif %}\n\n{#- c -#}\n  d\n",
     "tools": "{% if tools is not none %}no{% endif %}{% if not documents %}none{% endif %}",
+    "names that nobody gives, asked through filters": "{% if safety_mode | upper == 'NONE' %}no{% endif %}"
+    "{% if messages[0].thinking | trim %}no{% endif %}{{ nobody ~ 'x' }}{{ nobody | default('y') }}",
     "time": "{{ strftime_now('%Y-%m-%d %z%Z') }}",
     "prompt": "{% for m in messages %}{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<|header_start|>{% endif %}",

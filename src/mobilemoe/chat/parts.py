@@ -28,10 +28,14 @@ def encode_chat(
     messages: Sequence[Message],
     add_generation_prompt: bool = True,
 ) -> list[int]:
-    """The ids of the rendered prompt: control ids where the template wrote them, never where a message did."""
+    """The ids of the rendered prompt: control ids where the template wrote them, never where a message did.
+
+    Raises TokenizerError if a message is malformed, or the template refuses the messages or leaves out the last one.
+    """
     [hide] = _free_marks(template, messages, 1)
     hidden = _hide_names(messages, tokenizer.special_pattern, hide)
     rendered = template.render(hidden, add_generation_prompt=add_generation_prompt)
+    _refuse_silence(template, hidden, rendered, add_generation_prompt)
     ids: list[int] = []
     for index, piece in enumerate(tokenizer.special_pattern.split(rendered)):
         ids += tokenizer.encode(piece.replace(hide, ""), special=index % 2 == 1)
@@ -60,8 +64,8 @@ def chat_parts(
     Where the template marks that by {% generation %}, it is what stands between, as in transformers. Elsewhere it is
     the content of the assistant's messages, and the control token after it where no more than blanks stand between.
     Messages at the places `unlearnt` are left out of that.
-    Raises TokenizerError for a template that changes this content by more than taking the blanks off its ends, or
-    marks by itself what is `unlearnt`.
+    Raises TokenizerError for a template that changes this content by more than taking the blanks off its ends, leaves
+    it out, or marks by itself what is `unlearnt`.
     """
     if unlearnt and template.marks_generation:
         raise TokenizerError("its weights cannot be kept: the chat template marks by {% generation %} what is learnt")
@@ -81,6 +85,10 @@ def chat_parts(
         ]
         rendered = template.render(marked, add_generation_prompt=False)
         if rendered.replace(begin, "").replace(end, "") == plain:
+            if begin not in rendered and end not in rendered and marked != hidden:
+                raise TokenizerError(
+                    "the chat template leaves out what the assistant says: it may be for other content"
+                )
             return _split_contents(rendered, special_pattern, hide, begin, end)
     raise _rewrites()
 
@@ -136,8 +144,29 @@ def _mark_content(message: Message, begin: str, end: str, strips: bool) -> Messa
     return {**message, "content": f"{before}{begin}{core}{end}{after}"}
 
 
+def _refuse_silence(
+    template: ChatTemplate, messages: Sequence[Message], rendered: str, add_generation_prompt: bool
+) -> None:
+    """TokenizerError for a template that leaves out the last message, as those for lists of texts and pictures do."""
+    *before, last = messages
+    said = last["content"].strip()
+    if not said or said in rendered:
+        return
+    # It may also rewrite it: then a longer content shows.
+    other = {**last, "content": last["content"] + _free_marks(template, messages, 1)[0]}
+    try:
+        shown = template.render([*before, other], add_generation_prompt=add_generation_prompt)
+    except TokenizerError:  # or refuse another
+        return
+    if shown == rendered:
+        raise TokenizerError("the chat template leaves out the last message: it may be for other content than text")
+
+
 def _rewrites() -> TokenizerError:
-    return TokenizerError("the chat template rewrites what the assistant says, so its words cannot be told from others")
+    return TokenizerError(
+        "the chat template rewrites what the assistant says, so its words cannot be told from others: "
+        "let it mark them by {% generation %}"
+    )
 
 
 def _free_marks(template: ChatTemplate, messages: Sequence[Message], count: int) -> list[str]:

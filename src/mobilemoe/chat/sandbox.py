@@ -74,9 +74,13 @@ class _Generation(Extension):
 
 
 class _LoudUndefined(jinja2.Undefined):
-    """May be asked whether it is defined or true, as templates do; writing it out is an error, not silence."""
+    """May be asked for what it is, as templates do; writing it out is an error, not silence (see `_written`)."""
 
-    __str__ = jinja2.Undefined._fail_with_undefined_error
+
+def _written(value: Any) -> Any:
+    if isinstance(value, _LoudUndefined):
+        value._fail_with_undefined_error()
+    return value
 
 
 class _Namespace(jinja2.utils.Namespace):
@@ -104,6 +108,7 @@ def _environment() -> _Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=_LoudUndefined,
+        finalize=_written,
         extensions=[_Generation, "jinja2.ext.loopcontrols"],
     )
     environment.filters["tojson"] = _to_json

@@ -13,15 +13,18 @@ _BACKUPS = ".bak .backup .old .orig .save .sav .rej .tmp .temp .part .partial .c
 _SUMS = (
     ".md5 .md5sum .sha1 .sha1sum .sha224 .sha256 .sha256sum .sha384 .sha512 .sha512sum .b2 .b3 .crc .crc32 .checksum"
 )
+_MARKERS = {"thumbs.db", "desktop.ini", "_success", "_metadata", "_common_metadata"}
+_SYSTEMS = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "__pycache__"}  # folders
 _ASIDE = frozenset(f"{_BACKUPS} {_SUMS} .lock .pid .idx .index .offsets .sig .asc .log".split())
 
 
 def find_shards(root: Path, patterns: str | Sequence[str]) -> list[str]:
     """The files below `root` that match one of the glob patterns, each once, sorted, relative to `root`.
 
-    Wildcards match no hidden files (unless the pattern has a name that begins with a dot), no backups and nothing that
-    is about another file (`a.jsonl.sha256`); of a file and the same packed (`a.jsonl`, `a.jsonl.gz`) the first is
-    taken. Raises DataError if a pattern leaves the folder, or neither it nor the same with .gz or .zst matches any.
+    Wildcards match no hidden files (unless the pattern has a name that begins with a dot), no backups, nothing that is
+    about another file (`a.jsonl.sha256`) and nothing in the folders that systems keep for themselves; of a file and the
+    same packed (`a.jsonl`, `a.jsonl.gz`) the first is taken, and so it is of names that lead to one file. Raises
+    DataError if a pattern leaves the folder, or neither it nor the same with .gz or .zst matches any.
     """
     names = [patterns] if isinstance(patterns, str) else patterns
     found: set[str] = set()
@@ -40,11 +43,16 @@ def find_shards(root: Path, patterns: str | Sequence[str]) -> list[str]:
         if plain_name(pattern) not in met:
             raise DataError(sentence)
     unpacked: dict[str, str] = {}
+    met_files: set[tuple[int, int]] = set()
     for name in sorted(found):
         try:
             name.encode()
         except UnicodeEncodeError:
             raise DataError(f"the name of the file {name!r} in {root} is not UTF-8: rename it") from None
+        status = (root / name).stat()
+        if status.st_ino and (status.st_dev, status.st_ino) in met_files:
+            continue
+        met_files.add((status.st_dev, status.st_ino))
         unpacked.setdefault(plain_name(name), name)
     return sorted(unpacked.values())
 
@@ -63,8 +71,10 @@ def _is_aside(name: str, pattern: str) -> bool:
     last = Path(name).name
     return (
         (_is_hidden(name) and not _is_hidden(pattern))
+        or bool(_SYSTEMS.intersection(Path(name).parts) - {*Path(pattern).parts})
+        or last.startswith("~$")
         or last.endswith(("~", "#"))
-        or last.lower() in ("thumbs.db", "desktop.ini")
+        or last.lower() in _MARKERS
         or Path(last).suffix.lower() in _ASIDE
     )
 

@@ -13,12 +13,19 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from mobilemoe.errors import DataError, MissingExtraError
-from mobilemoe.files import decode_text, open_regular, parse_json
+from mobilemoe.files import IS_LFS_POINTER, LFS_START, decode_text, open_regular, parse_json
 
 MAX_DOCUMENT_BYTES = 256 * 2**20  # a damaged or hostile file must not fill the memory
 MAX_LINE_BYTES = 64 * 2**20  # of JSON, whose values can take twenty times as much
 ZSTD_INPUT_BYTES = 4096  # at a time: zstd can unpack each byte to 32 kB, so 128 MiB at the very worst
 _PARQUET_ROWS = 256  # decoded at a time
+_PACKED = {  # how files begin whose names say nothing of it
+    b"\x1f\x8b": "compressed by gzip",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd",
+    b"BZh9": "compressed by bzip2",
+    b"\xfd7zXZ": "compressed by xz",
+    b"PK\x03\x04": "a ZIP archive or a spreadsheet",
+}
 _KINDS: dict[str, Literal["jsonl", "parquet", "text"]] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -85,31 +92,49 @@ def read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict
         raise MissingExtraError(f"reading {path.name}", "train") from None
     number = 0
     try:
-        with open_regular(path, DataError) as handle, pyarrow.parquet.ParquetFile(handle, buffer_size=2**20) as file:
-            present = [name for name in columns if name in file.schema_arrow.names]
+        with (
+            _open_whole(path) as handle,
+            pyarrow.parquet.ParquetFile(handle, buffer_size=2**20, page_checksum_verification=True) as file,
+        ):
+            names = file.schema_arrow.names
+            present = [name for name in columns if name in names]
+            if twice := [name for name in present if names.count(name) > 1]:
+                raise DataError(f"{path} has several columns called {twice[0]!r}: rename them")
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=present):
                 for row in _rows(batch, path, number):
                     number += 1
                     yield number, row
     except (pyarrow.ArrowException, ValueError, OverflowError, TypeError) as fault:
-        raise DataError(f"{path} is not a whole parquet file (after row {number}): {_one_line(fault)}") from None
+        raise _damage(path, number, fault) from None
     except OSError as fault:
         if fault.errno is not None:  # the machine's
             raise
-        raise DataError(f"{path} is damaged (after row {number}): {_one_line(fault)}") from None
+        raise _damage(path, number, fault) from None
+
+
+def _damage(path: Path, number: int, fault: Exception) -> DataError:
+    """What pyarrow found wrong behind row `number`: it says much of it in the same kinds of exception."""
+    said = _one_line(fault)
+    if "crypt" in said.lower():
+        return DataError(f"{path} is encrypted: write it without ({said})")
+    if "utf8" in said.lower():
+        return DataError(f"{path} holds text that is not UTF-8 (after row {number}): {said}")
+    return DataError(f"{path} is damaged (after row {number}): {said}")
 
 
 def _rows(batch: Any, path: Path, before: int) -> list[dict[str, Any]]:
     """The rows of a record batch, the `before` + 1st of the file first."""
     try:
         return batch.to_pylist()  # type: ignore[no-any-return]
-    except UnicodeDecodeError:
+    except Exception:  # of the packages that pyarrow makes Python's values with, such as those of time zones
         for number, name in product(range(batch.num_rows), batch.schema.names):
+            place = f"{path}, row {before + number + 1}"
             try:
                 batch.column(name).slice(number, 1).to_pylist()
             except UnicodeDecodeError as fault:
-                place = f"{path}, row {before + number + 1}"
                 raise DataError(f"{place}, holds text in {name!r} that is not UTF-8: {fault.reason}") from None
+            except Exception as fault:
+                raise DataError(f"{place}, holds in {name!r} what cannot be read: {_one_line(fault)}") from None
         raise
 
 
@@ -138,16 +163,36 @@ def _open_plain(path: Path) -> Iterator[IO[bytes]]:
             except ImportError:
                 raise MissingExtraError(f"reading {path.name}", "train") from None
             faults = (*faults, zstandard.ZstdError)
-            with open_regular(path, DataError) as packed, io.BufferedReader(_ZstdStream(packed), 2**20) as handle:
+            with _open_whole(path) as packed, io.BufferedReader(_ZstdStream(packed), 2**20) as handle:
+                _refuse_packed(handle, path, "twice ")
                 yield handle
         elif packing == ".gz":
-            with open_regular(path, DataError) as packed, gzip.open(packed) as handle:
+            with _open_whole(path) as packed, gzip.open(packed) as handle:
+                _refuse_packed(handle, path, "twice ")
                 yield handle  # type: ignore[misc]  # GzipFile is such a file in all but name
         else:
-            with open_regular(path, DataError) as handle:
+            with _open_whole(path) as handle:
+                _refuse_packed(handle, path)
                 yield handle
     except faults as fault:
         raise DataError(f"{path} cannot be read to its end, fetch or write it again: {fault}") from None
+
+
+def _open_whole(path: Path) -> IO[bytes]:
+    """Opens a regular file, but not the few lines that stand for one kept elsewhere."""
+    handle = open_regular(path, DataError)
+    if handle.peek(len(LFS_START)).startswith(LFS_START):  # type: ignore[attr-defined]  # a BufferedReader
+        handle.close()
+        raise DataError(f"{path} {IS_LFS_POINTER}")
+    return handle
+
+
+def _refuse_packed(handle: Any, path: Path, again: str = "") -> None:
+    """Raises DataError if what should be text begins as a compressed file does."""
+    start = handle.peek(8)
+    for beginning, what in _PACKED.items():
+        if start.startswith(beginning):
+            raise DataError(f"{path} is {again}{what}: unpack it, or name it .gz or .zst after what it is")
 
 
 class _ZstdStream(io.RawIOBase):

@@ -14,8 +14,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mobilemoe.chat import Message, check_messages
+from mobilemoe.chat import Message
 from mobilemoe.data.folder import find_shards
+from mobilemoe.data.messages import clean_messages
 from mobilemoe.data.retry import read_patiently
 from mobilemoe.data.shards import read_json_lines, read_parquet, read_text, shard_kind
 from mobilemoe.errors import DataError, MissingExtraError, TokenizerError
@@ -26,6 +27,7 @@ HOLDOUT = 0.01  # at 1% even the smallest domain of the project's text (about 1,
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 _PACKED = 4  # characters in a byte of a packed file
 _HUB_SHARD_SIZE = 2**30  # nobody tells
+_SHOWN = 80  # characters of the names in a sentence
 
 
 class Encoded(NamedTuple):
@@ -210,14 +212,22 @@ def document_of_row(row: Any, place: str, key: str, text_field: str = "text") ->
     messages, text = None, None
     unlearnt: tuple[int, ...] = ()
     if row.get("messages") not in (None, []):
-        messages, unlearnt = _clean_messages(row["messages"], place)
+        try:
+            messages, unlearnt = clean_messages(row["messages"])
+        except TokenizerError as fault:
+            raise DataError(f"{place} has no usable conversation: {fault}") from None
     else:
         text = row.get(text_field)
     source = row.get("source") or key
     if not isinstance(source, str):
         raise DataError(f"{place} has a 'source' that is not a string")
     if messages is None and not isinstance(text, str):
-        raise DataError(f"{place} has neither a string {text_field!r} nor 'messages': name the field with text_field")
+        others = ", ".join(sorted(map(str, row.keys() - {text_field, "messages"})))[:_SHOWN]
+        found = f"; of its {others} name the text's with text_field, or write" if others else ": write"
+        raise DataError(
+            f"{place} has neither a string {text_field!r} nor 'messages'{found} conversations as 'messages' "
+            "of role and content"
+        )
     license_, category = str(row.get("license") or ""), str(row.get("category") or "")
     try:
         for string in (source, license_, category, text or "", *(said for m in messages or () for said in m.values())):
@@ -235,32 +245,6 @@ def messages_as_stored(document: Document) -> list[dict[str, Any]]:
     for place in document.unlearnt:
         messages[place]["weight"] = 0
     return messages
-
-
-def _clean_messages(messages: Any, place: str) -> tuple[list[Message], tuple[int, ...]]:
-    """Messages of role and content alone, and which are not to be learnt.
-
-    Keys that are None are left out: parquet gives every message every key.
-    """
-    unlearnt = []
-    try:
-        if isinstance(messages, list) and all(isinstance(message, dict) for message in messages):
-            messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
-            for number, message in enumerate(messages):
-                if not isinstance(message.pop("name", ""), str):
-                    raise TokenizerError(f"message {number} has a name that is not text")
-                if message.pop("tool_calls", []) != []:
-                    raise TokenizerError(f"message {number} has tool_calls, but only text can be learnt: write it out")
-                if "weight" in message and message.get("role") != "assistant":
-                    raise TokenizerError(f"message {number} has a weight, which only the assistant's may have")
-                weight = message.pop("weight", 1)
-                if weight not in (0, 1):
-                    raise TokenizerError(f"message {number} has the weight {weight!r}, but must have 0 or 1")
-                if not weight:
-                    unlearnt.append(number)
-        return list(check_messages(messages)), tuple(unlearnt)
-    except TokenizerError as fault:
-        raise DataError(f"{place} has no usable conversation: {fault}") from None
 
 
 def _first_line(fault: Exception) -> str:

@@ -71,17 +71,21 @@ DAMAGES = {  # of single fields, whatever the benchmark
     "type": (None, "", 5, ["astronomy"]),
     "problem": (None, "", 5),
     "solution": (None, "", "It is 2.", "It is $\\boxed{2$."),
-    "prompt": (None, "", 5),
+    "prompt": (None, "", 5, "def adds(x):\n", "add = 3"),
     "entry_point": (None, "", "not a name", 5),
     "test": (None, "", "pass"),
     "text": (None, "", 5),
     "test_setup_code": (None, 5),
-    "test_list": (None, [], ["assert True"], "assert True"),
+    "test_list": (None, [], ["assert True"], "assert True", ["assert True", "assert True", "add(3)"]),
 }
 OWN = {  # and of those whose meaning depends on it
     "nq_open": [("answer", bad) for bad in (None, [], "Ann", [""], [None], 5)],
-    "gsm8k": [("answer", bad) for bad in (None, "", "two", True, 2.5, ["2"])],
-    "mmlu_stem": [("answer", bad) for bad in LABELS] + [("choices", ["a", "b", "c"])],
+    "gsm8k": [("answer", bad) for bad in (None, "", "two", True, 2.5, ["2"], "1..2", "1,2,3", "12,34")],
+    "mmlu_stem": [("answer", bad) for bad in LABELS] + [("choices", ["a", "b", "c"]), ("type", "philosophy")],
+    **{
+        name: [("choices", [*"abcdefg"]), ("choices", [*"ab"])]
+        for name in ("hellaswag", "openbookqa", "siqa", "commonsense_qa")
+    },
     "piqa": [("choices", ["a", "b", "c"])],
     "boolq": [("choices", ["yes", "no"]), ("query", "no passage here?"), ("query", "Passage: \nQuestion: ")],
     "mbpp": [("task_id", bad) for bad in (None, "11", 0, -1, 10**400, 11.0, True)],

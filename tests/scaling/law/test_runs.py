@@ -76,6 +76,12 @@ def test_a_row_that_stands_twice_without_an_id_counts_once(table):
     assert any("the same row comes again in a later line (line 2)" in note for note in runs.notes)
 
 
+def test_a_row_that_stands_twice_in_other_digits_counts_once(table):
+    runs = table("loss,n_active,tokens,seed\n2.5,5e7,1e9,a\n2.50,50000000,1000000000,a\n2.5,5e7,1e9,b\n")
+    assert runs.loss.tolist() == [2.5, 2.5]
+    assert any("the same row comes again in a later line (line 2)" in note for note in runs.notes)
+
+
 def test_fewer_tokens_than_a_count_begins_with_are_known_by_their_compute(table):
     runs = table("loss,n_active,tokens,flops\n9.5,560000,8320,2.8e10\n8.0,560000,32256,1.1e11\n")
     np.testing.assert_allclose(runs.points.tokens, [8.32e-6, 32.256e-6])

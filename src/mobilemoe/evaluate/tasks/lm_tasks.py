@@ -103,7 +103,10 @@ def _hub_tasks(benchmark: Benchmark, manager: TaskManager) -> list[Any]:
 def _local_tasks(benchmark: Benchmark, manager: TaskManager, data_dir: Path) -> list[Any]:
     tasks = []
     for part, splits in local.read_items(benchmark.name, data_dir).items():
-        config = _config(benchmark, manager, part or str(benchmark.task))
+        try:
+            config = _config(benchmark, manager, part or str(benchmark.task))
+        except Unavailable as fault:
+            raise Unavailable(f"{fault}, of which {data_dir} holds items" if part else str(fault)) from None
         brings_shots = bool({"samples", "process_docs"} & (config.get("fewshot_config") or {}).keys())
         config |= {"dataset_path": data_dir.name, "dataset_name": None, "dataset_kwargs": None, "test_split": "test"}
         config |= {"training_split": None, "validation_split": None, "num_fewshot": benchmark.shots}

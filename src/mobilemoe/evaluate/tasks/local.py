@@ -19,7 +19,14 @@ from mobilemoe.errors import DataError
 from mobilemoe.evaluate.results.rows import FieldError, Row, label, read_rows, text, texts, whole_number
 from mobilemoe.files import read_json
 
-_GSM8K_ANSWER = re.compile(r"\$?-?\$?[0-9][0-9.,]*")
+_GSM8K_ANSWER = re.compile(r"\$?-?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?")
+_STEM = (
+    *("abstract_algebra", "anatomy", "astronomy", "college_biology", "college_chemistry", "college_computer_science"),
+    *("college_mathematics", "college_physics", "computer_security", "conceptual_physics", "electrical_engineering"),
+    *("elementary_mathematics", "high_school_biology", "high_school_chemistry", "high_school_computer_science"),
+    *("high_school_mathematics", "high_school_physics", "high_school_statistics", "machine_learning"),
+)
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 NO_HUB = "the Hub cannot be reached"
 
 
@@ -31,13 +38,15 @@ class Unavailable(Exception):  # noqa: N818 - no error: such a benchmark is list
 class LocalFile:
     """A benchmark's file: a row in the fields of lm_eval's task, and what of the task's config changes with it.
 
-    part: which task of a group a row is of; split: which part of the data set, of which `needs` must be there.
+    alike: whether all rows have equally many choices, so that guessing is right equally often; part: which task of a
+    group a row is of; split: which part of the data set, of which `needs` must be there.
     """
 
     name: str
     row: Callable[[Row], Row]
     config: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+    alike: bool = True
     part: Callable[[Row], str] | None = None
     split: Callable[[Row], str] = lambda row: "test"
     needs: tuple[str, ...] = ("test",)
@@ -45,7 +54,7 @@ class LocalFile:
 
 def _choose(row: Row) -> Row:
     """A question, its choices and which of them is right, under our names."""
-    choices = texts(row, "choices", 2)
+    choices = texts(row, "choices", 2, len(_LETTERS))
     return {"query": text(row, "query"), "choices": choices, "gold": label(row, "gold", choices)}
 
 
@@ -63,7 +72,7 @@ def _openbookqa(row: Row) -> Row:
 
 
 def _lettered(question: str, asked: Row, prefix: str = "") -> Row:
-    letters = [chr(ord("A") + place) for place in range(len(asked["choices"]))]
+    letters = [*_LETTERS[: len(asked["choices"])]]
     return {
         question: asked["query"].removeprefix(prefix),
         "choices": {"text": asked["choices"], "label": letters},
@@ -127,6 +136,12 @@ def _mmlu_subject(row: Row) -> str:
     return f"mmlu_{text(row, 'type')}"
 
 
+def _stem_subject(row: Row) -> str:
+    if text(row, "type") not in _STEM:
+        raise FieldError(f"'type' is {row['type']!r:.60}, but must be one of MMLU's subjects of science: {_STEM}")
+    return _mmlu_subject(row)
+
+
 def _math500(row: Row) -> Row:
     solution = text(row, "solution")
     _, boxed, rest = solution.rpartition("\\boxed")
@@ -143,16 +158,21 @@ def _humaneval(row: Row) -> Row:
         raise FieldError("'test' defines no function check, so nothing would be tested")
     if not fields["entry_point"].isidentifier():
         raise FieldError(f"'entry_point' is {fields['entry_point']!r:.60}, but must be the name of a function")
+    if not re.search(rf"\bdef\s+{fields['entry_point']}\b", fields["prompt"]):
+        raise FieldError(f"'prompt' defines no function {fields['entry_point']!r:.60}, which is the 'entry_point'")
     return fields
 
 
 def _mbpp(row: Row) -> Row:
+    tests = texts(row, "test_list", 3)  # the prompt shows three of them
+    if idle := [test for test in tests if "assert" not in test]:
+        raise FieldError(f"'test_list' holds {idle[0]!r:.60}, which asserts nothing")
     return {
         "task_id": whole_number(row, "task_id", 1, 2**31),
         "text": text(row, "text"),
         "code": text(row, "code"),
         "test_setup_code": text(row, "test_setup_code", may_be_blank=True),
-        "test_list": texts(row, "test_list", 3),  # the prompt shows three of them
+        "test_list": tests,
     }
 
 
@@ -169,8 +189,8 @@ FILES = {
     "siqa": LocalFile("siqa.jsonl", _choose, _LETTERED, _ONE_SHORT),
     "commonsense_qa": LocalFile("commonsense_qa.jsonl", _choose, _LETTERED, _ONE_SHORT),
     "winogrande": LocalFile("winogrande.jsonl", _winogrande),
-    "arc_easy": LocalFile("arc_easy.jsonl", _arc),
-    "arc_challenge": LocalFile("arc_challenge.jsonl", _arc),
+    "arc_easy": LocalFile("arc_easy.jsonl", _arc, alike=False),
+    "arc_challenge": LocalFile("arc_challenge.jsonl", _arc, alike=False),
     "openbookqa": LocalFile("openbook_qa.jsonl", _openbookqa),
     "boolq": LocalFile("boolq.jsonl", _boolq),
     "nq_open": LocalFile("nq_open.jsonl", _nq_open, note=_OWN_SHOTS),
@@ -181,7 +201,7 @@ FILES = {
         "mmlu_stem.jsonl",
         _mmlu,
         note=f"18 of MMLU's 57 subjects: not MMLU's number; {_OWN_SHOTS} of the subject",
-        part=_mmlu_subject,
+        part=_stem_subject,
     ),
     "math500": LocalFile("math500.jsonl", _math500),
     "humaneval": LocalFile("humaneval.jsonl", _humaneval),
@@ -208,15 +228,25 @@ def read_items(name: str, data_dir: Path) -> dict[str, Splits]:
         raise Unavailable(f"{path.name} has no layout that can be read here")
     file = FILES[name]
     parts: dict[str, Splits] = defaultdict(lambda: defaultdict(list))
+    first: tuple[str, Row] | None = None
     for place, row in read_rows(path):
         try:
             item = file.row(row)
+            if file.alike and "choices" in row:
+                first = first or (place, row)
+                _check_alike(row, *first)
             parts[file.part(row) if file.part else ""][file.split(item)].append(item)
         except FieldError as fault:
             raise DataError(f"{place}, is no item of {name}: {fault}") from None
     if not parts or not all(split in splits for splits in parts.values() for split in file.needs):
         raise DataError(f"{path} lacks items of {name}: it must hold some of {' and '.join(file.needs)}")
     return parts
+
+
+def _check_alike(row: Row, place: str, first: Row) -> None:
+    here, there = len(row["choices"]), len(first["choices"])
+    if here != there:
+        raise FieldError(f"'choices' are {here}, but {there} in {place}")
 
 
 def config_of(name: str) -> dict[str, Any]:

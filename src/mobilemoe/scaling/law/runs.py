@@ -300,15 +300,15 @@ class _Runs:
     def _drop_doubles(self, places: NDArray[np.intp], loss: Array, values: Mapping[str, Array]) -> NDArray[np.intp]:
         """Of rows with one id and the same knobs the last counts: it is a run that was repeated or written twice.
 
-        Rows without an id are the same run where all of their cells are equal, but for those of a running number.
+        Rows without an id are the same run where all of their cells are equal, but for those of a running number; 5e7
+        is equal to 50000000.
         """
         names, ids = self._named(), self._ids()
-        compared = [place for place, name in enumerate(self.table.header) if name and not name.startswith("Unnamed:")]
+        compared = [self._comparable(name) for name in self.table.header if name and not name.startswith("Unnamed:")]
         last: dict[tuple[Any, ...], np.intp] = {}
         for place in places:
-            cells = self.table.rows[place].cells
             same = (ids[place], *(array[place] for array in values.values())) if names[place] else ()
-            last[same or tuple(cells[column] for column in compared)] = place
+            last[same or tuple(column[place] for column in compared)] = place
         kept = np.array(sorted(last.values()), np.intp)
         if doubles := [place for place in places if place not in {*kept}]:
             what = "the same id and knobs come" if any(names[place] for place in doubles) else "the same row comes"
@@ -318,6 +318,14 @@ class _Runs:
         if several := sorted({name for name in named if named.count(name) > 1}):
             self.notes.append(f"{len(several)} ids name several different runs, as {several[0]!r}: all are kept")
         return kept
+
+    def _comparable(self, name: str) -> list[float | str]:
+        """The cells of a column as numbers where they are any, else as text."""
+        texts = self.table.texts(name)
+        numbers = self.numbers.get(name)
+        if numbers is None:
+            return [*texts]
+        return [text if np.isnan(number) else float(number) for number, text in zip(numbers, texts, strict=True)]
 
     def _named(self) -> list[str]:
         """The ids of the table, empty where it has none."""
