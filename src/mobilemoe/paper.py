@@ -16,6 +16,9 @@ LAW_E |= {"omega": 1.0593, "beta": -0.3210, "zeta": -0.3684, "c": 1.9730}
 LAW_E_DOMAIN = {"n_active": (0.3, 0.9), "tokens": (100.0, 500.0), "experts": (1.0, 32.0)}
 LAW_E_RMSE = 0.0076  # nats
 
+# The values that its sweeps tried (section 4).
+SWEPT = {"experts": (1, 2, 4, 8, 16, 32), "granularity": (1, 2, 4, 8, 16), "shared": (0, 1)}
+
 CAVEAT = (
     "Reference marks are as the paper measured them (arXiv 2605.27358), not with this harness: most of its shots and "
     "its prompts are not published."

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Iterator
+from itertools import product
 from typing import Any
 
 from mobilemoe import accounting
+from mobilemoe.accounting import C
 from mobilemoe.config import ModelConfig
 from mobilemoe.config_rope import RopeScaling
 from mobilemoe.config_rules import FULL, SLIDING
 from mobilemoe.errors import ConfigError, UsageError
+
+FAMILY_KNOBS = {"experts": 8, "granularity": 8, "shared": 1}  # E, g and s of S, M and L (spec section 1)
+DENSE = (1, 1, 0)  # E, g and s of a dense model: there is nothing to cut or to share
 
 LLAMA3_IDS: dict[str, Any] = {
     "bos_token_id": 128_000,
@@ -50,29 +56,50 @@ def family_member(
     if hidden_size % head_dim:
         raise ConfigError(f"hidden_size is {hidden_size}, not a multiple of the head_dim {head_dim}")
     heads = hidden_size // head_dim
-    width, fused = d_ff // granularity, granularity // 2 if shared else 0
     if expansion == 1:
         ffn: dict[str, Any] = {"ffn_type": "dense", "intermediate_size": d_ff}
     else:
-        ffn = {
-            "intermediate_size": width,
-            "intermediate_size_mlp": fused * width,
-            "num_local_experts": expansion * granularity - fused,
-            "num_experts_per_tok": granularity - fused,
-        }
+        ffn = family_experts(hidden_size, expansion, granularity, int(shared))
         # The weight of a single expert, normalised, is always 1: its router would learn nothing from the loss.
-        other.setdefault("norm_topk_prob", granularity - fused > 1)
+        other.setdefault("norm_topk_prob", ffn["num_experts_per_tok"] > 1)
     return ModelConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         num_hidden_layers=layers or math.ceil(hidden_size / 40),
         num_attention_heads=heads,
-        num_key_value_heads=max(k for k in (1, 2, 3, 4) if heads % k == 0),
+        num_key_value_heads=family_kv_heads(heads),
         head_dim=head_dim,
         rope_scaling=rope_scaling,
         **ffn,
         **other,
     )
+
+
+def family_experts(hidden_size: C, expansion: C, granularity: C, shared: C) -> dict[str, C]:
+    """The config fields of a mixture's experts by spec section 1: g/2 of the active slots are fused if `shared` is 1.
+
+    Of numbers, or of arrays with an entry for each model.
+    """
+    width, fused = 4 * hidden_size // granularity, granularity // 2 * shared
+    return {
+        "intermediate_size": width,
+        "intermediate_size_mlp": fused * width,
+        "num_local_experts": expansion * granularity - fused,
+        "num_experts_per_tok": granularity - fused,
+    }
+
+
+def family_kv_heads(heads: int) -> int:
+    """The number of KV heads for so many query heads: the largest up to 4 that divides them (spec section 1)."""
+    return max(kv for kv in (1, 2, 3, 4) if heads % kv == 0)
+
+
+def family_knobs(
+    experts: Iterable[int], granularity: Iterable[int], shared: Iterable[int]
+) -> Iterator[tuple[int, int, int]]:
+    """Every (E, g, s) of these values that makes a model, each once: a shared expert needs an even g."""
+    made = (DENSE if e == 1 else (e, g, s) for e, g, s in product(experts, granularity, shared))
+    yield from dict.fromkeys((e, g, s) for e, g, s in made if not s or g % 2 == 0)
 
 
 def derive(active: float, expansion: int = 8, granularity: int = 8, shared: bool = True, **other: Any) -> ModelConfig:
@@ -99,7 +126,7 @@ def derive(active: float, expansion: int = 8, granularity: int = 8, shared: bool
     return best
 
 
-def _published(hidden_size: int) -> ModelConfig:
+def _released(hidden_size: int) -> ModelConfig:
     return family_member(hidden_size, rope_scaling=RopeScaling(), **LLAMA3_IDS)
 
 
@@ -147,9 +174,9 @@ _NANO = dataclasses.replace(
 
 # nano and micro have plain RoPE, which every stock runtime can express.
 PRESETS: dict[str, ModelConfig] = {
-    "S": _published(768),
-    "M": _published(1024),
-    "L": _published(1280),
+    "S": _released(768),
+    "M": _released(1024),
+    "L": _released(1280),
     "nano": _NANO,
     "micro": family_member(64, expansion=4, granularity=4, vocab_size=16_384, max_position_embeddings=1024),
     "mobilellm-pro": _MOBILELLM_PRO,

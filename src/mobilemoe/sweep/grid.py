@@ -27,7 +27,7 @@ from mobilemoe import accounting
 from mobilemoe.config import ModelConfig
 from mobilemoe.data.sources import digest
 from mobilemoe.errors import ConfigError
-from mobilemoe.presets import family_member, preset
+from mobilemoe.presets import DENSE, family_knobs, family_member, preset
 from mobilemoe.train.device import settle
 from mobilemoe.train.recipe import Recipe, read_tables, resolve_paths, validated
 
@@ -250,13 +250,9 @@ def _held_out(grid: Grid, runs: list[Run]) -> set[str]:
 
 
 def _expand(grid: Grid, name: str, block: Block) -> Iterator[Run]:
-    axes = (block.sizes, block.tokens, block.experts, block.granularity, block.shared, block.rates, block.seeds)
-    for size, tokens, experts, granularity, shared, rate, seed in product(*axes):
-        if experts == 1:
-            granularity, shared = 1, 0
-        if shared and granularity % 2:
-            continue
-        yield _make_run(grid, name, size, tokens, (experts, granularity, shared), rate, seed)
+    knobs = list(family_knobs(block.experts, block.granularity, block.shared))
+    for size, tokens, chosen, rate, seed in product(block.sizes, block.tokens, knobs, block.rates, block.seeds):
+        yield _make_run(grid, name, size, tokens, chosen, rate, seed)
 
 
 def _make_run(
@@ -320,7 +316,7 @@ def _nearest_width(size: Size, vocab_size: int) -> int:
     """The width whose dense model comes nearest to `size.parameters`: the same for every E, g and s."""
 
     def distance(width: int) -> float:
-        active = accounting.active_parameters(_of_width(width, size, (1, 1, 0), vocab_size))
+        active = accounting.active_parameters(_of_width(width, size, DENSE, vocab_size))
         return float(abs(active - vocab_size * width - wanted))
 
     wanted = size.parameters or 0.0

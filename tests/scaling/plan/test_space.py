@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from mobilemoe.errors import UsageError
-from mobilemoe.presets import family_member, preset
+from mobilemoe.presets import family_kv_heads, family_member, preset
 from mobilemoe.scaling.law.published import published
-from mobilemoe.scaling.plan.space import Space, config_of, departure, family_kv_heads, kv_choices
+from mobilemoe.scaling.plan.space import Space, config_of, departure, kv_choices
 
 
 def find(space: Space, config) -> list[tuple]:
@@ -71,8 +71,8 @@ def test_kv_heads_divide_the_heads_and_are_shared_by_two_to_eight():
     assert kv_choices(16) == [2, 4, 8]
     assert kv_choices(13) == [1]  # a prime number: the family has one
     for heads in range(2, 65):
-        assert family_kv_heads(np.array(heads)) == family_member(64 * max(heads, 4)).num_key_value_heads or heads < 4
-        assert int(family_kv_heads(np.array(heads))) in kv_choices(heads)
+        assert family_kv_heads(heads) == family_member(64 * max(heads, 4)).num_key_value_heads or heads < 4
+        assert family_kv_heads(heads) in kv_choices(heads)
 
 
 def test_a_long_context_is_one_that_the_model_may_have():

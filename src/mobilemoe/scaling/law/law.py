@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mobilemoe.errors import DataError, MobileMoEError, UsageError
 from mobilemoe.files import read_json, write_json
+from mobilemoe.presets import DENSE, FAMILY_KNOBS
 from mobilemoe.scaling.law.forms import Form, form_named, in_units
 from mobilemoe.scaling.law.runs import BILLION, KNOBS, Points
 
@@ -127,6 +128,18 @@ class Law:
                     f"{column} is {found}, outside the {low:g}{unit} to {high:g}{unit} of the runs behind the law: "
                     "what it says there is extrapolation and may rank wrongly"
                 )
+
+    def known(self, column: str, values: Sequence[int]) -> tuple[int, ...]:
+        """Those of `values` that the law can choose among: inside its domain, where it has a term for `column`.
+
+        Of a column without a term it knows one value: that of its runs, or else the family's, or for a law without any
+        such term that of dense models.
+        """
+        low, high = self.domain.get(column, (0.0, np.inf))
+        columns = self._form.columns
+        if column in columns or low == high:
+            return tuple(value for value in values if low <= value <= high)
+        return (FAMILY_KNOBS[column] if columns or column != "experts" else DENSE[0],)
 
     def plain_counts(self) -> dict[str, float]:
         """The parameters for N and D in plain counts, as Chinchilla's are usually written."""

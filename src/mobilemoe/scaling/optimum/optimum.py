@@ -1,33 +1,31 @@
-"""Where a law is least: with the training compute given, and with a device's memory given too.
+"""Where a law has its least loss: with the training compute given, and within a device's memory where that is given.
 
 Notation as in docs/scaling.md, which derives both: N active parameters and D training tokens (both in 1e9), C training
-FLOPs, M bytes on the device, E expansion, g granularity, s shared expert.
+FLOPs, E expansion, g granularity, s shared expert.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mobilemoe.accounting import WeightBits
 from mobilemoe.errors import UsageError
+from mobilemoe.paper import SWEPT
+from mobilemoe.presets import family_knobs
 from mobilemoe.scaling.law.forms import FORMS, INDEX, terms
 from mobilemoe.scaling.law.law import Law
 from mobilemoe.scaling.law.runs import Points
 from mobilemoe.scaling.optimum.family import Family, family
 
 Array = NDArray[np.float64]
+Knobs: TypeAlias = tuple[int, int, int]  # E, g and s
 
-KNOBS = {"experts": (1, 2, 4, 8, 16, 32), "granularity": (1, 2, 4, 8, 16), "shared": (0, 1)}  # the paper's sweep
-PUBLISHED = {"experts": 8, "granularity": 8, "shared": 1}  # S, M and L
-DENSE = (1, 1, 0)  # E, g and s of the dense model
-REACH = 1e3  # N is sought within this factor of sqrt(C/6), where it equals D
-STEPS = 9  # in which a range of N is looked through
+REACH = 1e3  # without a memory, N is sought within this factor of sqrt(C/6), where it equals D
+STEPS = 9  # places at which one step of the search looks
 PRECISION = 1e-8  # of ln N
 AT_END = 1e-6  # an optimum nearer than this, in ln N, lies at the end of its range
 
@@ -74,9 +72,9 @@ class Optimum:
 
 @dataclass(frozen=True)
 class _Line:
-    """The models of one (E, g, s) that the constraints allow: one for each N from low to high (1e9)."""
+    """The models of one (E, g, s) that fit: one for each N from low to high (1e9)."""
 
-    knobs: tuple[int, int, int]
+    knobs: Knobs
     low: float
     high: float
     tokens: Callable[[Array], Array]  # D of N, both in 1e9
@@ -89,72 +87,53 @@ class _Line:
         return Points(n_active=n, tokens=self.tokens(n), experts=experts, granularity=granularity, shared=shared)
 
 
-def compute_optimum(
-    law: Law,
-    train_flops: float,
-    *,
-    experts: Sequence[int] | None = None,
-    granularity: Sequence[int] | None = None,
-    shared: Sequence[int] | None = None,
-    level: float = 0.9,
-) -> Optimum:
-    """The N and D = C/(6N) of least loss for each (E, g, s), and the best of them (docs/scaling.md, "The optimum").
-
-    train_flops: C. Knobs that are not given take the paper's values inside the law's domain. level: of the intervals.
-    Raises UsageError for a budget that is not positive and for knobs that make no model.
-    """
-    budget = _positive("train_flops", train_flops) / 6e18
-    middle = np.sqrt(budget)
-    lines = [
-        _Line(knobs, middle / REACH, middle * REACH, lambda n: budget / n, "training FLOPs")
-        for knobs in choices(law, experts, granularity, shared)
-    ]
-    return _solve(law, lines, level)
-
-
-def constrained_optimum(
+def optimum(
     law: Law,
     *,
-    memory_bytes: float,
     train_flops: float | None = None,
     tokens: float | None = None,
-    context: int = 4096,
-    weight_bits: WeightBits = 4,
-    kv_bits: int = 8,
+    memory_bytes: float | None = None,
+    choices: Sequence[Knobs] | None = None,
     vocab_size: int = 128_256,
-    experts: Sequence[int] | None = None,
-    granularity: Sequence[int] | None = None,
-    shared: Sequence[int] | None = None,
+    context: int = 4096,
     level: float = 0.9,
 ) -> Optimum:
-    """The same with weights and KV cache within `memory_bytes` (docs/scaling.md, "With the device's memory").
+    """The N and D of least loss for each (E, g, s) of `choices`, and the best of them (docs/scaling.md, "The optimum").
 
-    Either train_flops, C, or tokens, D in 1e9, says how long the training is. FLOPs count the embedding, as in spec
-    section 4, also where the law's N does not. Raises UsageError if no member fits, and as `compute_optimum` does.
+    The training is as long as `train_flops`, C, allow, or has `tokens`, D in 1e9. Without `memory_bytes` only C counts,
+    and D = C / (6 N). With it, the members of the family must fit: their INT4 weights, and the int8 KV cache of
+    `context` tokens; their FLOPs count the embedding, as in spec section 4, also where the law's N does not.
+    choices: by default `known_choices`. level: of the intervals. UsageError if no member fits, and for bad numbers.
     """
     if (train_flops is None) == (tokens is None):
         raise UsageError("the optimum needs either train_flops or tokens, and not both")
-    _positive("memory_bytes", memory_bytes)
-    lines, smallest = [], np.inf
-    for knobs in choices(law, experts, granularity, shared):
-        members = family(
-            *knobs,
-            vocab_size=vocab_size,
-            context=context,
-            weight_bits=weight_bits,
-            kv_bits=kv_bits,
-            counts_embedding=law.counts_embedding is not False,
+    if memory_bytes is None and train_flops is None:
+        raise UsageError("with tokens alone no model is the best: the optimum needs train_flops or memory_bytes")
+    for name, value in (("train_flops", train_flops), ("tokens", tokens), ("memory_bytes", memory_bytes)):
+        if value is not None and not 0 < value < np.inf:
+            raise UsageError(f"{name} is {value}, but must be a positive number")
+    if not 0 < level < 1:
+        raise UsageError(f"level is {level}, but must lie between 0 and 1")
+    choices = known_choices(law) if choices is None else choices
+    if not choices:
+        raise UsageError("there are no choices of E, g and s")
+    if memory_bytes is None:
+        budget = (train_flops or 0) / 6e18
+        low, high = np.sqrt(budget) / REACH, np.sqrt(budget) * REACH
+        return _solve(
+            law, [_Line(knobs, low, high, lambda n: budget / n, "training FLOPs") for knobs in choices], level
         )
-        smallest = min(smallest, members.least_memory)
-        if memory_bytes < members.least_memory:
-            continue
-        if tokens is None:
-            length, tokens_of = "training FLOPs", _spending(members, _positive("train_flops", train_flops) / 6e18)
-        else:
-            length, tokens_of = "tokens", _always(_positive("tokens", tokens))
-        (low, widest), high = members.range, members.largest(memory_bytes)
-        lines.append(_Line(knobs, low, high, tokens_of, length, members.memory, memory_ends_it=high < widest))
+    counts = law.counts_embedding is not False
+    members = {
+        knobs: family(knobs, counts_embedding=counts, vocab_size=vocab_size, context=context) for knobs in choices
+    }
+    lines = [
+        _line_within(memory_bytes, knobs, each, train_flops, tokens)
+        for knobs, each in members.items()
+        if each.least_memory <= memory_bytes
+    ]
     if not lines:
+        smallest = min(each.least_memory for each in members.values())
         raise UsageError(
             f"memory_bytes is {memory_bytes:.4g}, but the smallest member needs {smallest:.4g} with a vocabulary of "
             f"{vocab_size:,} and a context of {context:,}: give more memory, or a smaller vocab_size or context"
@@ -162,57 +141,32 @@ def constrained_optimum(
     return _solve(law, lines, level)
 
 
-def choices(
-    law: Law,
-    experts: Sequence[int] | None = None,
-    granularity: Sequence[int] | None = None,
-    shared: Sequence[int] | None = None,
-) -> list[tuple[int, int, int]]:
-    """Every (E, g, s) of the given values that is a model; None stands for the paper's values in the law's domain."""
-    given = {"experts": experts, "granularity": granularity, "shared": shared}
-    values = [known_values(law, knob) if some is None else tuple(some) for knob, some in given.items()]
-    found = {DENSE if e == 1 else (e, g, s) for e, g, s in product(*values) if e == 1 or not s or g % 2 == 0}
-    if not found:
-        raise UsageError(
-            f"no model has experts {values[0]}, granularity {values[1]} and shared {values[2]}: "
-            "a shared expert needs an even granularity"
-        )
-    return sorted(found)
+def known_choices(law: Law) -> list[Knobs]:
+    """Every (E, g, s) of the paper's sweep that the law can choose among."""
+    return sorted(family_knobs(*(known_values(law, name) for name in SWEPT)))
 
 
 def known_values(law: Law, knob: str) -> tuple[int, ...]:
-    """The paper's values of a knob inside the law's domain; one value for a knob of which the law knows nothing.
-
-    That one is the domain's own where it has only one, else what the published family has.
-    """
-    low, high = law.domain.get(knob, (0.0, np.inf))
-    form = FORMS[law.form]
-    if low == high:
-        return (round(low),)
-    if knob in form.columns:
-        return tuple(value for value in KNOBS[knob] if low <= value <= high) or (round(low),)
-    if knob == "experts" and not form.columns:
-        return (1,)  # a law that knows no knob at all is one of dense models
-    return (PUBLISHED[knob],)
+    """The values of a knob in the paper's sweep that the law can choose among, or the only one that its runs had."""
+    return law.known(knob, SWEPT[knob]) or (round(law.domain[knob][0]),)
 
 
-def _positive(name: str, value: float | None) -> float:
-    if value is None or not 0 < value < np.inf:
-        raise UsageError(f"{name} is {value}, but must be a positive number")
-    return value
+def _line_within(
+    memory_bytes: float, knobs: Knobs, members: Family, train_flops: float | None, tokens: float | None
+) -> _Line:
+    (low, widest), high = members.range, members.largest(memory_bytes)
 
+    def tokens_of(n: Array) -> Array:
+        if tokens is not None:
+            return np.full_like(n, tokens)
+        return (train_flops or 0) / 6e18 / members.active(n)
 
-def _spending(members: Family, budget: float) -> Callable[[Array], Array]:
-    """D of N where 6 N_act D, the embedding counted, uses up `budget` (in 6e18 FLOPs)."""
-    return lambda n: budget / members.active(n)
-
-
-def _always(tokens: float) -> Callable[[Array], Array]:
-    return lambda n: np.full_like(n, tokens)
+    length = "tokens" if train_flops is None else "training FLOPs"
+    return _Line(knobs, low, high, tokens_of, length, members.memory, memory_ends_it=high < widest)
 
 
 class _Models(NamedTuple):
-    """Models that an interval covers, one a place."""
+    """Several models, one at each place of the arrays."""
 
     experts: Array
     n_active: Array
@@ -221,17 +175,18 @@ class _Models(NamedTuple):
 
 
 def _solve(law: Law, lines: Sequence[_Line], level: float) -> Optimum:
-    """The least loss on every line. An interval covers the optima of the law's samples, or without samples all models
-    whose loss is within the fit's RMSE of the least."""
-    if not 0 < level < 1:
-        raise UsageError(f"level is {level}, but must lie between 0 and 1")
+    """The least loss on every line.
+
+    An interval covers the optima under the law's samples, or without samples all models whose loss is within the fit's
+    RMSE of the least.
+    """
     least = [_least(law, law.theta[None], line) for line in lines]
     losses = np.array([models.loss[0] for models in least])
     first = int(losses.argmin())
     shares: list[float | None] = [None] * len(lines)
     if law.samples is None:
         ends, interval = (0.0, 1.0), f"all within the fit's RMSE ({law.rmse:.3g} nats) of the least loss"
-        # The least itself belongs to them even where the RMSE is smaller than the steps of the search for the others.
+        # The least itself is added: the others are sought in steps, which may be coarser than the RMSE.
         covered = [_joined([_near(law, line, own.loss[0]), own]) for line, own in zip(lines, least, strict=True)]
         overall = _joined([*(_near(law, line, losses[first]) for line in lines), least[first]])
     else:
@@ -270,8 +225,11 @@ def _solve(law: Law, lines: Sequence[_Line], level: float) -> Optimum:
 
 
 def _least(law: Law, theta_RP: Array, line: _Line) -> _Models:
-    """The model of least loss for each row of parameters: the range of ln N shrinks to the neighbours of the best of
-    STEPS places (G) again and again, as the loss along a line has one valley."""
+    """The model of least loss for each of R rows of parameters.
+
+    The loss along a line has one minimum in ln N. So the range shrinks, again and again, to the neighbours of the best
+    of STEPS places (G).
+    """
     form = FORMS[law.form]
     whole_R1P = form.full(theta_RP)[:, None, :]
 
@@ -297,7 +255,7 @@ def _joined(models: Sequence[_Models]) -> _Models:
 
 
 def _near(law: Law, line: _Line, least: float) -> _Models:
-    """The models on a line whose loss is within the RMSE of `least`; as their loss, `least` -/+ the RMSE."""
+    """The models on a line whose loss is within the RMSE of `least`; the losses given are `least` -/+ the RMSE."""
     n = np.geomspace(line.low, line.high, 4001)
     n = n[law.loss(line.points(n)) <= least + law.rmse]
     loss = np.array([least - law.rmse, least + law.rmse])

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,10 @@ from mobilemoe.accounting import IntArray, WeightBits
 from mobilemoe.config import ModelConfig
 from mobilemoe.config_rope import RopeScaling
 from mobilemoe.errors import UsageError
-from mobilemoe.presets import LLAMA3_IDS, family_member
-from mobilemoe.scaling.law.forms import form_named
+from mobilemoe.presets import DENSE, LLAMA3_IDS, family_experts, family_knobs, family_kv_heads, family_member
 from mobilemoe.scaling.law.law import Law
 
-MOST = 2**24  # of any dial; with more, counts of bytes leave 64 bits
+MOST = 2**24  # of any value; with more, counts of bytes leave 64 bits
 VOCABULARY = 128_256  # the family's (spec section 1)
 RATIO = 40  # of width to layers in the family (spec section 1)
 WIDTHS = (*range(256, 2048, 64), *range(2048, 4097, 128))
@@ -28,7 +27,6 @@ EXPERTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 GRANULARITIES = (1, 2, 4, 8, 16)
 HEAD_DIM = 64  # of the family
 HEAD_DIMS = (HEAD_DIM, 128)
-FAMILY = (("experts", "experts", 8), ("granularities", "granularity", 8), ("shared", "shared", 1))  # of S, M and L
 MOST_KV_HEADS, MOST_SHARING = 8, 8  # KV heads, and query heads that share one
 
 
@@ -106,37 +104,23 @@ class Space:
             raise UsageError(f"widths holds {wrong[0]}, but must be multiples of {HEAD_DIM}")
 
     def known_to(self, law: Law) -> Space:
-        """The space without the E, g and s of which `law` knows nothing: it would not choose among them, but guess.
-
-        Values outside its domain go; a dial that it has no term for keeps the one value of the law's runs, or else the
-        published family's (a law without any dial is one of dense models).
-        """
-        columns = form_named(law.form).columns
-        kept: dict[str, Any] = {}
-        for name, column, family in FAMILY:
-            low, high = law.domain.get(column, (0.0, math.inf))
-            if column in columns or low == high:
-                kept[name] = tuple(value for value in getattr(self, name) if low <= value <= high)
-            else:
-                kept[name] = (family,) if columns or name != "experts" else (1,)
-        return dataclasses.replace(self, **kept)
+        """The space with those E, g and s alone that `law` can choose among (`Law.known`)."""
+        return dataclasses.replace(
+            self,
+            experts=law.known("experts", self.experts),
+            granularities=law.known("granularity", self.granularities),
+            shared=law.known("shared", self.shared),
+        )
 
     def shapes(self) -> Iterator[Shapes]:
         """Every model of the space, dense and MoE, tied and untied apart."""
         geometries = np.array(list(self._geometries()), dtype=np.int64)
-        moe = [dials for dials in self._dials() if dials[0] > 1]
+        moe = [knobs for knobs in family_knobs(self.experts, self.granularities, self.shared) if knobs != DENSE]
         for tied in self.tied:
             if 1 in self.experts:
-                yield _shapes(geometries, [(1, 1, 0)], tied)
+                yield _shapes(geometries, [DENSE], tied)
             if moe:
                 yield _shapes(geometries, moe, tied)
-
-    def _dials(self) -> Iterator[tuple[int, int, int]]:
-        for experts in self.experts:
-            for granularity in self.granularities:
-                for shared in self.shared:
-                    if not shared or granularity % 2 == 0:
-                        yield experts, granularity, shared
 
     def _geometries(self) -> Iterator[tuple[int, ...]]:
         """(vocabulary, width, layers, heads, KV heads, head_dim)."""
@@ -154,21 +138,17 @@ class Space:
 def kv_choices(heads: int) -> list[int]:
     """The numbers of KV heads that `heads` query heads may have."""
     fitting = [kv for kv in range(1, MOST_KV_HEADS + 1) if heads % kv == 0 and 2 <= heads // kv <= MOST_SHARING]
-    return sorted({*fitting, int(family_kv_heads(np.array(heads)))})
+    return sorted({*fitting, family_kv_heads(heads)})
 
 
-def family_kv_heads(heads: IntArray) -> IntArray:
-    """The family's number: the largest up to 4 that divides the query heads (spec section 1)."""
-    return np.asarray(np.max([np.where(heads % kv == 0, kv, 1) for kv in (1, 2, 3, 4)], axis=0))
-
-
-def _shapes(geometries: IntArray, dials: list[tuple[int, int, int]], tied: bool) -> Shapes:
-    """Each geometry with each of the dials, by spec section 1's rule: k = g - (g / 2) s, E g - (g / 2) s experts."""
-    vocab_size, width, layers, heads, kv_heads, head_dim = np.tile(geometries, (len(dials), 1)).T
-    experts, granularity, shared = np.repeat(np.array(dials, dtype=np.int64), len(geometries), axis=0).T
-    is_moe = dials[0][0] > 1
-    expert_width, fused = 4 * width // granularity, granularity // 2 * shared
-    nothing = np.zeros_like(width)
+def _shapes(geometries: IntArray, knobs: list[tuple[int, int, int]], tied: bool) -> Shapes:
+    """Each geometry with each (E, g, s)."""
+    vocab_size, width, layers, heads, kv_heads, head_dim = np.tile(geometries, (len(knobs), 1)).T
+    experts, granularity, shared = np.repeat(np.array(knobs, dtype=np.int64), len(geometries), axis=0).T
+    is_moe = knobs[0][0] > 1
+    ffn = family_experts(width, experts, granularity, shared)
+    if not is_moe:
+        ffn |= {"num_local_experts": np.zeros_like(width), "num_experts_per_tok": np.zeros_like(width)}
     return Shapes(
         experts=experts,
         granularity=granularity,
@@ -179,10 +159,7 @@ def _shapes(geometries: IntArray, dials: list[tuple[int, int, int]], tied: bool)
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
-        intermediate_size=expert_width,
-        intermediate_size_mlp=fused * expert_width,
-        num_local_experts=experts * granularity - fused if is_moe else nothing,
-        num_experts_per_tok=granularity - fused if is_moe else nothing,
+        **ffn,
         ffn_type="moe" if is_moe else "dense",
         tie_word_embeddings=tied,
     )
@@ -194,7 +171,8 @@ def departure(shapes: Shapes) -> NDArray[np.float64]:
     No law here knows depth against width or heads, so they only decide among models of equal predicted loss.
     """
     layers = -(-shapes.hidden_size // RATIO)
-    habit = family_kv_heads(shapes.hidden_size // HEAD_DIM) * HEAD_DIM
+    heads, place = np.unique(shapes.hidden_size // HEAD_DIM, return_inverse=True)
+    habit = HEAD_DIM * np.array([family_kv_heads(int(count)) for count in heads])[place]
     depth = np.log2(shapes.num_hidden_layers / layers)
     kv_width = np.log2(shapes.num_key_value_heads * shapes.head_dim / habit)
     wide_heads = np.log2(shapes.head_dim / HEAD_DIM)

@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilemoe.drawing import figure_kind, png
+from mobilemoe.paper import SWEPT
+from mobilemoe.presets import DENSE
 from mobilemoe.scaling.law.fit import Fit, Holdout
 from mobilemoe.scaling.law.law import Law
 from mobilemoe.scaling.law.runs import Points
 from mobilemoe.scaling.optimum.family import Family, family
-from mobilemoe.scaling.optimum.optimum import DENSE, KNOBS, Choice, Optimum, compute_optimum, constrained_optimum
+from mobilemoe.scaling.optimum.optimum import Choice, Knobs, Optimum, optimum
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,17 +70,15 @@ class Scene:
     context: int
 
     @cached_property
-    def lines(self) -> dict[tuple[int, int, int], Family]:
+    def lines(self) -> dict[Knobs, Family]:
         """The family's sizes by (E, g, s)."""
         every = [DENSE if e == 1 else (e, self.granularity, self.shared) for e in self.experts]
         return {
             knobs: family(
-                *knobs,
+                knobs,
                 counts_embedding=self.law.counts_embedding is not False,
                 vocab_size=self.vocab_size,
                 context=self.context,
-                weight_bits=4,
-                kv_bits=8,
             )
             for knobs in every
         }
@@ -90,31 +90,28 @@ class Scene:
         return self.law if samples is None else replace(self.law, samples=samples[:DRAWN_SAMPLES])
 
     def optimum(self, law: Law, flops: float) -> Optimum:
-        """Of training compute alone."""
-        granularity, shared = [self.granularity], [self.shared]
-        return compute_optimum(law, flops, experts=self.experts, granularity=granularity, shared=shared)
+        """The optimum where training compute alone counts."""
+        return optimum(law, train_flops=flops, choices=list(self.lines))
 
     def within(self, memory_bytes: float, flops: float) -> Optimum:
-        """With the device's memory."""
-        return constrained_optimum(
-            self.law_for_bands,
+        """The optimum within the device's memory; its intervals are not drawn from samples."""
+        return optimum(
+            replace(self.law, samples=None),
             memory_bytes=memory_bytes,
             train_flops=flops,
             context=self.context,
             vocab_size=self.vocab_size,
-            experts=self.experts,
-            granularity=[self.granularity],
-            shared=[self.shared],
+            choices=list(self.lines),
         )
 
-    def sizes(self, knobs: tuple[int, int, int]) -> Array:
+    def sizes(self, knobs: Knobs) -> Array:
         """N along the line of `knobs`: the domain and STRETCH beyond, where the family has members. May be empty."""
         low, high = self.law.domain["n_active"]
         least, most = self.lines[knobs].range
         start, end = max(low / STRETCH, least), min(high * STRETCH, most)
         return np.geomspace(start, end, PLACES) if start < end else np.empty(0)
 
-    def points(self, knobs: tuple[int, int, int], n: Array, tokens: Array) -> Points:
+    def points(self, knobs: Knobs, n: Array, tokens: Array) -> Points:
         experts, granularity, shared = knobs
         return Points(n_active=n, tokens=tokens, experts=experts, granularity=granularity, shared=shared)
 
@@ -199,7 +196,7 @@ def optimal(axes: Axes, scene: Scene, flops: Array, found: Sequence[Optimum], fi
         choices = _choices(found, knobs)
         values = np.array([getattr(choice, field).value for choice in choices])
         _line(axes, flops, values, np.array([not choice.warnings for choice in choices]), knobs)
-    bands = np.array([getattr(optimum, field) for optimum in found])
+    bands = np.array([getattr(each, field) for each in found])
     axes.fill_between(flops, bands[:, 1], bands[:, 2], color="0.5", alpha=0.2, lw=0, label="best E: interval")
     axes.set_yscale("log")
     _sparse_ticks(axes.yaxis)
@@ -222,8 +219,8 @@ def gained(axes: Axes, scene: Scene, flops: Array, found: Sequence[Optimum]) -> 
     _compute(axes)
 
 
-def _choices(found: Sequence[Optimum], knobs: tuple[int, int, int]) -> list[Choice]:
-    return [next(c for c in optimum.choices if (c.experts, c.granularity, c.shared) == knobs) for optimum in found]
+def _choices(found: Sequence[Optimum], knobs: Knobs) -> list[Choice]:
+    return [next(c for c in each.choices if (c.experts, c.granularity, c.shared) == knobs) for each in found]
 
 
 def equal_loss(axes: Axes, scene: Scene, level: float) -> None:
@@ -265,25 +262,25 @@ def equal_compute(axes: Axes, scene: Scene, flops: float) -> None:
 # How lines and axes look
 
 
-def name_of(knobs: tuple[int, int, int]) -> str:
+def name_of(knobs: Knobs) -> str:
     return "dense" if knobs == DENSE else f"E = {knobs[0]}"
 
 
 def _colour(experts: float) -> str:
-    place = int(np.abs(np.log(np.array(KNOBS["experts"]) / experts)).argmin())
+    place = int(np.abs(np.log(np.array(SWEPT["experts"]) / experts)).argmin())
     return "black" if place == 0 else f"C{place - 1}"
 
 
 def _by_experts(experts: Array) -> Iterable[tuple[str, str, Mask]]:
     """Label, colour and mask of the runs nearest to each of the paper's E; an E that is none of them is "about" one."""
-    nearest = np.abs(np.log(experts[:, None] / KNOBS["experts"])).argmin(axis=1)
+    nearest = np.abs(np.log(experts[:, None] / SWEPT["experts"])).argmin(axis=1)
     for place in np.unique(nearest):
-        value, chosen = KNOBS["experts"][place], nearest == place
+        value, chosen = SWEPT["experts"][place], nearest == place
         about = "about " if np.any(experts[chosen] != value) else ""
         yield ("dense" if value == 1 and not about else f"E = {about}{value}"), _colour(value), chosen
 
 
-def _line(axes: Axes, x: Array, y: Array, solid: Mask, knobs: tuple[int, int, int]) -> None:
+def _line(axes: Axes, x: Array, y: Array, solid: Mask, knobs: Knobs) -> None:
     colour = _colour(knobs[0])
     axes.plot(x, y, "--", lw=0.8, color=colour, alpha=0.7)
     axes.plot(x, np.where(solid, y, np.nan), lw=1.8, color=colour, label=name_of(knobs))

@@ -10,11 +10,13 @@ import numpy as np
 
 from mobilemoe.files import write_atomic
 from mobilemoe.page import Section, bullets, page, table
+from mobilemoe.paper import SWEPT
+from mobilemoe.presets import DENSE, FAMILY_KNOBS
 from mobilemoe.scaling.law.compare import Row
 from mobilemoe.scaling.law.fit import Fit, Holdout
 from mobilemoe.scaling.law.forms import FORMS
 from mobilemoe.scaling.law.law import Law
-from mobilemoe.scaling.optimum.optimum import DENSE, KNOBS, PUBLISHED, Band, known_values
+from mobilemoe.scaling.optimum.optimum import Band, known_values
 from mobilemoe.scaling.report import pictures
 from mobilemoe.scaling.report.pictures import NAMES, Scene
 
@@ -81,7 +83,7 @@ def _scene(law: Law, fit: Fit | None, vocab_size: int, context: int) -> Scene | 
     """The lines of the curves; None where the law has no domain, or no member of the family is near it."""
     if not {"n_active", "tokens"} <= law.domain.keys():
         return None
-    granularity = min(known_values(law, "granularity"), key=lambda g: abs(np.log(g / PUBLISHED["granularity"])))
+    granularity = min(known_values(law, "granularity"), key=lambda g: abs(np.log(g / FAMILY_KNOBS["granularity"])))
     shared = 0 if granularity % 2 else max(known_values(law, "shared"))
     ends = np.array([law.domain["n_active"], law.domain["tokens"]]).prod(axis=0) * 6e18
     flops = ends if fit is None else fit.runs.flops
@@ -102,7 +104,7 @@ def _experts(law: Law, fit: Fit | None) -> tuple[int, ...]:
     if fit is not None:
         found = np.unique(fit.runs.points.experts)
         knows = "experts" in FORMS[law.form].columns or len(found) == 1
-        if knows and len(found) <= len(KNOBS["experts"]) and np.all(found == found.round()):
+        if knows and len(found) <= len(SWEPT["experts"]) and np.all(found == found.round()):
             return tuple(int(e) for e in found)
     return known_values(law, "experts")
 
