@@ -11,7 +11,8 @@ from pathlib import Path
 from mobilemoe.checkpoint import write_random
 from mobilemoe.presets import family_member
 from mobilemoe.profile.device import Device
-from mobilemoe.sweep.grid import load_grid, plan
+from mobilemoe.sweep.grid import load_grid
+from mobilemoe.sweep.runs import grid_runs
 from mobilemoe.sweep.table import add_row
 from mobilemoe.tokenizer import Tokenizer
 
@@ -159,7 +160,7 @@ def _sweep(folder: Path) -> None:
     """A sweep whose runs are all finished, or so its table says."""
     add_row(folder / "sweep" / "failures.csv", {"id": "gone", "block": "all", "reason": "NaN", "key": "0" * 16})
     (folder / "sweep" / "grid.json").write_text("{}")
-    for run in plan(load_grid(folder / "grid.toml")):
+    for run in grid_runs(load_grid(folder / "grid.toml")):
         loss = 2 + 100 / run.tokens + 1e5 / run.columns["n_active"]
         scores = {"train_loss": loss, "loss": loss, "repeated": 0, "key": run.key}
         add_row(folder / "sweep" / "runs.csv", run.columns | scores)

@@ -8,7 +8,8 @@ import pytest
 
 from mobilemoe.scaling import Law, fit, read_runs
 from mobilemoe.scaling.law.compare import compare
-from mobilemoe.sweep.grid import load_grid, plan
+from mobilemoe.sweep.grid import load_grid
+from mobilemoe.sweep.runs import grid_runs
 from places import RECIPES, ROOT
 
 SWEEP = RECIPES / "sweep"
@@ -32,7 +33,7 @@ def signed(value):
 
 def test_every_run_is_one_of_the_grid_and_its_forecast_was_registered_by_the_rule():
     grid = load_grid(SWEEP / "grid.toml")
-    runs = {run.id: run for run in plan(grid)}
+    runs = {run.id: run for run in grid_runs(grid)}
     table = rows("runs.csv")
     assert len(table) == 81
     for row in table:
@@ -40,7 +41,7 @@ def test_every_run_is_one_of_the_grid_and_its_forecast_was_registered_by_the_rul
         above = 6 * int(row["n_active"]) * int(row["tokens"]) > grid.scaling.held_out_above
         assert row["held_out"] == str(int(above))
     trials = load_grid(SWEEP / "grid.toml", ("train.learning_rate=4.2e-3", "scaling.width_exponent=0.75"))
-    keys = {run.id: run.key for run in plan(trials)}
+    keys = {run.id: run.key for run in grid_runs(trials)}
     assert all(keys[row["id"]] == row["key"] for row in rows("rates.csv"))
 
 

@@ -20,8 +20,9 @@ from mobilemoe.data.sources import is_held_out
 from mobilemoe.errors import ConfigError, DataError, MachineError, TrainError, UsageError
 from mobilemoe.sweep.crew import choose, sweep
 from mobilemoe.sweep.faults import machine_fault
-from mobilemoe.sweep.grid import HeldOut, load_grid, plan
+from mobilemoe.sweep.grid import HeldOut, load_grid
 from mobilemoe.sweep.heldout import read_held_out
+from mobilemoe.sweep.runs import grid_runs
 from mobilemoe.sweep.table import add_row, claimed, read_rows, remove_rows
 from places import RECIPES
 
@@ -53,7 +54,7 @@ def losses(out: Path) -> dict[str, dict[str, str]]:
 
 def test_a_block_is_the_product_of_its_axes_and_each_run_is_there_once(grid):
     block = "{sizes=[{hidden_size=32}],tokens=[256],experts=[1,2,4],granularity=[1,2,4],shared=[0,1]}"
-    runs = plan(grid(f"blocks.all={block}", f"blocks.again={block}"))
+    runs = grid_runs(grid(f"blocks.all={block}", f"blocks.again={block}"))
     assert {(run.experts, run.granularity, run.shared) for run in runs} == {
         (1, 1, 0),
         *((e, g, s) for e in (2, 4) for g in (1, 2, 4) for s in (0, 1) if not (s and g % 2)),
@@ -63,26 +64,26 @@ def test_a_block_is_the_product_of_its_axes_and_each_run_is_there_once(grid):
 
 
 def test_the_architecture_is_the_familys_and_the_recipe_describes_it(grid):
-    run = next(run for run in plan(grid()) if run.experts == 2)
+    run = next(run for run in grid_runs(grid()) if run.experts == 2)
     config = run.config
     assert (config.num_local_experts, config.num_experts_per_tok) == (2 * 2 - 1, 1)
     assert (config.intermediate_size, config.intermediate_size_mlp) == (64, 64)
     assert run.columns["n_active_no_embedding"] == accounting.active_parameters(config) - 16_384 * 32
     assert run.columns["n_total"] == accounting.total_parameters(config)
-    dense = next(run for run in plan(grid()) if run.experts == 1)
+    dense = next(run for run in grid_runs(grid()) if run.experts == 1)
     assert dense.config.ffn_type == "dense"
     assert dense.columns["n_total"] == dense.columns["n_active"]
 
 
 def test_a_router_that_chooses_one_expert_is_weighted_by_its_own_score(grid):
-    by_knobs = {(run.experts, run.granularity): run.config for run in plan(grid("blocks.all.granularity=[2,4]"))}
+    by_knobs = {(run.experts, run.granularity): run.config for run in grid_runs(grid("blocks.all.granularity=[2,4]"))}
     assert not by_knobs[2, 2].norm_topk_prob  # over its own sum it would be 1, and the router would never learn
     assert by_knobs[2, 4].norm_topk_prob
 
 
 def test_a_size_in_parameters_gives_the_same_width_to_every_architecture(grid):
     sizes = "blocks.all.sizes=[{parameters=3e6}]"
-    runs = plan(grid(sizes, "blocks.all.experts=[1,8,32]", "blocks.all.granularity=[2,16]"))
+    runs = grid_runs(grid(sizes, "blocks.all.experts=[1,8,32]", "blocks.all.granularity=[2,16]"))
     assert {run.config.hidden_size for run in runs} == {192}
     assert runs[0].columns["n_active_no_embedding"] == pytest.approx(3e6, rel=0.1)
 
@@ -91,7 +92,7 @@ def test_batch_and_learning_rate_follow_the_rules(grid):
     base = ("train.batch_size=32", "train.steps=100", "train.warmup_steps=10", "train.final_learning_rate=1e-3")
     reference = 32 * 100 * 32  # tokens
     wide = "blocks.all={sizes=[{hidden_size=64},{hidden_size=128}],tokens=[%d,%d],rates=[1,2]}"
-    runs = plan(grid(*base, wide % (reference, 4 * reference)))
+    runs = grid_runs(grid(*base, wide % (reference, 4 * reference)))
     by = {(run.config.hidden_size, run.recipe.train.steps, run.rate): run.recipe.train for run in runs}
     same = by[64, 100, 1.0]  # preset micro is 64 wide: this is the reference run
     assert (same.batch_size, same.learning_rate, same.warmup_steps) == (32, 1e-2, 10)
@@ -106,13 +107,13 @@ def test_batch_and_learning_rate_follow_the_rules(grid):
 
 
 def test_a_seed_changes_weights_and_data_and_the_key(grid):
-    one, two = plan(grid("blocks.all={sizes=[{hidden_size=32}],tokens=[256],seeds=[0,3]}"))
+    one, two = grid_runs(grid("blocks.all={sizes=[{hidden_size=32}],tokens=[256],seeds=[0,3]}"))
     assert (one.recipe.train.seed + 3, one.recipe.data.seed + 3) == (two.recipe.train.seed, two.recipe.data.seed)
     assert one.key != two.key
 
 
 def test_blocks_come_in_order_and_of_each_the_longest_training_first(grid):
-    runs = plan(grid("blocks.more={sizes=[{hidden_size=64}],tokens=[256,1024]}"))
+    runs = grid_runs(grid("blocks.more={sizes=[{hidden_size=64}],tokens=[256,1024]}"))
     blocks = [run.blocks[0] for run in runs]
     assert blocks == sorted(blocks)
     for name in ("all", "more"):
@@ -121,16 +122,16 @@ def test_blocks_come_in_order_and_of_each_the_longest_training_first(grid):
 
 
 def test_runs_are_held_out_by_number_or_by_compute(grid):
-    runs = plan(grid())
+    runs = grid_runs(grid())
     most = sorted(run.compute for run in runs)
-    assert {run.compute for run in plan(grid("scaling.held_out=2")) if run.held_out} == {*most[-2:]}
-    by_limit = [run for run in plan(grid(f"scaling.held_out_above={most[1]}")) if run.held_out]
+    assert {run.compute for run in grid_runs(grid("scaling.held_out=2")) if run.held_out} == {*most[-2:]}
+    by_limit = [run for run in grid_runs(grid(f"scaling.held_out_above={most[1]}")) if run.held_out]
     assert sorted(run.compute for run in by_limit) == most[2:]
     assert runs[0].compute == 6 * accounting.active_parameters(runs[0].config) * runs[0].tokens
 
 
 def test_the_sweep_of_ours_is_what_was_registered():
-    runs = plan(load_grid(RECIPES / "sweep" / "grid.toml"))
+    runs = grid_runs(load_grid(RECIPES / "sweep" / "grid.toml"))
     law = [run for run in runs if "trunks" in run.blocks]
     assert {(run.experts, run.granularity, run.shared) for run in law} == {(1, 1, 0), (8, 8, 0)}
     assert len(law) == 48
@@ -267,8 +268,8 @@ def test_every_run_gives_one_row_that_says_how_to_repeat_it(grid, done):
     assert [event["event"] for event in ended["events"]].count("finished") == 4
     assert not (out / "failures.csv").exists()
     rows = {row["id"]: row for row in read_rows(out / "runs.csv")}
-    assert sorted(rows) == sorted(run.id for run in plan(grid()))
-    for run in plan(grid()):
+    assert sorted(rows) == sorted(run.id for run in grid_runs(grid()))
+    for run in grid_runs(grid()):
         row = rows[run.id]
         assert {name: row[name] for name in run.columns} == {name: str(value) for name, value in run.columns.items()}
         loss = 0.6 * float(row["loss_books"]) + 0.4 * float(row["loss_code"])

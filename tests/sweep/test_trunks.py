@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from mobilemoe.sweep.grid import load_grid, plan
+from mobilemoe.sweep.grid import load_grid
 from mobilemoe.sweep.rates import best_rates, fit_rule
+from mobilemoe.sweep.runs import grid_runs
 from mobilemoe.sweep.table import read_rows
 from mobilemoe.sweep.units import own_costs, units
 
@@ -38,7 +39,7 @@ def shared(forked_sweep, tmp_path_factory):
 
 
 def test_a_trunk_is_one_unit_whose_tokens_are_trained_once(grid_path):
-    runs = plan(load_grid(grid_path, WSD))
+    runs = grid_runs(load_grid(grid_path, WSD))
     (unit,) = units(runs)
     assert (unit.id, [run.id for run in unit.runs]) == ("d32x1-e2g2s1", [SHORT, MIDDLE, LONG])
     assert [run.shared_steps for run in unit.runs] == [8, 13, 26]
@@ -49,13 +50,13 @@ def test_a_trunk_is_one_unit_whose_tokens_are_trained_once(grid_path):
 
 
 def test_without_wsd_every_run_is_a_unit(grid_path):
-    runs = plan(load_grid(grid_path))
+    runs = grid_runs(load_grid(grid_path))
     assert [unit.id for unit in units(runs)] == [run.id for run in runs]
     assert all(own_costs(runs)[run.id] == (run.tokens, run.flops) for run in runs)
 
 
 def test_warm_up_and_batch_are_the_same_for_all_of_a_trunk(grid_path):
-    trains = [run.recipe.train.model_dump(exclude={"steps"}) for run in plan(load_grid(grid_path, WSD))]
+    trains = [run.recipe.train.model_dump(exclude={"steps"}) for run in grid_runs(load_grid(grid_path, WSD))]
     assert trains[0] == trains[1] == trains[2]
     assert trains[0]["warmup_steps"] == 1
 

@@ -17,7 +17,8 @@ from mobilemoe.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from mobilemoe.sweep.crew import Summary
-    from mobilemoe.sweep.grid import Grid, Run
+    from mobilemoe.sweep.grid import Grid
+    from mobilemoe.sweep.runs import Run
 
 
 def sweep(

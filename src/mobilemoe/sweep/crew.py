@@ -27,7 +27,8 @@ from mobilemoe import accounting
 from mobilemoe.data.mixture import build_sources
 from mobilemoe.errors import MachineError, TrainError, UsageError
 from mobilemoe.files import write_json
-from mobilemoe.sweep.grid import Grid, Run, plan
+from mobilemoe.sweep.grid import Grid
+from mobilemoe.sweep.runs import Run, grid_runs
 from mobilemoe.sweep.table import FAILURES, RUNS, read_rows, remove_rows
 from mobilemoe.sweep.units import units
 from mobilemoe.sweep.worker import GRID, record_failure, settled
@@ -54,7 +55,7 @@ def choose(grid: Grid, only: tuple[str, ...] = ()) -> list[Run]:
 
     UsageError for a pattern that matches none.
     """
-    runs = plan(grid)
+    runs = grid_runs(grid)
     if not only:
         return runs
     chosen: dict[str, Run] = {}
@@ -96,7 +97,7 @@ def sweep(
     visible = _gpus()
     count = processes or max(1, PROCESSES_OF_A_GPU * len(visible))
     build_sources(grid.data, Path.cwd())  # a wrong path is one sentence, and not one for every run
-    _refuse_other(out, plan(grid))
+    _refuse_other(out, grid_runs(grid))
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / GRID, grid.model_dump(mode="json"))
     if only:

@@ -19,7 +19,7 @@ from mobilemoe.checkpoint.run_folder import step_folder, step_folders
 from mobilemoe.data.sources import digest
 from mobilemoe.errors import TrainError
 from mobilemoe.files import read_json
-from mobilemoe.sweep.grid import Run
+from mobilemoe.sweep.runs import Run
 from mobilemoe.sweep.units import Unit
 from mobilemoe.train.loop import Trainer
 from mobilemoe.train.metrics import MetricsLog, read_metrics

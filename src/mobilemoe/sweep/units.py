@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mobilemoe import accounting
-from mobilemoe.sweep.grid import Run
+from mobilemoe.sweep.runs import Run
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ from mobilemoe.data.encoding import open_tokenizer
 from mobilemoe.errors import ConfigError, MobileMoEError
 from mobilemoe.files import read_json
 from mobilemoe.sweep.faults import machine_fault
-from mobilemoe.sweep.grid import Run, make_grid, plan
+from mobilemoe.sweep.grid import make_grid
 from mobilemoe.sweep.heldout import HeldOutRows, read_held_out
+from mobilemoe.sweep.runs import Run, grid_runs
 from mobilemoe.sweep.table import DOCUMENTS, FAILURES, RUNS, add_row, claimed, read_rows, write_documents
 from mobilemoe.sweep.training import Training
 from mobilemoe.sweep.units import Unit, units
@@ -93,7 +94,7 @@ def work(out: Path, first: str, only: list[str]) -> int:
     except MobileMoEError as fault:  # no run's own: none could be made
         _say({"event": "stuck", "reason": str(fault)})
         return 1
-    runs = {run.id: run for run in plan(grid)}
+    runs = {run.id: run for run in grid_runs(grid)}
     found = units(runs[name] for name in only or runs)
     found.sort(key=lambda unit: unit.id != first)
     try:
