@@ -15,7 +15,8 @@ from rich.table import Table
 
 from mobilemoe.cli.options import JsonOption, plain_console, print_json
 from mobilemoe.errors import DataError, UsageError
-from mobilemoe.scaling.law.runs import COLUMNS, Runs, count, read_runs
+from mobilemoe.scaling.law.read_runs import COLUMNS, read_runs
+from mobilemoe.scaling.law.runs import Runs, count
 
 if TYPE_CHECKING:
     from mobilemoe.scaling.law.compare import Row

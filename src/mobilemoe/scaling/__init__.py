@@ -13,7 +13,8 @@ print(best.config, best.loss)
 from mobilemoe.scaling.law.fit import Fit, fit
 from mobilemoe.scaling.law.law import Law
 from mobilemoe.scaling.law.published import published
-from mobilemoe.scaling.law.runs import Points, Runs, read_runs
+from mobilemoe.scaling.law.read_runs import read_runs
+from mobilemoe.scaling.law.runs import Points, Runs
 from mobilemoe.scaling.plan.candidates import Constraints
 from mobilemoe.scaling.plan.plan import Plan, plan
 from mobilemoe.scaling.plan.space import Space

@@ -7,8 +7,8 @@ import pytest
 
 from mobilemoe.scaling import Points, fit, published
 from mobilemoe.scaling.law.bootstrap import bootstrap, draws
-from mobilemoe.scaling.law.fit import _polish
 from mobilemoe.scaling.law.forms import FORMS
+from mobilemoe.scaling.law.search import polish
 from mobilemoe.scaling.law.solver import Problem, descend, misfit
 from scaling_runs import joint_law, paper_sweep, runs_of
 
@@ -32,7 +32,7 @@ def test_resamples_fitted_together_end_where_lbfgs_ends_alone():
     for place, weights in enumerate(counts):
         resample = runs.at(np.repeat(np.arange(210), weights.astype(int)))
         alone = Problem(form, resample, form.parameters)
-        _, value, _ = _polish(alone, alone.coordinates(problem.theta(together.x[place])), False)
+        _, value, _ = polish(alone, alone.coordinates(problem.theta(together.x[place])), False)
         fresh = fit(resample).misfit
         assert together.misfit[place] <= min(value, fresh) * 1.001
 

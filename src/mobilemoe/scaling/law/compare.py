@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mobilemoe.errors import DataError
 from mobilemoe.scaling.law.fit import bic, fit, split
 from mobilemoe.scaling.law.forms import FORMS
-from mobilemoe.scaling.law.runs import KNOBS, Points, Runs
+from mobilemoe.scaling.law.runs import FIELDS, Points, Runs
 from mobilemoe.scaling.law.solver import HUBER
 
 Array = NDArray[np.float64]
@@ -40,7 +40,7 @@ def compare(runs: Runs, holdout: float | None = None, seed: int = 0) -> list[Row
     holdout: share of the runs, those of the largest compute, that each model foretells from the others; None as `fit`.
     """
     once = runs.at(~runs.repeated) if not runs.repeated.all() else runs
-    varies = {name for name in KNOBS if len(np.unique(getattr(once.points, name))) > 1}
+    varies = {name for name in FIELDS if len(np.unique(getattr(once.points, name))) > 1}
     rows: list[Row] = []
     for form in FORMS.values():
         if form.columns and not varies & {*form.columns}:
@@ -78,7 +78,7 @@ def _constant(runs: Runs) -> tuple[Predictor, int]:
 
 def _log_linear(runs: Runs) -> tuple[Predictor, int]:
     """ln L as a plane over ln N, ln D and whichever of ln E, ln g, s vary: one power law, with no floor under it."""
-    columns = [name for name in KNOBS if len(np.unique(getattr(runs.points, name))) > 1]
+    columns = [name for name in FIELDS if len(np.unique(getattr(runs.points, name))) > 1]
 
     def design(points: Points) -> Array:
         return np.stack(
@@ -98,7 +98,7 @@ def _log_linear(runs: Runs) -> tuple[Predictor, int]:
 
 def _chinchilla_each(runs: Runs) -> tuple[Predictor, int] | None:
     """A Chinchilla of its own for each (E, g, s); None where one of them has too few runs, or there is but one."""
-    kinds = np.stack([getattr(runs.points, name) for name in KNOBS[2:]], axis=1)
+    kinds = np.stack([getattr(runs.points, name) for name in FIELDS[2:]], axis=1)
     laws = {}
     for kind in np.unique(kinds, axis=0):
         try:
@@ -109,7 +109,7 @@ def _chinchilla_each(runs: Runs) -> tuple[Predictor, int] | None:
         return None
 
     def predict(points: Points) -> Array:
-        asked = np.stack([getattr(points, name) for name in KNOBS[2:]], axis=1)
+        asked = np.stack([getattr(points, name) for name in FIELDS[2:]], axis=1)
         loss = np.full(points.shape, np.nan)
         for kind, law in laws.items():
             here = (asked == kind).all(1)

@@ -14,7 +14,7 @@ from mobilemoe.errors import DataError, MobileMoEError, UsageError
 from mobilemoe.files import read_json, write_json
 from mobilemoe.presets import DENSE, FAMILY_KNOBS
 from mobilemoe.scaling.law.forms import Form, form_named, in_units
-from mobilemoe.scaling.law.runs import BILLION, KNOBS, Points
+from mobilemoe.scaling.law.runs import BILLION, FIELDS, Points
 
 Array = NDArray[np.float64]
 
@@ -47,13 +47,13 @@ class Law:
             raise UsageError(f"the law {self.form!r} has a parameter or an RMSE that is not a number")
         if self.samples is not None and (self.samples.ndim != 2 or self.samples.shape[1] != len(names)):
             raise UsageError(f"samples have the shape {self.samples.shape}, but must be [S, {len(names)}]")
-        if unknown := self.domain.keys() - {*KNOBS}:
-            raise UsageError(f"the domain names {sorted(unknown)[0]!r}, which is none of {', '.join(KNOBS)}")
+        if unknown := self.domain.keys() - {*FIELDS}:
+            raise UsageError(f"the domain names {sorted(unknown)[0]!r}, which is none of {', '.join(FIELDS)}")
 
     def check(self) -> None:
         """DataError unless the law and all its samples give a loss at the ends of its domain."""
-        low, high = ([self.domain.get(name, (1.0, 1.0))[end] for name in KNOBS] for end in (0, 1))
-        ends = Points(**dict(zip(KNOBS, np.array([low, high], np.float64).T, strict=True)))
+        low, high = ([self.domain.get(name, (1.0, 1.0))[end] for name in FIELDS] for end in (0, 1))
+        ends = Points(**dict(zip(FIELDS, np.array([low, high], np.float64).T, strict=True)))
         thetas = self.theta[None] if self.samples is None else np.vstack([self.theta, self.samples])
         with np.errstate(all="ignore"):
             losses = self._form.loss(thetas, ends)
@@ -92,7 +92,7 @@ class Law:
         if self.samples is None:
             loss = self.loss(points)
             return loss - self.rmse, loss + self.rmse
-        flat = Points(**{name: getattr(points, name).ravel() for name in KNOBS})
+        flat = Points(**{name: getattr(points, name).ravel() for name in FIELDS})
         ends = [(1 - level) / 2, (1 + level) / 2]
         size = max(1, VALUES_AT_ONCE // len(self.samples))
         bands = [

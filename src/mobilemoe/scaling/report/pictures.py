@@ -7,8 +7,6 @@ experts E has one colour.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,10 +16,8 @@ from mobilemoe.drawing import figure_kind, png
 from mobilemoe.paper import SWEPT
 from mobilemoe.presets import DENSE
 from mobilemoe.scaling.law.fit import Fit, Holdout
-from mobilemoe.scaling.law.law import Law
-from mobilemoe.scaling.law.runs import Points
-from mobilemoe.scaling.optimum.family import Family, family
-from mobilemoe.scaling.optimum.optimum import Choice, Knobs, Optimum, optimum
+from mobilemoe.scaling.optimum.optimum import Choice, Knobs, Optimum
+from mobilemoe.scaling.report.scene import PLACES, STRETCH, Scene, inside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,9 +28,6 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 BUDGETS = 25  # along a curve over compute
-PLACES = 400  # along a curve over size
-DRAWN_SAMPLES = 500  # of the bootstrap, for bands in pictures
-STRETCH = 3.0  # curves go so far beyond the domain, to show where it ends
 ROOM = 0.35  # nats that are shown above the least loss
 NAMES = {"n_active": "active parameters", "tokens": "training tokens", "experts": "experts E"}
 NAMES |= {"granularity": "granularity g", "shared": "shared expert s"}
@@ -55,83 +48,6 @@ def draw(paint: Callable[[Axes], None]) -> bytes:
     if handles:
         figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     return png(figure, dpi=140)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    """What curves are drawn for: a law, a line for each E, all but the dense with one g and s, and a family."""
-
-    law: Law
-    experts: Sequence[int]
-    granularity: int
-    shared: int
-    flops: tuple[float, float]  # least and largest training compute in the runs behind the law
-    vocab_size: int
-    context: int
-
-    @cached_property
-    def lines(self) -> dict[Knobs, Family]:
-        """The family's sizes by (E, g, s)."""
-        every = [DENSE if e == 1 else (e, self.granularity, self.shared) for e in self.experts]
-        return {
-            knobs: family(
-                knobs,
-                counts_embedding=self.law.counts_embedding is not False,
-                vocab_size=self.vocab_size,
-                context=self.context,
-            )
-            for knobs in every
-        }
-
-    @property
-    def law_for_bands(self) -> Law:
-        """The law with as many samples as a picture needs."""
-        samples = self.law.samples
-        return self.law if samples is None else replace(self.law, samples=samples[:DRAWN_SAMPLES])
-
-    def optimum(self, law: Law, flops: float) -> Optimum:
-        """The optimum where training compute alone counts."""
-        return optimum(law, train_flops=flops, choices=list(self.lines))
-
-    def within(self, memory_bytes: float, flops: float) -> Optimum:
-        """The optimum within the device's memory; its intervals are not drawn from samples."""
-        return optimum(
-            replace(self.law, samples=None),
-            memory_bytes=memory_bytes,
-            train_flops=flops,
-            context=self.context,
-            vocab_size=self.vocab_size,
-            choices=list(self.lines),
-        )
-
-    def sizes(self, knobs: Knobs) -> Array:
-        """N along the line of `knobs`: the domain and STRETCH beyond, where the family has members. May be empty."""
-        low, high = self.law.domain["n_active"]
-        least, most = self.lines[knobs].range
-        start, end = max(low / STRETCH, least), min(high * STRETCH, most)
-        return np.geomspace(start, end, PLACES) if start < end else np.empty(0)
-
-    def points(self, knobs: Knobs, n: Array, tokens: Array) -> Points:
-        experts, granularity, shared = knobs
-        return Points(n_active=n, tokens=tokens, experts=experts, granularity=granularity, shared=shared)
-
-    def budgets(self, shares: Sequence[float]) -> list[float]:
-        """Training compute at these shares of the way from the least to the largest, in logarithms."""
-        low, high = np.log(self.flops)
-        return [float(np.exp(low + share * (high - low))) for share in shares]
-
-    def levels(self, shares: Sequence[float]) -> list[float]:
-        """Losses that these shares of the domain's models stay below."""
-        n, tokens = (np.geomspace(*self.law.domain[name], 30) for name in ("n_active", "tokens"))
-        losses = [self.law.loss(self.points(knobs, n[:, None], tokens)) for knobs in self.lines]
-        return [float(level) for level in np.quantile(losses, shares)]
-
-
-def inside(law: Law, points: Points) -> Mask:
-    """For each point, whether its N and D are in the law's domain."""
-    ends = [(getattr(points, name), *law.domain[name]) for name in ("n_active", "tokens")]
-    kept: Mask = np.logical_and.reduce([(v >= low * (1 - 1e-9)) & (v <= high * (1 + 1e-9)) for v, low, high in ends])
-    return kept
 
 
 # The fit

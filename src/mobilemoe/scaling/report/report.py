@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
@@ -11,16 +11,17 @@ import numpy as np
 from mobilemoe.files import write_atomic
 from mobilemoe.page import Section, bullets, page, table
 from mobilemoe.paper import SWEPT
-from mobilemoe.presets import DENSE, FAMILY_KNOBS
+from mobilemoe.presets import FAMILY_KNOBS
 from mobilemoe.scaling.law.compare import Row
 from mobilemoe.scaling.law.fit import Fit, Holdout
 from mobilemoe.scaling.law.forms import FORMS
 from mobilemoe.scaling.law.law import Law
-from mobilemoe.scaling.optimum.optimum import Band, known_values
-from mobilemoe.scaling.report import pictures
-from mobilemoe.scaling.report.pictures import NAMES, Scene
+from mobilemoe.scaling.optimum.optimum import known_values
+from mobilemoe.scaling.report import curves, pictures
+from mobilemoe.scaling.report.pictures import NAMES
+from mobilemoe.scaling.report.scene import Scene
+from mobilemoe.scaling.report.words import count, number
 
-MEMORIES = 6  # at which the mixtures are compared with the dense model
 MEANINGS = {
     "A": "factor of the size term",
     "alpha": "exponent of N",
@@ -66,7 +67,7 @@ def write_report(
         )
         sections.append(Section("Curves", f"<p class=loud>{reason}</p>"))
     else:
-        sections += [_compute_optimum(scene), _equal_memory(scene), _equal_loss(scene)]
+        sections += [curves.compute_optimum(scene), curves.equal_memory(scene), curves.equal_loss(scene)]
     write_atomic(path, page(f"Scaling law: {law.form}", sections))
     written = [path]
     if pngs:
@@ -135,8 +136,8 @@ def _the_law(law: Law, fit: Fit | None) -> Section:
         if fit is not None and name not in fit.free:
             interval = "held"
         constants.append((name, f"{value:.4f}", interval, MEANINGS[name]))
-    words = {"n_active": _count, "tokens": _count}
-    domain = [(NAMES[name], *map(words.get(name, _number), ends)) for name, ends in law.domain.items()]
+    words = {"n_active": count, "tokens": count}
+    domain = [(NAMES[name], *map(words.get(name, number), ends)) for name, ends in law.domain.items()]
     return Section(
         "The law",
         f"<p class=formula>{escape(form.formula)}</p>"
@@ -210,151 +211,7 @@ def _comparison(compared: Sequence[Row]) -> Section:
     )
 
 
-def _compute_optimum(scene: Scene) -> Section:
-    flops, found = pictures.compute_optima(scene)
-    rows = []
-    for budget in scene.budgets((0, 0.5, 1)):
-        best = scene.optimum(scene.law, budget)
-        share = "-" if best.best.share is None else f"{best.best.share:.0%}"
-        outside = "outside" if best.best.warnings else "inside"
-        rows.append(
-            (
-                f"{budget:.1e}",
-                _band(best.n_active, _count),
-                _band(best.tokens, _count),
-                _band(best.experts, _number),
-                share,
-                _band(best.loss, _loss),
-                outside,
-            )
-        )
-    heads = ("FLOPs", "N", "D", "E", "samples that choose it", "loss", "law's domain")
-    shown = [
-        ("optimum-n", "best size", lambda axes: pictures.optimal(axes, scene, flops, found, "n_active")),
-        ("optimum-d", "best tokens", lambda axes: pictures.optimal(axes, scene, flops, found, "tokens")),
-        ("optimum-loss", "least loss", lambda axes: pictures.gained(axes, scene, flops, found)),
-    ]
-    return Section(
-        "The compute optimum",
-        "<p>If only training compute C = 6 N D counts, this is the best model for it. A device's memory usually stops "
-        f"short of that size: see the next section. Intervals are {best.interval}.</p>" + table(heads, rows),
-        [(name, what, pictures.draw(paint)) for name, what, paint in shown],
-    )
-
-
-def _equal_memory(scene: Scene) -> Section:
-    budgets = scene.budgets((0.25, 0.5, 0.75))
-    panels = [
-        (f"memory-{place}", f"loss over memory at {budget:.1e} FLOPs", _memory_curves(scene, budget))
-        for place, budget in enumerate(budgets, 1)
-    ]
-    compared = _against_dense(scene, budgets[1]) if DENSE in scene.lines and len(scene.lines) > 1 else ""
-    return Section(
-        "At equal memory",
-        f"<p>Models trained with the same compute, by the memory that they take on the device: {_shape(scene)}. "
-        "Where a line rises again, its models are so large that they see too few tokens.</p>" + compared,
-        panels,
-    )
-
-
-def _memory_curves(scene: Scene, flops: float) -> bytes:
-    return pictures.draw(lambda axes: pictures.equal_compute(axes, scene, flops))
-
-
-def _against_dense(scene: Scene, flops: float) -> str:
-    """A table of the best model in a few memories, and a sentence that says whether mixtures beat the dense model."""
-    rows, gains = [], []
-    for memory in _memories(scene):
-        found = scene.within(memory, flops)
-        mixture = next(choice for choice in found.choices if choice.experts > 1)
-        dense = next(choice for choice in found.choices if choice.experts == 1)
-        gains.append(dense.loss.value - mixture.loss.value)
-        outside = [name for name, choice in (("mixture", mixture), ("dense", dense)) if choice.warnings]
-        rows.append(
-            (
-                _bytes(memory),
-                f"{mixture.experts}",
-                _count(mixture.n_active.value),
-                _count(mixture.tokens.value),
-                _loss(mixture.loss.value),
-                _count(dense.n_active.value),
-                _loss(dense.loss.value),
-                f"{gains[-1]:+.4f}",
-                ", ".join(outside),
-            )
-        )
-    heads = ("memory", "best E > 1", "its N", "D", "loss", "dense N", "dense loss", "mixture's gain", "outside")
-    better = sum(gain > scene.law.rmse for gain in gains)
-    worse = sum(gain < -scene.law.rmse for gain in gains)
-    return (
-        f"<p>With {flops:.1e} FLOPs a mixture beats the dense model by more than the RMSE at {better} of these "
-        f"{len(gains)} memories; the dense model beats every mixture at {worse}. The last column names the models that "
-        f"lie outside the law's domain: in {sum(not row[-1] for row in rows)} rows neither does.</p>"
-        + table(heads, rows)
-    )
-
-
-def _memories(scene: Scene) -> list[float]:
-    """Memories from the least dense model in the domain to the largest mixture."""
-    small, large = scene.law.domain["n_active"]
-    dense, mixture = scene.lines[DENSE], scene.lines[max(scene.lines)]
-    low = max(
-        float(dense.memory(np.clip(small, *dense.range))), *(sizes.least_memory for sizes in scene.lines.values())
-    )
-    high = float(mixture.memory(np.clip(large, *mixture.range)))
-    return [float(memory) for memory in np.geomspace(low, high, MEMORIES)]
-
-
-def _equal_loss(scene: Scene) -> Section:
-    levels = scene.levels((0.75, 0.5, 0.25))
-    panels = [
-        (f"equal-loss-{place}", f"models that reach {level:.3f}", _loss_curves(scene, level))
-        for place, level in enumerate(levels, 1)
-    ]
-    return Section(
-        "Equal loss: memory against training compute",
-        "<p>All models on one line reach the same loss. The lower left is cheaper in both: the lowest line is the E "
-        f"to take for that memory. Shown is {_shape(scene)}.</p>",
-        panels,
-    )
-
-
-def _loss_curves(scene: Scene, level: float) -> bytes:
-    return pictures.draw(lambda axes: pictures.equal_loss(axes, scene, level))
-
-
-def _shape(scene: Scene) -> str:
-    return (
-        f"the paper's family with a vocabulary of {scene.vocab_size:,}, in INT4, with an int8 KV cache of "
-        f"{scene.context:,} tokens"
-    )
-
-
-# Words
-
-
 def _interval(law: Law) -> str:
     if law.samples is None:
         return "none were drawn, so the RMSE stands in for them"
     return f"90% of {len(law.samples):,} bootstrap samples"
-
-
-def _band(band: Band, words: Callable[[float], str]) -> str:
-    value, low, high = map(words, band)
-    return value if low == high == value else f"{value} ({low} to {high})"
-
-
-def _count(billions: float) -> str:
-    return f"{billions:.3g} B" if billions >= 1 else f"{1e3 * billions:.3g} M"
-
-
-def _bytes(value: float) -> str:
-    return f"{value / 1e9:.3g} GB" if value >= 1e9 else f"{value / 1e6:.3g} MB"
-
-
-def _loss(value: float) -> str:
-    return f"{value:.4f}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}"

@@ -1,0 +1,96 @@
+"""What runs can say about a law: which of its terms they determine, and which runs do not fit it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobilemoe.errors import DataError
+from mobilemoe.scaling.law.forms import PHI, Form
+from mobilemoe.scaling.law.runs import FIELDS, Points, Runs
+from mobilemoe.scaling.law.solver import Problem
+
+Array = NDArray[np.float64]
+
+FAR = 10  # times the median error: runs further from the law than that are named
+FAINT = 1e-6  # of the largest singular value of the slopes: below it runs do not determine a direction
+
+
+def problem_of(form: Form, runs: Runs) -> tuple[Problem, list[str]]:
+    """The form without the terms that these runs say nothing about, and a sentence for each of those."""
+    points = runs.points
+    levels = {name: len(np.unique(getattr(points, name))) for name in FIELDS}
+    for name in ("n_active", "tokens"):
+        if levels[name] < 3:
+            raise DataError(
+                f"{name} takes {levels[name]} value{'s' if levels[name] > 1 else ''} in these runs: every law needs at "
+                "least 3, to tell its power from the constant"
+            )
+    notes: list[str] = []
+    held: set[str] = set()
+    for column in form.columns:
+        names = _terms_of(form, column)
+        if levels[column] == 1:
+            held |= names
+            notes.append(
+                f"{column} does not vary in these runs: the law {form.name!r} keeps it without effect "
+                f"({', '.join(name for name in form.parameters if name in names)} held)"
+            )
+        elif column == "granularity" and "phi" in names and levels[column] == 2:
+            held.add("phi")
+            notes.append(f"granularity takes 2 values, which cannot tell kappa from phi: phi is held at {PHI:g}")
+        elif "E_max" in names and levels[column] < 4:
+            held.add("E_max")
+            notes.append(f"experts take {levels[column]} values, too few for E_max: it is held at 32")
+    crossed = {"gamma": "n_active", "zeta": "tokens"}
+    for name, column in crossed.items():
+        if name in form.parameters and name not in held and not _crossed(form, points, column):
+            held.add(name)
+            notes.append(f"{column} and {form.knob} do not vary independently of each other: {name} is held at 0")
+    free = tuple(name for name in form.parameters if name not in held)
+    if len(runs) < len(free) + 2:
+        raise DataError(
+            f"there are {len(runs)} runs, but the law {form.name!r} has {len(free)} parameters to fit and needs at "
+            f"least {len(free) + 2}: take a smaller law, such as chinchilla, or more runs"
+        )
+    return Problem(form, runs, free), notes
+
+
+def _terms_of(form: Form, column: str) -> set[str]:
+    """The parameters of the form that do nothing while `column` does not vary."""
+    names = {"granularity": {"kappa", "phi"}, "shared": {"sigma"}}.get(column, set())
+    if column == form.knob:
+        names = names | {"delta", "gamma", "omega", "zeta", "E_max"}
+    return names & {*form.parameters}
+
+
+def _crossed(form: Form, points: Points, column: str) -> bool:
+    """Whether the knob and `column` vary independently enough for a term with the product of their logarithms."""
+    log_x = np.log1p(getattr(points, str(form.knob)))
+    log_n = np.log(getattr(points, column))
+    product = (log_x - log_x.mean()) * (log_n - log_n.mean())
+    design = np.stack([np.ones_like(log_x), log_x, log_n, product], 1)
+    scaled = design / np.maximum(np.linalg.norm(design, axis=0), 1e-12)
+    return bool(np.linalg.svd(scaled, compute_uv=False)[-1] > 1e-3)
+
+
+def doubts(problem: Problem, x: Array) -> list[str]:
+    """Sentences on parameters that the runs leave open, or that lie at the bounds of the search."""
+    said = []
+    _, slopes = problem.slopes(x[None])
+    _, sizes, directions = np.linalg.svd(slopes[0].T, full_matrices=False)
+    names = [problem.free[np.abs(row).argmax()] for row in directions[sizes < FAINT * sizes[0]]]
+    low, high = problem.walls
+    names += [name for name, at, a, b in zip(problem.free, x, low, high, strict=True) if min(at - a, b - at) < 1e-6]
+    if names := sorted({*names}, key=problem.free.index):
+        said.append(
+            f"these runs do not determine {', '.join(names)}: the constants belong together, and alone mean little"
+        )
+    return said
+
+
+def far_from(runs: Runs, predicted: Array) -> NDArray[np.intp]:
+    """Places of the runs that the law misses by far more than the others, the worst first."""
+    error = np.abs(predicted - runs.loss)
+    far = np.flatnonzero(error > max(FAR * float(np.median(error)), 0.005 * float(np.median(runs.loss))))
+    return far[np.argsort(-error[far])]
