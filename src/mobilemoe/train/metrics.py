@@ -138,24 +138,25 @@ def draw_loss(rows: list[dict[str, Any]], path: Path) -> None:
 def draw_routing(report: dict[str, Any], path: Path) -> None:
     """What `RouterHealth.report` says, as a PNG of maps with layers below each other and experts side by side.
 
-    The first map is each expert's load over the layer's mean; then one for each domain, if there are several: the
-    expert's share of the domain's load over its share of all load. White is 1, no preference; grey had no load.
+    The first map is each expert's load relative to the mean of its layer. If the text has several domains, one map for
+    each follows: the expert's share of the domain's tokens, relative to its share of all tokens. White is 1, which
+    means no preference; grey means that the expert got no tokens at all.
     """
     new_figure = drawing()
     from matplotlib.ticker import MaxNLocator
 
     load_LE = np.array(report["load"], dtype=float)
     of_domain_GLE = {name: np.array(load, dtype=float) for name, load in report["load_by_domain"].items()}
-    maps = {"load / mean": load_LE / load_LE.mean(axis=1, keepdims=True)}
+    maps = {"all: load / mean": load_LE / load_LE.mean(axis=1, keepdims=True)}
     if len(of_domain_GLE) > 1:
         with np.errstate(invalid="ignore"):  # nothing over nothing is grey
             share_LE = load_LE / load_LE.sum(axis=1, keepdims=True)
             for name, of_LE in of_domain_GLE.items():
-                maps[f"{name}: share / share of all"] = of_LE / of_LE.sum(axis=1, keepdims=True) / share_LE
-    columns = min(3, len(maps))
+                maps[name] = of_LE / of_LE.sum(axis=1, keepdims=True) / share_LE
+    columns = min(len(maps), min((3, 4), key=lambda columns: -len(maps) % columns))  # few empty places
     rows = math.ceil(len(maps) / columns)
-    height = 1.2 + 0.12 * len(load_LE)
-    figure = new_figure(figsize=(1 + 5 * columns, 0.6 + rows * height), layout="constrained")
+    height, width = 0.8 + 0.12 * len(load_LE), 1.8 + 0.06 * load_LE.shape[1]
+    figure = new_figure(figsize=(1 + width * columns, 0.3 + rows * height), layout="constrained")
     grid: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, (title, ratio_LE) in zip(grid, maps.items(), strict=False):
         image = axes.imshow(ratio_LE, cmap="RdBu_r", vmin=0, vmax=2, aspect="auto", interpolation="nearest")
@@ -168,6 +169,8 @@ def draw_routing(report: dict[str, Any], path: Path) -> None:
             axis.set_major_locator(MaxNLocator(integer=True))
     for axes in grid[len(maps) :]:
         axes.set_axis_off()
-    figure.colorbar(image, ax=grid, extend="max", label="1: no preference")
+    bar = figure.colorbar(image, ax=grid, extend="max")
+    bar.set_label("relative use (1: no preference)", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     with atomic_file(path) as handle:
         figure.savefig(handle, format="png", dpi=120)
