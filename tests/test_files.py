@@ -182,7 +182,7 @@ def test_text_and_json_are_utf8_with_one_line_end(tmp_path):
 
 
 def test_json_that_cannot_be_written_leaves_nothing(tmp_path):
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="not JSON serializable"):
         write_json(tmp_path / "value.json", {"a": object()})
     assert os.listdir(tmp_path) == []
 

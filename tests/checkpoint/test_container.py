@@ -103,7 +103,7 @@ def test_a_failing_producer_leaves_nothing_behind(tmp_path):
     def produce(name: str) -> np.ndarray:
         raise RuntimeError("no")
 
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="no"):
         write_safetensors(tmp_path / "x.safetensors", {"a": ("U8", (4,))}, produce)
     assert list(tmp_path.iterdir()) == []
 

@@ -276,7 +276,7 @@ def test_a_failing_save_leaves_nothing_behind(tmp_path, format):
             raise RuntimeError("no")
         return given[name]
 
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="no"):
         save_checkpoint(tmp_path / "m", MICRO, weight, format=format, shard_bytes=40_000)
     assert list(tmp_path.iterdir()) == []
 

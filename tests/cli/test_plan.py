@@ -2,6 +2,7 @@
 
 import pytest
 
+from drawn import colours, curve, labels
 from mobilemoe import accounting
 from mobilemoe.cli.plan import BYTES, COUNTS, quantity
 from mobilemoe.presets import preset
@@ -136,8 +137,28 @@ def test_a_recipe_is_never_overwritten(fails, mobilemoe_cli, tmp_path):
     assert path.read_text() == "kept"
 
 
-def test_pictures_and_pages_are_written(mobilemoe_cli, tmp_path):
-    ended = mobilemoe_cli("plan", *ASKED, "--report", tmp_path / "plan.html", "--png", tmp_path / "plan.png")
-    assert ended.status == 0
-    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
-    assert "<table>" in (tmp_path / "plan.html").read_text()
+def test_the_picture_shows_the_first_choice_and_the_limits_over_four_costs(mobilemoe_cli, tmp_path, figures):
+    ended = mobilemoe_cli("plan", *ASKED, "--report", tmp_path / "plan.html", "--png", tmp_path / "plan.png", "--json")
+    first = ended.json["candidates"][0]
+    assert colours((tmp_path / "plan.png").read_bytes()) > 50
+    of_page, figure = figures
+    assert len(of_page.axes) == len(figure.axes) == 4
+    costs = (first["memory"] / 1e9, first["flops"] / 1e9, 1e3 / first["decode"], 1e3 * first["ttft"])
+    limits = (1.0, None, 25.0, 3000.0)  # GB, none on FLOPs, ms a token at 40 tok/s, ms to the first token
+    for axes, cost, limit in zip(figure.axes, costs, limits, strict=True):
+        assert curve(axes, "first choice") == [(pytest.approx(cost), first["loss"])]
+        assert ("limit" in labels(axes)) == (limit is not None)
+        if limit is not None:
+            assert [x for x, _ in curve(axes, "limit")] == pytest.approx([limit, limit])
+        assert axes.get_ylabel() == "loss (nats per token)"
+    assert [axes.get_xlabel().split(",")[0] for axes in figure.axes] == [
+        *("memory", "GFLOPs per decoded token", "ms per decoded token behind 4", "ms to the first token"),
+    ]
+
+
+def test_the_page_names_the_candidates_that_the_verb_does(mobilemoe_cli, tmp_path):
+    ended = mobilemoe_cli("plan", *ASKED, "--report", tmp_path / "plan.html", "--top", "3", "--json")
+    text = (tmp_path / "plan.html").read_text()
+    for candidate in ended.json["candidates"]:
+        assert f"{candidate['loss']:.4f}<br>" in text
+    assert text.count("<tr>") == 1 + 3

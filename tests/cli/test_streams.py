@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from drawn import colours
 from mobilemoe.cli import main as cli_main
 from mobilemoe.cli.options import print_json
 
@@ -37,7 +38,7 @@ def test_what_goes_to_a_closed_standard_error_is_not_in_the_output(tiny_folder):
 def test_a_closed_standard_output_ends_nothing_and_goes_into_no_file(tmp_path):
     ran = shell(f"$M plan --memory 1GB --train-flops 8e20 --png {tmp_path}/plan.png --top 1 >&- <&-")
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    assert colours((tmp_path / "plan.png").read_bytes()) > 50  # the table went nowhere
     assert shell("$M info S >&- 2>&- <&-").returncode == 0
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from drawn import colours, curve, labels
 from mobilemoe import accounting
 from mobilemoe.engine import Engine, cache_folder, instruction_sets
 from mobilemoe.errors import MobileMoEError
@@ -232,11 +233,28 @@ def test_the_paper_s_ratios_stand_beside_ours(tiny_folder):
 # Pictures and faults
 
 
-def test_the_picture_is_a_png(mobilemoe_cli, fixed_machine, tiny_folder, tmp_path):
+def test_the_picture_shows_the_speeds_of_both_models_with_their_shares_of_the_limits(
+    mobilemoe_cli, fixed_machine, tiny_folder, tmp_path, figures
+):
     path = tmp_path / "speed.png"
-    assert mobilemoe_cli("bench", tiny_folder, *QUICK, "--compare", "micro", "--png", path).status == 0
-    assert path.read_bytes().startswith(b"\x89PNG\r\n")
-    assert path.stat().st_size > 10_000
+    found = mobilemoe_cli("bench", tiny_folder, *QUICK, "--compare", "micro", "--png", path, "--json").json
+    assert colours(path.read_bytes()) > 50
+    (figure,) = figures
+    prefill_axes, decode_axes = figure.axes
+    for axes, kind, share in ((prefill_axes, "prefill", "mfu"), (decode_axes, "decode", "mbu")):
+        both = {str(tiny_folder): found[kind], "micro": found["compared"][0][kind]}
+        assert labels(axes) == [*both]
+        for name, points in both.items():
+            speeds = [speed for _, speed in curve(axes, name)]
+            assert speeds == pytest.approx([point["tok_s"] for point in points])
+        shares = [f"{point[share]:.0%}" for points in both.values() for point in points]
+        assert [text.get_text() for text in axes.texts] == shares
+        assert axes.get_ylabel() == "tokens per second"
+        assert axes.get_ylim()[0] == 0
+    assert [text.get_text() for text in prefill_axes.get_xticklabels()] == ["16", "64"]
+    assert [text.get_text() for text in decode_axes.get_xticklabels()] == ["0", "16"]
+    assert prefill_axes.get_title() == "prefill (% of 10,000 G multiply-adds/s)"
+    assert decode_axes.get_title() == "decode (% of 1000.0 GB/s)"
 
 
 def test_without_matplotlib_nothing_is_measured(fails, monkeypatch, tiny_folder, tmp_path):

@@ -118,10 +118,9 @@ def test_a_trunk_that_has_gone_past_a_branch_begins_again(forked_sweep, shared, 
             os.kill(process[0], signal.SIGINT)
 
     process: list[int] = []
-    ended = forked_sweep(tmp_path, *WSD, only=(LONG,), hear=interrupt)
-    if ended["left"]:  # else it was faster than the signal
-        assert len(forked_sweep(tmp_path, *WSD)["finished"]) == 3
-        assert losses(tmp_path) == losses(shared)
+    forked_sweep(tmp_path, *WSD, only=(LONG,), hear=interrupt)  # it may be faster than the signal
+    assert len(forked_sweep(tmp_path, *WSD)["finished"]) == 3
+    assert losses(tmp_path) == losses(shared)
 
 
 def test_a_trunk_that_goes_wrong_is_the_failure_of_all_its_runs(forked_sweep, tmp_path):

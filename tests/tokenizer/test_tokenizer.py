@@ -1,7 +1,6 @@
 """Promises of `mobilemoe.tokenizer` and of the training of a small one."""
 
 import shutil
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
@@ -206,18 +205,35 @@ def test_a_damaged_rank_file_names_its_file(damage, meta_model: Path, tmp_path: 
         Tokenizer.load(tmp_path)
 
 
-def test_no_damage_to_a_json_gives_another_error(nano: Tokenizer, tmp_path: Path) -> None:
+def loaded_or_refused(folder: Path) -> Tokenizer | str:
+    """The tokenizer, or the sentence that refuses it."""
+    try:
+        return Tokenizer.load(folder)
+    except TokenizerError as fault:
+        return str(fault)
+
+
+def test_a_damaged_json_is_refused_by_name_or_still_loses_no_byte(nano: Tokenizer, tmp_path: Path) -> None:
     whole = nano._backend.to_str().encode()
-    random = Random(0)
+    random, refused, loaded = Random(0), 0, 0
     for _ in range(300):
         broken = bytearray(whole)
         for _ in range(random.choice([1, 1, 4])):
             at = random.randrange(len(broken))
             broken[at : at + random.randrange(3)] = random.choice([b"", b"0", b"9", b"-", b'"', b"x", b"\x80", b"[]"])
         (tmp_path / "tokenizer.json").write_bytes(broken)
-        with suppress(TokenizerError):
-            loaded = Tokenizer.load(tmp_path)
-            loaded.decode(loaded.encode(TEXTS[5]))
+        found = loaded_or_refused(tmp_path)
+        if isinstance(found, str):
+            assert "tokenizer.json" in found
+            assert len(found.splitlines()) == 1
+            refused += 1
+        else:
+            ids = found.encode(TEXTS[5])
+            assert max(ids) < found.vocab_size
+            assert found.decode(ids) == TEXTS[5]
+            loaded += 1
+    assert refused > 20
+    assert loaded > 20
 
 
 def test_tokens_outside_the_byte_alphabet_stand_for_themselves() -> None:

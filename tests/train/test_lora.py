@@ -213,10 +213,11 @@ def test_with_qat_what_is_trained_is_what_the_int4_file_holds(config, axis, tmp_
         exported.load_weights(file.weight)
     held = exported.state_dict()
     with torch.autocast("cpu", torch.bfloat16):  # which must not make the sum of weight and difference in bf16
-        for path, module in model.named_modules():
-            if isinstance(module, Adapted):
-                for name, weight in module.merged_weights().items():
-                    assert torch.equal(module.quantize(weight), held[f"{path}.{name}"]), (path, name)
+        modules = {path: module for path, module in model.named_modules() if isinstance(module, Adapted)}
+        assert len(modules) >= 7
+        for path, module in modules.items():
+            for name, weight in module.merged_weights().items():
+                assert torch.equal(module.quantize(weight), held[f"{path}.{name}"]), (path, name)
     assert_close(model(tokens), exported(tokens), 1e-5)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import mobilemoe
+from drawn import colours, curve, labels
 from mobilemoe import accounting
 from mobilemoe.checkpoint import write_random
 from mobilemoe.errors import DataError, UsageError
@@ -22,7 +23,6 @@ from mobilemoe.evaluate.experts.expert_use import (
 )
 from mobilemoe.page import page
 from mobilemoe.presets import family_member
-from tiny_model import write_model
 
 LAYERS, EXPERTS, ACTIVE = 2, 6, 2  # of the tiny model
 
@@ -141,7 +141,42 @@ def test_models_whose_choices_cannot_be_told_are_refused(model, tmp_path):
         count_experts(mobilemoe.load(tmp_path / "bf16", threads=1, quantize="int4"), {"a": [[1]]})
 
 
-def test_table_pictures_and_section_show_every_benchmark(model, tmp_path):
+def test_the_map_of_each_layer_shows_each_benchmarks_load_over_an_even_share_the_most_used_first(model, figures):
+    force(model, (1, 4), (0, 5))
+    use = count_experts(model, {"one": random_prompts(5), "two": random_prompts(3)})
+    assert colours(draw_load(use)) > 50
+    (figure,) = figures
+    panels = [axes for axes in figure.axes if axes.get_images()]
+    assert [axes.get_title() for axes in panels] == ["layer 0", "layer 1"]
+    for axes in panels:
+        level_GE = axes.get_images()[0].get_array()
+        assert level_GE.shape == (2, EXPERTS)
+        assert np.allclose(level_GE[:, :ACTIVE], np.log2(EXPERTS / ACTIVE))  # the two chosen: three times an even share
+        assert level_GE.mask[:, ACTIVE:].all()  # the others are grey
+        assert axes.get_images()[0].get_clim() == (-3, 3)  # 1/8 to 8
+    assert [text.get_text() for text in panels[0].get_yticklabels()] == ["one", "two"]
+    assert "6 experts of each layer" in figure.get_supxlabel()
+
+
+def test_each_prompt_is_a_point_over_its_tokens_beside_the_line_of_chance(model, figures):
+    use = count_experts(model, {"a": random_prompts(40, 50), "b": random_prompts(3)})
+    assert colours(draw_distinct(use)) > 50
+    axes, shares = figures[0].axes
+    for name in ("a", "b"):
+        each = use.benchmarks[name]
+        assert curve(axes, name) == list(zip(each.tokens_P, each.distinct_PL.sum(axis=1), strict=True))
+    assert labels(axes) == ["a", "b", "drawn evenly by chance"]
+    chance = curve(axes, "drawn evenly by chance")
+    assert chance[0] == (1, pytest.approx(LAYERS * ACTIVE))
+    assert chance[-1] == (50, pytest.approx(use.chance(np.array([50]))[0]))
+    assert axes.get_xlabel() == "tokens of the prompt"
+    assert axes.get_ylabel() == f"different experts touched, of {LAYERS * EXPERTS}"
+    assert shares.get_ylim()[0] == pytest.approx(100 * use.share_of_file(0))
+    top = axes.get_ylim()[1]
+    assert shares.get_ylim()[1] == pytest.approx(100 * use.share_of_file(top))
+
+
+def test_table_and_section_show_every_benchmark(model, tmp_path):
     use = count_experts(model, {"gsm8k": random_prompts(40, 50), "<b>": random_prompts(3)})
     json.dumps(use.as_json())
     rows = table_rows(use)
@@ -149,15 +184,7 @@ def test_table_pictures_and_section_show_every_benchmark(model, tmp_path):
     assert all(len(row) == len(HEADS) for row in rows)
     assert rows[0][1:3] == ["2", "45"]
     assert rows[1][7:10] == ["-", "-", "-"]  # 3 tokens are no window
-    for png in (draw_load(use), draw_distinct(use)):
-        assert png.startswith(b"\x89PNG")
     html = page("report", [section(use)])
     assert "gsm8k" in html
     assert "&lt;b&gt;" in html
     assert html.count("<img") == 2
-
-
-def test_experts_that_no_prompt_used_do_not_stop_the_pictures(tmp_path):
-    model = mobilemoe.load(write_model(tmp_path / "forced"), backend="torch")
-    force(model, (0, 1), (0, 1))
-    assert draw_load(count_experts(model, {"a": random_prompts(1)})).startswith(b"\x89PNG")

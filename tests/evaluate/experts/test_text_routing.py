@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from drawn import colours
 from mobilemoe.checkpoint import Checkpoint, convert, write_random
 from mobilemoe.errors import DataError, UsageError
 from mobilemoe.evaluate.experts import text_routing as routing
@@ -75,17 +76,23 @@ def test_a_file_without_texts_is_refused(tiny_folder, tmp_path, lines, error, me
         text_routing(tiny_folder, f"@{write_lines(tmp_path / 't.jsonl', lines)}")
 
 
-def test_the_verb_draws_and_tabulates(mobilemoe_cli, tiny_folder, tmp_path, monkeypatch):
+def test_the_verb_draws_and_tabulates(mobilemoe_cli, tiny_folder, tmp_path, monkeypatch, figures):
     monkeypatch.chdir(tmp_path)
     ended = mobilemoe_cli("info", tiny_folder, "--routing", "Once upon a time")
     assert ended.status == 0, ended.err
     assert "drawn in routing.png" in ended.out
     assert " of 12 experts touched" in ended.out
-    assert (tmp_path / "routing.png").read_bytes().startswith(b"\x89PNG\r\n")
     lines = write_lines(tmp_path / "t.jsonl", LINES)
     values = mobilemoe_cli("info", tiny_folder, "--routing", f"@{lines}", "--png", "o.png", "--json").json
     assert values["png"] == "o.png"
-    assert (tmp_path / "o.png").stat().st_size > 10_000
+    assert all(colours((tmp_path / name).read_bytes()) > 50 for name in ("routing.png", "o.png"))
+    of_words, of_lines = figures
+    titles = [axes.get_title() for axes in of_lines.axes if axes.get_images()]
+    assert titles == ["load / mean", "books: share / share of all", "chat: share / share of all"]
+    assert len([axes for axes in of_words.axes if axes.get_images()]) == 1
+    drawn_LE = of_lines.axes[0].get_images()[0].get_array()
+    values_LE = np.array(values["load"])
+    np.testing.assert_allclose(drawn_LE, values_LE / values_LE.mean(axis=1, keepdims=True))
     load_LE = np.array(values["load"])
     assert values["touched"] == (load_LE > 0).sum(axis=1).tolist()
     assert values["dead"] == (load_LE == 0).sum(axis=1).tolist()

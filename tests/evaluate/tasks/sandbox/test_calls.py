@@ -97,6 +97,8 @@ def test_the_numbers_of_calls_are_those_of_the_kernel_headers():
         "x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h",
         "aarch64": "/usr/include/asm-generic/unistd.h",
     }
+    if not any(Path(header).exists() for header in headers.values()):
+        pytest.skip("this machine has no kernel headers")
     for column, (machine, header) in enumerate(headers.items()):
         if not Path(header).exists():
             continue
@@ -104,9 +106,10 @@ def test_the_numbers_of_calls_are_those_of_the_kernel_headers():
         found = {name: int(number) for name, number in re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)\n", text)}
         found["newfstatat"] = found.get("newfstatat", found.get("fstatat"))
         refused = {name: pair[column] for name, pair in REFUSED.items() if pair[column]}
-        for name, number in {**allowed_numbers(machine), **refused}.items():
-            if name in found:
-                assert number == found[name], (machine, name)
+        ours = {**allowed_numbers(machine), **refused}
+        assert len(ours.keys() & found.keys()) > 0.9 * len(ours)
+        for name in ours.keys() & found.keys():
+            assert ours[name] == found[name], (machine, name)
 
 
 def test_it_has_a_session_keyring_of_its_own_and_no_call_to_reach_one():
