@@ -306,14 +306,16 @@ def test_a_disk_that_is_full_names_the_file_that_was_wanted(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "def folder():\n"
         "    with atomic_folder('folder') as part: (part / 'inside').write_bytes(bytes(2000))\n"
+        "def nested():\n"
+        "    with atomic_folder('nested') as part: write_atomic(part / 'inside', bytes(2000))\n"
         "def handle():\n"
         "    with atomic_file('handle') as file: file.write(bytes(100_000))\n"
-        "for work in (folder, handle, lambda: write_atomic('file', bytes(2000))):\n"
+        "for work in (folder, nested, handle, lambda: write_atomic('file', bytes(2000))):\n"
         "    try: work()\n"
         "    except OSError as fault: print(fault.filename2 or fault.filename)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert done.stdout.split() == ["folder", "handle", "file"]
+    assert done.stdout.split() == ["folder", "nested", "handle", "file"]
     assert os.listdir(tmp_path) == []
 
 

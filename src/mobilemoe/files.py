@@ -96,7 +96,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as fault:
-        if fault.filename is None or f"/.{path.name}." in str(fault.filename):
+        if fault.filename is None or f"/.{path.name}." in f"/{fault.filename}":
             fault.filename, fault.filename2 = str(path), None
         raise
 

@@ -35,14 +35,14 @@ def tokenizer_folder(folder: Path, config: dict, files: dict[str, str]) -> Path:
     return folder
 
 
-def trained(folder: Path, tmp_path: Path) -> Path:
+def trained(folder: Path, tmp_path: Path, *more: str) -> Path:
     """The checkpoint of one step on conversations, with the tokenizer in `folder`."""
     (tmp_path / "chats.jsonl").write_text(f"{json.dumps({'messages': CHAT})}\n" * 9)
     (tmp_path / "recipe.toml").write_text(RECIPE)
     changes = [f"tokenizer.path={folder}", f"data.path={tmp_path}", "data.holdout=0", "train.steps=1"]
     changes += ["train.warmup_steps=0", "model.changes.intermediate_size=32"]
     changes += ['data.mixture=[{name = "chat", files = "chats.jsonl", weight = 1}]']
-    train(load_recipe(tmp_path / "recipe.toml", changes), tmp_path / "run")
+    train(load_recipe(tmp_path / "recipe.toml", [*changes, *more]), tmp_path / "run")
     return newest_model(tmp_path / "run")
 
 
@@ -101,3 +101,22 @@ def test_ours_is_not_taken_where_its_control_tokens_are_missing(tmp_path):
     assert Tokenizer.load(folder).header_start_id is None
     with pytest.raises(DataError, match="neither a chat template nor the control tokens"):
         trained(folder, tmp_path)
+
+
+ENDS = {
+    "<|eot|>": False,
+    "<|end_of_text|>": False,
+    " <|eom|>": False,
+    "": True,
+    "<|im_end|>": True,  # no token of this tokenizer
+    "<|header_start|>": True,
+    " Over.<|eot|>": True,
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_template_whose_answers_never_end_is_said(end, tmp_path, capsys):
+    source = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}" + end + "{% endfor %}"
+    folder = tokenizer_folder(tmp_path / "tokenizer", {}, {"chat_template.jinja": source})
+    trained(folder, tmp_path, "data.train_on=assistant")
+    assert ("will not learn to end its answers" in capsys.readouterr().err) == ENDS[end]

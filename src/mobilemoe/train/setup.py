@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mobilemoe.chat import ChatTemplate
+from mobilemoe.chat import ChatTemplate, Part, chat_parts
 from mobilemoe.checkpoint import Checkpoint
 from mobilemoe.checkpoint.companions import TOKENIZER_FILES
 from mobilemoe.checkpoint.run_folder import newest_model
@@ -23,7 +24,7 @@ from mobilemoe.data.heldout import read_held_out_text
 from mobilemoe.data.loader import PackedLoader
 from mobilemoe.data.mixture import build_mixture
 from mobilemoe.data.prefetch import Prefetcher
-from mobilemoe.errors import ConfigError
+from mobilemoe.errors import ConfigError, TokenizerError
 from mobilemoe.hub import find_model
 from mobilemoe.model import MobileMoE
 from mobilemoe.tokenizer import Tokenizer
@@ -61,6 +62,8 @@ def set_up(recipe: Recipe, world: World) -> Setup:
     folder = find_model(recipe.tokenizer.path, weights=False)
     tokenizer, template = open_tokenizer(folder)
     model = build_model(recipe, tokenizer)
+    if recipe.data.train_on == "assistant" and world.is_first:
+        _warn_of_endless_answers(tokenizer, template, {*model.config.eos_token_id, *tokenizer.stop_ids})
     prepare_blocks(model, train, world.device)
     shard(model, world, recipe)  # on its way to the device, so that no device holds all of it
     model.to(world.device)
@@ -83,6 +86,22 @@ def set_up(recipe: Recipe, world: World) -> Setup:
         validation=validation,
         notes=notes,
     )
+
+
+def _warn_of_endless_answers(tokenizer: Tokenizer, template: ChatTemplate, stop_ids: set[int]) -> None:
+    """Says on standard error where no answer ends with a token at which writing stops: none is learnt to end then."""
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        parts = chat_parts(tokenizer.special_pattern, template, messages)
+    except TokenizerError:  # said of the first conversation, if there is one
+        return
+    *_, last = [Part("", False, ()), *(part for part in parts if part.taught)]
+    if not (last.special and stop_ids.intersection(tokenizer.encode(last.text, special=True))):
+        print(
+            "mobilemoe: warning: the chat template ends no answer with a control token at which writing stops: a model "
+            "that learns conversations in it will not learn to end its answers",
+            file=sys.stderr,
+        )
 
 
 def model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
