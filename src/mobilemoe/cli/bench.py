@@ -39,32 +39,37 @@ MOST_REPEATS = 1000
 @grouped
 def bench(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A folder, a bundled model or a Hub id; with --random a preset.")
+        str, typer.Argument(metavar="MODEL", help="A model's folder, nano, or a Hub id; with --random a preset.")
     ],
     *,
     random: Annotated[
-        bool, typer.Option("--random", help=f"Random weights of a preset's shape ({', '.join(PRESETS)}).")
+        bool, typer.Option("--random", help=f"Take random weights of a preset's shape ({', '.join(PRESETS)}).")
     ] = False,
     compare: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Presets to measure beside it, as mobilellm-pro,olmoe.")
+        str | None, typer.Option(metavar="NAMES", help="Presets to measure beside it, such as mobilellm-pro,olmoe.")
     ] = None,
     group_axis: Annotated[
-        str, typer.Option(help="INT4 groups of random experts: along 'out' (as released) or 'in'.")
+        str, typer.Option(help="Direction of the INT4 groups of random experts: 'out' (as released) or 'in'.")
     ] = "out",
-    prefill: Annotated[str | None, typer.Option(metavar="LENGTHS", help="Prompt lengths, as 128,512.")] = None,
-    depths: Annotated[str | None, typer.Option(metavar="DEPTHS", help="Tokens to decode behind, as 0,1024.")] = None,
-    repeats: Annotated[int, typer.Option(help="The median of so many measurements counts.")] = 3,
-    dummy: Annotated[bool, typer.Option("--dummy", help="Pseudo-random tokens in place of text.")] = False,
+    prefill: Annotated[
+        str | None, typer.Option(metavar="LENGTHS", help="Prompt lengths in tokens, such as 128,512.")
+    ] = None,
+    depths: Annotated[
+        str | None, typer.Option(metavar="DEPTHS", help="Context lengths to decode at, in tokens, such as 0,1024.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Number of measurements; the median counts.")] = 3,
+    dummy: Annotated[bool, typer.Option("--dummy", help="Use pseudo-random tokens instead of text.")] = False,
     engine: EngineOptions,
-    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the speeds into this file.")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the speeds as a PNG.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Prefill and decode speed, time to the first token and memory, with their shares of what the machine can do.
+    """Measure speed and memory of a model, and what share of the machine's limits it reaches.
 
-    MFU: share of the int8 multiply-adds that prefill uses; MBU: share of the read bandwidth that decoding
-    uses, above 100% where the caches hold the weights. --json: MFU is null where the engine multiplies no int8.
+    Prefill (reading a prompt) and decode (writing) are in tokens per second. MFU is the share of the machine's int8
+    multiply-adds that prefill uses. MBU is the share of its read bandwidth that decoding uses; it can exceed 100% if
+    the weights fit in the CPU's caches. In --json, MFU is null if the engine does not compute in int8.
 
-    Example: mobilemoe bench S --random --compare mobilellm-pro
+    Example: mobilemoe bench nano --prefill 128,512
     """
     from mobilemoe.profile import benchmark, picture
 

@@ -12,16 +12,15 @@ from mobilemoe import cache
 from mobilemoe.cli.options import JsonOption, plain_console, print_json
 from mobilemoe.errors import MobileMoEError, UsageError
 
-app = typer.Typer(
-    help="What is kept between runs: engine files, random models, answers of evaluations.", no_args_is_help=True
-)
+app = typer.Typer(help="Show and clear what is kept between runs.", no_args_is_help=True)
 
 
 @app.command("ls")
 def ls(json: JsonOption = False) -> None:
-    """List what is kept, that which was used last first.
+    """List what is kept between runs, the most recently used first.
 
-    Engine files and random models take at most 20 GB, or MOBILEMOE_CACHE_BYTES: what was used longest ago goes first.
+    These are engine files, models with random weights, and finished requests of evaluations. The first two take at most
+    20 GB (or MOBILEMOE_CACHE_BYTES bytes); the least recently used are removed first.
 
     Example: mobilemoe cache ls
     """
@@ -44,11 +43,15 @@ def ls(json: JsonOption = False) -> None:
 
 @app.command("rm")
 def rm(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="As `ls` shows them.")] = None,
-    all: Annotated[bool, typer.Option("--all", help="Everything, answers of evaluations included.")] = False,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME...", help="Names as `cache ls` shows them.")
+    ] = None,
+    all: Annotated[
+        bool, typer.Option("--all", help="Remove everything, finished requests of evaluations included.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Remove what is kept; it is made again when it is needed. Runs that use it now go on.
+    """Remove what is kept between runs. It is made again when needed; programs that use it now are not disturbed.
 
     Example: mobilemoe cache rm --all
     """

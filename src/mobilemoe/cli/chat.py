@@ -25,7 +25,7 @@ from mobilemoe.errors import UsageError
 @grouped
 def chat(
     model: ModelArgument,
-    system: Annotated[str | None, typer.Option(help="A system message that opens the conversation.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system message at the start of the conversation.")] = None,
     *,
     max_new_tokens: MaxNewTokens = 256,
     sampling: SamplingOptions,
@@ -33,7 +33,10 @@ def chat(
     engine: EngineOptions,
     json: JsonOption = False,
 ) -> None:
-    """Talk with a model; it remembers the conversation. /reset starts anew, /exit or Ctrl-D ends.
+    """Hold a conversation with a model on the terminal.
+
+    /reset starts a new conversation, /exit or Ctrl-D ends, Ctrl-C ends an answer. Questions may also come from standard
+    input, one per line.
 
     Example: mobilemoe chat nano --temperature 0.7
     """

@@ -20,17 +20,17 @@ FORMATS = ("bf16", "int4", "engine")
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="The model to read: folder, bundled or Hub id.")],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make; it must not exist.")],
-    format: Annotated[str, typer.Option(help="What to write: bf16, int4, or engine (INT4, ready to run).")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="The model to read: a folder, nano, or a Hub id.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to create; it must not exist.")],
+    format: Annotated[str, typer.Option(help="What to write: bf16, int4, or engine (INT4, laid out for the engine).")],
     group_axis: GroupAxisOption = "in",
     json: JsonOption = False,
 ) -> None:
-    """Rewrite a checkpoint and report the error that this added.
+    """Write a model in another format, and report the error that this adds.
 
-    "engine" keeps every INT4 weight as it is, in the order in which the native engine maps it from the file.
+    The format "engine" keeps every INT4 weight exactly, in the order in which the native engine reads them.
 
-    Example: mobilemoe convert my-model my-model-int4 --format int4 --group-axis in
+    Example: mobilemoe convert nano nano-bf16 --format bf16
     """
     if format not in FORMATS:
         raise UsageError(f"--format is {format!r}, but must be one of {', '.join(FORMATS)}")

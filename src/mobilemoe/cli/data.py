@@ -15,15 +15,17 @@ from mobilemoe.files import refuse_existing
 
 MOST_MEGABYTES = 1e9  # a petabyte
 _SECONDS = 5.0  # between two lines about what is done
-app = typer.Typer(help="Tokenizers, samples, token shards and conversations from training text.", no_args_is_help=True)
+app = typer.Typer(help="Make tokenizers, samples, token shards and conversations for training.", no_args_is_help=True)
 
 
 @app.command("tokenizer")
 def tokenizer(
     recipe: RecipeArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write tokenizer.json into.")],
-    vocab_size: Annotated[int, typer.Option(max=2**24, help="Ids in all, the special ones included.")] = 16_384,
-    megabytes: Annotated[float, typer.Option(help="Text to learn from, in MB, by the mixture's weights.")] = 50.0,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder for tokenizer.json.")],
+    vocab_size: Annotated[int, typer.Option(max=2**24, help="Number of ids, special tokens included.")] = 16_384,
+    megabytes: Annotated[
+        float, typer.Option(help="Amount of text to learn from in MB, by the mixture's weights.")
+    ] = 50.0,
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -51,15 +53,17 @@ def tokenizer(
 @app.command("sample")
 def sample(
     recipe: RecipeArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder for train, a .jsonl file for heldout.")],
-    split: Annotated[str, typer.Option(help="train, or heldout: documents that training never sees.")] = "heldout",
-    megabytes: Annotated[float, typer.Option(help="Size of the sample in MB, in equal parts per source.")] = 0.48,
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="What to write: a folder for train, a .jsonl file for heldout.")
+    ],
+    split: Annotated[str, typer.Option(help="train, or heldout (documents that training never sees).")] = "heldout",
+    megabytes: Annotated[float, typer.Option(help="Size of the sample in MB, in equal parts from all sources.")] = 0.48,
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write a small balanced sample of a recipe's text, for tests and validation.
+    """Write a small sample of a recipe's text, balanced over its sources, for tests and validation.
 
-    Example: mobilemoe data sample recipes/nano-cpu.toml heldout.jsonl --set data.path=DIR
+    Example: mobilemoe data sample recipes/nano-cpu.toml my-sample --split train
     """
     from mobilemoe.data.sample import write_sample
     from mobilemoe.data.sources import SPLITS
@@ -78,16 +82,16 @@ def sample(
 @app.command("prepare")
 def prepare(
     recipe: RecipeArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new folder for the shards.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to create for the shards.")],
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Tokenise and shuffle a recipe's training text once, into shards that train faster and travel lighter.
+    """Tokenise and shuffle a recipe's training text once, into shards that load faster and take less space.
 
-    Train on them with data.path=OUT and files = "NAME-*.npz" for each source of the mixture. They hold the train split
-    as the recipe cuts it, with its tokenizer and chat template, all pieces of a source in a random order by data.seed.
+    To train on the shards, set data.path=OUT and files = "NAME-*.npz" for each source NAME of the mixture. They hold
+    the text that is not held out, with the recipe's tokenizer and chat template, in an order that data.seed decides.
 
-    Example: mobilemoe data prepare recipes/nano-cpu.toml tokens --set data.path=DIR
+    Example: mobilemoe data prepare recipes/nano-cpu.toml tokens
     """
     from mobilemoe.data.encoding import open_tokenizer
     from mobilemoe.data.prepare import prepare as write_shards
@@ -114,22 +118,26 @@ def prepare(
 
 @app.command("chats")
 def chats(
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Conversations: .jsonl, also .gz and .zst.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILES...", help="Files of conversations: .jsonl, also .gz and .zst.")
+    ],
     out: Annotated[Path, typer.Option(help="The .jsonl file to write.")],
-    seed: Annotated[int, typer.Option(help="Another seed joins others.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed that decides which conversations are joined.")] = 0,
     holdout: Annotated[
-        float | None, typer.Option(min=0, max=1, help="The recipe's data.holdout; by default what recipes have.")
+        float | None,
+        typer.Option(min=0, max=1, help="Share held out, as data.holdout of the recipe (default: that of recipes)."),
     ] = None,
     apart_from: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Leave out near copies of this file's conversations.")
+        Path | None, typer.Option(metavar="FILE", help="Leave out near copies of the conversations in FILE.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Join conversations of one turn into some of 2 to 4 turns, and put a system message before some.
+    """Join conversations of one turn into some with 2 to 4 turns, and add a system message to some of them.
 
-    Those that are held out for validation are left out. Take the result as a source with files = "OUT".
+    Conversations that are held out for validation are left out. To train on the result, use it in a recipe as a source
+    with files = "OUT".
 
-    Example: mobilemoe data chats DIR/chat-*.jsonl.zst --out chats.jsonl --seed 1
+    Example: mobilemoe data chats recipes/data/chat-00.jsonl --out chats.jsonl --seed 1
     """
     from mobilemoe.data.chats import write_chats
     from mobilemoe.data.sources import HOLDOUT
@@ -145,16 +153,17 @@ def chats(
 @app.command("practice")
 def practice(
     out: Annotated[Path, typer.Option(help="The .jsonl file to write.")],
-    count: Annotated[int, typer.Option(min=1, max=1_000_000, help="Conversations.")] = 40_000,
-    seed: Annotated[int, typer.Option(help="Another seed draws others.")] = 0,
+    count: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of conversations.")] = 40_000,
+    seed: Annotated[int, typer.Option(help="Seed that decides which conversations are made.")] = 0,
     passages: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Text to ask about as well, .jsonl[.zst] (repeatable).")
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Texts to ask questions about, .jsonl or .jsonl.zst (repeatable)."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
     """Make conversations by rule: small sums, reading a passage, remembering what was said, saying what it cannot do.
 
-    Take the result as a source with files = "OUT".
+    To train on the result, use it in a recipe as a source with files = "OUT".
 
     Example: mobilemoe data practice --out practice-00.jsonl --seed 1
     """

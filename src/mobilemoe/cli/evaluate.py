@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mobilemoe.load import Model
 
 ModelsArgument = Annotated[
-    list[str], typer.Argument(metavar="MODEL...", help="Folders, bundled models (nano), Hub ids, or GGUF files.")
+    list[str], typer.Argument(metavar="MODEL...", help="Models: folders, the bundled nano, Hub ids, or GGUF files.")
 ]
 
 
@@ -37,51 +37,58 @@ def evaluate(
     models: ModelsArgument,
     *,
     suite: Annotated[
-        str | None, typer.Option(help="foundation, advanced, quick, or benchmarks: hellaswag,piqa,...")
+        str | None, typer.Option(help="Benchmarks: foundation, advanced, quick, or names such as hellaswag,piqa.")
     ] = None,
     text: Annotated[
-        Path | None, typer.Option(help='JSONL of {"text"} or {"messages"}, grouped by "domain" or "source".')
+        Path | None,
+        typer.Option(help='Measure bits per byte of a JSONL of {"text"} or {"messages"}, by "domain" or "source".'),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="PARENT", help="Differences to this model, example by example.")
+        str | None, typer.Option(metavar="PARENT", help="Compare with this model, example by example.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Benchmarks as JSONL files, in place of the Hub.")
+        Path | None, typer.Option(metavar="DIR", help="Read benchmarks from JSONL files in DIR instead of the Hub.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Examples of each benchmark (default: all).")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples per benchmark (default: all).")] = None,
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where results go: a JSON file of each model and suite.")
+        Path, typer.Option(metavar="DIR", help="Folder of the results, one JSON file per model and suite.")
     ] = Path("results"),
     training: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Look for the examples in this training text or recipe (repeatable)."),
+        typer.Option(
+            metavar="FILE", help="Search this training text or recipe for the benchmarks' examples (repeatable)."
+        ),
     ] = None,
     experts: Annotated[
-        bool, typer.Option("--experts", help="Also which experts benchmarks use, or how many a parent shares.")
+        bool,
+        typer.Option("--experts", help="Also show which experts each benchmark uses, or how many agree with PARENT's."),
     ] = False,
     allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Run the programs that the model writes, in a sandbox.")
+        bool, typer.Option("--allow-code", help="Run programs that the model writes, in a sandbox.")
     ] = False,
     chat: Annotated[
-        bool | None, typer.Option("--chat/--no-chat", help="Ask in conversations (default: where it is usual).")
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat", help="Ask in the chat template or not (default: as usual for each benchmark)."
+        ),
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep finished requests here (default: the user's cache).")
+        Path | None, typer.Option(metavar="DIR", help="Keep finished requests in DIR (default: the user's cache).")
     ] = None,
     window: Annotated[
-        int | None, typer.Option(help="Tokens of --text scored together (default: the model's context).")
+        int | None, typer.Option(help="Length in tokens of the windows of --text (default: the model's context).")
     ] = None,
     backend: Annotated[
-        str, typer.Option("--backend", help="native (INT4 on the CPU), torch (fp32; an extra) or gguf (llama.cpp).")
+        str, typer.Option("--backend", help="native (INT4, on the CPU), torch (fp32 in PyTorch) or gguf (llama.cpp).")
     ] = "native",
     engine: EngineOptions,
     json: JsonOption = False,
 ) -> None:
-    """Measure a model: benchmark scores with --suite, bits per byte with --text.
+    """Evaluate models: benchmark scores with --suite, bits per byte with --text.
 
-    Scores come with standard errors; a data set that cannot be had is named and counted, never scored zero. A run that
-    was stopped goes on where it was. PARENT is computed by PyTorch unless it is INT4: any model of the same tokenizer
-    for --text, such as the BF16 run that the models were quantised from; any at all for --suite.
+    Scores have standard errors. A data set that is not available is reported as missing, never scored as zero. The same
+    command resumes a run that was stopped. With --text, PARENT must have the same tokenizer, such as the BF16 model
+    that the others were quantised from, and is computed by PyTorch; with --suite it can be any model.
 
     Example: mobilemoe eval nano --text tests/data/heldout.jsonl --window 512
     """

@@ -26,41 +26,54 @@ MOST_BOOTSTRAPS = 100_000
 
 
 def fit(
-    runs: Annotated[Path, typer.Argument(metavar="RUNS.csv", help="One finished training a line, under a header.")],
+    runs: Annotated[
+        Path, typer.Argument(metavar="RUNS.csv", help="A table with a header and one finished training per line.")
+    ],
     law: Annotated[
-        str, typer.Option(help="joint, paper-E, paper-g, paper-s, joint-moe, fine-grained or chinchilla.")
+        str, typer.Option(help="The law: joint, paper-E, paper-g, paper-s, joint-moe, fine-grained or chinchilla.")
     ] = "joint",
     columns: Annotated[
-        str | None, typer.Option(metavar="OURS=THEIRS,...", help="The table's names for our columns, as loss=val_loss.")
+        str | None,
+        typer.Option(metavar="OURS=THEIRS,...", help="Names of columns in the table, such as loss=val_loss."),
     ] = None,
-    bootstraps: Annotated[int, typer.Option(help="Resamples of the runs for the intervals (0: none).")] = 4000,
+    bootstraps: Annotated[
+        int, typer.Option(help="Number of bootstrap resamples for the intervals (0: no intervals).")
+    ] = 4000,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only runs of this id or block of a sweep (* is any text).")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only runs with this id or block of a sweep; * matches any text."),
     ] = None,
     holdout: Annotated[
         float | None,
         typer.Option(
-            help="Share of the runs, those of the largest compute, to foretell from the others (default: those that a "
-            "column held_out marks; without one 0.2)."
+            help="Share of the runs (0 to 0.5), those with the most compute, to predict from the others (default: the "
+            "runs that a column held_out marks; without such a column 0.2)."
         ),
     ] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Beside the other laws and plain rivals, by BIC.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the starts and the resamples.")] = 0,
-    out: Annotated[Path | None, typer.Option(metavar="LAW.json", help="Write the law here, for `plan`.")] = None,
-    report: Annotated[
-        Path | None, typer.Option(metavar="FIT.html", help="Write a page here, its pictures in a folder beside it.")
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Compare with other laws and simple rivals, by BIC.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the starting points and the resamples.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="LAW.json", help="Write the law as JSON, for `plan --law`.")
     ] = None,
-    vocabulary: Annotated[int, typer.Option(help="Of the models whose memory the report's curves show.")] = 128_256,
-    context: Annotated[int, typer.Option(help="Tokens in the KV cache of those models.")] = 4096,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FIT.html", help="Write an HTML page, and its pictures as PNGs in a folder beside it."),
+    ] = None,
+    vocabulary: Annotated[
+        int, typer.Option(help="Vocabulary size of the models in the report's memory curves.")
+    ] = 128_256,
+    context: Annotated[int, typer.Option(help="Size of those models' KV cache in tokens.")] = 4096,
     json: JsonOption = False,
 ) -> None:
-    """Fit a scaling law to runs: constants with 90% intervals, errors, and a forecast of the largest runs.
+    """Fit a scaling law to a table of trainings: constants with 90% intervals, and the error of a forecast.
 
-    Columns: loss (nats a token), n_active, tokens or flops, and where they vary experts (E), granularity, shared,
-    n_total, repeated, held_out, id. n_active and tokens are plain counts, or billions where no value of the column
-    reaches 1e5.
+    Columns: loss (nats per token), n_active (parameters), tokens or flops, and, if they vary, experts (E), granularity,
+    shared, n_total, repeated, held_out, id. A column n_active or tokens without any value of 1e5 or more is read as
+    billions.
 
-    Example: mobilemoe fit runs.csv --law joint --columns loss=Training_Loss --compare --out law.json
+    Example: mobilemoe fit recipes/sweep/runs.csv --law joint --bootstraps 400 --out law.json
     """
     from mobilemoe.scaling.law import compare as comparison
     from mobilemoe.scaling.law.fit import fit as fit_law

@@ -22,23 +22,30 @@ from mobilemoe.presets import PRESETS
 def info(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help=f"A preset ({', '.join(PRESETS)}), folder or Hub id (ORG/NAME)."),
+        typer.Argument(metavar="MODEL", help=f"A preset ({', '.join(PRESETS)}), a model's folder or a Hub id."),
     ] = None,
-    context: Annotated[int, typer.Option(help="Tokens of context for KV cache, prefill and training figures.")] = 1024,
-    verify: Annotated[bool, typer.Option("--verify", help="Check every file against the hashes kept in it.")] = False,
+    context: Annotated[
+        int, typer.Option(help="Context in tokens, for the figures of KV cache, prefill and training.")
+    ] = 1024,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare every file with the SHA-256 hashes stored in it.")
+    ] = False,
     engine: Annotated[
-        bool, typer.Option("--engine", help="What the native engine computes with here; takes no MODEL.")
+        bool,
+        typer.Option("--engine", help="Show this machine's instruction sets, threads and cache folder; without MODEL."),
     ] = False,
     routing: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Draw which experts TEXT goes to, or @FILE: a text, or JSONL with domains."),
+        typer.Option(
+            metavar="TEXT", help="Draw which experts are used for TEXT or @FILE (a text, or JSONL with domains)."
+        ),
     ] = None,
-    png: Annotated[Path, typer.Option(metavar="FILE", help="Where --routing draws.")] = Path("routing.png"),
+    png: Annotated[Path, typer.Option(metavar="FILE", help="The picture that --routing draws.")] = Path("routing.png"),
     json: JsonOption = False,
 ) -> None:
-    """Parameters by part, bytes, KV cache and FLOPs of a model; with --engine, the engine on this machine.
+    """Show a model's parameters, bytes, KV cache and FLOPs, check its files, or draw which experts a text uses.
 
-    Example: mobilemoe info S --json
+    Example: mobilemoe info S --context 4096
     """
     if (model is None) != engine:
         raise UsageError("give either a MODEL or --engine")

@@ -59,10 +59,11 @@ def _renamed_interrupt() -> Iterator[None]:
 
 app = typer.Typer(
     cls=_Verbs,
-    help="Plan, train, quantise, evaluate and run small mixture-of-experts language models on devices.",
+    help="Plan, train, quantise, evaluate and run small mixture-of-experts language models for phones.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # joins the lines of a paragraph
 )
 app.command("run")(run.run)
 app.command("chat")(chat.chat)

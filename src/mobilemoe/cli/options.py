@@ -26,18 +26,28 @@ if TYPE_CHECKING:
 WIDE = 120  # characters of a table with many columns
 
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A folder, a bundled model (nano), or a Hub id (ORG/NAME).")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A model: a folder, a training run's folder, the bundled nano, or a Hub id (ORG/NAME)."
+    ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as one JSON object, the last line.")]
 GroupAxisOption = Annotated[
-    str, typer.Option(help="INT4 groups of the experts: along 'in' (exports losslessly) or 'out' (as released).")
+    str,
+    typer.Option(
+        help="Direction of the experts' INT4 groups: 'in' (as other runtimes need it) or 'out' (as released)."
+    ),
 ]
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file, such as recipes/nano-cpu.toml.")]
+RecipeArgument = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe in TOML, such as recipes/nano-cpu.toml.")
+]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="ENTRY=VALUE", help="Change an entry of the recipe, such as data.path=DIR."),
+    typer.Option("--set", metavar="ENTRY=VALUE", help="Change an entry, such as data.path=DIR (repeatable)."),
 ]
-BackendOption = Annotated[str, typer.Option("--backend", help="native (INT4 on the CPU) or torch (fp32; an extra).")]
+BackendOption = Annotated[
+    str, typer.Option("--backend", help="native (INT4, on the CPU) or torch (fp32 in PyTorch; needs the extra torch).")
+]
 
 
 def _warn_of_threads(threads: int | None) -> int | None:
@@ -52,37 +62,49 @@ def _warn_of_threads(threads: int | None) -> int | None:
 
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", callback=_warn_of_threads, help="By default one for each core that the process may use."),
+    typer.Option(
+        "--threads",
+        callback=_warn_of_threads,
+        help="Number of threads (default: one for each core that the process may use).",
+    ),
 ]
-MaxNewTokens = Annotated[int, typer.Option(help="Stop after this many tokens.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Write at most this many tokens.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """How the native engine computes; see `grouped`."""
 
-    activations: Annotated[str | None, typer.Option(help="int8 (the native default) or fp32: exact, slow.")] = None
-    kv: Annotated[str | None, typer.Option(help="Keys and values in int8, fp16 or fp32.")] = None
+    activations: Annotated[
+        str | None, typer.Option(help="int8 (default of the native backend) or fp32 (exact, but slow).")
+    ] = None
+    kv: Annotated[str | None, typer.Option(help="Format of the KV cache: int8, fp16 or fp32.")] = None
     threads: ThreadsOption = None
-    quantize: Annotated[str | None, typer.Option(help="int4: round BF16 weights to nearest and run.")] = None
+    quantize: Annotated[str | None, typer.Option(help="int4: round a BF16 model to INT4 while loading it.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
     """How the next token is chosen: the fields of `mobilemoe.sampling.Sampling`; see `grouped`."""
 
-    temperature: Annotated[float, typer.Option(help="0 is greedy; higher is more varied.")] = 0.0
-    top_k: Annotated[int, typer.Option(help="Choose among the k likeliest tokens (0: all).")] = 0
-    top_p: Annotated[float, typer.Option(help="Choose among the likeliest tokens that make up this share.")] = 1.0
-    min_p: Annotated[float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")] = 0.0
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes tokens already seen less likely.")] = 1.0
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token; higher values vary more.")] = (
+        0.0
+    )
+    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens (0: from all).")] = 0
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the likeliest tokens that together have this probability (0 to 1).")
+    ] = 1.0
+    min_p: Annotated[
+        float, typer.Option(help="Drop tokens below this fraction of the likeliest token's probability (0 to 1).")
+    ] = 0.0
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1 makes tokens of the prompt and the answer less likely to be repeated.")
+    ] = 1.0
     presence_penalty: Annotated[
-        float, typer.Option(help="Above 0 makes tokens already written less likely, once each.")
+        float, typer.Option(help="Subtracted from the logit of every token that the answer already has.")
     ] = 0.0
-    frequency_penalty: Annotated[
-        float, typer.Option(help="As the presence penalty, for each time that they were written.")
-    ] = 0.0
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None
+    frequency_penalty: Annotated[float, typer.Option(help="The same, once for each time that the answer has it.")] = 0.0
+    seed: Annotated[int | None, typer.Option(help="A whole number that makes sampling repeatable.")] = None
 
 
 def grouped(verb: Callable[..., None]) -> Callable[..., None]:

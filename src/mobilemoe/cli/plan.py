@@ -28,29 +28,49 @@ WIDTH = 120  # of the table where the output is no terminal
 
 
 def plan(
-    memory: Annotated[str | None, typer.Option(help="For weights and KV cache, as 1.0GB, 900MB or 1GiB.")] = None,
-    decode: Annotated[float | None, typer.Option(help="Tokens per second at least, behind --context tokens.")] = None,
-    ttft: Annotated[float | None, typer.Option(help="Seconds to the first token at most, behind --prompt.")] = None,
-    flops: Annotated[str | None, typer.Option(help="FLOPs of a decoded token at most, 2 N_act, as 0.6e9.")] = None,
-    prompt: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 1024,
-    context: Annotated[int, typer.Option(help="Tokens that the KV cache holds.")] = 4096,
-    device: Annotated[str | None, typer.Option(help="A device's name or .toml file; see `mobilemoe profile`.")] = None,
-    train_flops: Annotated[str | None, typer.Option(help="Training FLOPs, 6 N_act D, as 8e20.")] = None,
-    tokens: Annotated[str | None, typer.Option(help="Tokens to train on, as 300B, in place of --train-flops.")] = None,
-    law: Annotated[str, typer.Option(help="A file of `mobilemoe fit --out`, or a published law.")] = "paper-joint",
-    vocabulary: Annotated[str, typer.Option(help="Sizes, as 128256,64000, each ranked apart.")] = "128256",
-    tying: Annotated[str, typer.Option(help="Embedding and output head: tied, untied or both.")] = "tied",
-    weight_bits: Annotated[str, typer.Option(help="Of 4, 8 and 16, as 4,8.")] = "4",
-    kv_bits: Annotated[str, typer.Option(help="Of 8 and 16.")] = "8",
-    top: Annotated[int, typer.Option(help="How many to list.")] = 10,
-    write: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the first one's recipe for `mobilemoe train`.")
+    memory: Annotated[
+        str | None, typer.Option(help="Memory for weights and KV cache, such as 1.0GB, 900MB or 1GiB.")
     ] = None,
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all of it as one HTML page.")] = None,
-    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw loss against bytes, FLOPs and time.")] = None,
+    decode: Annotated[
+        float | None, typer.Option(help="Least decode speed in tokens per second, after --context tokens.")
+    ] = None,
+    ttft: Annotated[
+        float | None, typer.Option(help="Most seconds to the first token, for a prompt of --prompt tokens.")
+    ] = None,
+    flops: Annotated[str | None, typer.Option(help="Most FLOPs per decoded token (2 N_act), such as 0.6e9.")] = None,
+    prompt: Annotated[int, typer.Option(help="Length of the prompt in tokens.")] = 1024,
+    context: Annotated[int, typer.Option(help="Size of the KV cache in tokens.")] = 4096,
+    device: Annotated[
+        str | None, typer.Option(help="Name of a device (galaxy-s25, iphone-16-pro, your own) or its .toml file.")
+    ] = None,
+    train_flops: Annotated[
+        str | None, typer.Option(help="Training compute in FLOPs (6 N_act D), such as 8e20.")
+    ] = None,
+    tokens: Annotated[str | None, typer.Option(help="Training tokens, such as 300B, instead of --train-flops.")] = None,
+    law: Annotated[
+        str, typer.Option(help="The scaling law: a file from `mobilemoe fit --out`, or a published one.")
+    ] = "paper-joint",
+    vocabulary: Annotated[
+        str, typer.Option(help="Vocabulary sizes, such as 128256,64000; each gets its own ranking.")
+    ] = "128256",
+    tying: Annotated[
+        str, typer.Option(help="Whether embedding and output head share weights: tied, untied or both.")
+    ] = "tied",
+    weight_bits: Annotated[str, typer.Option(help="Bits per weight: 4, 8 or 16, or several, such as 4,8.")] = "4",
+    kv_bits: Annotated[str, typer.Option(help="Bits per number in the KV cache: 8 or 16.")] = "8",
+    top: Annotated[int, typer.Option(help="Number of architectures to list.")] = 10,
+    write: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a recipe for the first one, for `mobilemoe train`.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything as one HTML page.")] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw loss against memory, FLOPs and time as a PNG.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Rank architectures for a device: the least loss that a scaling law foretells within memory, speed and budget.
+    """Find the architecture with the lowest predicted loss within limits on memory, speed and training compute.
+
+    A scaling law predicts the loss. Without --train-flops or --tokens, training is assumed to have 500 billion tokens.
 
     Example: mobilemoe plan --memory 1.0GB --decode 40 --ttft 1.5 --device galaxy-s25 --train-flops 8e20
     """

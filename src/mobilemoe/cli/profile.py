@@ -18,7 +18,7 @@ from mobilemoe.errors import UsageError
 if TYPE_CHECKING:
     from mobilemoe.profile.measure_device import Measured
 
-app = typer.Typer(help="What a machine can do, as `mobilemoe plan` needs it.", no_args_is_help=True)
+app = typer.Typer(help="Measure this machine for `mobilemoe plan`.", no_args_is_help=True)
 
 _TRUSTED = 0.2  # error of the shape that was not fitted; more comes from a machine that does something else too
 
@@ -34,17 +34,18 @@ _UNITS = {
 
 @app.command("device")
 def device(
-    name: Annotated[str, typer.Option(metavar="NAME", help="What `plan --device NAME` finds it by.")] = "this-machine",
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name for `plan --device NAME`.")] = "this-machine",
     threads: ThreadsOption = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write this .toml file, and keep nothing under the name.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write this .toml file instead of keeping the device under its name."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure this machine with the native engine, and keep it as a device for `mobilemoe plan`.
+    """Measure this machine with the native engine, and keep the result as a device for `mobilemoe plan`.
 
-    Takes about a minute, and 1 GB of disk for random models that are removed again. Five constants are fitted to the
-    speeds of two shapes, and then have to predict a third one. Close other programs: they make everything slower.
+    This takes about a minute, and 1 GB of disk for random models, which are removed again. Five constants are fitted to
+    the speeds of two models and then have to predict a third. Close other programs first, because they slow it down.
 
     Example: mobilemoe profile device --name mine
     """

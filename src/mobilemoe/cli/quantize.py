@@ -16,19 +16,22 @@ from mobilemoe.hub import find_model
 
 
 def quantize(
-    source: Annotated[str, typer.Argument(metavar="RUN", help="A training run's folder, or a model.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make; it must not exist.")],
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A training run's folder, or any model.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to create; it must not exist.")],
     group_axis: Annotated[
         str | None,
-        typer.Option(help="INT4 groups of the experts: 'in' or 'out'; by default the one the run was trained for."),
+        typer.Option(
+            help="Direction of the experts' INT4 groups: 'in' or 'out' (default: what the run was trained for)."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Round a run's newest checkpoint to INT4 (nearest, scale amax / 7.5, groups of 32) and report the error.
+    """Turn a training run's newest checkpoint, or any model, into an INT4 model, and report the rounding error.
 
-    What quantisation-aware training has trained for comes out exactly, learnt scales included.
+    Weights are rounded to nearest in groups of 32, with scale = largest magnitude / 7.5. After quantisation-aware
+    training the result is exactly the model that was trained, learnt scales included.
 
-    Example: mobilemoe quantize runs/nano-cpu nano-int4
+    Example: mobilemoe quantize runs/finetune my-model
     """
     folder = find_model(source)
     write(newest_model(folder), target, "int4", group_axis or _trained_axis(folder) or "in", json)

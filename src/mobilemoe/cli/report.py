@@ -20,26 +20,30 @@ PAGE = Path("report.html")
 
 
 def report(
-    results: Annotated[list[Path], typer.Argument(metavar="RESULTS.json...", help="What `mobilemoe eval` wrote.")],
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS.json...", help="Files that `mobilemoe eval` wrote into results/.")
+    ],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="PAGE.html", help=f"Write the page here ({PAGE}), its pictures in a folder beside it."),
+        typer.Option(
+            metavar="PAGE.html", help=f"The HTML page (default: {PAGE}); its pictures go into a folder beside it."
+        ),
     ] = None,
     card: Annotated[
         Path | None,
-        typer.Option(metavar="CARD.md", help="Write a model card of one model; a page then only where --out says."),
+        typer.Option(metavar="CARD.md", help="Write a model card for one model; then --out is needed for a page."),
     ] = None,
     average: Annotated[
-        bool, typer.Option("--average", help="Average benchmarks whose metrics differ too, as the paper does.")
+        bool, typer.Option("--average", help="Average also benchmarks with different metrics, as the paper does.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Set accuracy against FLOPs, bytes and milliseconds per token, and mark the Pareto front.
+    """Compare results of `mobilemoe eval`: accuracy over FLOPs, bytes and time per token, with the Pareto front.
 
-    Averages are over the benchmarks that all results have alike. The paper's models stand beside them as reference
-    marks where the average is over the same 14 benchmarks.
+    Averages are over the benchmarks that all results have in common. If these are the paper's 14, the paper's models
+    are drawn as reference marks.
 
-    Example: mobilemoe report nano.json gemma.json --out report.html
+    Example: mobilemoe report results/*.json --out report.html
     """
     from mobilemoe.evaluate.report.card import model_card
     from mobilemoe.evaluate.report.pareto import average as average_of

@@ -25,16 +25,16 @@ from mobilemoe.errors import UsageError
 @grouped
 def run(
     model: ModelArgument,
-    prompt: Annotated[str | None, typer.Argument(help="What to continue; read from standard input if absent.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="The text to continue (default: standard input).")] = None,
     *,
     max_new_tokens: MaxNewTokens = 128,
     sampling: SamplingOptions,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text (may be given several times).")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text (repeatable).")] = None,
     backend: BackendOption = "native",
     engine: EngineOptions,
     json: JsonOption = False,
 ) -> None:
-    """Stream the continuation of a prompt; speed and memory go to standard error.
+    """Continue a text, token by token; speed and memory use go to standard error.
 
     Example: mobilemoe run nano "Once upon a time" --max-new-tokens 64
     """

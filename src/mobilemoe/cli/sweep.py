@@ -22,28 +22,29 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    grid: Annotated[Path, typer.Argument(metavar="GRID", help="A TOML file, such as recipes/sweep/tiny.toml.")],
+    grid: Annotated[Path, typer.Argument(metavar="GRID", help="A grid in TOML, such as recipes/sweep/tiny.toml.")],
     out: Annotated[
-        Path | None, typer.Option(help="The sweep's folder, with runs.csv (default: runs/NAME of the grid).")
+        Path | None, typer.Option(help="Folder of the sweep, with its runs.csv (default: runs/NAME).")
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Runs at once (default: 4 for each GPU; 1 without one).")
+        int | None, typer.Option(min=1, help="Number of runs at once (default: 4 per GPU; 1 without a GPU).")
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Only this run or block (* is any text); a failed one is tried again."),
+        typer.Option(metavar="NAME", help="Only this run or block; * matches any text. A failed run is tried again."),
     ] = None,
     rates: Annotated[
-        bool, typer.Option("--rates", help="Show which learning rates were best in the sweep's folder, and stop.")
+        bool,
+        typer.Option("--rates", help="Show the best learning rates found in the sweep's folder, without training."),
     ] = False,
-    list_: Annotated[bool, typer.Option("--list", help="Show every run and what it costs, and stop.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List every run and its cost, without training.")] = False,
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Train every model of a grid, a row in runs.csv for each; the same command again goes on where the last stopped.
+    """Train every model of a grid, and write a row of runs.csv for each. The same command resumes.
 
-    A run that fails is a line in failures.csv. Ctrl-C saves the runs under way and exits with 0. A full disk or too
-    little memory stops all of them, saved as far as it can be; nothing is held against the runs.
+    A run that fails becomes a line in failures.csv. Ctrl-C saves the current runs and exits with 0. A full disk or too
+    little memory stops the whole sweep and saves what it can; the runs do not count as failed.
 
     Example: mobilemoe sweep recipes/sweep/tiny.toml --processes 2
     """

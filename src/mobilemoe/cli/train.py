@@ -18,27 +18,31 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="RECIPE", help="A TOML file, such as recipes/nano-cpu.toml.")
+        Path | None, typer.Argument(metavar="RECIPE", help="A recipe in TOML, such as recipes/nano-cpu.toml.")
     ] = None,
     pipeline: Annotated[
-        str | None, typer.Option(metavar="NAME", help="All four stages: recipes/NAME-{pretrain,midtrain,sft,qat}.toml.")
+        str | None,
+        typer.Option(metavar="NAME", help="Run four stages: recipes/NAME-STAGE.toml for pretrain, midtrain, sft, qat."),
     ] = None,
     set_: SetOption = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The run's folder (default: runs/NAME of the recipe); the pipeline's: its parent."),
+        typer.Option(help="Folder of the run (default: runs/NAME); with --pipeline, the parent of all runs."),
     ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Say what it will take, and stop.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show the memory, time and FLOPs that it will take, without training.")
+    ] = False,
     price: Annotated[
-        float | None, typer.Option(min=0, help="Of one GPU for an hour; the plan then has a cost.")
+        float | None,
+        typer.Option(min=0, help="Price of one GPU for an hour, in any currency; the plan then shows a cost."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Train a model; the same command again goes on where the last one stopped. Ctrl-C saves and exits with 0.
+    """Train a model by a recipe. The same command resumes where the last one stopped; Ctrl-C saves and exits with 0.
 
     --set train.validate_every=100 shows the loss on held-out text, and a sample, every 100 steps (0: never).
 
-    In a pipeline --set pretrain.train.steps=20 changes one stage, and --set train.steps=20 all of them.
+    With --pipeline, --set pretrain.train.steps=20 changes one stage and --set train.steps=20 all of them.
 
     Example: mobilemoe train recipes/nano-cpu.toml --set train.steps=200
     """
