@@ -8,7 +8,7 @@ from mobilemoe.cli.plan import BYTES, COUNTS, quantity
 from mobilemoe.presets import preset
 from mobilemoe.profile import device as device_module
 from mobilemoe.scaling.law.published import published
-from mobilemoe.train.plan import architecture
+from mobilemoe.train.estimate import architecture
 from mobilemoe.train.recipe import load_recipe
 
 ASKED = ("--memory", "1.0GB", "--decode", "40", "--ttft", "3", "--prompt", "1024", "--context", "4096")

@@ -191,6 +191,11 @@ def work(rank, order):
                 Prefetcher.fault = lambda self: DataError("the mount is gone")
         return step(self, batch, at, begins)
     Stepper.step = stepped
+    make = Stepper.__init__
+    def made(self, *arguments):
+        make(self, *arguments)
+        self.waits = self.waits and not order["queued"]
+    Stepper.__init__ = made
     try:
         result = loop.train(load_recipe(order["recipe"], tuple(order["overrides"])), Path(order["run"]))
         return {"steps": result.steps, "finished": result.finished, "checkpoint": result.checkpoint.name}
@@ -225,16 +230,19 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="session")
 def together(recipe_path):
-    """`together(run, n, *overrides)` trains with n processes; `fault` befalls the last one in step `fault_at`.
+    """`together(run, n, *overrides)` trains with n processes; `fault` befalls the last one in step `fault_at`, and
+    `queued` steps are taken as on a GPU.
 
     Returns how each process ended.
     """
     command = [sys.executable, "-c", PROCESSES]
     parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def call(run: Path, processes: int, *overrides: str, fault: str = "", fault_at: int = 0) -> list[dict]:
+    def call(
+        run: Path, processes: int, *overrides: str, fault: str = "", fault_at: int = 0, queued: bool = False
+    ) -> list[dict]:
         order = {"recipe": str(recipe_path), "run": str(run), "processes": processes, "overrides": overrides}
-        parent.stdin.write(json.dumps(order | {"fault": fault, "fault_at": fault_at}) + "\n")
+        parent.stdin.write(json.dumps(order | {"fault": fault, "fault_at": fault_at, "queued": queued}) + "\n")
         parent.stdin.flush()
         return json.loads(parent.stdout.readline())
 

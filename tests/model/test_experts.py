@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mobilemoe.model.experts import Experts, capacity_experts, grouped_experts, loop_experts
+from mobilemoe.model.experts import Experts, Routed, capacity_experts, grouped_experts, loop_experts
 from mobilemoe.model.router import Router, choose
 from mobilemoe.presets import family_member
 from random_models import random_choice
@@ -17,10 +17,14 @@ from random_models import random_choice
 def roomy_experts(*arguments: Tensor) -> Tensor:
     """Drop-and-pad with room for every token: each expert could hold all N A pairs."""
     experts, pairs = arguments[3].shape[0], arguments[1].numel()
-    return capacity_experts(*arguments, float(experts) if pairs else 1.0)
+    return capacity_experts(Routed(*arguments), float(experts) if pairs else 1.0)
 
 
-PATHS = {"loop": loop_experts, "grouped": grouped_experts, "capacity": roomy_experts}
+PATHS = {
+    "loop": lambda *arguments: loop_experts(Routed(*arguments)),
+    "grouped": lambda *arguments: grouped_experts(Routed(*arguments)),
+    "capacity": roomy_experts,
+}
 FAST = ("grouped", "capacity")
 
 # tokens, hidden, experts, active, expert width
@@ -177,7 +181,7 @@ def test_capacity_drops_exactly_the_later_tokens(shape, factor):
         arguments[1][::3] = torch.tensor([1, 2])
     want_ND, dropped = slow_capacity(arguments, factor)
     assert dropped or factor >= 1 or shape[0] == 1
-    torch.testing.assert_close(capacity_experts(*arguments, factor), want_ND, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(capacity_experts(Routed(*arguments), factor), want_ND, rtol=1e-12, atol=1e-13)
 
 
 def test_capacity_holds_in_training_only():
@@ -186,7 +190,7 @@ def test_capacity_holds_in_training_only():
     experts, width = config.num_local_experts, config.intermediate_size
     arguments = random_arguments((30, 32, experts, 2, width), torch.float64)
     module.gate_up_proj.data, module.down_proj.data = arguments[3], arguments[4]
-    all_ND, some_ND = loop_experts(*arguments), slow_capacity(arguments, 0.5)[0]
+    all_ND, some_ND = loop_experts(Routed(*arguments)), slow_capacity(arguments, 0.5)[0]
     assert not torch.allclose(all_ND, some_ND)
     for capacity_factor, training, want_ND in ((None, True, all_ND), (0.5, True, some_ND), (0.5, False, all_ND)):
         module.capacity_factor = capacity_factor
@@ -200,7 +204,7 @@ def test_a_dropped_pair_gets_no_gradient():
     assert dropped
     x_ND, experts_NA, weights_NA, *matrices = arguments
     weights_NA.requires_grad_()
-    capacity_experts(x_ND, experts_NA, weights_NA, *matrices, 0.5).sum().backward()
+    capacity_experts(Routed(x_ND, experts_NA, weights_NA, *matrices), 0.5).sum().backward()
     assert {tuple(pair) for pair in (weights_NA.grad == 0).nonzero().tolist()} == set(dropped)
 
 
@@ -208,7 +212,7 @@ def test_a_tail_never_changes_what_earlier_tokens_keep():
     """With the same number of places, tokens that come later cannot push out earlier ones."""
     arguments = random_arguments((24, 16, 4, 2, 8), torch.float64)
     head = [t[:12] if index < 3 else t for index, t in enumerate(arguments)]
-    full_ND, head_ND = capacity_experts(*arguments, 0.5), capacity_experts(*head, 1.0)
+    full_ND, head_ND = capacity_experts(Routed(*arguments), 0.5), capacity_experts(Routed(*head), 1.0)
     torch.testing.assert_close(full_ND[:12], head_ND, rtol=1e-13, atol=1e-14)
 
 
@@ -269,7 +273,7 @@ def test_nan_in_the_router_leaves_a_valid_choice_and_the_paths_agreed(score, poi
     gate_up_ED2F = torch.randn(experts, 32, 16, generator=generator)
     down_EFD = torch.randn(experts, 8, 32, generator=generator)
     arguments = (x_ND, routing.experts_NA, routing.weights_NA.detach(), gate_up_ED2F, down_EFD)
-    want_ND = loop_experts(*arguments)
+    want_ND = loop_experts(Routed(*arguments))
     for path in FAST:
         torch.testing.assert_close(PATHS[path](*arguments), want_ND, rtol=1e-4, atol=1e-4, equal_nan=True)
     nan_N = want_ND.isnan().any(dim=1)

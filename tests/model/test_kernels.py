@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton comes for Linux only")
 from mobilemoe.data.packing import NO_TARGET
-from mobilemoe.model.experts import fused_experts, loop_experts, swiglu
+from mobilemoe.model.experts import Routed, fused_experts, loop_experts, swiglu
 from mobilemoe.model.norm import rms_norm
 from mobilemoe.model.rope import RopeTable, apply_rope, rope_table
 from mobilemoe.train.loss import _ChunkedCrossEntropy, _FusedCrossEntropy
@@ -119,7 +119,7 @@ def test_the_fused_experts_agree_with_the_loop(random, tokens, experts, active, 
 
     def run(path, dtype):
         x, weights, gate_up, down = leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-        y = path(x.to(dtype), experts_NA, weights, gate_up.to(dtype), down.to(dtype))
+        y = path(Routed(x.to(dtype), experts_NA, weights, gate_up.to(dtype), down.to(dtype)))
         return y, *torch.autograd.grad((y.float() * torch.cos(torch.arange(hidden, device=DEVICE))).sum(), leaves)
 
     for ours, exact in zip(run(fused_experts, torch.bfloat16), run(loop_experts, torch.float32), strict=True):

@@ -11,7 +11,7 @@ import torch
 from mobilemoe.model import MobileMoE
 from mobilemoe.model.router import Routing
 from mobilemoe.presets import family_member
-from mobilemoe.train.health import SAMPLE, RouterHealth, write_report
+from mobilemoe.train.health import SAMPLE, RouterHealth, step_row, write_report
 
 pytest_plugins = ["train_runs"]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,7 +64,7 @@ def test_the_row_says_how_even_the_load_is():
     health = RouterHealth(moe, ["text"])
     even, uneven = [[0, 1], [2, 3]], [[0, 1], [0, 1]]
     health.add([routing(even), routing(uneven)], torch.tensor([0, 0]))
-    row = health.row()
+    row = step_row(health.end_step().tolist())
     assert row["load_variation"] == pytest.approx(0.5)
     assert row["dead_experts"] == 2
     router = row["router"]
@@ -83,7 +83,7 @@ def test_the_entropy_of_scores_is_that_of_their_shares(score):
     routings, domains_N = random_pass(1, SAMPLE)
     health = RouterHealth(layers(dataclasses.replace(TINY, router_score=score)), ["a", "b", "c"])
     health.add(routings, domains_N)
-    for layer, found in zip(routings, health.row()["router"]["score_entropy"], strict=True):
+    for layer, found in zip(routings, step_row(health.end_step().tolist())["router"]["score_entropy"], strict=True):
         scores_NE = layer.logits_NE.sigmoid() if score == "sigmoid" else layer.logits_NE.softmax(-1)
         share_NE = scores_NE / scores_NE.sum(dim=1, keepdim=True)
         expected = -(share_NE * share_NE.log()).sum(dim=1).mean() / math.log(EXPERTS)
@@ -94,7 +94,7 @@ def test_the_entropy_of_scores_is_zero_where_one_expert_is_all_and_never_no_numb
     health = RouterHealth(layers(), ["text"])
     sure_NE = torch.tensor([[0.0, -300.0, -300.0, -300.0]] * 3)
     health.add([routing([[0, 1]] * 3, sure_NE), routing([[0, 1]] * 3, sure_NE - 500)], torch.zeros(3, dtype=torch.long))
-    assert health.row()["router"]["score_entropy"] == [0.0, 0.0]
+    assert step_row(health.end_step().tolist())["router"]["score_entropy"] == [0.0, 0.0]
 
 
 def test_a_step_ends_with_its_row_and_a_window_with_its_report():
@@ -102,9 +102,9 @@ def test_a_step_ends_with_its_row_and_a_window_with_its_report():
     rows = []
     for seed in (1, 2):
         health.add(*random_pass(seed))
-        rows.append(health.row())
+        rows.append(step_row(health.end_step().tolist()))
         alone.add(*random_pass(seed))
-        assert alone.row() == rows[-1]
+        assert step_row(alone.end_step().tolist()) == rows[-1]
         assert alone.report()["load"] != [[0] * EXPERTS] * LAYERS
     assert rows[0] != rows[1]
     whole = RouterHealth(layers(), ["a", "b", "c"])
@@ -113,7 +113,7 @@ def test_a_step_ends_with_its_row_and_a_window_with_its_report():
     assert health.report() == whole.report()
     assert health.load_LE.sum() == 0
     health.add(*random_pass(3))
-    health.row()
+    health.end_step()
     alone.add(*random_pass(3))
     assert health.report() == alone.report()
 
@@ -126,13 +126,13 @@ def test_processes_that_sum_their_counters_say_what_one_would():
     for ours, theirs in zip(parts[0].counters, parts[1].counters, strict=True):
         ours += theirs
     assert torch.equal(parts[0].load_LE, one.load_LE)
-    assert parts[0].row() == one.row()
+    assert step_row(parts[0].end_step().tolist()) == step_row(one.end_step().tolist())
 
 
 def test_models_without_a_bias_report_none():
     health = RouterHealth(layers(dataclasses.replace(TINY, router_score="softmax")), ["a", "b", "c"])
     health.add(*random_pass(1))
-    assert health.row()["router"]["bias_max"] == [0.0] * LAYERS
+    assert step_row(health.end_step().tolist())["router"]["bias_max"] == [0.0] * LAYERS
     assert health.report()["bias"] is None
 
 

@@ -10,9 +10,9 @@ import pytest
 from drawn import curve
 from mobilemoe.errors import DataError, TrainError
 from mobilemoe.files import hold_folder
+from mobilemoe.train.estimate import measured_speed
 from mobilemoe.train.loop import train
 from mobilemoe.train.metrics import MetricsLog, draw_loss, read_metrics
-from mobilemoe.train.plan import measured_speed
 from train_runs import rows
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -10,8 +10,8 @@ import pytest
 
 from mobilemoe import accounting
 from mobilemoe.presets import PRESETS, preset
+from mobilemoe.train.estimate import architecture
 from mobilemoe.train.pipeline import STAGES, pipeline
-from mobilemoe.train.plan import architecture
 from mobilemoe.train.recipe import Recipe, load_recipe
 from places import RECIPES, ROOT, TRAINING_TEXT
 

@@ -12,6 +12,7 @@ from mobilemoe.checkpoint.run_folder import step_folder, step_folders
 from mobilemoe.data import loader as loader_module
 from mobilemoe.errors import ConfigError, DataError, ModelNotFoundError, TrainError
 from mobilemoe.train import step as step_module
+from mobilemoe.train.interrupts import StopRequest
 from mobilemoe.train.loop import Trainer, train
 from mobilemoe.train.metrics import MetricsLog, read_metrics
 from mobilemoe.train.parallel.distributed import World
@@ -55,14 +56,18 @@ def test_a_finished_run_is_left_as_it_is(recipe, unbroken):
 
 @pytest.mark.parametrize("late", range(12))
 def test_an_interrupt_between_any_two_lines_saves_the_last_step(late, recipe, tmp_path):
-    class Interrupted(list):
-        """Empty the first `late` times that the loop looks."""
+    class Interrupted(StopRequest):
+        """Not made the first `late` times that the loop looks."""
 
         looks = 0
 
-        def __bool__(self):
+        @property
+        def made(self):
             self.looks += 1
             return self.looks > late
+
+        @made.setter
+        def made(self, value): ...
 
     asked = recipe("train.steps=8")
     trainer = Trainer(asked, tmp_path / "run", World(0, 1, torch.device("cpu")))

@@ -17,13 +17,14 @@ from mobilemoe.data.mixture import build_mixture
 from mobilemoe.data.packing import NO_TARGET
 from mobilemoe.model import MobileMoE
 from mobilemoe.model.experts import Experts
+from mobilemoe.train.interrupts import interrupts
 from mobilemoe.train.loop import Trainer, train
 from mobilemoe.train.metrics import draw_loss, read_metrics
 from mobilemoe.train.parallel.distributed import World
 from mobilemoe.train.validation import PROMPT, nats_by_domain
 from train_runs import assert_same, rows
 
-pytest_plugins = ["train_runs"]
+pytest_plugins = ["cli_calls", "train_runs"]
 pytestmark = pytest.mark.usefixtures("quick")
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -58,10 +59,12 @@ def test_training_is_the_same_to_the_bit_with_and_without(more, recipe, unbroken
     assert (run / "router.json").read_bytes() == (without / "router.json").read_bytes()
 
 
-def test_validation_draws_no_random_number_and_leaves_statistics_bias_and_gradients(recipe, tmp_path):
+def test_validation_draws_no_random_number_and_leaves_statistics_bias_and_gradients(recipe, stop_in, tmp_path):
     trainer = Trainer(recipe(*VALIDATED, "train.capacity_factor=1.0"), tmp_path / "run", WORLD)
     model, stepper = trainer.setup.model, trainer.stepper
-    trainer.run_steps(_Stop(after=3))
+    stop_in(3)
+    with interrupts(insistent=True) as stop:
+        trainer.run_steps(stop)
     torch.manual_seed(3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random, counters = torch.get_rng_state(), [counter.clone() for counter in stepper.health.counters]
@@ -71,17 +74,6 @@ def test_validation_draws_no_random_number_and_leaves_statistics_bias_and_gradie
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(module.training for module in model.modules())
-
-
-class _Stop:
-    """An interrupt that is seen after `after` looks."""
-
-    def __init__(self, after: int) -> None:
-        self._left = after
-
-    def __bool__(self) -> bool:
-        self._left -= 1
-        return self._left < 0
 
 
 @pytest.mark.parametrize("stop", [3, 5])

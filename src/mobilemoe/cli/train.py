@@ -53,12 +53,12 @@ def train(
     if plan:
         values = []
         for stage in stages:
-            planned = stage.plan(price)
-            values.append(planned.as_json())
+            estimate = stage.estimate(price)
+            values.append(estimate.as_json())
             if not json:
-                print(planned)
+                print(estimate)
     else:
-        if json and first:  # without the plan, which has them
+        if json and first:  # without the estimate, which has them
             for note in (note for stage in stages for note in stage.notes):
                 print(f"note: {note}", file=sys.stderr)
         values = _run(stages, price, quiet=json or not first, skip=pipeline is not None)
@@ -96,8 +96,8 @@ def _run(stages: list[Stage], price: float | None, *, quiet: bool, skip: bool) -
             say(f"{name}: finished before, {stage.steps_done} steps")
             ended.append({"name": name, "steps": stage.steps_done, "finished": True, "folder": str(stage.run)})
             continue
-        if not quiet:  # making a plan takes the device for a moment
-            print(stage.plan(price))
+        if not quiet:  # measuring the speed takes the device for a moment
+            print(stage.estimate(price))
         result = stage.train()
         values: dict[str, Any] = {"steps": result.steps, "loss": result.loss, "finished": result.finished}
         if result.left_out:

@@ -26,16 +26,22 @@ class Documents(NamedTuple):
     longest: int
 
 
-def documents(segments_BT: Tensor) -> Documents:
-    """The documents of packed rows, each a run of equal segments."""
+def documents(segments_BT: Tensor, device: torch.device) -> Documents:
+    """The documents of packed rows, each a run of equal segments, for attention on `device`.
+
+    How many there are has to be known here: from segments on a GPU only after waiting for it, from those on the CPU at
+    once.
+    """
     rows, tokens = segments_BT.shape
     begins_BT = torch.ones_like(segments_BT, dtype=torch.bool)
     begins_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
     starts = begins_BT.flatten().nonzero().squeeze(1).to(torch.int32)
     # Filled up with empty documents, so that few lengths occur and compiled code meets few shapes.
-    room = 1 << len(starts).bit_length()
-    starts = nn.functional.pad(starts, (0, room + 1 - len(starts)), value=rows * tokens)
-    return Documents(starts, tokens)
+    filled = 1 << len(starts).bit_length()
+    starts = nn.functional.pad(starts, (0, filled + 1 - len(starts)), value=rows * tokens)
+    if device.type == "cuda" and not starts.is_cuda:
+        starts = starts.pin_memory()
+    return Documents(starts.to(device, non_blocking=True), tokens)
 
 
 def visible(segments_BT: Tensor, segments_BS: Tensor, window: int | None) -> Tensor:

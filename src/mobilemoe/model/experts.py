@@ -1,15 +1,13 @@
-"""Routed experts: the obvious loop, the sorted grouped path, its twin in Triton kernels, and drop-and-pad.
+"""Routed experts: a reference loop, the grouped products that train, their twin in Triton kernels, and drop-and-pad.
 
 N tokens, D hidden, E experts, A active experts per token, F expert width, P = N A (token, expert) pairs, C capacity.
-Each path takes x_ND, experts_NA, weights_NA, gate_up_ED2F (first half gate, second half up) and down_EFD, and returns
-sum over a of weights[n, a] * expert[experts[n, a]](x[n]) as y_ND. `inner` changes the input of the down product, whose
-rows the caller may want quantised.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +15,26 @@ from torch import Tensor, nn
 from mobilemoe.config import ModelConfig
 from mobilemoe.model import kernels
 
-Inner = Callable[[Tensor], Tensor]
+
+def unchanged(x: Tensor) -> Tensor:
+    """`x` itself."""
+    return x
+
+
+class Routed(NamedTuple):
+    """What each of the four functions takes: the tokens, where they go, and the experts' weights.
+
+    `gate_up_ED2F` holds the gate matrix in its first half and the up matrix in its second. All four return
+    y_ND = sum over a of weights[n, a] * expert[experts[n, a]](x[n]). `before_down` is applied to the input of the down
+    product: quantisation-aware training rounds it there.
+    """
+
+    x_ND: Tensor
+    experts_NA: Tensor
+    weights_NA: Tensor
+    gate_up_ED2F: Tensor
+    down_EFD: Tensor
+    before_down: Callable[[Tensor], Tensor] = unchanged
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -26,34 +43,28 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return nn.functional.silu(gate) * up
 
 
-def loop_experts(
-    x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate_up_ED2F: Tensor, down_EFD: Tensor
-) -> Tensor:
+def loop_experts(routed: Routed) -> Tensor:
     """The reference: one expert after the other, dropless."""
+    x_ND, experts_NA, weights_NA, gate_up_ED2F, down_EFD, before_down = routed
     y_ND = torch.zeros_like(x_ND)
     for expert in range(gate_up_ED2F.shape[0]):
         token_P, slot_P = (experts_NA == expert).nonzero(as_tuple=True)
         if len(token_P) == 0:
             continue
-        out_PD = swiglu(x_ND[token_P] @ gate_up_ED2F[expert].to(x_ND.dtype)) @ down_EFD[expert].to(x_ND.dtype)
+        act_PF = swiglu(x_ND[token_P] @ gate_up_ED2F[expert].to(x_ND.dtype))
+        out_PD = before_down(act_PF) @ down_EFD[expert].to(x_ND.dtype)
         weighted_PD = out_PD * weights_NA[token_P, slot_P, None].to(out_PD.dtype)
         y_ND = y_ND.index_add(0, token_P, weighted_PD)
     return y_ND
 
 
-def grouped_experts(
-    x_ND: Tensor,
-    experts_NA: Tensor,
-    weights_NA: Tensor,
-    gate_up_ED2F: Tensor,
-    down_EFD: Tensor,
-    inner: Inner | None = None,
-) -> Tensor:
+def grouped_experts(routed: Routed) -> Tensor:
     """Dropless: pairs sorted by expert, one grouped matmul over all experts for each of the two matrices."""
+    x_ND, experts_NA, weights_NA, gate_up_ED2F, down_EFD, before_down = routed
 
     def ffn(x_PD: Tensor, load_E: Tensor) -> Tensor:
         act_PF = swiglu(grouped_matmul(x_PD, gate_up_ED2F, load_E))
-        return grouped_matmul(act_PF if inner is None else inner(act_PF), down_EFD, load_E)
+        return grouped_matmul(before_down(act_PF), down_EFD, load_E)
 
     return through_experts(x_ND, experts_NA, weights_NA, gate_up_ED2F.shape[0], ffn)
 
@@ -61,7 +72,10 @@ def grouped_experts(
 def through_experts(
     x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, experts: int, ffn: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """The weighted sums y_ND of what `ffn(x_PD, load_E)` gives for the pairs sorted by expert, load[e] of expert e."""
+    """The weighted sums y_ND of what the experts give for each token.
+
+    `ffn(x_PD, load_E)` computes the experts: it gets the pairs' tokens sorted by expert, load[e] rows for expert e.
+    """
     order_P = experts_NA.flatten().argsort(stable=True)
     x_PD = x_ND.index_select(0, order_P // experts_NA.shape[1])
     out_NAD = in_token_order(ffn(x_PD, load_of(experts_NA, experts)), order_P, experts_NA.shape[1])
@@ -69,19 +83,15 @@ def through_experts(
 
 
 def in_token_order(out_PD: Tensor, order_P: Tensor, active: int) -> Tensor:
-    """out_NAD of pairs that stand in the order `order_P`: by a gather, so that a sum over A has a fixed order."""
+    """The rows of pairs that are in the order `order_P`, back in the order of tokens, [N, A, D].
+
+    This is a gather, not a scattered addition, so that a sum over A always adds in the same order.
+    """
     place_P = torch.empty_like(order_P).scatter_(0, order_P, torch.arange(len(order_P), device=order_P.device))
     return out_PD.index_select(0, place_P).unflatten(0, (-1, active))
 
 
-def fused_experts(
-    x_ND: Tensor,
-    experts_NA: Tensor,
-    weights_NA: Tensor,
-    gate_up_ED2F: Tensor,
-    down_EFD: Tensor,
-    inner: Inner | None = None,
-) -> Tensor:
+def fused_experts(routed: Routed) -> Tensor:
     """`grouped_experts` on a GPU: a counting sort, and no scattered addition in either direction.
 
     The routing weight goes into SwiGLU, before the down product instead of after it, so that the products of the down
@@ -89,11 +99,12 @@ def fused_experts(
     """
     from mobilemoe.model.kernels import routing, rows
 
+    x_ND, experts_NA, weights_NA, gate_up_ED2F, down_EFD, before_down = routed
     pair_P, slot_P, ends_E = routing.sort_pairs(experts_NA, gate_up_ED2F.shape[0])
     x_PD = rows.gather_rows(x_ND, pair_P, slot_P)
     h_P2F = grouped_product(x_PD, gate_up_ED2F, ends_E)
     act_PF = rows.weighted_swiglu(h_P2F, weights_NA, pair_P)
-    y_PD = grouped_product(act_PF if inner is None else inner(act_PF), down_EFD, ends_E)
+    y_PD = grouped_product(before_down(act_PF), down_EFD, ends_E)
     return rows.sum_rows(y_PD, pair_P, slot_P, experts_NA.shape[1])
 
 
@@ -104,8 +115,10 @@ def load_of(experts_NA: Tensor, experts: int) -> Tensor:
 
 
 def grouped_product(x_PC: Tensor, weight_ECF: Tensor, ends_E: Tensor) -> Tensor:
-    """Rows of x, sorted by expert (those of expert e end before ends[e], int32), each times its expert's matrix, in
-    bf16: what `grouped_mm` takes everywhere, with strides of 16 bytes."""
+    """Rows of x, sorted by expert, each times its expert's matrix, [P, F]; those of expert e end before ends[e], int32.
+
+    In bf16 with strides of 16 bytes, which is what PyTorch's `grouped_mm` takes on every device.
+    """
     grouped_mm = getattr(nn.functional, "grouped_mm", None) or torch._grouped_mm
     product_PF: Tensor = grouped_mm(x_PC, weight_ECF.to(x_PC.dtype), offs=ends_E)
     return product_PF
@@ -113,25 +126,27 @@ def grouped_product(x_PC: Tensor, weight_ECF: Tensor, ends_E: Tensor) -> Tensor:
 
 def grouped_matmul(x_PC: Tensor, weight_ECF: Tensor, load_E: Tensor) -> Tensor:
     """Rows of x, sorted by expert (load[e] rows for expert e), each times its expert's matrix: [P, F]."""
-    if len(x_PC) == 0:  # as a product, so that gradients flow: among processes, all must take part in each exchange
+    if len(x_PC) == 0:  # still a product, so that gradients flow: every process has to take part in each exchange
         return x_PC @ weight_ECF[0].to(x_PC.dtype)
     if x_PC.dtype == torch.bfloat16 and is_aligned(weight_ECF):
         if x_PC.is_cuda:
             return grouped_product(x_PC, weight_ECF, load_E.cumsum(0).to(torch.int32))
-        return _grouped_product_in_rooms(x_PC, weight_ECF, load_E)
+        return _padded_product(x_PC, weight_ECF, load_E)
     weight_ECF = weight_ECF.to(x_PC.dtype)
     pairs = zip(x_PC.split(load_E.tolist()), weight_ECF.unbind(), strict=True)
     return torch.cat([rows @ weight for rows, weight in pairs if len(rows)])
 
 
-def _grouped_product_in_rooms(x_PC: Tensor, weight_ECF: Tensor, load_E: Tensor) -> Tensor:
-    """`grouped_product` with each expert's rows filled up to a multiple of 32: a CPU makes a kernel for every new
-    shape, which takes longer than the product, and loads change with every step."""
-    room_E = (load_E + 31) // 32 * 32
-    shift_E = (room_E - load_E).cumsum(0) - (room_E - load_E)
+def _padded_product(x_PC: Tensor, weight_ECF: Tensor, load_E: Tensor) -> Tensor:
+    """`grouped_product` on a CPU, with each expert's rows padded to a multiple of 32.
+
+    A CPU compiles a kernel for every new shape, which takes longer than the product, and loads change in every step.
+    """
+    padded_E = (load_E + 31) // 32 * 32
+    shift_E = (padded_E - load_E).cumsum(0) - (padded_E - load_E)
     slot_P = torch.arange(len(x_PC)) + shift_E.repeat_interleave(load_E)
-    x_SC = x_PC.new_zeros(int(room_E.sum()), x_PC.shape[1]).index_copy(0, slot_P, x_PC)
-    return grouped_product(x_SC, weight_ECF, room_E.cumsum(0).to(torch.int32)).index_select(0, slot_P)
+    x_SC = x_PC.new_zeros(int(padded_E.sum()), x_PC.shape[1]).index_copy(0, slot_P, x_PC)
+    return grouped_product(x_SC, weight_ECF, padded_E.cumsum(0).to(torch.int32)).index_select(0, slot_P)
 
 
 def is_aligned(weight_ECF: Tensor) -> bool:
@@ -139,16 +154,9 @@ def is_aligned(weight_ECF: Tensor) -> bool:
     return weight_ECF.shape[1] % 8 == 0 and weight_ECF.shape[2] % 8 == 0
 
 
-def capacity_experts(
-    x_ND: Tensor,
-    experts_NA: Tensor,
-    weights_NA: Tensor,
-    gate_up_ED2F: Tensor,
-    down_EFD: Tensor,
-    capacity_factor: float,
-    inner: Inner | None = None,
-) -> Tensor:
+def capacity_experts(routed: Routed, capacity_factor: float) -> Tensor:
     """Drop-and-pad: every expert takes C = ceil(factor * N A / E) pairs in token order; later ones add nothing."""
+    x_ND, experts_NA, weights_NA, gate_up_ED2F, down_EFD, before_down = routed
     (tokens, active), experts = experts_NA.shape, gate_up_ED2F.shape[0]
     capacity = math.ceil(capacity_factor * tokens * active / experts)
     expert_P = experts_NA.flatten()
@@ -162,35 +170,37 @@ def capacity_experts(
     x_SD = x_ND.new_zeros(experts * capacity, x_ND.shape[1]).index_copy(
         0, slot_Q, x_ND.index_select(0, pair_Q // active)
     )
-    h_ECF = swiglu(x_SD.unflatten(0, (experts, capacity)) @ gate_up_ED2F.to(x_ND.dtype))
-    h_ECF = h_ECF if inner is None else inner(h_ECF)
-    out_SD = (h_ECF @ down_EFD.to(x_ND.dtype)).flatten(0, 1)
+    act_ECF = swiglu(x_SD.unflatten(0, (experts, capacity)) @ gate_up_ED2F.to(x_ND.dtype))
+    out_SD = (before_down(act_ECF) @ down_EFD.to(x_ND.dtype)).flatten(0, 1)
     out_PD = out_SD.new_zeros(tokens * active, x_ND.shape[1]).index_copy(0, pair_Q, out_SD.index_select(0, slot_Q))
     return torch.einsum("nad,na->nd", out_PD.unflatten(0, (tokens, active)), weights_NA.to(out_PD.dtype))
 
 
 class Experts(nn.Module):
-    """The routed experts' weights. `capacity_factor` None is dropless; a number is drop-and-pad, in training only."""
+    """The routed experts' weights, gate_up_ED2F and down_EFD, under the names of the checkpoint.
+
+    `capacity_factor` None is dropless; a number is drop-and-pad, in training only. `before_down` is that of `Routed`.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        shape = (config.num_local_experts, config.hidden_size, config.intermediate_size)
-        self.gate_up_proj = nn.Parameter(torch.empty(shape[0], shape[1], 2 * shape[2]))
-        self.down_proj = nn.Parameter(torch.empty(shape[0], shape[2], shape[1]))
+        experts, hidden, width = config.num_local_experts, config.hidden_size, config.intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, hidden, 2 * width))
+        self.down_proj = nn.Parameter(torch.empty(experts, width, hidden))
         self.capacity_factor: float | None = None
+
+    before_down: Callable[[Tensor], Tensor] = staticmethod(unchanged)
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """gate_up_ED2F and down_EFD as the products take them; quantisation-aware training overrides it."""
         return self.gate_up_proj, self.down_proj
 
-    inner: Inner | None = None
-
     def forward(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
         gate_up_ED2F, down_EFD = self.weights()
-        arguments = (x_ND, experts_NA, weights_NA, gate_up_ED2F, down_EFD)
+        routed = Routed(x_ND, experts_NA, weights_NA, gate_up_ED2F, down_EFD, self.before_down)
         if self.training and self.capacity_factor is not None:
-            return capacity_experts(*arguments, self.capacity_factor, self.inner)
+            return capacity_experts(routed, self.capacity_factor)
         bf16 = x_ND.dtype == torch.bfloat16 and is_aligned(gate_up_ED2F) and is_aligned(down_EFD)
         if bf16 and kernels.usable(x_ND):
-            return fused_experts(*arguments, self.inner)
-        return grouped_experts(*arguments, self.inner)
+            return fused_experts(routed)
+        return grouped_experts(routed)

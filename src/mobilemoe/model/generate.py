@@ -1,4 +1,4 @@
-"""The PyTorch model as a backend: batched decoding, with left padding and one token a text and step, and scoring.
+"""The PyTorch model as a backend: scoring, and decoding in batches, with prompts padded on the left.
 
 B sequences, T tokens of the longest prompt, V vocabulary.
 """
@@ -19,11 +19,11 @@ from mobilemoe.sampling import Choice, Sampler, Sampling, with_logprobs
 
 _TOGETHER = 8192  # tokens that are scored together, padding included
 _ROWS = 512  # tokens whose logits are looked at together: half a GB of float64 at 128,256 entries
-_TEXT, _PADDING = 0, 1  # segments: padding sees and is seen by padding only
+_TEXT, _PADDING = 0, 1  # segments: text and padding do not attend to each other
 
 
 class TorchBackend:
-    """What `mobilemoe.load` computes with when it is asked for PyTorch."""
+    """What `mobilemoe.load` computes with where PyTorch is asked for."""
 
     def __init__(self, model: MobileMoE) -> None:
         self.model = model.eval()
@@ -38,17 +38,17 @@ class TorchBackend:
         return result
 
     def loglikelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
-        """Of each (context, continuation): log-probability in nats, and whether greedy decoding would give it.
+        """For each (context, continuation): its log-probability in nats, and whether greedy decoding would write it.
 
-        Texts of like length are computed together, and those that differ in their last token only, once.
+        Texts of similar length are computed together. Texts that differ in their last token only are computed once.
         """
-        vocab_size, room = self.model.config.vocab_size, self.model.config.max_position_embeddings
+        vocab_size, context_size = self.model.config.vocab_size, self.model.config.max_position_embeddings
         results = [(0.0, True)] * len(pairs)
         asked: dict[tuple[int, ...], list[tuple[int, list[int]]]] = defaultdict(list)
         for place, (context, continuation) in enumerate(pairs):
-            before = check_ids(context, vocab_size, room)
+            before = check_ids(context, vocab_size, context_size)
             if len(continuation):
-                after = check_ids(continuation, vocab_size, room + 1, behind=len(before))
+                after = check_ids(continuation, vocab_size, context_size + 1, behind=len(before))
                 asked[(*before, *after[:-1])].append((place, after))
         texts = sorted(asked, key=len)
         while texts:
@@ -61,7 +61,7 @@ class TorchBackend:
 
     @torch.inference_mode()
     def _hidden(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """x_BTD of texts padded at their ends, which nothing before them sees."""
+        """x_BTD of texts that are padded on the right, where attention is causal and does not see the padding."""
         longest = max(map(len, texts))
         padded = [[*text, *[0] * (longest - len(text))] for text in texts]
         return self.model.hidden(torch.tensor(padded, device=self.model.head_VD.device))[0]
@@ -85,7 +85,10 @@ class TorchBackend:
 
 
 class TorchBatch:
-    """Texts that are continued together; all begin at the first step. One that has left is computed to no end."""
+    """Texts that are continued together; all begin at the first step.
+
+    A text that has left keeps its place in the batch: it is still computed, and its token is thrown away.
+    """
 
     def __init__(
         self, decoder: Decoder, prompts: Sequence[list[int]], sampling: Sampling, logprobs: int | None
@@ -140,7 +143,7 @@ class Decoder:
         x_BTD, _ = self._model.hidden(
             tokens_BT,
             positions_BT=positions_BT.clamp(min=0),
-            # Without padding no mask is needed, and plain causal attention is faster.
+            # Where no prompt is padded no mask is needed, and plain causal attention is faster.
             segments_BT=segments_BT if bool(self._padding_B1.any()) else None,
             cache=self._cache,
         )

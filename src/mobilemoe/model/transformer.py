@@ -61,7 +61,8 @@ class MobileMoE(nn.Module):
 
         positions_BT: place of each token in its document (default: its place in the row). segments_BT: a number per
         token; tokens of different numbers do not see each other (default: one document). Padding is a number of its
-        own. `cache` is extended by the T tokens.
+        own. They may lie on the CPU beside tokens on a GPU, which then need not be waited for. `cache` is extended by
+        the T tokens.
         """
         past = 0 if cache is None else cache.length
         if positions_BT is None:
@@ -128,6 +129,7 @@ class MobileMoE(nn.Module):
         plain = segments_BT is None and (cache is None or cache.length == 0)
         segments_BT = torch.zeros_like(tokens_BT) if segments_BT is None else segments_BT
         segments_BS = segments_BT if cache is None else cache.append_segments(segments_BT)
+        device = tokens_BT.device
         flash = cache is None and tokens_BT.is_cuda and self._computes_in_bf16()
         made: dict[int | None, Tensor | Documents | None] = {}
 
@@ -137,9 +139,9 @@ class MobileMoE(nn.Module):
                 if plain and window is None:
                     made[window] = None
                 elif flash and window is None:
-                    made[window] = documents(segments_BT)
+                    made[window] = documents(segments_BT, device)
                 else:
-                    made[window] = visible(segments_BT, segments_BS, window)
+                    made[window] = visible(segments_BT.to(device), segments_BS.to(device), window)
             return made[window]
 
         return mask_for

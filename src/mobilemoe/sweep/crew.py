@@ -32,7 +32,7 @@ from mobilemoe.sweep.runs import Run, grid_runs
 from mobilemoe.sweep.table import FAILURES, RUNS, read_rows, remove_rows
 from mobilemoe.sweep.units import units
 from mobilemoe.sweep.worker import GRID, record_failure, settled
-from mobilemoe.train.plan import expected_speed
+from mobilemoe.train.estimate import expected_speed
 
 PROCESSES_OF_A_GPU = 4  # small models leave a GPU idle between their kernels
 PATIENCE = 120.0  # seconds that workers have to save what is under way
@@ -68,7 +68,7 @@ def choose(grid: Grid, only: tuple[str, ...] = ()) -> list[Run]:
 
 
 def flops_per_second(grid: Grid, runs: list[Run]) -> float:
-    """What the machine is expected to train at: as the grid says, or else as a plan of the first run expects it."""
+    """What the machine is expected to train at: as the grid says, or else as the estimate of the first run says."""
     if grid.scaling.flops_per_second is not None:
         return grid.scaling.flops_per_second
     run = runs[0]

@@ -240,7 +240,9 @@ def _key(recipe: Recipe, heldout: HeldOut) -> str:
     """The hash of a run, without the places of its files, how often it is saved or validated, and what changes its
     speed alone."""
     values = recipe.model_dump(mode="json") | {"heldout": heldout.model_dump(mode="json", exclude={"path"})}
-    for entry in ("checkpoint_every", "keep_checkpoints", "threads", "compile", "validate_every", "validate_tokens"):
+    for entry in ("checkpoint_every", "keep_checkpoints", "threads", "compile"):
+        del values["train"][entry]
+    for entry in ("log_every", "validate_every", "validate_tokens"):
         del values["train"][entry]
     del values["data"]["path"], values["tokenizer"]["path"]
     return digest(json.dumps(values, sort_keys=True))

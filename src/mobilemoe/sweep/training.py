@@ -70,7 +70,9 @@ class Training(Trainer):
             while step < until and not stopped():
                 began = time.monotonic()
                 begins = loader.state_dict()["positions"]
-                loss = self.stepper.step(next(loader), step, begins)["loss"]
+                self.stepper.step(next(loader), step, begins)
+                (row,) = self.stepper.read()
+                loss = row["loss"]
                 step, tokens = step + 1, tokens + self.train.batch_size * self.train.sequence_length
                 log.write({"step": step, "loss": loss, "seconds": time.monotonic() - began})
                 if step % self.train.checkpoint_every == 0 and step < until:

@@ -80,7 +80,7 @@ def record_failure(out: Path, run: Run, reason: str) -> None:
 
 
 def work(out: Path, first: str, only: list[str]) -> int:
-    """Does what nobody does yet of the plan in `out`, or of the runs in `only`, in that order; returns the exit status.
+    """Trains the runs of the grid in `out`, or of `only`, that nobody trains yet; returns the exit status.
 
     `first` names a unit to try before the others, so that workers which start together do not all want the same one.
     """

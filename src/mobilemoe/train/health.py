@@ -2,7 +2,8 @@
 
 Everything is counted on the model's device without waiting for it, and is a sum, so processes can add theirs up.
 
-L MoE layers, G domains (the data's sources), E experts, A active experts per token, N tokens, S of them as a sample.
+L MoE layers, K numbers of each, G domains (the data's sources), E experts, A active experts per token, N tokens, of
+which S are a sample.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ REPORT_FILE = "router.json"
 
 
 class RouterHealth:
-    """Counts over steps, which `row` ends, and over windows of many steps, which `report` ends.
+    """Counts over steps, which `end_step` ends, and over windows of many steps, which `report` ends.
 
     `layers` are a model's MoE layers, already on their device; `domains` the names that `domains_N` counts in.
     """
@@ -65,25 +66,17 @@ class RouterHealth:
 
     @property
     def counters(self) -> tuple[Tensor, Tensor]:
-        """What several processes have to sum in place, each its own, before `load_LE` and `row` are those of all."""
+        """What several processes have to sum in place before `load_LE` and `end_step` count what all have done."""
         return self._load_LGE, self._entropy_L2
 
-    def row(self) -> dict[str, Any]:
-        """What the metrics say of the step, which ends here. Waits for the device once.
-
-        `load_variation` (mean over layers) and `dead_experts` (sum), and under `router` the lists that `summary` has.
-        """
-        layers = summary(self.load_LE, self._entropy_L2, self.layers)
+    def end_step(self) -> Tensor:
+        """The numbers [K, L] of the step, which ends here: what `step_row` makes a row of. Waits for nothing."""
+        numbers_KL = _numbers(self.load_LE, self._entropy_L2, self.layers)
         self._window_LGE += self._load_LGE
         self._window_L2 += self._entropy_L2
         self._load_LGE.zero_()
         self._entropy_L2.zero_()
-        variations = layers["load_variation"]
-        return {
-            "load_variation": sum(variations) / len(variations),
-            "dead_experts": sum(layers["dead"]),
-            "router": {name: [_short(value) for value in values] for name, values in layers.items()},
-        }
+        return numbers_KL
 
     def report(self) -> dict[str, Any]:
         """JSON values that tell everything of the window, which ends here: steps since the last report.
@@ -103,7 +96,26 @@ class RouterHealth:
         }
 
 
-@torch.no_grad()
+NAMES = (  # the K numbers of a layer, as `summary` explains them
+    *("load_variation", "largest_load", "dead", "load_entropy", "score_entropy"),
+    *("bias_min", "bias_max", "bias_std"),
+)
+
+
+def step_row(numbers_KL: list[list[float]]) -> dict[str, Any]:
+    """What the metrics say of a step, whose `end_step` gave `numbers_KL`.
+
+    `load_variation` (mean over layers) and `dead_experts` (sum), and under `router` the lists that `summary` has.
+    """
+    layers = _by_name(numbers_KL)
+    variations = layers["load_variation"]
+    return {
+        "load_variation": sum(variations) / len(variations),
+        "dead_experts": sum(layers["dead"]),
+        "router": {name: [_short(value) for value in values] for name, values in layers.items()},
+    }
+
+
 def summary(load_LE: Tensor, entropy_L2: Tensor, layers: Sequence[MoE]) -> dict[str, list[float]]:
     """Numbers of each layer, as lists, by name.
 
@@ -111,6 +123,17 @@ def summary(load_LE: Tensor, entropy_L2: Tensor, layers: Sequence[MoE]) -> dict[
     entropy of the load over ln E, 1 being even; score_entropy: the same of a token's scores, mean over tokens;
     bias_min, bias_max, bias_std: of the selection bias over experts (0 where a model has none).
     """
+    return _by_name(_numbers(load_LE, entropy_L2, layers).tolist())
+
+
+def _by_name(numbers_KL: list[list[float]]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = dict(zip(NAMES, numbers_KL, strict=True))
+    return found | {"dead": [int(count) for count in found["dead"]]}
+
+
+@torch.no_grad()
+def _numbers(load_LE: Tensor, entropy_L2: Tensor, layers: Sequence[MoE]) -> Tensor:
+    """The numbers of `NAMES` for each layer [K, L], on the device."""
     load_LE = load_LE.double()
     mean_L = load_LE.mean(dim=1)
     share_LE = load_LE / load_LE.sum(dim=1, keepdim=True)
@@ -120,19 +143,17 @@ def summary(load_LE: Tensor, entropy_L2: Tensor, layers: Sequence[MoE]) -> dict[
             for layer, load_E in zip(layers, load_LE, strict=True)
         ]
     )
-    columns = {
-        "load_variation": load_LE.std(dim=1, correction=0) / mean_L,
-        "largest_load": load_LE.amax(dim=1) / mean_L,
-        "dead": (load_LE == 0).sum(dim=1),
-        "load_entropy": -torch.special.xlogy(share_LE, share_LE).sum(dim=1) / math.log(load_LE.shape[1]),
-        "score_entropy": entropy_L2[:, 0] / entropy_L2[:, 1],
-        "bias_min": bias_LE.amin(dim=1),
-        "bias_max": bias_LE.amax(dim=1),
-        "bias_std": bias_LE.std(dim=1, correction=0),
-    }
-    values = torch.stack([column.double() for column in columns.values()]).tolist()  # the one wait
-    found: dict[str, list[float]] = dict(zip(columns, values, strict=True))
-    return found | {"dead": [int(count) for count in found["dead"]]}
+    columns = (
+        load_LE.std(dim=1, correction=0) / mean_L,
+        load_LE.amax(dim=1) / mean_L,
+        (load_LE == 0).sum(dim=1),
+        -torch.special.xlogy(share_LE, share_LE).sum(dim=1) / math.log(load_LE.shape[1]),
+        entropy_L2[:, 0] / entropy_L2[:, 1],
+        bias_LE.amin(dim=1),
+        bias_LE.amax(dim=1),
+        bias_LE.std(dim=1, correction=0),
+    )
+    return torch.stack([column.double() for column in columns])
 
 
 def write_report(run: Path, step: int, report: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ _FREE = {
     "name",
     *("data.path", "tokenizer.path"),
     *(f"train.{entry}" for entry in ("steps", "threads", "compile", "checkpoint_every", "keep_checkpoints")),
-    *(f"train.{entry}" for entry in ("validate_every", "validate_tokens")),
+    *(f"train.{entry}" for entry in ("log_every", "validate_every", "validate_tokens")),
     *(f"train.{entry}" for entry in ("micro_batch_size", "activation_checkpointing", "deterministic")),
     *("distributed.replicate", "distributed.expert_parallel"),
 }

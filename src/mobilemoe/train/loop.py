@@ -6,7 +6,6 @@ import ctypes
 import dataclasses
 import json
 import math
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +20,7 @@ from mobilemoe.files import hold_folder, read_json, write_json
 from mobilemoe.train import checkpointing
 from mobilemoe.train.device import settle
 from mobilemoe.train.health import REPORT_FILE, write_report
+from mobilemoe.train.interrupts import StopRequest, interrupts
 from mobilemoe.train.kept_recipe import RECIPE_FILE, refuse_other
 from mobilemoe.train.metrics import (
     DRAWN,
@@ -69,8 +69,8 @@ def train(recipe: Recipe, run: Path) -> Result:
         recipe = _agreed(recipe, run, world)
         refuse_other(recipe, run)
         trainer = Trainer(recipe, run, world)
-        with _interrupts(insistent=world.size == 1) as interrupted:
-            return trainer.run_steps(interrupted)
+        with interrupts(insistent=world.size == 1) as stop:
+            return trainer.run_steps(stop)
 
 
 class Trainer:
@@ -83,31 +83,32 @@ class Trainer:
         setup = self.setup
         self.stepper = Stepper(setup.model, setup.optimizer, recipe, world, setup.domains, setup.teacher)
 
-    def run_steps(self, interrupted: list[int]) -> Result:
-        """Steps until the recipe's end or an interrupt; saves every `checkpoint_every` steps and at the end."""
+    def run_steps(self, stop: StopRequest) -> Result:
+        """Steps until the recipe's end or until `stop` is made; saves every `checkpoint_every` steps and at the end."""
         train, loader, world = self.train, self.setup.loader, self.world
         state = self._begin()
         step = state["step"]
         tokens, loss = state["tokens"], state["loss"]
         report = _Report(self.run, train.steps, step, self.setup.notes) if world.is_first else None
+        unread: list[dict[str, Any]] = []  # what is known here of the steps whose numbers are still on the device
+        began = time.monotonic()
         try:
             fault = self._data_fault(step)
-            stopping = world.any(bool(interrupted) or fault is not None)
+            stopping = world.any(stop.made or fault is not None)
             while step < train.steps and not stopping:
-                began = time.monotonic()
+                if not unread:
+                    began = time.monotonic()
                 begins = loader.state_dict()["positions"]
-                row = self.stepper.step(next(loader), step, begins)
-                step, loss, tokens = step + 1, row["loss"], tokens + train.batch_size * train.sequence_length
-                row |= {"step": step, "tokens": tokens, "rows_left_out": loader.left_out.rows}
-                row["tokens_per_second"] = train.batch_size * train.sequence_length / (time.monotonic() - began)
-                if self._validates(step):
-                    row["validation"] = self._validate()
-                if report is not None:
-                    report.write(row, loader.left_out)
+                self.stepper.step(next(loader), step, begins)
+                step, tokens = step + 1, tokens + train.batch_size * train.sequence_length
+                unread.append({"step": step, "tokens": tokens, "rows_left_out": loader.left_out.rows})
                 fault = self._data_fault(step)
                 # Asked once, so that no step ends the loop unsaved, and all processes save together.
-                stopping = world.any(bool(interrupted) or fault is not None)
-                if step % train.checkpoint_every == 0 or step == train.steps or stopping:
+                stopping = world.any(stop.made or fault is not None)
+                saves = step % train.checkpoint_every == 0 or step == train.steps or stopping
+                if self.stepper.waits or len(unread) == train.log_every or saves or self._validates(step):
+                    loss = self._log(report, unread, began)
+                if saves:
                     self._save(step, tokens, loss)
             if stopping and world.any(fault is not None):
                 if fault is not None:
@@ -136,10 +137,25 @@ class Trainer:
         every = self.train.validate_every
         return self.setup.validation is not None and (step % every == 0 or step == self.train.steps)
 
-    def _validate(self) -> dict[str, Any]:
-        assert self.setup.validation is not None  # `_validates` saw it
-        rows = self.train.micro_batch_size or self.train.batch_size // self.world.size
-        return self.setup.validation.row(self.setup.model, self.world, self.train.precision, rows)
+    def _log(self, report: _Report | None, unread: list[dict[str, Any]], began: float) -> float:
+        """Reads the numbers of the `unread` steps, which began at `began`, and empties the list; validates where the
+        last of them is to be. Returns the loss of the last step.
+
+        Each row of the metrics has the speed of all these steps together: the device may do them in one go.
+        """
+        speed, loss = 0.0, math.nan
+        tokens = len(unread) * self.train.batch_size * self.train.sequence_length
+        for known, row in zip(unread, self.stepper.read(), strict=True):
+            speed = speed or tokens / (time.monotonic() - began)  # the first row has waited for all steps
+            loss = row["loss"]
+            row |= {**known, "tokens_per_second": speed}
+            if known is unread[-1] and self.setup.validation is not None and self._validates(known["step"]):
+                rows = self.train.micro_batch_size or self.train.batch_size // self.world.size
+                row["validation"] = self.setup.validation.row(self.setup.model, self.world, self.train.precision, rows)
+            if report is not None:
+                report.write(row, self.setup.loader.left_out)
+        unread.clear()
+        return loss
 
     def _data_fault(self, step: int) -> BaseException | None:
         """What comes in place of the batch behind `step`, if it is a fault; behind the last step none is asked for."""
@@ -231,29 +247,6 @@ class _Report:
     def close(self) -> None:
         self._progress.close()
         self._log.close()
-
-
-@contextmanager
-def _interrupts(insistent: bool) -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, so that the step under way can end and be saved.
-
-    If `insistent`, the second one ends it at once. Launchers of several processes may repeat what the user sent once,
-    and have their own patience.
-    """
-    seen: list[int] = []
-
-    def collect(number: int, _: object) -> None:
-        if seen and insistent:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(kind, collect) for kind in kinds]
-    try:
-        yield seen
-    finally:
-        for kind, handler in zip(kinds, before, strict=True):
-            signal.signal(kind, handler)
 
 
 def _keep_allocations() -> None:

@@ -64,7 +64,10 @@ class Muon(torch.optim.Optimizer):
     """Groups of rule "muon" hold matrices [R, C] or [E, R, C], of `halves` side by side; those of "adamw" anything.
 
     State: `momentum` of each matrix; `step`, `exp_avg` and `exp_avg_sq` of the others, as AdamW has them.
+    Where `found_inf` (0 or 1, on the device) is 1, `step` changes nothing; the fused AdamW has the same convention.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(self, groups: list[dict[str, Any]], train: TrainTable) -> None:
         super().__init__(groups, {"lr": train.learning_rate, "betas": train.betas, "eps": train.eps})
@@ -103,9 +106,15 @@ def _muon_step(optimizer: Muon, group: dict[str, Any]) -> None:
         scale = ADAMW_RMS * math.sqrt(max(update_MRC.shape[1:]))
         halves = iter(update_MRC.chunk(len(alike) * group["halves"]))
         for parameter in alike:
-            update = torch.cat([next(halves) for _ in range(group["halves"])], dim=-1)
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
+            update = torch.cat([next(halves) for _ in range(group["halves"])], dim=-1).view_as(parameter)
+            kept = 1 - group["lr"] * group["weight_decay"]
+            if optimizer.found_inf is None:
+                parameter.mul_(kept)
+            else:
+                broken = optimizer.found_inf > 0
+                parameter.mul_(torch.where(broken, 1.0, kept))
+                update = update.masked_fill(broken, 0.0)
+            parameter.add_(update, alpha=-group["lr"] * scale)
 
 
 def _alike(parameters: list[Tensor]) -> list[list[Tensor]]:
@@ -124,8 +133,11 @@ def _direction(optimizer: Muon, parameter: Tensor) -> Tensor:
     state = optimizer.state[parameter]
     if not state:
         state["momentum"] = torch.zeros_like(parameter)
-    state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
-    direction = parameter.grad.lerp(state["momentum"], MOMENTUM)
+    gradient = parameter.grad
+    if optimizer.found_inf is not None:
+        gradient = torch.where(optimizer.found_inf > 0, state["momentum"], gradient)  # which leaves the momentum alone
+    state["momentum"].lerp_(gradient, 1 - MOMENTUM)
+    direction = gradient.lerp(state["momentum"], MOMENTUM)
     return direction if direction.ndim == 3 else direction.unsqueeze(0)
 
 
@@ -154,4 +166,5 @@ def _adamw_step(optimizer: Muon, group: dict[str, Any]) -> None:
         weight_decay=group["weight_decay"],
         eps=group["eps"],
         maximize=False,
+        found_inf=optimizer.found_inf,
     )

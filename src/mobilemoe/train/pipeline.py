@@ -13,8 +13,8 @@ from mobilemoe.checkpoint.run_folder import step_folders
 from mobilemoe.config import ModelConfig
 from mobilemoe.errors import ConfigError, TrainError
 from mobilemoe.files import read_json
+from mobilemoe.train.estimate import Estimate, architecture, estimate_run, recipe_notes
 from mobilemoe.train.loop import Result, train
-from mobilemoe.train.plan import Plan, architecture, make_plan, recipe_notes
 from mobilemoe.train.recipe import Recipe, load_recipe
 
 STAGES = ("pretrain", "midtrain", "sft", "qat")
@@ -49,9 +49,9 @@ class Stage:
         """What looks like a mistake in the recipe, a sentence each."""
         return recipe_notes(self.recipe)
 
-    def plan(self, price: float | None = None) -> Plan:
+    def estimate(self, price: float | None = None) -> Estimate:
         """What the stage takes; `price` is of one device for an hour."""
-        return make_plan(self.recipe, self.config, self.run, self.steps_done, price)
+        return estimate_run(self.recipe, self.config, self.run, self.steps_done, price)
 
     def train(self) -> Result:
         """Trains the stage, or what is left of it, and gives its memory back."""

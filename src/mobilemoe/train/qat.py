@@ -23,7 +23,7 @@ from mobilemoe.data.packing import NO_TARGET
 from mobilemoe.errors import ConfigError
 from mobilemoe.hub import find_model
 from mobilemoe.model import MobileMoE
-from mobilemoe.model.experts import Experts
+from mobilemoe.model.experts import Experts, unchanged
 from mobilemoe.model.norm import RMSNorm, at_least_fp32, rms_norm
 from mobilemoe.model.router import Router, Routing
 from mobilemoe.quant.fake import fake_bf16, fake_int4, fake_int8, first_scale
@@ -61,7 +61,7 @@ def prepare(model: MobileMoE, table: QatTable) -> None:
         elif isinstance(module, Experts):
             experts = _become(module, QatExperts)
             experts.dim, experts.rounds_input = dim, rounds
-            experts.inner = fake_int8 if rounds else None
+            experts.before_down = fake_int8 if rounds else unchanged
             experts.gate_up_scale = _scale(experts.gate_up_proj, dim, table)
             experts.down_scale = _scale(experts.down_proj, dim, table)
         elif isinstance(module, nn.Linear):

@@ -71,8 +71,10 @@ class TrainTable(_Table):
     Every `validate_every` steps, and after the last one, the run is validated (0: never): it scores about
     `validate_tokens` tokens of held-out text, the same ones each time, and writes a short sample of text. What is held
     out is `data.holdout` of each source. Validation changes nothing that is trained.
-    `compile` None compiles on a GPU only. A step whose gradient norm exceeds `spike_factor` times the recent median is
-    skipped; after `max_spikes` skipped in a row the run stops.
+    A GPU's numbers of `log_every` steps are read together, so that no step waits for the report of the one before; the
+    metrics have every step all the same. `compile` None compiles on a GPU only.
+    A step whose gradient norm exceeds `spike_factor` times the recent median is skipped; after `max_spikes` such steps
+    in a row the run stops.
     """
 
     steps: int = Field(gt=0)
@@ -103,6 +105,7 @@ class TrainTable(_Table):
     threads: int | None = Field(default=None, gt=0, le=1024)
     checkpoint_every: int = Field(default=500, gt=0)
     keep_checkpoints: int = Field(default=2, gt=0)
+    log_every: int = Field(default=10, gt=0)
     validate_every: int = Field(default=0, ge=0)
     validate_tokens: int = Field(default=65_536, gt=0)
 

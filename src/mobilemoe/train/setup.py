@@ -30,9 +30,9 @@ from mobilemoe.model import MobileMoE
 from mobilemoe.tokenizer import Tokenizer
 from mobilemoe.train import lora, qat
 from mobilemoe.train.device import DTYPES, set_threads
+from mobilemoe.train.estimate import architecture
 from mobilemoe.train.optimizer import make_optimizer
 from mobilemoe.train.parallel.distributed import World, shard
-from mobilemoe.train.plan import architecture
 from mobilemoe.train.recipe import Recipe, TrainTable
 from mobilemoe.train.validation import Validation
 

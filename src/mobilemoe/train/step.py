@@ -1,12 +1,14 @@
 """One optimizer step: gradients of a batch in micro-batches, clipping, update, load balance, and what to report.
 
-B rows, T tokens, L MoE layers, E experts.
+B rows, T tokens, L MoE layers, E experts, K numbers of each layer.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,7 +22,7 @@ from mobilemoe.errors import TrainError
 from mobilemoe.model import MobileMoE
 from mobilemoe.train import balance
 from mobilemoe.train.guard import SpikeGuard, explain_nonfinite
-from mobilemoe.train.health import RouterHealth
+from mobilemoe.train.health import RouterHealth, step_row
 from mobilemoe.train.loss import cross_entropy_sum, router_z_loss
 from mobilemoe.train.parallel.distributed import World, clip_gradients
 from mobilemoe.train.qat import Teacher, divergence_sum
@@ -28,10 +30,34 @@ from mobilemoe.train.recipe import Recipe
 from mobilemoe.train.schedule import balance_rate, learning_rate
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """A step whose numbers have not been read: loss, z-loss and gradient norm [3], and the routers' [K, L].
+
+    `parts` and `begins` are this process's micro-batches and the loader's positions before them, for the case that
+    the loss or the gradient is not finite.
+    """
+
+    step: int
+    parts: list[Batch]
+    targets: int
+    begins: Mapping[str, Sequence[int]]
+    numbers: Tensor
+    routers_KL: Tensor | None
+    skipped: bool = False
+
+
 class Stepper:
-    """Takes the steps of a run. Each waits for the device twice: for its own numbers, and for the routers'.
+    """Takes the steps of a run; `read` gives their numbers.
 
     `domains` names the sources that `Batch.domains_BT` counts in; `teacher` is there when the recipe distils.
+
+    A GPU works behind the process that gives it work, so a process that waits for a step's loss leaves it idle for a
+    moment. There (`waits` is false) the steps are queued without waiting until `read` is called. Whether loss and
+    gradient are finite is then decided by the GPU itself: from the first step on in which they are not, `_broken` is
+    set, and neither the optimizer nor the load balance changes anything, so `read` finds weights and moments as they
+    were before that step. On a CPU nothing is queued, and where steps with a spike are skipped the process has to know
+    the gradient norm: there each step waits for its numbers before the update.
     """
 
     def __init__(
@@ -52,12 +78,16 @@ class Stepper:
         layers = model.moe_layers()
         self.health = RouterHealth(layers, domains) if layers else None
         self.guard = SpikeGuard(recipe.train.spike_factor, recipe.train.max_spikes)
+        self.waits = self.device.type != "cuda" or recipe.train.spike_factor is not None
+        self._broken = torch.zeros((), dtype=torch.bool, device=self.device)
+        self._taken: list[_Taken] = []
 
-    def step(self, batch: Batch, step: int, begins: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-        """Learns from `batch` in step `step`, counted from 0; returns what the metrics say of it.
+    def step(self, batch: Batch, step: int, begins: Mapping[str, Sequence[int]]) -> None:
+        """Learns from `batch` in step `step`, counted from 0.
 
         `begins` are the loader's positions before the batch. A step with a spike is skipped, as the guard decides.
-        Raises TrainError, with the weights as they were, if loss or gradient is no number or there is no target.
+        Raises TrainError, with the weights as they were, if there is no target; or, where steps wait, if loss or
+        gradient is not finite.
         """
         targets = int((batch.targets_BT != NO_TARGET).sum())
         if targets == 0:
@@ -67,31 +97,73 @@ class Stepper:
         for part in parts:
             losses += self._backward(part, targets)
         norm = clip_gradients(self.model.parameters(), self.train.clip_norm)
-        loss, z_loss, gradient_norm = torch.cat([self.world.sum(losses), norm.double().unsqueeze(0)]).tolist()
-        row = {"loss": loss, "z_loss": z_loss, "gradient_norm": gradient_norm, "load_variation": 0.0, "dead_experts": 0}
-        load_LE = None
+        numbers = torch.cat([self.world.sum(losses), norm.double().unsqueeze(0)])
+        load_LE = routers_KL = None
         if self.health is not None:
             for counter in self.health.counters:
                 self.world.sum(counter)
-            load_LE = self.health.load_LE
-            row |= self.health.row()
-        if math.isfinite(loss) and self.guard.skips(gradient_norm, step + 1):
-            self.optimizer.zero_grad(set_to_none=True)
-            return row | {"learning_rate": learning_rate(self.train, step), "skipped": True}
-        if not math.isfinite(loss) or not math.isfinite(gradient_norm):
-            again = partial(self._backward, targets=targets)
-            numbers = {"step": step + 1, "loss": loss, "norm": gradient_norm}
-            raise TrainError(
-                explain_nonfinite(self.model, parts, again, **numbers, domains=self.domains, begins=begins)
-            )
-        row["learning_rate"] = self._update(step)
+            load_LE, routers_KL = self.health.load_LE, self.health.end_step()
+        taken = _Taken(step, parts, targets, begins, numbers, routers_KL)
+        if self.waits:
+            loss, _, gradient_norm = numbers.tolist()
+            if math.isfinite(loss) and self.guard.skips(gradient_norm, step + 1):
+                self.optimizer.zero_grad(set_to_none=True)
+                self._taken.append(dataclasses.replace(taken, skipped=True))
+                return
+            self._refuse_nonfinite(taken, loss, gradient_norm)
+        else:
+            self._broken |= ~numbers.isfinite().all()
+            # Fused optimizers skip an update whose gradients a scaler found infinite; so does ours of Muon.
+            self.optimizer.found_inf = self._broken.float()  # type: ignore[attr-defined]
+        self._taken.append(taken)
+        self._update(step)
         if load_LE is not None and self.balances:
+            # Without any load all experts have the mean, and no bias moves.
+            load_LE = load_LE if self.waits else load_LE * ~self._broken
             balance.move_biases(self.model.moe_layers(), load_LE, balance_rate(self.train, step))
-        return row
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """What the metrics say of each step since the last call, in order; waits for the device.
+
+        Raises TrainError, with the weights as they were before it, for the first step whose loss or gradient is not
+        finite.
+        """
+        taken, self._taken = self._taken, []
+        if not taken:
+            return
+        numbers = torch.stack([one.numbers for one in taken]).tolist()
+        of_routers = [one.routers_KL for one in taken if one.routers_KL is not None]
+        routers = torch.stack(of_routers).tolist() if of_routers else [None] * len(taken)
+        for one, (loss, z_loss, gradient_norm), layers in zip(taken, numbers, routers, strict=True):
+            self._refuse_nonfinite(one, loss, gradient_norm)
+            row = {"loss": loss, "z_loss": z_loss, "gradient_norm": gradient_norm}
+            row |= {"load_variation": 0.0, "dead_experts": 0} if layers is None else step_row(layers)
+            row["learning_rate"] = learning_rate(self.train, one.step)
+            yield row | ({"skipped": True} if one.skipped else {})
+
+    def _refuse_nonfinite(self, taken: _Taken, loss: float, gradient_norm: float) -> None:
+        if taken.skipped or (math.isfinite(loss) and math.isfinite(gradient_norm)):
+            return
+        again = partial(self._backward, targets=taken.targets)
+        raise TrainError(
+            explain_nonfinite(
+                self.model,
+                taken.parts,
+                again,
+                step=taken.step + 1,
+                loss=loss,
+                norm=gradient_norm,
+                domains=self.domains,
+                begins=taken.begins,
+            )
+        )
 
     def _parts(self, batch: Batch) -> list[Batch]:
-        """This process's rows, in micro-batches."""
+        """This process's rows in micro-batches; as copies, so that queued steps do not keep the rows of the others."""
         rows = self.world.rows(self.train.batch_size)
+        if self.world.size > 1:
+            batch = Batch(*(field_BT[rows].copy() for field_BT in batch))
+            rows = slice(0, len(batch.tokens_BT))
         micro = self.train.micro_batch_size or rows.stop - rows.start
         starts = range(rows.start, rows.stop, micro)
         return [Batch(*(field_BT[start : start + micro] for field_BT in batch)) for start in starts]
@@ -100,7 +172,7 @@ class Stepper:
         """Adds the gradients of one micro-batch, whose loss counts by its share of the step's `targets` and whose
         z-loss by its rows; returns both, [2]."""
         tokens_BT, targets_N = self._tensor(batch.tokens_BT), self._tensor(batch.targets_BT).flatten()
-        positions_BT, segments_BT = self._tensor(batch.positions_BT), self._tensor(batch.segments_BT)
+        positions_BT, segments_BT = self._tensor(batch.positions_BT), torch.from_numpy(batch.segments_BT)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.train.precision == "bf16"):
             x_BTD, routings = self.model.hidden(tokens_BT, positions_BT=positions_BT, segments_BT=segments_BT)
         x_ND, head_VD = x_BTD.flatten(0, 1), self.model.head_VD
@@ -118,14 +190,13 @@ class Stepper:
             self.health.add(routings, self._tensor(batch.domains_BT).flatten())
         return torch.stack([loss.detach().double(), z_loss.detach().double()])
 
-    def _update(self, step: int) -> float:
-        """One step of the optimizer at the schedule's rate, which is returned."""
+    def _update(self, step: int) -> None:
+        """One step of the optimizer at the schedule's rate."""
         rate = learning_rate(self.train, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("factor", 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return rate
 
     def _tensor(self, array_BT: np.ndarray[Any, Any]) -> Tensor:
         tensor_BT = torch.from_numpy(array_BT)

@@ -101,11 +101,11 @@ def write_sample(model: MobileMoE, tokenizer: Tokenizer, world: World, precision
     cache need agree with the precision. Every process computes the same row, since sharded weights need all of them.
     """
     prompt = tokenizer.encode(PROMPT, bos=tokenizer.bos_id is not None)
-    room = min(len(prompt) + SAMPLE_TOKENS, model.config.max_position_embeddings)
-    tokens_BT = torch.zeros(1, room, dtype=torch.long, device=world.device)
+    length = min(len(prompt) + SAMPLE_TOKENS, model.config.max_position_embeddings)
+    tokens_BT = torch.zeros(1, length, dtype=torch.long, device=world.device)
     tokens_BT[0, : len(prompt)] = torch.tensor(prompt)
     with _evaluating(model):
-        for place in range(len(prompt), room):
+        for place in range(len(prompt), length):
             with _autocast(world, precision):
                 x_BTD, _ = model.hidden(tokens_BT)
             logits_BV = x_BTD[:, place - 1] @ model.head_VD.to(x_BTD.dtype).t()

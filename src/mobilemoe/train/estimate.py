@@ -1,7 +1,7 @@
 """What a run will take, said before it starts: parameters, memory per device, speed, time and cost.
 
-Memory is an estimate (`estimate_memory` states it); speed is the run's own after a resume, and before that a stated
-share of what the device reaches in a matrix product.
+Memory is counted by the formula of `estimate_memory`. Speed is what a resumed run has measured before; of a new run it
+is a stated share of the speed that the device reaches in a matrix product.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mobilemoe.train.schedule import learning_rate
 
 BYTES = {"fp32": 4, "bf16": 2}
 RECENT_STEPS = 50  # whose median speed is that of a run under way
-LONG = 14 * 86400  # seconds, beyond which a plan says what to change
+LONG = 14 * 86400  # seconds, beyond which the estimate says what to change
 
 # The share of the matrix product's speed that training reaches. A GPU: S's width and more 0.45, and a nano a third as
 # wide 0.15 on one H100: in proportion. A CPU: nano in bf16, and fine-tuned in fp32 on two AVX2 cores. All measured.
@@ -57,7 +57,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Estimate:
     """A run's figures. `seconds` and `cost` are for what is left of it; `cost` is in the currency of the price.
 
     `notes` are sentences on what looks like a mistake, or will take long, and what to change.
@@ -98,8 +98,10 @@ class Plan:
         )
 
 
-def make_plan(recipe: Recipe, config: ModelConfig, run: Path, steps_done: int = 0, price: float | None = None) -> Plan:
-    """The plan of training `recipe`, whose model has `config`, in `run`, of which `steps_done` are done.
+def estimate_run(
+    recipe: Recipe, config: ModelConfig, run: Path, steps_done: int = 0, price: float | None = None
+) -> Estimate:
+    """What training `recipe` takes, whose model has `config`, in the folder `run`, where `steps_done` steps are done.
 
     `price` is of one device for an hour; torchrun's WORLD_SIZE says how many there are. Measures the device's matrix
     product (0.3 s) unless the run's metrics know the speed.
@@ -127,7 +129,7 @@ def make_plan(recipe: Recipe, config: ModelConfig, run: Path, steps_done: int = 
             f"{_flops(speed * flops_per_token)}: {mend}, a smaller model.preset (nano is the smallest that is of use) "
             "or fewer train.steps"
         )
-    return Plan(
+    return Estimate(
         name=recipe.name,
         total_parameters=accounting.total_parameters(config),
         active_parameters=accounting.active_parameters(config),

@@ -1,4 +1,4 @@
-"""Promises of the plan that is printed before training: its sums, where its speed comes from, and what it costs."""
+"""Promises of the estimate that is printed before training: its sums, where its speed comes from, and what it costs."""
 
 import dataclasses
 import json
@@ -13,8 +13,8 @@ from mobilemoe.config import ModelConfig
 from mobilemoe.errors import ConfigError, ModelNotFoundError
 from mobilemoe.model import MobileMoE
 from mobilemoe.presets import family_member, preset
-from mobilemoe.train import plan as plan_module
-from mobilemoe.train.plan import activation_bytes, architecture, estimate_memory, expected_speed, make_plan
+from mobilemoe.train import estimate as estimate_module
+from mobilemoe.train.estimate import activation_bytes, architecture, estimate_memory, estimate_run, expected_speed
 from mobilemoe.train.recipe import ModelTable, Recipe, load_recipe
 
 pytest_plugins = ["train_runs"]
@@ -30,7 +30,7 @@ def recipe(*overrides: str) -> Recipe:
 @pytest.fixture
 def known_device(monkeypatch):
     """A device whose matrix products run at 1 TFLOP/s."""
-    monkeypatch.setattr(plan_module, "matmul_flops", lambda device, precision: 1e12)
+    monkeypatch.setattr(estimate_module, "matmul_flops", lambda device, precision: 1e12)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
 
 
@@ -125,7 +125,7 @@ def test_activation_checkpointing_saves_memory_and_costs_speed(known_device):
 def test_the_expected_speed_is_a_stated_share_of_the_measured_product(known_device):
     flops = accounting.training_flops_per_token(NANO, 512)
     speed, source = expected_speed(recipe(), NANO, CPU, 1)
-    share = plan_module.CPU_SHARE["bf16"]
+    share = estimate_module.CPU_SHARE["bf16"]
     assert speed == pytest.approx(share * 1e12 / flops)
     assert source == f"expected from {share:.1%} of the 1.00 TFLOP/s of a bf16 matrix product"
     assert expected_speed(recipe(), NANO, CPU, 8)[0] == pytest.approx(8 * speed)
@@ -136,30 +136,30 @@ def test_the_expected_speed_is_a_stated_share_of_the_measured_product(known_devi
 
 
 def test_the_speed_of_a_matrix_product_is_a_cpus():
-    assert 1e9 < plan_module.matmul_flops(CPU, "fp32") < 1e14
+    assert 1e9 < estimate_module.matmul_flops(CPU, "fp32") < 1e14
 
 
 def test_a_resumed_run_is_planned_by_its_own_speed(known_device, tmp_path):
     write_metrics(tmp_path / "run", [1.0] * 30 + [3.0, 1000.0, 3.0] * 20)
-    plan = make_plan(recipe("train.steps=100"), NANO, tmp_path / "run", steps_done=90)
-    assert (plan.tokens_per_second, plan.speed_source) == (3.0, "as in the run's last steps")
-    assert plan.seconds == pytest.approx(10 * 4096 / 3.0)
-    assert plan.tokens == 100 * 4096
-    fresh = make_plan(recipe("train.steps=100"), NANO, tmp_path / "run", steps_done=0)
+    estimate = estimate_run(recipe("train.steps=100"), NANO, tmp_path / "run", steps_done=90)
+    assert (estimate.tokens_per_second, estimate.speed_source) == (3.0, "as in the run's last steps")
+    assert estimate.seconds == pytest.approx(10 * 4096 / 3.0)
+    assert estimate.tokens == 100 * 4096
+    fresh = estimate_run(recipe("train.steps=100"), NANO, tmp_path / "run", steps_done=0)
     assert fresh.speed_source.startswith("expected")
 
 
 def test_the_cost_is_the_price_of_all_devices_for_the_time_left(known_device, monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    plan = make_plan(recipe("train.steps=1000"), NANO, tmp_path, steps_done=250, price=2.0)
-    expected = 750 * 4096 / plan.tokens_per_second
-    assert plan.seconds == pytest.approx(expected)
-    assert plan.cost == pytest.approx(4 * 2.0 * expected / 3600)
-    assert make_plan(recipe(), NANO, tmp_path).cost is None
+    estimate = estimate_run(recipe("train.steps=1000"), NANO, tmp_path, steps_done=250, price=2.0)
+    expected = 750 * 4096 / estimate.tokens_per_second
+    assert estimate.seconds == pytest.approx(expected)
+    assert estimate.cost == pytest.approx(4 * 2.0 * expected / 3600)
+    assert estimate_run(recipe(), NANO, tmp_path).cost is None
 
 
 def test_a_plan_reads_as_its_numbers(known_device, tmp_path):
-    text = str(make_plan(recipe("train.steps=1000"), NANO, tmp_path, steps_done=500, price=3600.0))
+    text = str(estimate_run(recipe("train.steps=1000"), NANO, tmp_path, steps_done=500, price=3600.0))
     assert f"nano-cpu: {P / 1e6:.1f} M parameters" in text
     assert "4.1 M tokens in 1,000 steps, 500 of them done" in text
     assert "estimated: " in text
@@ -168,18 +168,18 @@ def test_a_plan_reads_as_its_numbers(known_device, tmp_path):
 
 
 def test_what_will_take_years_and_what_looks_like_a_mistake_is_said_with_what_to_change(monkeypatch, tmp_path):
-    monkeypatch.setattr(plan_module, "matmul_flops", lambda device, precision: 1e9)
-    monkeypatch.setattr(plan_module, "faster_precision", lambda kind: "fp32")
-    text = str(make_plan(recipe("train.warmup_steps=1000", "train.steps=10"), preset("S"), tmp_path))
+    monkeypatch.setattr(estimate_module, "matmul_flops", lambda device, precision: 1e9)
+    monkeypatch.setattr(estimate_module, "faster_precision", lambda kind: "fp32")
+    text = str(estimate_run(recipe("train.warmup_steps=1000", "train.steps=10"), preset("S"), tmp_path))
     assert " 0 tokens/s" not in text
     assert "0.00 TFLOP/s" not in text
     assert "1.0 GFLOP/s of a bf16 matrix product" in text
     assert "train.warmup_steps is 1,000, but the run has only 10 steps" in text
     assert "multiplies much faster in fp32 than in bf16: set train.precision to fp32\n" in text + "\n"
-    long = str(make_plan(recipe("train.steps=1000000"), preset("S"), tmp_path))
+    long = str(estimate_run(recipe("train.steps=1000000"), preset("S"), tmp_path))
     assert " years to finish" in long
     assert "use a GPU, a smaller model.preset" in long
-    assert make_plan(recipe("train.precision=fp32", "train.steps=500"), NANO, tmp_path).notes == ()
+    assert estimate_run(recipe("train.precision=fp32", "train.steps=500"), NANO, tmp_path).notes == ()
 
 
 # The model

@@ -1,0 +1,37 @@
+"""Ctrl-C and SIGTERM as a request to stop, so that the step under way can end and be saved."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class StopRequest:
+    """Whether the process has been asked to stop: `made` is set once and for all."""
+
+    def __init__(self) -> None:
+        self.made = False
+
+
+@contextmanager
+def interrupts(insistent: bool) -> Iterator[StopRequest]:
+    """Takes SIGINT and SIGTERM as a request to stop, and gives their handlers back at the end.
+
+    If `insistent`, a second signal raises KeyboardInterrupt at once. Launchers of several processes may repeat what the
+    user sent once, and have their own patience.
+    """
+    request = StopRequest()
+
+    def ask(number: int, _: object) -> None:
+        if request.made and insistent:
+            raise KeyboardInterrupt
+        request.made = True
+
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(kind, ask) for kind in kinds]
+    try:
+        yield request
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
