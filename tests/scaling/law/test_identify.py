@@ -1,0 +1,97 @@
+"""What runs can say: terms that they do not determine are held with a sentence, and runs that do not fit are named."""
+
+import numpy as np
+import pytest
+
+from mobilemoe.errors import DataError
+from mobilemoe.scaling import Points
+from mobilemoe.scaling.law.forms import FORMS
+from mobilemoe.scaling.law.identify import FAR, doubts, far_from, problem_of
+from mobilemoe.scaling.law.solver import Problem
+from refusals import refusal
+from scaling_runs import joint_law, paper_sweep, runs_of
+
+RUNS = runs_of(joint_law(), noise=0.002)
+
+
+def part(mask) -> tuple[Problem, list[str]]:
+    return problem_of(FORMS["joint"], RUNS.at(mask))
+
+
+def test_a_full_design_frees_every_parameter_and_says_nothing():
+    problem, notes = problem_of(FORMS["joint"], RUNS)
+    assert problem.free == FORMS["joint"].parameters
+    assert notes == []
+
+
+@pytest.mark.parametrize("name", ["n_active", "tokens"])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_fewer_than_three_sizes_or_lengths_tell_no_power_from_a_constant(name, levels):
+    values = getattr(RUNS.points, name)
+    few = RUNS.at(np.isin(values, np.unique(values)[:levels]))
+    sentence = refusal(lambda: problem_of(FORMS["chinchilla"], few), DataError)
+    assert f"{name} takes {levels} value" in sentence
+    assert "at least 3" in sentence
+
+
+def test_without_granularity_kappa_and_phi_are_held_and_with_two_values_phi_alone():
+    problem, notes = part(RUNS.points.granularity == 1)  # where no run has a shared expert either
+    assert {*FORMS["joint"].parameters} - {*problem.free} == {"kappa", "phi", "sigma"}
+    assert [note.split(" ")[0] for note in notes] == ["granularity", "shared"]
+    problem, (note,) = part(RUNS.points.granularity <= 2)
+    assert {*FORMS["joint"].parameters} - {*problem.free} == {"phi"}
+    assert "cannot tell kappa from phi" in note
+
+
+def test_each_knob_that_stands_still_has_a_sentence_that_names_what_is_held():
+    problem, notes = part((RUNS.points.granularity == 1) & (RUNS.points.shared == 0) & (RUNS.points.experts == 8))
+    assert problem.free == ("A", "alpha", "B", "beta", "c")
+    assert [note.split(" ")[0] for note in notes] == ["experts", "granularity", "shared"]
+    assert "(delta, gamma, omega, zeta held)" in notes[0]
+    assert "(kappa, phi held)" in notes[1]
+    assert "(sigma held)" in notes[2]
+
+
+def test_three_numbers_of_experts_are_too_few_for_where_they_saturate():
+    points = paper_sweep()
+    runs = runs_of(joint_law(), points.at((points.granularity == 1) & np.isin(points.experts, (1, 4, 16))))
+    problem, notes = problem_of(FORMS["joint-moe"], runs)
+    assert "E_max" not in problem.free
+    assert any("held at 32" in note for note in notes)
+    more = runs_of(joint_law(), points.at((points.granularity == 1) & np.isin(points.experts, (1, 4, 16, 32))))
+    assert "E_max" in problem_of(FORMS["joint-moe"], more)[0].free
+
+
+def test_as_many_runs_as_parameters_and_two_are_needed():
+    n, d = np.meshgrid([0.3, 0.5, 0.9], [100, 200, 300])
+    runs = runs_of(joint_law(), Points(n_active=n.ravel(), tokens=d.ravel()))
+    assert problem_of(FORMS["chinchilla"], runs.at([0, 1, 3, 4, 5, 7, 8]))[0].free == FORMS["chinchilla"].parameters
+    sentence = refusal(lambda: problem_of(FORMS["chinchilla"], runs.at([0, 1, 4, 5, 7, 8])), DataError)
+    assert "there are 6 runs, but the law 'chinchilla' has 5 parameters to fit and needs at least 7" in sentence
+
+
+def test_directions_that_the_runs_leave_open_are_doubted_by_name():
+    held = Problem(FORMS["joint"], RUNS.at(RUNS.points.shared == 0), FORMS["joint"].parameters)  # sigma does nothing
+    (sentence,) = doubts(held, held.coordinates(joint_law().theta))
+    assert "sigma" in sentence
+    assert "alone mean little" in sentence
+    whole = Problem(FORMS["joint"], RUNS, FORMS["joint"].parameters)
+    assert doubts(whole, whole.coordinates(joint_law().theta)) == []
+
+
+def test_a_parameter_at_the_end_of_its_search_is_doubted():
+    problem = Problem(FORMS["joint"], RUNS, FORMS["joint"].parameters)
+    x = problem.coordinates(joint_law().theta)
+    x[problem.free.index("gamma")] = problem.walls[1][problem.free.index("gamma")]
+    assert "gamma" in doubts(problem, x)[0]
+
+
+def test_far_runs_come_the_worst_first_and_a_close_fit_has_none():
+    predicted = RUNS.loss.copy()
+    assert len(far_from(RUNS, predicted)) == 0
+    predicted += 0.002 * np.where(np.arange(210) % 2, 1, -1)
+    assert len(far_from(RUNS, predicted)) == 0
+    predicted[[7, 50, 99]] += [0.1, -0.5, 0.3]
+    assert far_from(RUNS, predicted).tolist() == [50, 99, 7]
+    predicted[7] = RUNS.loss[7] + 0.9 * FAR * 0.002
+    assert far_from(RUNS, predicted).tolist() == [50, 99]
