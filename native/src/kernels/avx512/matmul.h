@@ -20,7 +20,9 @@ struct Peak {
   static void hide(V& v) { __asm__ volatile("" : "+v"(v)); }
 };
 
-// Rows of Blocks: the input of Axis::in. Row r is reached from every third row, so that no row needs a register.
+// R rows of Blocks: the input of Axis::in. Only every third row has a pointer of its own; the two rows behind it are
+// addressed as that pointer plus one or two strides, which an instruction can do itself. A pointer for each row would
+// take more registers than there are.
 template <int R>
 struct BlockRows {
   const uint8_t* base[(R + 2) / 3];
@@ -60,69 +62,55 @@ struct SliceRows {
   void next_group() { ++group; }
 };
 
-// One panel times R rows: y[r] of `groups` groups, on top of what y holds if `go_on`.
-template <int R, Axis axis, class Rows>
-inline void tile(const uint8_t* nibbles, const uint16_t* scales, int groups, Rows in, bool go_on, float* y,
-                 size_t y_stride) {
+// P panels times R rows: `groups` groups from `begin` on, added to what y holds if `go_on`. Panels of Axis::in share
+// the rows of `in`; for Axis::out every pair of panels has R rows of its own, as it has its own scales.
+//
+// With one row, as decoding wants it, the memory's speed is the limit: many panels at once are as many streams from
+// memory, and the panels that this thread is likely to take next are brought into L2. With more rows it is the
+// products.
+template <int P, int R, Axis axis, class Rows>
+inline void multiply(const Matrix& w, int panel, int begin, int groups, Rows in, bool go_on, float* y,
+                     size_t y_stride) {
   const Simd::I low_mask = Simd::set_i(0x0f0f0f0f);
-  Simd::F acc[R];
-  for (int r = 0; r < R; ++r) acc[r] = go_on ? Simd::load(y + r * y_stride) : Simd::zero();
-  for (int group = 0; group < groups; ++group) {
-    Simd::I dot[R];
-    for (int r = 0; r < R; ++r) dot[r] = in.offset(r);
-    for (int run = 0; run < 4; ++run) {
-      _mm_prefetch(reinterpret_cast<const char*>(nibbles + run * kRun + kPrefetch), _MM_HINT_T0);
-      const Simd::I packed = Simd::load_i(nibbles + run * kRun);
-      const Simd::I low = Simd::and_i(packed, low_mask);
-      const Simd::I high = Simd::and_i(Simd::shift_right(packed, 4), low_mask);
-      for (int r = 0; r < R; ++r) dot[r] = Simd::dot(dot[r], low, in.four(r, 2 * run));
-      for (int r = 0; r < R; ++r) dot[r] = Simd::dot(dot[r], high, in.four(r, 2 * run + 1));
-    }
-    if constexpr (axis == Axis::in) {
-      const Simd::F by_output = Simd::load_f16(scales + group * kPanel);
-      for (int r = 0; r < R; ++r) acc[r] = Simd::fma(Simd::to_float(dot[r]), Simd::mul(by_output, in.scale(r)), acc[r]);
-    } else {
-      for (int r = 0; r < R; ++r) acc[r] = Simd::fma(Simd::to_float(dot[r]), in.scale(r), acc[r]);
-    }
-    nibbles += kGroupBytes;
-    in.next_group();
-  }
-  for (int r = 0; r < R; ++r) Simd::store(y + r * y_stride, acc[r]);
-}
-
-// `P` panels times one row, as decoding wants it: so many streams of weights at once reach the memory's full speed.
-// Meanwhile the panels that this thread is likely to take next come nearer. Panel p meets row `row(p)` of `in`.
-template <int P, Axis axis, class Rows>
-inline void stream(const Matrix& w, int panel, int begin, int groups, Rows in, bool go_on, float* y) {
-  const Simd::I low_mask = Simd::set_i(0x0f0f0f0f);
-  const auto row = [](int p) { return axis == Axis::in ? 0 : p / 2; };
-  const size_t ahead = Matrix::bytes(2 * kStreams * kPanel, w.inputs);
+  const auto row = [](int p, int r) { return axis == Axis::in ? r : p / 2 * R + r; };
+  const auto output = [&](int p, int r) { return y + p * kPanel + r * y_stride; };
+  const size_t ahead = R == 1 ? Matrix::bytes(2 * kStreams * kPanel, w.inputs) : kPrefetch;
   const uint8_t* nibbles[P];
   for (int p = 0; p < P; ++p) nibbles[p] = w.nibbles(panel + p) + size_t{kGroupBytes} * begin;
-  Simd::F acc[P];
-  for (int p = 0; p < P; ++p) acc[p] = go_on ? Simd::load(y + p * kPanel) : Simd::zero();
+  Simd::F acc[P][R];
+  for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < R; ++r) acc[p][r] = go_on ? Simd::load(output(p, r)) : Simd::zero();
+  }
   for (int group = 0; group < groups; ++group) {
-    Simd::I dot[P];
-    for (int p = 0; p < P; ++p) dot[p] = in.offset(row(p));
+    Simd::I dot[P][R];
+    for (int p = 0; p < P; ++p) {
+      for (int r = 0; r < R; ++r) dot[p][r] = in.offset(row(p, r));
+    }
     for (int run = 0; run < 4; ++run) {
       for (int p = 0; p < P; ++p) {
         const uint8_t* at = nibbles[p] + group * kGroupBytes + run * kRun;
-        _mm_prefetch(reinterpret_cast<const char*>(at + ahead), _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(at + ahead), R == 1 ? _MM_HINT_T1 : _MM_HINT_T0);
         const Simd::I packed = Simd::load_i(at);
         const Simd::I low = Simd::and_i(packed, low_mask);
         const Simd::I high = Simd::and_i(Simd::shift_right(packed, 4), low_mask);
-        dot[p] = Simd::dot(dot[p], low, in.four(row(p), 2 * run));
-        dot[p] = Simd::dot(dot[p], high, in.four(row(p), 2 * run + 1));
+        for (int r = 0; r < R; ++r) dot[p][r] = Simd::dot(dot[p][r], low, in.four(row(p, r), 2 * run));
+        for (int r = 0; r < R; ++r) dot[p][r] = Simd::dot(dot[p][r], high, in.four(row(p, r), 2 * run + 1));
       }
     }
     for (int p = 0; p < P; ++p) {
-      Simd::F scale = in.scale(row(p));
-      if constexpr (axis == Axis::in) scale = Simd::mul(Simd::load_f16(w.scales(panel + p) + group * kPanel), scale);
-      acc[p] = Simd::fma(Simd::to_float(dot[p]), scale, acc[p]);
+      Simd::F by_output;
+      if constexpr (axis == Axis::in) by_output = Simd::load_f16(w.scales(panel + p) + group * kPanel);
+      for (int r = 0; r < R; ++r) {
+        Simd::F scale = in.scale(row(p, r));
+        if constexpr (axis == Axis::in) scale = Simd::mul(by_output, scale);
+        acc[p][r] = Simd::fma(Simd::to_float(dot[p][r]), scale, acc[p][r]);
+      }
     }
     in.next_group();
   }
-  for (int p = 0; p < P; ++p) Simd::store(y + p * kPanel, acc[p]);
+  for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < R; ++r) Simd::store(output(p, r), acc[p][r]);
+  }
 }
 
 // The scales of two groups of inputs (of one, if `second` is false) over the largest of each: at most 1.
