@@ -33,7 +33,7 @@ std::string bytes_of(const std::string& letters) {
       code = (code & 0x1F) << 6 | (static_cast<unsigned char>(letters[++i]) & 0x3F);
     }
     const auto found = alphabet.find(code);
-    if (found == alphabet.end()) return letters;  // not of this alphabet: taken as it stands
+    if (found == alphabet.end()) return letters;  // not of this alphabet: a piece that is plain text
     bytes += found->second;
   }
   return bytes;

@@ -18,7 +18,7 @@ namespace mobilemoe {
 namespace {
 
 constexpr int kWrongUsage = 2;
-constexpr int kRepeats = 3;  // of a measured prefill, of which the best counts
+constexpr int kRepeats = 3;  // of the prefill that `bench` measures; it reports the fastest
 const std::vector<std::string> kEngineOptions = {"--threads", "--kv", "--isa"};
 
 const char kHelp[] = R"(mobilemoe-cli: small mixture-of-experts language models, INT4 all the way

@@ -1,4 +1,4 @@
-// `--name value` pairs and what stands beside them.
+// The words of a command line: `--name value` pairs, and arguments without a name.
 #pragma once
 
 #include <map>

@@ -8,7 +8,8 @@
 
 namespace mobilemoe::fuzz {
 
-// Three bytes an edit: place (16 bits, modulo the size), new value. A last odd byte cuts the text, to that many 256ths.
+// Every three bytes of the input are an edit: a place (16 bits, modulo the size) and its new value. If one byte is left
+// over, the text is cut to that many 256ths of its length.
 inline void edit(std::string& text, const uint8_t* data, size_t size) {
   for (; size >= 3 && !text.empty(); data += 3, size -= 3) {
     text[static_cast<size_t>(data[0] | data[1] << 8) % text.size()] = static_cast<char>(data[2]);

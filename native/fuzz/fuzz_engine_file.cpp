@@ -1,4 +1,5 @@
-// Any bytes as an engine file, or edits to a valid one. What passes must lie within the file, to the last byte.
+// Any bytes as an engine file, or edits to a valid one. If such a file is accepted, all of its weights must lie within
+// it.
 #include "edits.h"
 #include "error.h"
 #include "tiny_engine_file.h"
@@ -33,7 +34,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (data[0] % 4 == 0) {
     bytes.assign(reinterpret_cast<const char*>(data) + 1, size - 1);
   } else {
-    // The weights hold nothing to check: only the header is edited.
+    // Only the header is edited: no values of the weights are checked, so editing them would find nothing.
     bytes = kFile.substr(0, tiny::header_bytes(kFile));
     fuzz::edit(bytes, data + 1, size - 1);
     bytes += kFile.substr(tiny::header_bytes(kFile));

@@ -13,7 +13,7 @@ namespace {
 using mobilemoe::Error;
 using mobilemoe::ErrorCode;
 
-// A value's own text must read as that value again.
+// The source text that a value remembers must parse to that value again.
 void check_sources(const mobilemoe::Json& value) {
   const mobilemoe::Json again = mobilemoe::parse_json(value.source, "again", ErrorCode::file);
   if (again.value.index() != value.value.index()) std::abort();

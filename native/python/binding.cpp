@@ -1,4 +1,5 @@
-// The Python module mobilemoe.engine._native: the engine's classes, and nothing that Python can do as well.
+// The Python module mobilemoe.engine._native. It exposes the engine's classes only: whatever Python can do as well is
+// written in Python.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
@@ -142,7 +143,7 @@ std::vector<std::string> list_kernels() {
 }
 
 std::pair<double, double> machine_speed(int threads) {
-  constexpr size_t kBytes = size_t{1} << 30;  // no cache is as large
+  constexpr size_t kBytes = size_t{1} << 30;  // larger than any cache
   const nb::gil_scoped_release release;
   ThreadPool pool(threads);
   const double bytes = read_bandwidth(pool, kBytes, 1.0);
@@ -268,7 +269,7 @@ NB_MODULE(_native, m) {
   namespace nb = nanobind;
   using namespace nb::literals;
   using namespace mobilemoe::python;
-  nb::set_leak_warnings(false);  // what is alive when the interpreter ends is no fault
+  nb::set_leak_warnings(false);  // objects that are still alive when the interpreter exits are no leak
   bind_error(m);
   bind_engine(m);
   bind_sequence(m);

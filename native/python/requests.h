@@ -46,7 +46,7 @@ struct PyEngine {
 
   template <class Work>
   auto locked(const Work& work) {
-    if (forks != count_forks()) {  // a thread that this process has not may have held the lock
+    if (forks != count_forks()) {  // the lock may have been held by a thread that exists only in the parent process
       [[maybe_unused]] const std::mutex* left = mutex.release();
       mutex = std::make_unique<std::mutex>();
       forks = count_forks();

@@ -48,7 +48,7 @@ namespace {
 static_assert(static_cast<int>(ErrorCode::usage) == MM_USAGE && static_cast<int>(ErrorCode::numerics) == MM_NUMERICS);
 static_assert(static_cast<int>(KvType::int8) == MM_KV_INT8 && static_cast<int>(KvType::f32) == MM_KV_F32);
 
-thread_local char last_error[1024] = "";  // of fixed size: telling of a lack of memory must not need any
+thread_local char last_error[1024] = "";  // of fixed size, because reporting a lack of memory must not allocate
 
 mm_status fail(mm_status status, const char* message) {
   std::snprintf(last_error, sizeof(last_error), "%s", message);
@@ -162,7 +162,7 @@ mm_status mm_open(const char* path, const mm_options* options, mm_engine** engin
     require_pointer(path, "path");
     require_pointer(options, "options");
     require_pointer(engine, "engine");
-    int kv = 0;  // an enum of C may hold any number, one of C++ may not
+    int kv = 0;  // copied as an int: C may store any number in an enum, which is undefined in C++
     static_assert(sizeof(kv) == sizeof(options->kv));
     std::memcpy(&kv, &options->kv, sizeof(kv));
     require(kv >= MM_KV_INT8 && kv <= MM_KV_F32,
@@ -259,7 +259,7 @@ mm_status mm_score_targets(mm_engine* engine, const mm_request* requests, int32_
       require_pointer(targets, "targets");
       require_pointer(scores, "scores");
     }
-    engine->engine.check(engine->requests.data(), count);  // before memory is taken for as many scores
+    engine->engine.check(engine->requests.data(), count);  // before memory is allocated for the scores
     engine->scores.resize(outputs);
     engine->engine.score(engine->requests.data(), count, targets, engine->scores.data());
     for (const Score& score : engine->scores) *scores++ = {score.logprob, score.is_greedy ? 1 : 0};

@@ -1,4 +1,4 @@
-// What goes wrong, as one sentence and a code that the C API hands on.
+// The exception that the engine throws: one sentence for the user, and a code that the C API returns.
 #pragma once
 
 #include <stdexcept>
@@ -7,7 +7,7 @@
 namespace mobilemoe {
 
 enum class ErrorCode {
-  usage = 1,     // the call cannot mean anything: an id outside the vocabulary, an empty prompt
+  usage = 1,     // the call makes no sense, like an id outside the vocabulary or an empty prompt
   config = 2,    // config.json breaks a rule
   file = 3,      // a file is missing, damaged or not what its config says
   memory = 4,    // no memory

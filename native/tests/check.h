@@ -26,7 +26,7 @@ struct Registration {
   Registration(const char* name, void (*body)()) { all_tests().push_back({name, body}); }
 };
 
-// What a failed check throws. Checks belong into the thread that runs the test, not into workers.
+// What a failed check throws. Checks may only be used in the thread that runs the test.
 struct Failure {
   std::string what;
 };
@@ -81,11 +81,11 @@ void equal(const char* file, int line, const char* words, const A& a, const B& b
 }
 
 inline void near(const char* file, int line, const char* words, double a, double b, double tolerance) {
-  if (std::fabs(a - b) <= tolerance || a == b) return;  // NaN is near nothing, infinity near itself
+  if (std::fabs(a - b) <= tolerance || a == b) return;  // NaN is never near; infinity is near itself
   fail(file, line, std::string(words) + ": " + text(a) + " and " + text(b) + " differ by " + text(std::fabs(a - b)));
 }
 
-// `part` must stand in the error's sentence.
+// The error's sentence must contain `part`.
 template <class Call>
 void throws(const char* file, int line, const char* words, ErrorCode code, const std::string& part, const Call& call) {
   try {

@@ -1,4 +1,4 @@
-// What a forked child makes of objects that its parent made.
+// Runs work in a forked child, on objects that its parent made.
 #pragma once
 
 #include <sys/wait.h>
@@ -6,7 +6,8 @@
 
 namespace mobilemoe::test {
 
-// 0 if `work` returns true in a child of this process, 1 if false, else what ended the child: SIGALRM after 20 s.
+// 0 if `work` returns true in a forked child, 1 if it returns false, else the signal that ended the child: SIGALRM
+// after 20 s.
 template <class Work>
 int status_of_child(const Work& work) {
   const pid_t child = fork();

@@ -203,7 +203,7 @@ TEST(api_refuses_more_outputs_than_there_is_room_for_before_it_takes_memory_for_
   const SequencePointer two = new_sequence(engine, 8);
   const SequencePointer three = new_sequence(engine, 8);
   constexpr int32_t kMost = INT32_MAX;
-  // Neither may be read as far as the counts say: the room is looked at first.
+  // The arrays are shorter than the counts say: the sequence's capacity must be checked before they are read.
   const mm_request requests[] = {{one.get(), kPrompt.data(), kMost, kMost},
                                  {two.get(), kPrompt.data(), kMost, kMost},
                                  {three.get(), kPrompt.data(), kMost, kMost}};

@@ -30,7 +30,8 @@ inline size_t header_bytes(const std::string& engine_file) {
   return sizeof header + header.json_bytes;
 }
 
-// Read from a copy of exactly this size and of a mapping's alignment, so that a sanitizer sees each byte too far.
+// Reads from a copy of exactly this size with a mapping's alignment, so that a sanitizer notices any read beyond its
+// end.
 inline Model read_engine_file(const std::string& bytes) {
   const std::shared_ptr<uint8_t> copy(
       static_cast<uint8_t*>(std::aligned_alloc(kEngineAlign, align_section(bytes.size()))), std::free);

@@ -87,7 +87,8 @@ void Attention::run(const LayerWeights& layer, int index, float* x) {
 // outputs = matrix x inputs_
 void Attention::multiply(const Matrix& matrix, Rows<float>& outputs) {
   const int pieces = divide_up(rows_, kTaskRows), rows_each = divide_up(rows_, pieces);
-  // One row: 8 panels at once reach the memory's full speed, if that leaves enough tasks for balance.
+  // With one row, tasks of 8 panels read at the memory's full speed. They are smaller where the threads would otherwise
+  // have too few tasks to finish together.
   const int decode_panels = std::max(2, std::min(matrix.panels() / (3 * pool_.threads()), 32) / 8 * 8);
   const int panels = rows_ == 1 ? decode_panels : kTaskPanels, columns = divide_up(matrix.panels(), panels);
   const auto product = kernels_.matmul[form_of(matrix, fp32_)];
@@ -98,7 +99,7 @@ void Attention::multiply(const Matrix& matrix, Rows<float>& outputs) {
   });
 }
 
-// From qkv_ to attended_, by way of the caches.
+// Computes attended_ from qkv_, and appends keys and values to the caches on the way.
 void Attention::attend_all(const LayerWeights& layer, int index) {
   queries_.resize(kv_heads_ * rows_, group_ * config_.head_dim);
   attended_.resize(kv_heads_ * rows_, group_ * config_.head_dim);
@@ -115,9 +116,9 @@ void Attention::attend_all(const LayerWeights& layer, int index) {
             [&](int task, int) { append_keys(layer, index, spans_[task / kv_heads_], task % kv_heads_); });
   const int tokens_per_task = std::max(1, kTaskQueries / group_);
   tasks_.clear();
+  // The last tokens of a span see the most keys, so the longest tasks come first.
   for (const Span* span = spans_; span < spans_ + count_; ++span) {
-    for (int end = span->count; end > 0;
-         end -= tokens_per_task) {  // the last tokens see the most keys: they come first
+    for (int end = span->count; end > 0; end -= tokens_per_task) {
       for (int head = 0; head < kv_heads_; ++head)
         tasks_.push_back({span, head, std::max(0, end - tokens_per_task), end});
     }
@@ -125,7 +126,7 @@ void Attention::attend_all(const LayerWeights& layer, int index) {
   pool_.run(static_cast<int>(tasks_.size()), [&](int task, int) { attend(index, tasks_[task]); });
 }
 
-// Turns and norms the keys of one KV head and its queries; keys and values go into the cache.
+// Applies RoPE and QK-norm to the keys and queries of one KV head, and appends its keys and values to the cache.
 void Attention::append_keys(const LayerWeights& layer, int index, const Span& span, int head) {
   const int head_dim = config_.head_dim, group_width = group_ * head_dim;
   const float eps = static_cast<float>(config_.rms_norm_eps);

@@ -28,7 +28,7 @@ struct Part {
 struct Pass {
   std::vector<Part> parts;
   std::vector<Span> spans;
-  std::vector<int> rows;  // that give outputs
+  std::vector<int> rows;  // whose logits are wanted
 };
 
 Engine::Engine(Model model, const EngineOptions& options)
@@ -90,7 +90,8 @@ void Engine::check(const Request* requests, int count) const {
   }
 }
 
-// Cuts the checked requests into passes of at most kMaxRows rows, in order; use(rows) reads the outputs of each.
+// Cuts the checked requests into passes of at most kMaxRows rows, in order. After each pass, use(rows) is called with
+// the rows of the pass whose logits are wanted.
 template <class Use>
 void Engine::run_passes(const Request* requests, int count, const Use& use) {
   auto& parts = pass_->parts;

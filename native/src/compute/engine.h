@@ -12,11 +12,11 @@ namespace mobilemoe {
 struct EngineOptions {
   int threads = 0;  // 0: one for each core
   KvType kv = KvType::int8;
-  bool fp32 = false;  // activations in fp32: exact, slow
+  bool fp32 = false;  // activations stay in fp32 instead of int8: exact, and slow
 };
 
-// What one sequence takes part with in a forward pass: new tokens, and the last `outputs` positions whose logits are
-// wanted.
+// The part of one sequence in a forward pass: the tokens to append, and for how many of them, counted from the end,
+// logits are wanted.
 struct Request {
   Sequence* sequence = nullptr;
   const int* tokens = nullptr;
@@ -46,14 +46,15 @@ class Engine {
 
   std::unique_ptr<Sequence> new_sequence(int capacity) const;  // tokens; 0: the model's context
 
-  // Appends every request's tokens to its sequence. logits [sum of outputs][vocab], by request, then by position.
-  // What one sequence gets does not depend on the others. Throws Error(usage) or Error(full) before anything changes.
+  // Appends every request's tokens to its sequence, and writes logits [sum of outputs][vocab], request by request. The
+  // result of a sequence does not depend on the other requests. Throws Error(usage) or Error(full) before anything
+  // changes.
   void forward(const Request* requests, int count, float* logits);
 
-  // What `forward` throws where requests cannot be.
+  // Throws what `forward` would throw for these requests.
   void check(const Request* requests, int count) const;
 
-  // As `forward`, but only scores[i] of targets[i], one for each output.
+  // Runs the requests as `forward` does, but gives only a score for each output: scores[i] is that of targets[i].
   void score(const Request* requests, int count, const int* targets, Score* scores);
 
  private:

@@ -7,10 +7,10 @@
 namespace mobilemoe {
 namespace {
 
-constexpr int kGateUpPanels = 4;  // 32 gates and 32 ups: what one group of hidden units is made from
+constexpr int kGateUpPanels = 4;  // 32 gates and 32 ups, from which one group of hidden units is computed
 constexpr int kTaskGroups = 4;    // groups of hidden units of a prefill task
 constexpr int kTaskPanels = 16;   // panels of a prefill task's outputs
-constexpr int kDecodePanels = 8;  // panels that one token's task takes at once: as many streams from memory
+constexpr int kDecodePanels = 8;  // panels of a decoding task: as many streams from memory at once
 constexpr int kDecodeGroups = kDecodePanels / kGateUpPanels;
 
 }  // namespace
@@ -59,7 +59,7 @@ void FeedForward::route(const LayerWeights& layer, int row, const RoutingHooks* 
   if (hooks != nullptr && hooks[row].chosen != nullptr) std::copy_n(chosen_[row], active_, hooks[row].chosen);
 }
 
-// One token: everything that its experts compute is one flat list of small tasks.
+// One token: each step of all its experts is one list of small tasks, so that no thread waits for another expert.
 void FeedForward::decode(const LayerWeights& layer, float* x, const RoutingHooks* hooks) {
   float* normed = normed_[0];
   kernels_.rms_norm(x, layer.post_attention_norm, hidden_, static_cast<float>(config_.rms_norm_eps), normed);
@@ -104,7 +104,8 @@ void FeedForward::decode(const LayerWeights& layer, float* x, const RoutingHooks
   });
 }
 
-// Many tokens: pairs of token and expert are sorted by expert, and each expert's tokens are one matrix product.
+// Many tokens: the pairs of a token and one of its experts are sorted by expert, so that the tokens of an expert form
+// one matrix product.
 void FeedForward::prefill(const LayerWeights& layer, int rows, float* x, const RoutingHooks* hooks) {
   const float eps = static_cast<float>(config_.rms_norm_eps);
   const bool routed = experts_ > 0, has_shared = layer.shared.width > 0;
@@ -122,7 +123,8 @@ void FeedForward::prefill(const LayerWeights& layer, int rows, float* x, const R
   if (routed) {
     sort_pairs(rows);
     const auto prepare = kernels_.prepare[input_form(layer.experts[0])];
-    for_rows(pool_, rows, [&](int row) {  // each token is quantised once, then copied to where its experts read
+    // Each token is quantized once, then copied to the places where its experts read.
+    for_rows(pool_, rows, [&](int row) {
       const int* pairs = pair_of_[row];
       const uint8_t* first = routed_.inputs[pairs[0]];
       prepare(normed_[row], hidden_, routed_.inputs[pairs[0]]);

@@ -1,5 +1,5 @@
-// Keys and values of one sequence: blocks of 64 tokens for each layer and KV head, in memory that the system hands out
-// as it is first written.
+// Keys and values of one sequence, in blocks of 64 tokens for each layer and KV head. The whole capacity is reserved at
+// once, but the system provides a page only when it is first written.
 #pragma once
 
 #include <cstddef>
@@ -26,7 +26,7 @@ class KvCache {
   uint8_t* block(int layer, int head, int index) const {
     return data_ + ((static_cast<size_t>(layer) * heads_ + head) * blocks_per_head_ + index) * block_bytes_;
   }
-  // Of the blocks of one layer and KV head that hold the first `tokens` tokens.
+  // The size of those blocks of one layer and KV head that hold the first `tokens` tokens.
   size_t used_bytes(int tokens) const { return (divide_up(tokens, kKvBlock))*block_bytes_; }
   // Copies the blocks that hold the first `tokens` tokens of another cache of the same kind.
   void copy_from(const KvCache& other, int tokens);

@@ -13,11 +13,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr size_t kLine = 64;
-constexpr int kPartsPerThread = 8;  // of a buffer that is read: whoever is late takes fewer
+constexpr int kPartsPerThread = 8;  // of the buffer that is read: a thread that starts late takes fewer of them
 constexpr auto kPass = std::chrono::milliseconds(2);
 
-// Calls `work`, which returns an amount, again and again for `seconds`: the largest amount per second. Other programs
-// only ever make a pass slower.
+// Calls `work`, which returns an amount, again and again for `seconds`, and returns the highest amount per second of
+// any call: other programs can only make a call slower.
 template <class Work>
 double best_rate(double seconds, const Work& work) {
   const auto since = [](Clock::time_point start) {
@@ -33,7 +33,7 @@ double best_rate(double seconds, const Work& work) {
   return best;
 }
 
-// One word of each line: what takes time is bringing the line.
+// Reads one word of each cache line: the time goes into fetching the line.
 uint64_t read_lines(const uint8_t* from, size_t lines) {
   uint64_t sum = 0;
   for (size_t line = 0; line < lines; ++line) {
@@ -52,9 +52,9 @@ double read_bandwidth(ThreadPool& pool, size_t bytes, double seconds) {
   const size_t total = parts * lines * kLine;
   const std::unique_ptr<uint8_t[]> buffer(new uint8_t[total]);
   const auto part = [&](int task) { return buffer.get() + task * lines * kLine; };
-  // Written first: untouched pages are all the same page of zeros.
+  // The pages are written first: all untouched pages are mapped to the same page of zeros.
   pool.run(parts, [&](int task, int) { std::memset(part(task), 1, lines * kLine); });
-  std::atomic<uint64_t> sink{0};  // or the compiler leaves the reads out
+  std::atomic<uint64_t> sink{0};  // uses the sums, or the compiler would remove the reads
   return best_rate(seconds, [&] {
     pool.run(parts, [&](int task, int) { sink += read_lines(part(task), lines); });
     return static_cast<double>(total);
@@ -65,7 +65,7 @@ double integer_peak(ThreadPool& pool, const Kernels& kernels, double seconds) {
   if (kernels.multiply_adds == nullptr) return 0;
   return best_rate(seconds, [&] {
     std::atomic<int64_t> total{0};
-    const auto end = Clock::now() + kPass;  // of all threads, also of one that begins late
+    const auto end = Clock::now() + kPass;  // the same for all threads, also for one that begins late
     pool.run(pool.threads(), [&](int, int) {
       double count = 0;
       while (Clock::now() < end) count += kernels.multiply_adds();

@@ -1,4 +1,4 @@
-// What the machine could do at best: the limits that measured speeds are compared with.
+// Measures the limits of the machine, with which measured speeds are compared.
 #pragma once
 
 #include <cstddef>

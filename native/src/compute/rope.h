@@ -1,4 +1,4 @@
-// Rotary position embedding: by what angles pairs of a head's elements turn.
+// Rotary position embedding (RoPE): by how much each pair of a head's elements is rotated per position.
 #pragma once
 
 #include <vector>

@@ -5,9 +5,9 @@
 
 namespace mobilemoe {
 
-// logits [experts] -> experts [active] (best first; `forced` instead, if not null) and weights [active].
-// bias takes part in the choice only. Ties go to the lowest index; NaN ranks below everything. scores [experts] is
-// working memory.
+// Computes experts [active], best first, and their weights [active] from logits [experts]. If `forced` is not null, the
+// experts are those. `bias` influences the choice but not the weights. Ties go to the lowest index; NaN ranks below
+// everything. scores [experts] is working memory.
 void choose_experts(const Config& config, const float* logits, const float* bias, const int* forced, float* scores,
                     int* experts, float* weights);
 

@@ -30,7 +30,7 @@ void check_token(const char* name, int token, int vocab_size) {
                                     ", but the vocabulary has " + std::to_string(vocab_size) + " tokens");
 }
 
-// The highest score's first place; throws Error(numerics) if there is none above -infinity.
+// The index of the highest score, the first of equal ones; throws Error(numerics) if no score is above -infinity.
 template <class T>
 int best_of(const T* scores, int size) {
   int best = -1;
@@ -45,7 +45,7 @@ int best_of(const T* scores, int size) {
   return best;
 }
 
-// The places of the `count` highest scores, best first, in one pass with a heap of `count`.
+// The indices of the `count` highest scores, best first, found in one pass with a heap of `count`.
 template <class T>
 void likeliest(const T* scores, int size, int count, std::vector<int>& best) {
   const auto better = [scores](int a, int b) {
@@ -82,13 +82,13 @@ class LogSoftmax {
  private:
   double relative(float logit) const {
     const double x = usable(logit);
-    return x == highest_ ? 1.0 : std::exp(x - highest_);  // infinity less infinity would be NaN
+    return x == highest_ ? 1.0 : std::exp(x - highest_);  // infinity minus infinity would be NaN
   }
   double highest_;
   double log_sum_;
 };
 
-// Steele and Vigna's SplitMix64; 53 bits of it make a number in [0, 1).
+// SplitMix64 of Steele, Lea and Flood; 53 of its bits give a number in [0, 1).
 double uniform(uint64_t& state) {
   state += 0x9E3779B97F4A7C15U;
   uint64_t x = state;
@@ -104,10 +104,11 @@ double sum_of(const std::vector<double>& weights, const std::vector<int>& tokens
   return sum;
 }
 
-// Keeps the likeliest tokens before which less than `top_p` of all weight stands. Sorts only as far as it must.
+// Keeps the fewest likeliest tokens that together hold `top_p` of the weight. Sorts no more of the tokens than it
+// needs.
 void keep_nucleus(const std::vector<double>& weights, double top_p, std::vector<int>& tokens) {
   const double total = sum_of(weights, tokens);
-  // Lighter ones cannot belong: even all together they weigh less than the share that is left out.
+  // A token lighter than this cannot be kept: even all such tokens together weigh less than the share that is left out.
   const double lightest = total * (1 - top_p) / static_cast<double>(tokens.size());
   const auto weight = [&weights](int token) { return weights[token]; };
   tokens.erase(std::remove_if(tokens.begin(), tokens.end(), [&](int token) { return weight(token) < lightest; }),
@@ -189,7 +190,7 @@ int Sampler::next_token(const float* logits) {
   if (is_adjusted) adjust();
   const int best = best_of(scores_.data(), vocab_size_);
   const double highest = scores_[best];
-  if (sampling_.temperature == 0 || highest == kInfinity) return best;  // infinity leaves nothing to draw
+  if (sampling_.temperature == 0 || highest == kInfinity) return best;  // an infinite logit has all the probability
 
   if (sampling_.top_k > 0) {
     likeliest(scores_.data(), vocab_size_, sampling_.top_k, order_);

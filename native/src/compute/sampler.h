@@ -1,4 +1,4 @@
-// From logits to the next token (the rules of mobilemoe.sampling, in the same order).
+// Chooses the next token from logits, by the rules of mobilemoe.sampling in the same order.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@ struct Sampling {
   double top_p = 1;
   double min_p = 0;
   double repetition_penalty = 1;  // divides positive and multiplies negative logits of tokens seen, prompt included
-  double presence_penalty = 0;    // taken once from the logits of tokens made so far (without the prompt)
-  double frequency_penalty = 0;   // taken for each time that the token was made
+  double presence_penalty = 0;    // subtracted once from the logits of tokens generated so far (not of the prompt's)
+  double frequency_penalty = 0;   // subtracted once for each time that the token was generated
   uint64_t seed = 0;
   std::vector<std::pair<int, float>> logit_bias;  // added first
 };
@@ -29,7 +29,7 @@ struct Choice {
 class Sampler {
  public:
   Sampler(Sampling sampling, int vocab_size);  // throws Error(usage) that names the field
-  void see(const int* tokens, int count);      // the prompt
+  void see(const int* tokens, int count);      // tells the sampler the tokens of the prompt
   // Ties go to the lowest id, NaN ranks below everything; throws Error(numerics) if nothing is usable. `top`: how many
   // likeliest tokens to report; with_logprob false leaves logprob 0 and saves the sum over the vocabulary.
   Choice choose(const float* logits, bool with_logprob, int top);
@@ -42,7 +42,7 @@ class Sampler {
   Sampling sampling_;
   int vocab_size_;
   uint64_t state_;
-  std::unordered_map<int, int> seen_;  // how often each token was made; 0: stood in the prompt only
+  std::unordered_map<int, int> seen_;  // how often each token was generated; 0: it was only in the prompt
   std::vector<double> scores_;
   std::vector<int> order_;
 };

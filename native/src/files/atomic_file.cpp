@@ -19,7 +19,7 @@ namespace {
 
 constexpr char kSuffix[] = ".part";
 
-// Whether `descriptor` is locked by us now, and still the file of this name: another process may have taken it for
+// Whether `descriptor` is locked by us now and still is the file of this name: another process may have removed it as
 // abandoned. `unknown` where the file system has no locks.
 bool is_claimed(int descriptor, const std::string& path, bool unknown) {
   if (flock(descriptor, LOCK_EX | LOCK_NB) != 0) return errno != EWOULDBLOCK && unknown;
@@ -28,7 +28,7 @@ bool is_claimed(int descriptor, const std::string& path, bool unknown) {
          held.st_ino == named.st_ino;
 }
 
-// Removes our own parts that no living process writes.
+// Removes parts of this target that no running process is writing.
 void clear_abandoned(const std::string& folder, const std::string& prefix) {
   std::error_code ignored;
   for (std::filesystem::directory_iterator entry(folder, ignored), end; !ignored && entry != end;

@@ -1,5 +1,6 @@
 // A file that is either whole or absent: written beside its target as `.NAME.*.part`, fsynced and renamed. The part is
-// locked while it is written, so that the next writer of this name can tell, and clears, what a kill has left.
+// locked while it is written, so that the next writer of this name can tell which parts a killed process left behind,
+// and removes them.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +21,7 @@ class AtomicFile {
   const std::string& part() const { return part_; }
 
  private:
-  [[noreturn]] void fail() const;  // with errno's words
+  [[noreturn]] void fail() const;  // with the system's words for errno
 
   std::string path_, part_;
   int descriptor_ = -1;

@@ -37,7 +37,7 @@ std::string read_text(const std::string& path, size_t limit) {
   return std::string(text);
 }
 
-// Tensor names by the file of `folder` that the index puts them into.
+// The names of the tensors in each file of the folder, as the index says.
 using Shards = std::map<std::string, std::vector<std::string>>;
 
 Shards read_index(const std::string& path, const std::string& text) {
@@ -50,7 +50,7 @@ Shards read_index(const std::string& path, const std::string& text) {
   for (const JsonMember& member : *weight_map->members()) {
     const std::string* shard = member.value.text();
     constexpr std::string_view kEnd = ".safetensors";
-    // A plain name: an index must not lead out of its folder.
+    // Only a plain file name is accepted: an index must not lead out of its folder.
     if (shard == nullptr || shard->find_first_of(std::string_view("/\\\0", 3)) != std::string::npos ||
         shard->size() < kEnd.size() || shard->compare(shard->size() - kEnd.size(), kEnd.size(), kEnd) != 0) {
       fail(path + " puts " + shorten(member.name) + " into something else than a safetensors file of its folder");
@@ -95,7 +95,7 @@ std::string show_shape(const Tensor& tensor) {
   return out + "]";
 }
 
-// Of the whole checkpoint; `files` are mapped, and let go of as far as they have been read.
+// The fingerprint of a mapped checkpoint. Pages are released as soon as they have been read.
 Fingerprint fingerprint_of(const Checkpoint& checkpoint) {
   ThreadPool pool(file_threads());
   Sha256 hash;
@@ -149,7 +149,7 @@ void add_shard(Checkpoint& checkpoint, const std::string& folder, const std::str
   checkpoint.tensors.merge(tensors);  // no name is in two shards: the index has each once
 }
 
-// The files and their tensors, not yet looked at.
+// Maps the files and lists their tensors, without checking them against the config.
 Checkpoint map_checkpoint(const std::string& folder) {
   const Files files = find_files(folder);
   Checkpoint checkpoint;
@@ -205,7 +205,7 @@ void check_checkpoint(const Checkpoint& checkpoint) {
   const Config& config = checkpoint.config;
   const Tensors& tensors = checkpoint.tensors;
   check_int4(config, checkpoint.place);
-  // Before the table is laid out: a false count must not cost memory.
+  // Checked before the table of expected tensors is built, so that a wrong number of layers costs no memory.
   if (static_cast<size_t>(config.num_hidden_layers) > tensors.size()) {
     fail(checkpoint.place + " has only " + std::to_string(tensors.size()) + " tensors, but config.json says " +
          std::to_string(config.num_hidden_layers) + " layers");

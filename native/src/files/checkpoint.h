@@ -25,14 +25,15 @@ struct Checkpoint {
 // the weights are not INT4, and Error(file) for everything else.
 Checkpoint open_checkpoint(const std::string& folder);
 
-// Size, times and place on the disk of every file that `open_checkpoint` reads: changes when one of them does.
+// Describes every file that `open_checkpoint` reads by its size, times and inode: the text changes when a file does.
 std::string checkpoint_stamp(const std::string& folder);
 
-// The pages that have been read need not count against this process any longer; those still wanted come back.
+// Gives the mapped pages that have been read back to the system, so that they no longer count as memory of this
+// process. A page that is used again is read again.
 void release(const Checkpoint& checkpoint);
 constexpr size_t kReleaseBytes = 32 << 20;  // read between two calls of `release`
 
-// The last step of `open_checkpoint`, for tensors of any origin.
+// The last step of `open_checkpoint`, also for tensors that come from no file: throws as it does.
 void check_checkpoint(const Checkpoint& checkpoint);
 
 // What `folder` (config.json beside one safetensors file, or several under an index) holds: a hash of config.json and

@@ -1,4 +1,4 @@
-// Reads the fields of one object of a config.json, with a sentence for each that is not what it must be.
+// Reads the fields of one JSON object of a config.json. A field with an impossible value throws one sentence about it.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +24,7 @@ inline std::string show(const Json& value) {
   return value.source.size() > kLongest ? out + "..." : out;
 }
 
-// The fields of one object; missing and null are the same unless said otherwise.
+// The fields of one object. A null field counts as missing unless said otherwise.
 class Fields {
  public:
   Fields(const Json& object, std::string prefix) : object_(object), prefix_(std::move(prefix)) {
@@ -106,7 +106,8 @@ class Fields {
     return *value->items();
   }
 
-  // What must stand there if anything does: another value means another model. True and false count as 1 and 0.
+  // A field that must have this value if it is there: another value means another model. True and false count as 1 and
+  // 0.
   void fixed(const char* name, std::string_view wanted) const {
     const Json* value = object_.find(name);
     if (value == nullptr || (value->text() != nullptr && *value->text() == wanted)) return;

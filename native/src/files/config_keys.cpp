@@ -13,7 +13,7 @@ namespace {
 using config_fields::show;
 
 struct Off {
-  std::string_view allowed;  // what may stand there besides null, {} and lists of it
+  std::string_view allowed;  // the value that is allowed besides null, {} and lists of that value
   std::string_view keys;
 };
 struct Same {
@@ -75,7 +75,7 @@ constexpr Off kOff[] = {
     position_embedding_type pos_embedding_type position_encoding_type
     )"},
 };
-// Other names of what is read: they must say the same.
+// Other models' names for fields that are read under our name: both must have the same value.
 constexpr Same kSame[] = {
     {"hidden_size", [](const Config& c) -> double { return c.hidden_size; }, R"(
     d_model n_embd hidden_dim dim_model_base
@@ -178,7 +178,7 @@ bool counts_all_layers(const Json& value, const Config& config) {
   return true;
 }
 
-// Whether a key that no list covers fits; nothing for a key that is unknown here.
+// Whether the value of a key that is in none of the lists is acceptable; nothing if the key is unknown.
 std::optional<bool> special_fits(std::string_view key, const Json& value, const Json& object, const Config& config) {
   const std::optional<double> number = number_of(value);
   if (has_word(kRouterScore, key)) {

@@ -1,5 +1,5 @@
-// Keys of other models' config.json: what is not computed here is refused by name, never passed over. The C++ twin of
-// mobilemoe.config_keys; a test of the Python package compares their verdicts.
+// Keys of other models' config.json. A key that asks for a computation that this engine does not do is refused by name,
+// never ignored. The C++ twin of mobilemoe.config_keys; a test of the Python package compares their verdicts.
 #pragma once
 
 #include <string>
@@ -9,8 +9,8 @@
 
 namespace mobilemoe {
 
-// What the first key of `object` that means another computation than that of `config` is, in a sentence; empty if none
-// does. `config` is complete but for its tokens.
+// A sentence about the first key of `object` that asks for another computation than `config` describes; empty if there
+// is none. `config` has been read, except for the ids of its tokens.
 std::string foreign_fault(const Json& object, const Config& config);
 
 }  // namespace mobilemoe

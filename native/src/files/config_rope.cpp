@@ -23,7 +23,7 @@ bool ends_with(std::string_view text, std::string_view end) {
   return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
 }
 
-// What `key` holds for the kinds of layers that there are.
+// The entries of `key`: one for each kind of layer that the model has, or one for all of them.
 std::vector<Entry> entries_of(const Json& value, const std::string& key, const std::vector<std::string>& kinds) {
   if (value.members() == nullptr) fail(key + " is " + show(value) + ", not an object");
   std::string nested, other;
@@ -43,7 +43,8 @@ std::vector<Entry> entries_of(const Json& value, const std::string& key, const s
   return out;
 }
 
-// The llama3 scaling of an entry, nothing if it has none. `is_new`: an entry without a type has none.
+// The llama3 scaling of an entry, or nothing if it has none. `is_new`: an entry may leave out its type, and then has
+// none.
 std::optional<RopeScaling> read_scaling(const Entry& entry, bool is_new) {
   const Fields fields(*entry.object, entry.where + ".");
   const Json *type = entry.object->find("rope_type"), *older = entry.object->find("type");

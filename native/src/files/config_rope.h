@@ -1,4 +1,4 @@
-// RoPE in a config.json: rope_theta and rope_scaling, and the rope_parameters that transformers 5 made of them.
+// RoPE in a config.json: rope_theta and rope_scaling, or the rope_parameters that hold both since transformers 5.
 #pragma once
 
 #include "files/json.h"
@@ -6,8 +6,8 @@
 
 namespace mobilemoe {
 
-// Reads the base and the scaling of `object` into `config`, whose windows are read; throws Error(config) where two keys
-// contradict each other, or layers would differ.
+// Reads the base and the scaling of `object` into `config`, whose windows must have been read before. Throws
+// Error(config) where two keys contradict each other or where layers would differ.
 void read_rope(const Json& object, Config& config);
 
 }  // namespace mobilemoe

@@ -39,7 +39,7 @@ EngineHeader read_header(const uint8_t* data, size_t size, const std::string& na
   return header;
 }
 
-// Throws unless the table is exactly that of the config: every part in its place and of its size.
+// Throws unless the file's table of sections is exactly what the config asks for: every part at its place, of its size.
 void check_sections(const Json& sections, const EngineLayout& layout, size_t size, const std::string& name) {
   for (const auto& [part, wanted] : layout.sections()) {
     const Json* found = sections.find(part);
@@ -103,7 +103,7 @@ Model read_engine_file(const uint8_t* data, size_t size, const std::string& name
   try {
     model.config = parse_config(model.config_json);
     check_int4(model.config, "it");
-    // Before the layout is made: a false count must not cost memory.
+    // Checked before the layout is made, so that a wrong number of layers costs no memory.
     if (static_cast<size_t>(model.config.num_hidden_layers) > sections->members()->size()) {
       throw Error(ErrorCode::config, "it has more layers than the file has sections");
     }

@@ -56,7 +56,7 @@ void EngineLayout::add_layer(const Config& config, const std::string& stem) {
   if (config.intermediate_size_mlp > 0) add(stem + "shared", ffn_bytes(hidden, config.intermediate_size_mlp));
 }
 
-// A single one of the `count` parts has less than 2^52 bytes, since no size is beyond 2^24.
+// No single part has 2^52 bytes or more, since no size in a config is beyond 2^24: only the product can be too large.
 void EngineLayout::add(const std::string& name, size_t bytes, size_t count) {
   if (bytes > (kMaxFileBytes - end_) / count) {
     throw Error(ErrorCode::config, "the weights would take more than 2^62 bytes");

@@ -1,4 +1,4 @@
-// Where each part of a model lies in an engine file: the same for the writer and the reader.
+// Where each part of a model lies in an engine file. The writer and the reader both use this layout.
 #pragma once
 
 #include <cstddef>
@@ -34,7 +34,8 @@ struct Section {
 
 constexpr size_t align_section(size_t bytes) { return (bytes + kEngineAlign - 1) / kEngineAlign * kEngineAlign; }
 
-// The sections of a config's model, end to end but for their alignment. An FFN is its gate_up, then its down.
+// The sections of the model that a config describes, one after the other, each aligned. An FFN is its gate_up, then its
+// down.
 class EngineLayout {
  public:
   // The config has passed check_int4; `start` is where the first section begins. Throws Error(config) beyond 2^62

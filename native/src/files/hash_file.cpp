@@ -19,7 +19,7 @@ namespace {
 
 constexpr int kMaxThreads = 4;
 
-// Read, not mapped: the pages of a mapping would count as this process's memory.
+// A file that is read, not mapped, because the pages of a mapping would count as memory of this process.
 class ReadFile {
  public:
   explicit ReadFile(const std::string& path) : path_(path), descriptor_(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
@@ -34,7 +34,7 @@ class ReadFile {
     if (fstat(descriptor_, &status) != 0) fail(errno);
     return status.st_size;
   }
-  // errno, or 0. What lies behind the end of the file is zeros.
+  // Returns errno, or 0. Bytes beyond the end of the file are filled with zeros.
   int read(size_t offset, uint8_t* to, size_t bytes) const {
     while (bytes > 0) {
       const ssize_t got = pread(descriptor_, to, bytes, static_cast<off_t>(offset));

@@ -7,7 +7,7 @@
 
 namespace mobilemoe {
 
-int file_threads();  // how many work on a file at once: reading and hashing gain little from more
+int file_threads();  // for reading and hashing one file, which gain little from more threads than this
 
 // The tree_hash of the file, the bytes of its header's hash taken as zeros. Throws Error(file).
 Fingerprint hash_engine_file(const std::string& path);

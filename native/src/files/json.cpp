@@ -72,7 +72,7 @@ class Parser {
     return true;
   }
 
-  // Past the opening bracket; false if the closing one follows at once.
+  // Moves past the opening bracket; false if the closing one follows at once.
   bool enter(char closing) {
     if (depth_left_-- == 0) fail("it is nested too deeply");
     ++at_;
@@ -83,7 +83,7 @@ class Parser {
     return false;
   }
 
-  // Past a comma, or past the closing bracket, which ends the list.
+  // Moves past a comma and returns true, or past the closing bracket and returns false.
   bool next(char closing) {
     skip_blanks();
     const char c = peek();
@@ -115,7 +115,7 @@ class Parser {
       const int order = a.name.compare(b.name);
       return order < 0 || (order == 0 && a.value.source.data() < b.value.source.data());
     });
-    // Backwards, `unique` keeps the last of equals.
+    // Over the reversed range, `unique` keeps the last of equal names.
     const auto first = std::unique(members.rbegin(), members.rend(),
                                    [](const JsonMember& a, const JsonMember& b) { return a.name == b.name; });
     members.erase(members.begin(), first.base());
@@ -165,8 +165,8 @@ class Parser {
     return true;
   }
 
-  // No stream: in a process with two copies of the C++ library, as where one is linked statically, its locales mix up
-  // and reading a number crashes. strtod expects the decimal point of the host program's locale.
+  // Not with a stream: in a process with two copies of the C++ library, one of them linked statically, their locales
+  // get mixed up and reading a number crashes. strtod expects the decimal point of the host program's locale.
   static double read_double(std::string digits) {
     const size_t point = digits.find('.');
     if (point != std::string::npos) digits.replace(point, 1, std::localeconv()->decimal_point);

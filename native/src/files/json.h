@@ -1,4 +1,4 @@
-// A strict JSON reader (RFC 8259, UTF-8): for headers and configs, which come from strangers.
+// A strict JSON reader (RFC 8259, UTF-8) for headers and configs, which may be hostile.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,7 @@ class Json {
   const Json* find(std::string_view name) const;  // the member of an object, or null
 
   std::variant<std::monostate, bool, int64_t, double, std::string, Items, Members> value;
-  std::string_view source;  // the value as it stands in the text that was read, which must still live
+  std::string_view source;  // the part of the text from which the value was read; the text must still exist
 };
 
 struct JsonMember {
@@ -48,7 +48,7 @@ Json parse_json(std::string_view text, const std::string& name, ErrorCode code, 
 // The text as a JSON string, quotes included. Bytes beyond ASCII become question marks.
 std::string quote_json(std::string_view text);
 
-// What a stranger's text may look like in a message: quoted, on one line, not endless.
+// The text as it may appear in a message, since it can be anything: quoted, on one line, and cut if it is long.
 std::string shorten(std::string_view text);
 
 }  // namespace mobilemoe

@@ -1,4 +1,4 @@
-// A model from whatever path the user names.
+// Opens a model, whichever kind of path the user names.
 #pragma once
 
 #include <string>

@@ -37,7 +37,8 @@ void transpose_bytes(uint64_t rows[4]) {
   rows[3] = (b >> 16 & kLow) | (d & ~kLow);
 }
 
-// Two runs of a panel from 8 inputs (nibbles of 32 outputs each, `stride` bytes apart): one for either 16 outputs.
+// Makes one run in each of two neighbouring panels from the nibbles of 8 inputs, which are `stride` bytes apart and
+// hold 32 outputs each.
 void fill_runs(const uint8_t* rows, size_t stride, uint8_t* out, size_t panel_stride) {
   constexpr uint64_t kLowNibbles = 0x0F0F0F0F0F0F0F0F;
   for (size_t panel = 0; panel < 2; ++panel) {

@@ -1,4 +1,4 @@
-// From the checkpoint's order of nibbles and scales to that of Matrix, a panel at a time.
+// Converts nibbles and scales from the order of a checkpoint to that of Matrix, a panel at a time.
 #pragma once
 
 #include <cstddef>

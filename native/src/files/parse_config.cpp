@@ -113,7 +113,7 @@ void read_quantization(const Fields& fields, Config& config) {
   const Json* object = fields.get("quantization");
   if (object == nullptr) return;
   const Fields quantization(*object, "quantization.");
-  for (const char* foreign : {"bits", "mode", "quant_method"}) {  // as other tools describe theirs
+  for (const char* foreign : {"bits", "mode", "quant_method"}) {  // fields of other tools' quantization
     if (object->find(foreign) != nullptr) quantization.refuse(foreign, ", but only MobileMoE's own is supported");
   }
   quantization.fixed("format", "mobilemoe-int4-g32");
@@ -132,7 +132,7 @@ void read_quantization(const Fields& fields, Config& config) {
 }
 
 void read_tokens(const Fields& fields, Config& config) {
-  // An id beyond the vocabulary is no fault: a small model may carry a large one's ids, which then never occur.
+  // An id beyond the vocabulary is accepted: a small model may have the special ids of a larger one, which never occur.
   const auto token = [](const Json& value) {
     const int64_t* id = value.integer();
     return id != nullptr && *id >= 0 && *id <= INT32_MAX ? static_cast<int>(*id) : -1;

@@ -10,7 +10,7 @@
 namespace mobilemoe {
 namespace {
 
-constexpr size_t kPieceBytes = 1 << 20;  // about as much as one thread makes at a time
+constexpr size_t kPieceBytes = 1 << 20;  // about the size of a piece that a thread makes at a time
 
 // The output whose inputs stand in row r of a matrix.
 using RowAt = std::function<PackedRow(int)>;
@@ -55,8 +55,8 @@ class Cutter {
   }
 
  private:
-  // Room for the header's numbers, then the JSON, padded with blanks to where the first section begins. The table's
-  // offsets depend on its own length, which a few rounds settle.
+  // Space for the header's numbers, then the JSON, padded with blanks to where the first section begins. The offsets in
+  // the JSON depend on its own length, so it is made again until it fits.
   std::string make_header() const {
     std::string text;
     for (size_t start = sizeof(EngineHeader);;) {
@@ -85,7 +85,7 @@ class Cutter {
     pieces_.all.push_back({offset, bytes, std::move(fill)});
   }
 
-  // `units` of `bytes` each, end to end; fill(unit, out) makes one.
+  // Adds `units` parts of `bytes` each, one after the other; fill(unit, out) writes one of them.
   template <class Fill>
   void add_units(size_t offset, int units, size_t bytes, const Fill& fill) {
     const int step = static_cast<int>(std::max<size_t>(1, kPieceBytes / bytes));
@@ -202,7 +202,7 @@ class Cutter {
       const Packed first = gate_up.from_row(expert * gate_up_rows), second = down.from_row(expert * down_rows);
       if (is_out) {
         const int gate_groups = width / kGroup;
-        // Pairs of panels are groups of gate and of up in turn.
+        // Pairs of panels are alternately 32 outputs of gate and 32 of up.
         add_pairs(at, 2 * width, hidden, first,
                   [gate_groups](int pair) { return pair % 2 == 0 ? pair / 2 : gate_groups + pair / 2; });
         add_pairs(at + align_section(Matrix::bytes(2 * width, hidden)), hidden, width, second,

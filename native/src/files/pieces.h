@@ -16,7 +16,7 @@ struct Piece {
   std::function<void(uint8_t*)> fill;  // writes all of them
 };
 
-// What lies between the pieces are zeros. The pieces read the checkpoint's tensors, which must still live.
+// The bytes between the pieces are zeros. The pieces read the checkpoint's tensors, which must still exist.
 struct Pieces {
   std::vector<Piece> all;
   size_t file_bytes = 0;

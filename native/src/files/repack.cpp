@@ -25,7 +25,7 @@ struct Progress {
   void* context = nullptr;
 };
 
-// Scales, norms and routers that are NaN or infinite would only show in the text.
+// A scale, norm or router that is NaN or infinite would otherwise be noticed only in the generated text.
 void check_finite(const Checkpoint& checkpoint) {
   for (const auto& [name, tensor] : checkpoint.tensors) {
     const bool is_f32 = tensor.dtype == "F32";
@@ -71,7 +71,7 @@ void make_all(const Checkpoint& checkpoint, const Pieces& pieces, int threads, c
   if (fault) std::rethrow_exception(fault);
 }
 
-// Zeros, page by page as they are touched.
+// Memory filled with zeros; the system provides a page only when it is first touched.
 std::shared_ptr<uint8_t> allocate(size_t bytes) {
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) {

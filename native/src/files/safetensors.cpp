@@ -10,7 +10,7 @@ namespace mobilemoe {
 namespace {
 
 constexpr size_t kLengthBytes = 8;
-constexpr uint64_t kMaxHeaderBytes = 1 << 23;  // some hundred thousand tensors; as in the Python reader
+constexpr uint64_t kMaxHeaderBytes = 1 << 23;  // some hundred thousand tensors; the same as in the Python reader
 constexpr size_t kMaxRank = 32;
 
 struct Dtype {
@@ -26,7 +26,7 @@ constexpr Dtype kDtypes[] = {{"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"I16", 2}, {"
   fail(path, " has a damaged header: tensor " + shorten(name) + what);
 }
 
-// Bytes of a tensor of this shape. An empty one may not claim absurd other extents either.
+// The size of a tensor of this shape. The other extents of an empty tensor are checked as well.
 uint64_t count_bytes(const std::string& path, const std::string& name, uint64_t item,
                      const std::vector<int64_t>& shape) {
   uint64_t claimed = item;
@@ -100,7 +100,7 @@ Tensors read_safetensors(const uint8_t* data, size_t size, const std::string& pa
     out.emplace(member.name, read_entry(path, member, data + header, size - header));
   }
 
-  // By place, each tensor must begin where the last one ended: neither holes nor overlaps.
+  // In the order of their offsets, each tensor must begin where the last one ended, so there are no holes or overlaps.
   std::vector<const Tensors::value_type*> by_place;
   for (const auto& entry : out) by_place.push_back(&entry);
   std::sort(by_place.begin(), by_place.end(), [](const auto* a, const auto* b) {

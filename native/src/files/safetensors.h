@@ -18,11 +18,11 @@ struct Tensor {
 
 using Tensors = std::map<std::string, Tensor>;
 
-// Bytes of the length and the table, once checked against the file's size. Throws Error(file).
+// The size of the length and the table together. Throws Error(file) where the file is shorter than that.
 size_t safetensors_header_bytes(const uint8_t* data, size_t size, const std::string& path);
 
-// The table of a file in memory, believed only after every claim in it has been checked: the tensors are views of the
-// bytes, neither overlap nor leave holes, and end where the file ends. Throws Error(file) that begins with `path`.
+// The tensors of a file in memory, as views of its bytes. Everything that the table says is checked: tensors neither
+// overlap nor leave holes, and the last one ends where the file ends. Throws Error(file) that begins with `path`.
 Tensors read_safetensors(const uint8_t* data, size_t size, const std::string& path);
 
 }  // namespace mobilemoe

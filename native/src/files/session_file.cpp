@@ -89,7 +89,7 @@ void load_sequence(Sequence& sequence, const std::string& path, const Fingerprin
     for (int head = 0; head < kv.heads(); ++head, from += bytes) std::memcpy(kv.block(layer, head, 0), from, bytes);
   }
   sequence.truncate(0);
-  sequence.append(reinterpret_cast<const int*>(tokens), count);  // aligned: a page and the header lie before them
+  sequence.append(reinterpret_cast<const int*>(tokens), count);  // aligned: a page and a header of 64 bytes come before
 }
 
 }  // namespace mobilemoe

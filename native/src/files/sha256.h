@@ -1,5 +1,5 @@
-// SHA-256 (FIPS 180-4): fingerprints of files, which tell whether one has changed. With the CPU's own instructions for
-// it where an x86 has them.
+// SHA-256 (FIPS 180-4), for fingerprints that tell whether a file has changed. Uses the SHA instructions of x86 CPUs
+// that have them.
 #pragma once
 
 #include <array>

@@ -1,4 +1,4 @@
-// The hash of much data by several threads: SHA-256 of the SHA-256 digests of its pieces of 1 MiB, in their order.
+// A hash that several threads compute together: the SHA-256 of the SHA-256 digests of all pieces of 1 MiB, in order.
 #pragma once
 
 #include <algorithm>

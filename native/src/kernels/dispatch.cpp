@@ -25,7 +25,7 @@ struct Machine {
 
 #if defined(__x86_64__)
 
-// The register states that the system saves: a CPU may have wider vectors than its system knows of.
+// The register states that the operating system saves: a CPU may have wider registers than the system supports.
 uint64_t saved_states() {
   uint32_t low, high;
   __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
@@ -73,7 +73,7 @@ Machine inspect_machine() { return {}; }
 
 constexpr int kMostTables = 6;
 
-// What can be run here, fastest first.
+// The tables that this machine can run, fastest first.
 struct Available {
   const Kernels* tables[kMostTables] = {};
   const char* names[kMostTables + 1] = {};

@@ -5,13 +5,15 @@
 
 namespace mobilemoe {
 
-// "scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "neon_i8mm"; null if this build or this machine has it not.
+// The table of "scalar", "avx2", "avxvnni", "avx512", "amx", "neon" or "neon_i8mm"; null where this build or this
+// machine does not have it.
 const Kernels* find_kernels(const char* isa);
 
-// The names that `find_kernels` would answer here, best first, ended by null.
+// The names for which `find_kernels` finds a table here, fastest first, ended by null.
 const char* const* available_kernels();
 
-// The best, or what the environment's MOBILEMOE_ISA names; throws Error(usage) if that is not to be had here.
+// The fastest table, or the one that the environment variable MOBILEMOE_ISA names; throws Error(usage) if that is not
+// available here.
 const Kernels& choose_kernels();
 
 }  // namespace mobilemoe

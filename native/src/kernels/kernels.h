@@ -1,8 +1,8 @@
 // One table of functions per instruction set; `choose_kernels` (dispatch.h) picks it once, when an engine is opened.
 //
 // Every result is the same, bit for bit, for any number of rows, any split into calls, any thread and every instruction
-// set: integer sums are exact, and floats are added in the order that the scalar reference (kernels/scalar) spells out,
-// which computes its exponentials in the same steps too.
+// set: integer sums are exact, floats are added in the order of the scalar reference (kernels/scalar), and exponentials
+// are computed in the same steps.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@
 
 namespace mobilemoe {
 
-// The forms in which a matrix wants its input; all are cut into groups of 32.
+// The forms in which a matrix product reads its input. All consist of groups of 32.
 enum class Form : uint8_t {
   blocks,  // int8, for Axis::in: Block
   scaled,  // for Axis::out: ScaledBlock, which the kernel multiplies by the weights' scales and then rounds to int8
@@ -23,7 +23,7 @@ enum class Form : uint8_t {
 struct Block {
   int8_t q[kGroup];
   float scale;
-  int32_t offset;  // -8 * sum(q): what the nibbles' offset of 8 adds to a dot product, taken back
+  int32_t offset;  // -8 * sum(q): cancels what the nibbles' offset of 8 adds to a dot product
 };
 
 // 32 inputs in units of their scale: x = v * scale, scale = max|x| / 127, so |v| <= 127, not rounded yet.
@@ -37,18 +37,18 @@ constexpr size_t form_bytes(Form form) {
   return form == Form::blocks ? sizeof(Block) : form == Form::scaled ? sizeof(ScaledBlock) : kGroup * sizeof(float);
 }
 
-// The form that a matrix wants; `fp32`: activations are not to be rounded.
+// The form in which a product with this matrix reads its input; `fp32`: activations are not rounded.
 constexpr Form form_of(const Matrix& matrix, bool fp32) {
   if (fp32) return Form::floats;
   return matrix.axis == Axis::in ? Form::blocks : Form::scaled;
 }
 
-// What a matrix reads for one row.
+// The size of one row of input for a product with this matrix.
 inline size_t input_bytes(const Matrix& matrix, Form form) { return matrix.groups() * form_bytes(form); }
 
 enum class KvType : uint8_t { int8, f16, f32 };
 
-constexpr int kKvBlock = 64;  // keys that one step of the online softmax takes together
+constexpr int kKvBlock = 64;  // keys in one step of the online softmax
 
 // One block of 64 keys and values of one KV head; zeros where no token has been written. h is head_dim, H is h rounded
 // up to 16.
@@ -80,7 +80,7 @@ struct Functions {
 struct Kernels {
   const char* isa;
 
-  // x [count] -> groups of the form; count is padded with zeros to a multiple of 32.
+  // Converts x [count] into groups of the form; count is padded with zeros to a multiple of 32.
   Functions<Form, void(const float* x, int count, void* out)> prepare;
 
   // y[r * y_stride + i] = dot(row 16 begin + i of the matrix, input r) for panels [begin, end).
@@ -89,7 +89,8 @@ struct Kernels {
                        size_t y_stride)>
       matmul;
 
-  // 32 gates and 32 ups of each row -> silu(gate) * up as one prepared group; rows of `out` are out_stride bytes apart.
+  // Computes silu(gate) * up from 32 gates and 32 ups of each row, and writes it as one prepared group; rows of `out`
+  // are out_stride bytes apart.
   Functions<Form, void(const float* gate_up, size_t stride, int rows, void* out, size_t out_stride)> swiglu;
 
   // y = x / sqrt(mean(x^2) + eps) * weight; weight may be null (all ones).
@@ -99,13 +100,13 @@ struct Kernels {
   void (*router)(const float* weights, int panels, int inputs, const float* x, size_t x_stride, int rows,
                  float* logits);
 
-  // Adjacent pairs of x [count] turned by (cos, sin) [head_dim / 2][2], head by head.
+  // Rotates adjacent pairs of x [count], head by head, by the angles whose (cos, sin) are given as [head_dim / 2][2].
   void (*rope)(float* x, int count, int head_dim, const float* cos_sin);
 
   // y += scale * x
   void (*add_scaled)(const float* x, float scale, int count, float* y);
 
-  // One token's key and value into slot `slot` of a block.
+  // Writes one token's key and value into slot `slot` of a block.
   Functions<KvType, void(const float* k, const float* v, int head_dim, int slot, uint8_t* block)> kv_append;
 
   // Causal attention with an online softmax over blocks of 64 keys, in order.

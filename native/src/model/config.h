@@ -1,4 +1,4 @@
-// What config.json says of a model: the C++ twin of mobilemoe.config.ModelConfig (spec 3.3, 3.5).
+// The config of a model, as config.json has it: the C++ twin of mobilemoe.config.ModelConfig (spec 3.3, 3.5).
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,8 @@ struct RopeScaling {
   double high_freq_factor = 1;
 };
 
-// Field names as in config.json. Every size is within 1 .. 2^24 once `parse_config` has returned, so that products of
-// two fit into 64 bits.
+// Fields have their names in config.json. `parse_config` ensures that every size is within 1 .. 2^24, so that products
+// of two fit into 64 bits.
 struct Config {
   int vocab_size = 0;
   int hidden_size = 0;
@@ -37,7 +37,7 @@ struct Config {
   bool tie_word_embeddings = true;
   bool has_rope_scaling = false;
   bool is_quantized = false;     // false: BF16, which the engine does not run
-  Axis expert_axis = Axis::out;  // how the INT4 groups of the routed experts run
+  Axis expert_axis = Axis::out;  // the axis along which the INT4 groups of the routed experts lie
   RouterScore router_score = RouterScore::sigmoid;
   QkNorm qk_norm = QkNorm::head;
   double routed_scaling_factor = 2.5;

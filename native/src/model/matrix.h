@@ -1,6 +1,6 @@
-// The kernel-ready form of an INT4 matrix: the same nibbles and fp16 scales as in the checkpoint, in another order.
+// An INT4 matrix in the order in which kernels read it: the nibbles and fp16 scales of the checkpoint, rearranged.
 //
-// 16 outputs stand side by side in a panel. For one panel and one group of 32 inputs there are 256 bytes, 4 runs of 64:
+// A panel holds 16 outputs. For one panel and one group of 32 inputs there are 256 bytes, which are 4 runs of 64:
 // byte 4 o + b of run r holds weights of output o, input 8 r + b in its low nibble and input 8 r + 4 + b in its high
 // one, each as q + 8 (0..15), so that 4 neighbouring inputs of 16 outputs fill one 64-byte register of a dot product.
 //

@@ -14,7 +14,7 @@ namespace {
 
 constexpr size_t kMaxText = 64 * 1024;
 
-// The beginning of a file; empty if there is none.
+// The beginning of a file, or an empty text if it cannot be read.
 std::string read_text(const std::string& path) {
   std::string text;
   if (FILE* file = std::fopen(path.c_str(), "r")) {
@@ -25,7 +25,7 @@ std::string read_text(const std::string& path) {
   return text;
 }
 
-// How many cores the two numbers of a limit are, both in microseconds; 0 where they are no limit.
+// How many cores a quota of a period allows, both in microseconds; 0 where they are no limit.
 double cores_of(const std::string& quota, const std::string& period) {
   const double of_quota = std::strtod(quota.c_str(), nullptr);  // "max" is 0, and -1 no limit either
   const double of_period = std::strtod(period.c_str(), nullptr);
@@ -64,7 +64,7 @@ int cores_of_quotas(const std::string& cgroups, const std::string& mount, int mo
     const bool version_1 = !controllers.empty();
     if (version_1 && !has_cpu(controllers)) continue;
     const std::string root = version_1 ? mount + "/cpu" : mount;
-    for (std::string path = line.substr(second + 1);; path.resize(path.rfind('/'))) {  // it, and those above it
+    for (std::string path = line.substr(second + 1);; path.resize(path.rfind('/'))) {  // the group and those above it
       if (const double limit = limit_of(root + path, version_1); limit > 0) least = std::min(least, limit);
       if (path.find('/') == std::string::npos) break;
     }

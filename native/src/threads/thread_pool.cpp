@@ -50,7 +50,7 @@ bool spin(const Done& done) {
       if (done()) return true;
       pause();
     }
-    std::this_thread::yield();  // to whoever else wants the core
+    std::this_thread::yield();  // to other threads that want the core
   } while (std::chrono::steady_clock::now() - start < kSpin);
   return done();
 }
@@ -132,7 +132,7 @@ void ThreadPool::Crew::run(int count, Call each, const void* with) {
   ++epoch;
   const auto all_left = [this] { return working == 0; };
   if (spin(all_left)) return;
-  while (!all_left()) std::this_thread::yield();  // more threads than cores: let them run
+  while (!all_left()) std::this_thread::yield();  // with more threads than cores, they need this core to finish
 }
 
 void ThreadPool::Crew::take_tasks(int thread) {
@@ -177,8 +177,8 @@ ThreadPool::ThreadPool(int threads, int cores)
 
 ThreadPool::~ThreadPool() { leave(); }
 
-// In a child the parent's crew is left as it is: its threads cannot be joined, and its mutex and condition may look as
-// if somebody held them or waited for them for ever.
+// In a forked child, the parent's crew is abandoned: its threads do not exist here and cannot be joined, and its mutex
+// and condition variable may be in any state.
 void ThreadPool::leave() {
   if (forks_ == count_forks()) return;
   [[maybe_unused]] const Crew* left = crew_.release();

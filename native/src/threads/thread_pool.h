@@ -1,8 +1,8 @@
 // Threads that share a list of tasks: each takes the next one until none is left. A forked child of the process has a
 // pool without threads, which starts its own when it has something to do.
 //
-// Of more threads than cores those beyond the cores are not started: they would only take turns with the others, and
-// every list would wait for whichever has no core at the moment.
+// No more threads are started than there are cores: further ones would only take turns with the others, and every list
+// would have to wait for a thread that has no core at the moment.
 #pragma once
 
 #include <memory>
@@ -11,8 +11,9 @@
 
 namespace mobilemoe {
 
-// How often this process was made by a fork, since the first call of this in its forefathers. What a fork leaves of
-// threads, and of locks that other threads held, is of no use in the child: so it can tell.
+// How many forks lie between this process and the one in which this function was first called. A forked child has none
+// of its parent's threads, and locks that they held stay locked: by a changed number it can tell that it must make its
+// own.
 int count_forks();
 
 class ThreadPool {
@@ -23,7 +24,7 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int threads() const { return threads_; }  // as asked for: work is cut up for so many
+  int threads() const { return threads_; }  // as requested: work is divided for so many
 
   // Calls work(task, thread) for each task in 0 .. tasks - 1, in any order, and returns when all are done.
   // `work` must not throw.

@@ -1,4 +1,4 @@
-// The memory of keys and values.
+// The cache of keys and values.
 #include <cstring>
 
 #include "check.h"
@@ -81,7 +81,7 @@ TEST(kv_cache_that_cannot_be_had_is_an_error) {
   config.num_key_value_heads = 1 << 24;
   CHECK_THROWS_SAYING(KvCache(config, KvType::f32, 1 << 30), ErrorCode::memory, "1073741824 tokens");  // over 2^64
   config.num_key_value_heads = 1 << 10;
-  CHECK_THROWS(KvCache(config, KvType::int8, 1 << 20), ErrorCode::memory);  // over what a machine addresses
+  CHECK_THROWS(KvCache(config, KvType::int8, 1 << 20), ErrorCode::memory);  // more than a machine can address
   config = small_config();
   config.head_dim = 258;
   CHECK_THROWS_SAYING(KvCache(config, KvType::int8, 64), ErrorCode::config, "head_dim is 258");

@@ -1,10 +1,11 @@
-// The limits that speeds are compared with.
+// The limits of the machine with which speeds are compared.
 #include <algorithm>
 #include <chrono>
 #include <functional>
 
 #include "compute/machine_speed.h"
 #include "kernel_grid.h"
+#include "kernels/amx_emulated.h"
 
 using namespace mobilemoe;
 
@@ -33,12 +34,7 @@ TEST(every_vector_instruction_set_counts_its_multiply_adds_and_scalar_has_none) 
 
 #if defined(__x86_64__)
 
-// Defined in amx_emulated.cpp; its tiles trap where the shapes would be a fault of the processor.
-namespace mobilemoe::amx {
-const Kernels* emulated_kernels();
-bool emulated_tiles_are_released();
-}  // namespace mobilemoe::amx
-
+// The emulated tiles trap where their shapes would be a fault of the processor.
 TEST(the_multiply_adds_of_tiles_have_shapes_that_fit_and_leave_no_tiles_behind) {
   if (find_kernels("avx512") == nullptr) return;
   CHECK_EQ(amx::emulated_kernels()->multiply_adds(), 256.0 * 4 * 16 * 16 * 64);

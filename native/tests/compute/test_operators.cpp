@@ -90,7 +90,7 @@ struct Scene {
 
   size_t width() const { return size(config.hidden_size); }
 
-  // What the operator makes of all rows, `at_once` of them in one call.
+  // The operator's result for all rows, `at_once` of them in one call.
   Floats run(const Kernels& kernels, bool fp32, int threads, int at_once,
              const std::vector<RoutingHooks>* hooks = nullptr) const {
     ThreadPool pool(threads);
@@ -178,7 +178,7 @@ TEST(forced_experts_are_the_ones_that_compute) {
   for (const Axis axis : kAxes) {
     const Scene scene(family(axis), 5, 7);
     const size_t active = size(scene.config.num_experts_per_tok);
-    const std::vector<int> forced = {17, 0, 3, 5, 1, 2, 3, 4};  // of rows 1 and 3; the others are free
+    const std::vector<int> forced = {17, 0, 3, 5, 1, 2, 3, 4};  // of rows 1 and 3; the router chooses for the others
     grid::for_each_isa([&](const Kernels& kernels) {
       for (const int at_once : {scene.rows, 1}) {
         std::vector<int> chosen(size(scene.rows) * active, -1);

@@ -1,4 +1,4 @@
-// Checkpoints are believed only after every claim in them has been checked.
+// Everything that a checkpoint says about itself is checked before it is used.
 #include <chrono>
 #include <cstring>
 
@@ -68,7 +68,7 @@ TEST(safetensors_refuses_every_false_claim) {
   for (const auto& fault : faults) CHECK_THROWS_SAYING(read(fault.bytes), ErrorCode::file, fault.says);
 }
 
-// Opens the checkpoint from a folder after `change` has done its work on the tensors.
+// Opens the checkpoint from a folder after `change` has changed its tensors.
 template <class Change>
 void open_changed(const Change& change) {
   Tiny tiny(config_json());

@@ -59,7 +59,7 @@ void check_linear(const Matrix& matrix, int first, const Tiny& tiny, const std::
   }
 }
 
-// Gate and up stand in blocks of 32 rows in turn.
+// Blocks of 32 rows are alternately gate and up.
 int gate_row(int row) { return row / 32 * 64 + row % 32; }
 
 void check_ffn(const Ffn& ffn, const Tiny& tiny, const std::string& stem, int hidden, int width) {
@@ -186,7 +186,7 @@ TEST(engine_file_keeps_every_weight_of_in_grouped_experts) { check_kept(tiny::kI
 TEST(engine_file_keeps_every_weight_of_a_dense_model) { check_kept(tiny::kDense); }
 TEST(engine_file_keeps_every_weight_of_a_model_like_olmoe) { check_kept(tiny::kOlmoe); }
 
-// Pieces of a large matrix are made apart: here the embedding has more than one.
+// A large matrix is made in several pieces: here the embedding has more than one.
 TEST(engine_file_keeps_every_weight_of_a_large_vocabulary) { check_kept({{"vocab_size", "40007"}}); }
 
 TEST(engine_file_is_the_same_bytes_each_time_in_any_place_and_from_memory) {
@@ -198,7 +198,7 @@ TEST(engine_file_is_the_same_bytes_each_time_in_any_place_and_from_memory) {
   const std::string a = tiny::read_file(out / "a");
   CHECK(a == tiny::read_file(out / "b"));
   const Model memory = repack_in_memory(folder.path());
-  constexpr size_t kHash = offsetof(EngineHeader, hash), kBehind = sizeof(EngineHeader);  // a hash is for files alone
+  constexpr size_t kHash = offsetof(EngineHeader, hash), kBehind = sizeof(EngineHeader);  // only files have a hash
   CHECK(std::memcmp(memory.storage.get(), a.data(), kHash) == 0);
   CHECK(std::memcmp(static_cast<const char*>(memory.storage.get()) + kBehind, &a[kBehind], a.size() - kBehind) == 0);
 }

@@ -39,7 +39,7 @@ TEST(json_keeps_whole_numbers_exact) {
   CHECK_EQ(*parse("-1.5E-2").number(), -0.015);
 }
 
-// A program that has set the user's locale reads 0,5 with strtod.
+// In a program that has set the user's locale, strtod may expect 0,5 instead of 0.5.
 TEST(json_reads_numbers_whatever_the_locale_of_the_program) {
   const std::string before = std::setlocale(LC_NUMERIC, nullptr);
   for (const char* name : {"de_DE.UTF-8", "de_DE.utf8", "fr_FR.UTF-8", "fr_FR.utf8"}) {

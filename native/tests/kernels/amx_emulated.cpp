@@ -2,7 +2,7 @@
 // not include anything whose inline functions the other tests share.
 #if defined(__x86_64__)
 
-#include "amx_emulated.h"
+#include "kernels/amx_emulated.h"
 
 #include "kernels/amx/table.h"
 

@@ -4,8 +4,8 @@
 #include <fstream>
 #include <thread>
 
-#include "amx_emulated.h"
 #include "kernel_grid.h"
+#include "kernels/amx_emulated.h"
 
 using namespace mobilemoe;
 using namespace mobilemoe::grid;

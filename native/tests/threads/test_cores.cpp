@@ -15,7 +15,7 @@ using mobilemoe::cores_of_quotas;
 
 namespace {
 
-// A folder that stands for the one where cgroups are mounted.
+// A folder in place of the one where cgroups are mounted.
 struct Mount {
   Mount() {
     char name[] = "/tmp/mobilemoe-cores-XXXXXX";

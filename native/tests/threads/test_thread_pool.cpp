@@ -39,7 +39,7 @@ TEST(thread_numbers_are_below_the_number_of_threads_and_used_by_one_task_at_a_ti
 
 TEST(what_tasks_write_is_visible_when_run_returns_and_to_the_next_list) {
   ThreadPool pool(3, 3);
-  std::vector<int> now(64, 0);  // plain ints: ThreadSanitizer sees any missing order
+  std::vector<int> now(64, 0);  // plain ints, so that ThreadSanitizer finds a missing synchronization
   std::vector<int> next(64, 0);
   for (int round = 0; round < 2000; ++round) {
     pool.run(64, [&](int task, int) {
@@ -55,7 +55,7 @@ TEST(a_hundred_thousand_tiny_lists_lose_no_task) {
   ThreadPool pool(2, 2);
   std::atomic<int64_t> sum{0};
   for (int i = 0; i < 100000; ++i) {
-    const int mine = i;  // dies with the closure: no worker may hold on to it
+    const int mine = i;  // is gone when the closure is: no worker may still use it
     pool.run(2, [&sum, &mine](int task, int) { sum += mine + task; });
   }
   CHECK_EQ(sum.load(), int64_t{2} * 99999 * 100000 / 2 + 100000);
@@ -64,7 +64,7 @@ TEST(a_hundred_thousand_tiny_lists_lose_no_task) {
 TEST(sleeping_workers_wake_up_for_the_next_list) {
   ThreadPool pool(2, 2);
   for (int round = 0; round < 20; ++round) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // far beyond the time that workers spin
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // much longer than workers spin
     // Each task waits for the other one, so both threads must take part.
     std::atomic<int> arrived{0};
     pool.run(2, [&](int, int) {
@@ -76,7 +76,7 @@ TEST(sleeping_workers_wake_up_for_the_next_list) {
 }
 
 TEST(threads_beyond_the_cores_are_not_started_and_their_number_is_kept) {
-  for (const int cores : {0, 1, 3}) {  // 0: a caller's mistake, which is no reason to fail
+  for (const int cores : {0, 1, 3}) {  // 0 is a caller's mistake, but must not fail
     ThreadPool pool(64, cores);
     CHECK_EQ(pool.threads(), 64);
     std::vector<std::atomic<int>> of_thread(64);
@@ -140,6 +140,6 @@ TEST(a_forked_child_computes_with_threads_of_its_own_and_can_throw_the_pool_away
   });
   CHECK_EQ(status, 0);
   CHECK_EQ(status_of_child([&] { return pool.reset(), true; }), 0);
-  pool->run(100, add);  // the parent's goes on
+  pool->run(100, add);  // the parent's pool still works
   CHECK_EQ(sum.load(), 200);
 }

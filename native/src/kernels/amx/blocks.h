@@ -1,4 +1,4 @@
-// A call of a matrix product cut into pairs of panels, slices of groups and blocks of rows.
+// A matrix product on AMX: the loops over pairs of panels, slices of groups and blocks of rows.
 #pragma once
 
 #include "kernels/amx/matmul.h"
@@ -25,7 +25,8 @@ struct RoundedScales {
   void next_group() { scales += kRows; }
 };
 
-// Two groups at a time. Pack instructions leave 4 inputs i of 64 at 4 (i % 4) + i / 4; the permutation mends that.
+// Two groups at a time. The pack instructions put the i-th 4 of the 64 inputs at place 4 (i % 4) + i / 4; the
+// permutation restores their order.
 inline void round_rows(const BlockInput& in, const Slice& slice, RoundedRows& out) {
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const uint8_t* x = in.x - in.skip * in.stride;
@@ -63,7 +64,7 @@ void block_of(const BlockInput& in, const Slice& slice, const Prefetch& prefetch
   }
 }
 
-// Rows are dealt evenly to blocks, so that from 8 rows on no block has fewer than 6.
+// Rows are distributed evenly over the blocks, so that with 8 rows or more no block has fewer than 6.
 constexpr int kSmallestBlock = 6;
 using BlockFunction = void (*)(const BlockInput&, const Slice&, const Prefetch&, const Output&);
 template <class Tiles, Axis axis>

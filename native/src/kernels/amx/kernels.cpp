@@ -1,5 +1,5 @@
-// Whether AMX is to be had here. To be asked only on a machine that has AVX-512 with VNNI: this file is compiled for
-// it.
+// Whether this machine and its system offer AMX. To be called only on a machine that has AVX-512 with VNNI, for which
+// this file is compiled.
 #include <cpuid.h>
 
 #include "kernels/amx/table.h"
@@ -36,8 +36,8 @@ bool system_permits_tiles() {
 
 }  // namespace
 
-// Null if this machine or its system has no AMX. The comparison is cheap insurance: these kernels were tested on an
-// emulation of the tiles, and may never have run on the processor at hand.
+// Null if this machine or its system has no AMX, or if its products are not those of AVX-512. They are compared because
+// these kernels were mostly tested on emulated tiles, and may never have run on this kind of processor.
 const Kernels* kernels() {
   static const Kernels* const found = []() -> const Kernels* {
     if (!machine_has_amx() || !system_permits_tiles()) return nullptr;

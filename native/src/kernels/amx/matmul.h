@@ -1,12 +1,14 @@
 // INT4 x INT8 products on AMX: tiles make the integer sums of a group, and AVX-512 scales and adds them as in
 // avx512/matmul.h, so that both give the same bits. Tiles is HardwareTiles, or an emulation of it in tests.
 //
-// A block is up to 12 rows by a pair of panels: its 24 float accumulators stay in registers, as a reload for each group
-// would cost more than the products. Counted, not measured, for one group of such a block on Sapphire Rapids, in
-// cycles: 36 of conversions, products and additions (2 a cycle), 33 of loads, 24 of TDPBSSD, 24 of stores, all side by
-// side, and 20 for unpacking, shared by all blocks; about 150 on AVX-512 alone, with 11 instructions a row and panel.
-// So 3 to 3.5 times as fast at 60 rows, 2.5 times at 12. For Axis::out 36 to round the inputs, then 33, against
-// 190: 2.5.
+// A block is up to 12 rows by a pair of panels. Its 24 float accumulators stay in registers, because reloading them for
+// each group would cost more than the products.
+//
+// An estimate for one group of such a block on Sapphire Rapids, counted from the instructions and not measured, in
+// cycles: 36 for conversions, products and additions (2 a cycle), 33 for loads, 24 for TDPBSSD and 24 for stores, which
+// overlap, and 20 for unpacking, which all blocks share. AVX-512 alone needs about 150, with 11 instructions for each
+// row and panel. That makes AMX 3 to 3.5 times as fast at 60 rows and 2.5 times at 12. For Axis::out it is 36 to round
+// the inputs, then 33, against 190: 2.5 times. What was measured is in LOG.md (2026-11-26).
 #pragma once
 
 #include "kernels/amx/slice.h"
@@ -17,8 +19,8 @@
 namespace mobilemoe::amx {
 
 constexpr int kRows = 12;       // of a block
-constexpr int kFewestRows = 8;  // fewer do not pay for unpacking the weights first
-constexpr int kAhead = 3;       // groups that tiles work ahead: a vector load waits until a tile's store is in L1
+constexpr int kFewestRows = 8;  // with fewer rows, unpacking the weights costs more than the tiles save
+constexpr int kAhead = 3;       // groups that the tiles are ahead: a tile's sums cannot be loaded until they are in L1
 constexpr int kRing = 4;        // groups whose sums are kept
 
 using Sums = int32_t[2][kRows][kPanel];  // of one group, by panel
@@ -73,7 +75,7 @@ struct Multiplier {
   }
 };
 
-// The slice that the processor should bring into L2 meanwhile; a block takes the runs first, first + step, ..
+// The slice to prefetch into L2 meanwhile; a block prefetches the runs first, first + step, ...
 struct Prefetch {
   const uint8_t* nibbles[2];
   int first, step;
@@ -93,7 +95,7 @@ struct Output {
   bool is_sum;  // y holds the sum of the groups before
 };
 
-// R rows of a block whose tiles have `skip` rows more, at their beginning.
+// Computes R rows of a block. Its tiles begin with `skip` rows that are not needed.
 template <int R, Axis axis, class Tiles, class Rows>
 inline void block(Multiplier<Tiles> tiles, int skip, Rows rows, const Prefetch& prefetch, const Output& out) {
   __m512 acc[2][R];

@@ -1,4 +1,4 @@
-// What is made once for all rows of a call: a pair of panels in the form of tiles, up to 16 groups at a time.
+// A pair of panels unpacked into the form of tiles, up to 16 groups at a time: done once for all rows of a call.
 #pragma once
 
 #include "kernels/avx512/matmul.h"

@@ -1,4 +1,4 @@
-// The table of AMX: that of AVX-512, but for products of many int8 rows.
+// The table of AMX is that of AVX-512 except for products of many int8 rows.
 #pragma once
 
 #include <initializer_list>
@@ -16,7 +16,7 @@ void matmul_int8(const Matrix& w, int begin, int end, const void* x, size_t x_st
   product(w, begin, end, x, x_stride, rows, y, y_stride);
 }
 
-// Sixteen rows and columns of sums in each of four tiles, which do not wait for each other.
+// Four tiles of 16 x 16 sums, which do not depend on each other.
 template <class Tiles>
 double multiply_adds() {
   constexpr int kSize = 16, kRounds = 256, kProducts = 4 * kSize * kSize * 4 * kSize;
@@ -48,7 +48,8 @@ Kernels table() {
   return table;
 }
 
-// Whether the products of a table are those of AVX-512: two blocks of 7 and 6 rows, two slices, three panels.
+// Whether a table gives the products of AVX-512, bit for bit, for two blocks of 7 and 6 rows, two slices and three
+// panels.
 inline bool is_exact(const Kernels& table) {
   constexpr int groups = kSliceGroups + 1, panels = 4, rows = 13, inputs = groups * kGroup, outputs = panels * kPanel;
   static uint8_t weights[panels * groups * (kGroupBytes + 2 * kPanel)];

@@ -1,4 +1,4 @@
-// The instructions of AMX that the products use. tests/amx_emulated.cpp has a struct of the same shape on plain arrays.
+// The instructions of AMX that the products use. tests/kernels/amx_emulated.cpp has the same struct on plain arrays.
 //
 // Inline assembly instead of intrinsics: GCC 12 tells the optimizer that _tile_loadconfig reads 8 of its 64 bytes, and
 // that tile loads and stores touch no memory at all.

@@ -1,4 +1,4 @@
-// Sums of int8 products in registers of 8 int32: with AVX2 alone, by way of int16, and with AVX-VNNI.
+// Sums of int8 products in registers of 8 int32. Without AVX-VNNI the products are first added as int16.
 //
 // The steps of a group of 32 inputs, 4 inputs of 8 outputs at a time: begin, 8 times add, end. All sums are exact.
 #pragma once
@@ -11,10 +11,10 @@ namespace mobilemoe::avx2 {
 
 struct Maddubs {
   static __m256i begin(int32_t) { return _mm256_setzero_si256(); }
-  // Two products of a nibble and an int8 are at most 2 x 15 x 127, so 8 of these sums fit into an int16.
+  // A sum of two products of a nibble and an int8 is at most 2 x 15 x 127, so 8 of them fit into an int16.
   static __m256i add(__m256i acc, __m256i nibbles, __m256i inputs) {
     acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(nibbles, inputs));
-    __asm__("" : "+x"(acc));  // or the compiler reorders the sums and keeps all products on the stack
+    __asm__("" : "+x"(acc));  // or the compiler reorders the sums and stores all products on the stack
     return acc;
   }
   static __m256i end(__m256i acc, int32_t offset) { return _mm256_add_epi32(widen(acc), _mm256_set1_epi32(offset)); }

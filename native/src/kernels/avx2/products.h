@@ -36,14 +36,14 @@ struct Products {
     }
   }
 
-  // fp16 without its sign is ordered as an integer is.
+  // Without their sign bits, fp16 numbers have the same order as integers.
   static float largest_magnitude(const uint16_t* scales) {
     const __m256i* halves = reinterpret_cast<const __m256i*>(scales);
     const __m256i magnitude = _mm256_set1_epi16(0x7fff);
     const __m256i pairs = _mm256_max_epu16(_mm256_and_si256(_mm256_loadu_si256(halves), magnitude),
                                            _mm256_and_si256(_mm256_loadu_si256(halves + 1), magnitude));
     const __m128i eight = _mm_max_epu16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
-    const __m128i ones = _mm_set1_epi16(-1);  // there is a minimum of 8 lanes, but no maximum
+    const __m128i ones = _mm_set1_epi16(-1);  // inverts: there is an instruction for the minimum, none for the maximum
     return _mm_cvtss_f32(_mm_cvtph_ps(_mm_xor_si128(_mm_minpos_epu16(_mm_xor_si128(eight, ones)), ones)));
   }
 

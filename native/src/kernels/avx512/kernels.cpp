@@ -7,7 +7,7 @@
 namespace mobilemoe::avx512 {
 namespace {
 
-// `groups` groups of R rows as they meet the scales of one pair of panels.
+// Multiplies `groups` groups of R rows by the scales of one pair of panels, and rounds them to int8.
 template <int R>
 void round_slice(const Matrix& w, int panel, int begin, int groups, const uint8_t* x, size_t x_stride,
                  SliceRow* slice) {
@@ -34,7 +34,8 @@ void in_tile(const Matrix& w, int panel, const uint8_t* x, size_t x_stride, floa
   multiply<P, R, Axis::in>(w, panel, 0, w.groups(), BlockRows<R>(x, x_stride), false, y, y_stride);
 }
 
-// Slice by slice, the rows are rounded once for each pair of panels. With several rows one panel after the other.
+// Slice by slice, the rows are rounded once for each pair of panels. One row is multiplied by all P panels at once,
+// several rows by one panel after the other.
 template <int P, int R>
 void out_tile(const Matrix& w, int panel, const uint8_t* x, size_t x_stride, float* y, size_t y_stride) {
   constexpr int kTogether = R == 1 ? P : 1;
@@ -57,7 +58,8 @@ constexpr TileFunction kOutTiles[] = {out_tile<2, 1>, out_tile<2, 2>, out_tile<2
                                       out_tile<2, 6>, out_tile<2, 7>, out_tile<2, 8>, out_tile<2, 9>, out_tile<2, 10>};
 static_assert(sizeof kInTiles / sizeof *kInTiles == kRows && sizeof kOutTiles / sizeof *kOutTiles == kRows);
 
-// Panels outermost: their weights stay in L1 for all rows. Rows are dealt evenly to tiles.
+// The loop over panels is the outer one, so that a panel stays in L1 for all rows. Rows are distributed evenly over
+// tiles.
 void matmul_rows(const TileFunction* tiles, int step, const Matrix& w, int begin, int end, const uint8_t* x,
                  size_t x_stride, int rows, float* y, size_t y_stride) {
   const int count = divide_up(rows, kRows);

@@ -1,4 +1,4 @@
-// INT4 x INT8 products on AVX-512 with VNNI: nibbles are split in registers and met by 4 inputs at a time.
+// INT4 x INT8 products on AVX-512 with VNNI: nibbles are split in registers and multiplied by 4 inputs at a time.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +9,8 @@
 namespace mobilemoe::avx512 {
 
 constexpr int kRows = 10;             // rows of one tile: 10 integer and 10 float accumulators, 2 of weights, 1 mask
-constexpr int kStreams = 8;           // panels that one row meets at once
-constexpr int kPrefetch = 16 * kRun;  // bytes ahead: panels follow each other, so this runs on into the next one
+constexpr int kStreams = 8;           // panels that are multiplied by a single row at once
+constexpr int kPrefetch = 16 * kRun;  // bytes to prefetch ahead; at the end of a panel they belong to the next one
 
 struct Peak {
   using V = __m512i;
@@ -40,8 +40,9 @@ struct BlockRows {
   }
 };
 
-// What `scaled` inputs become for one pair of panels: up to 32 groups of one row. Two groups share 64 bytes, in the
-// order in which the pack instructions leave them: 4 inputs i (0..15) of the pair stand at 4 (i % 4) + i / 4.
+// Up to 32 groups of one row of ScaledBlocks, multiplied by the scales of one pair of panels and rounded to int8. Two
+// groups share 64 bytes in the order in which the pack instructions leave them: the i-th 4 inputs (i = 0 .. 15) are at
+// place 4 (i % 4) + i / 4.
 constexpr int kSliceGroups = 32;
 struct SliceRow {
   uint8_t q[kSliceGroups * kGroup];
@@ -113,7 +114,7 @@ inline void multiply(const Matrix& w, int panel, int begin, int groups, Rows in,
   }
 }
 
-// The scales of two groups of inputs (of one, if `second` is false) over the largest of each: at most 1.
+// The scales of two groups of inputs (of one, if `second` is false), divided by the largest scale of their group.
 struct GroupScales {
   __m512 share[4];
   float largest[2];
@@ -133,7 +134,7 @@ struct GroupScales {
   }
 };
 
-// Two groups of one row (of one, if `second` is false), times the weights' scales and rounded to int8.
+// Multiplies two groups of one row (one, if `second` is false) by the weights' scales and rounds them to int8.
 inline void round_groups(const ScaledBlock* x, const GroupScales& scales, bool second, int group, SliceRow* out) {
   __m512i q[4];
   for (int i = 0; i < 4; ++i) {
@@ -142,7 +143,7 @@ inline void round_groups(const ScaledBlock* x, const GroupScales& scales, bool s
   }
   const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
   _mm512_storeu_si512(out->q + group * kGroup, bytes);
-  // Sums of the bytes + 128, by group: 64-bit element 2 i belongs to the first group, 2 i + 1 to the second.
+  // Sums of bytes + 128. Of the eight 64-bit sums, those at even places belong to the first group.
   const __m512i sums = _mm512_sad_epu8(_mm512_xor_si512(bytes, _mm512_set1_epi8(-128)), _mm512_setzero_si512());
   const __m256i halves = _mm256_add_epi64(_mm512_castsi512_si256(sums), _mm512_extracti64x4_epi64(sums, 1));
   const __m128i both = _mm_add_epi64(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));

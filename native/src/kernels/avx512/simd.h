@@ -40,9 +40,8 @@ struct Simd {
   static I add_i(I a, I b) { return (I)_mm512_add_epi32((__m512i)a, (__m512i)b); }
   static I and_i(I a, I b) { return (I)_mm512_and_si512((__m512i)a, (__m512i)b); }
   static I shift_left(I a, int bits) { return (I)_mm512_slli_epi32((__m512i)a, static_cast<unsigned>(bits)); }
-  static I shift_right(I a, int bits) {
-    return (I)_mm512_srli_epi32((__m512i)a, static_cast<unsigned>(bits));
-  }  // zeros come in
+  // Shifts zeros in.
+  static I shift_right(I a, int bits) { return (I)_mm512_srli_epi32((__m512i)a, static_cast<unsigned>(bits)); }
   static F to_float(I a) { return _mm512_cvtepi32_ps((__m512i)a); }
   static I round(F a) { return (I)_mm512_cvtps_epi32(a); }  // to nearest, ties to even
   static F as_float(I a) { return _mm512_castsi512_ps((__m512i)a); }

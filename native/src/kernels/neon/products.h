@@ -15,7 +15,7 @@ struct Products : Dot {
 
   static constexpr int rows_of_tile(int rows_left) { return rows_left >= 4 ? 4 : rows_left >= 2 ? 2 : 1; }
 
-  // fp16 without its sign is ordered as an integer is.
+  // Without their sign bits, fp16 numbers have the same order as integers.
   static float largest_magnitude(const uint16_t* scales) {
     uint16x8_t most = vdupq_n_u16(0);
     for (int i = 0; i < kGroup; i += 8) most = vmaxq_u16(most, vandq_u16(vld1q_u16(scales + i), vdupq_n_u16(0x7fff)));

@@ -11,7 +11,7 @@ namespace mobilemoe::scalar {
 namespace {
 
 constexpr int kLanes = 16;
-constexpr float kTiny = 1e-30f;  // divided by no less than this, 127 stays finite
+constexpr float kTiny = 1e-30f;  // 127 divided by at least this stays finite
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 float inverse_scale(float largest) { return 127.0f / std::max(largest, kTiny); }
@@ -29,7 +29,7 @@ float quantise(const float* x, int count, int8_t* q) {
   return largest / 127.0f + poison;
 }
 
-// What one type of cache does with one block; `first` to `last` are the slots that the row sees.
+// How one type of cache computes with one block; the row sees the slots `first` to `last`.
 class Int8Block {
  public:
   using Query = int8_t;

@@ -41,8 +41,8 @@ inline void attend_tile(const AttendArgs& args, int row, int rows) {
   finish_tile<S>(args, row, layout.width, &tile);
 }
 
-// Rows by units (16 keys or values each: 1, 2 or 4) that are held in registers: 6 x 4 where a register has 16 lanes and
-// there are 32 of them, 4 x 1 where S::F is made of several.
+// How many rows by units of 16 keys or values are held in registers: 6 x 4 with 32 registers of 16 lanes, 4 x 1 where
+// S::F consists of several registers.
 template <class S, KvType type>
 void attend(const AttendArgs& args) {
   constexpr bool one_register = !__is_class(typename S::F);

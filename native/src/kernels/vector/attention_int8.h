@@ -36,7 +36,7 @@ void kv_append_int8(const float* k, const float* v, int head_dim, int slot, uint
   uint8_t* values = block + layout.v + slot / 4 * layout.width * 4 + slot % 4;
   for (int i = 0; i < layout.width; ++i) values[4 * i] = static_cast<uint8_t>(q[i]);
 
-  // A value that is NaN would vanish in the search for the largest weight, so the key's score carries it.
+  // The search for the largest weight would ignore a value that is NaN, so the key's score is made NaN instead.
   reinterpret_cast<float*>(block + layout.k_scale)[slot] = k_scale + 0.0f * v_scale;
   reinterpret_cast<float*>(block + layout.v_scale)[slot] = v_scale;
   reinterpret_cast<int32_t*>(block + layout.k_offset)[slot] = -128 * total;
@@ -44,7 +44,7 @@ void kv_append_int8(const float* k, const float* v, int head_dim, int slot, uint
 
 // The integer side of a tile.
 struct Int8Rows {
-  size_t ahead;  // bytes from what is read to what is fetched into L2: a call's first tile finds the blocks in memory
+  size_t ahead;  // how many bytes ahead blocks are prefetched into L2: for the first tile of a call they are in memory
   float scale[kTileRows];                              // of the query, times the scale of scores
   float weight_scale[kTileRows];                       // of the block's weights
   alignas(64) uint8_t weights[kTileRows][kKvBlock];    // e^(score - largest) * scale of the value, 0 .. 127

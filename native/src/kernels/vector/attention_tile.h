@@ -1,4 +1,4 @@
-// A tile of query rows that goes over the blocks of keys together, and its online softmax. S is the Simd struct.
+// A tile of query rows that pass over the blocks of keys together, and their online softmax. S is the Simd struct.
 #pragma once
 
 #include "kernels/kernels.h"
@@ -10,14 +10,15 @@ namespace mobilemoe::vector {
 
 constexpr int kTileRows = 24;  // the tile's state and one block fit into 32 KB of L1 for head_dim 64
 constexpr int kUnits = kKvBlock / 16;
-constexpr float kTiny = 1e-30f;  // divided by no less than this, 127 stays finite
+constexpr float kTiny = 1e-30f;  // 127 divided by at least this stays finite
 
-// What all types of cache share. It depends on S so that no two instruction sets share its functions.
+// The state that all types of cache have in common. It depends on S so that no two instruction sets share its
+// functions.
 template <class S>
 struct Tile {
   int rows;
   int begin[kTileRows], end[kTileRows];  // keys that the row sees
-  // Of the block at hand: what the row sees of its slots; none if first > last.
+  // The slots of the current block that the row sees; none if first > last.
   int first[kTileRows], last[kTileRows];
   bool whole;                                      // every row sees all of the block
   alignas(64) float largest[kTileRows + 8];        // score so far
@@ -44,7 +45,7 @@ inline void start_tile(const AttendArgs& args, int row, int rows, int width, Til
   for (int i = 0; i < rows * width; i += 16) S::store(tile->acc + i, S::zero());
 }
 
-// Says what the rows see of block `block`.
+// Determines which slots of block `block` the rows see.
 template <class S>
 inline void enter_block(int block, Tile<S>* tile) {
   tile->whole = true;
@@ -56,7 +57,8 @@ inline void enter_block(int block, Tile<S>* tile) {
   }
 }
 
-// 64 slots that are not seen, 64 that are, 64 that are not: read at an offset, it masks either end of a block.
+// A mask of 64 slots that are not seen, 64 that are, and 64 that are not: read at an offset, it covers either end of a
+// block.
 struct SeenTable {
   int32_t mask[3 * kKvBlock];
   float bias[3 * kKvBlock];
@@ -91,7 +93,7 @@ inline void mask_scores(Tile<S>* tile, int row) {
   }
 }
 
-// Scores to e^(score - largest). Rows that see nothing of the block keep their state.
+// Turns scores into e^(score - largest). Rows that see nothing of the block keep their state.
 template <class S>
 inline void softmax_step(Tile<S>* tile) {
   using F = typename S::F;

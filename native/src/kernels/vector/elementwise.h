@@ -17,8 +17,8 @@ inline void for_each_group(const float* x, int count, const Work& work) {
   work(tail, whole);
 }
 
-// max|x| of 32 floats, and what turns them into -127 .. 127. One that is not finite makes the scale NaN: rounding would
-// hide it.
+// max|x| of 32 floats, and the factor that maps them to -127 .. 127. If one of them is not finite, the scale is NaN,
+// because rounding would hide it.
 template <class S>
 inline float inverse_scale(const float* x, float* scale) {
   const typename S::F low = S::load(x), high = S::load(x + 16), zero = S::zero();

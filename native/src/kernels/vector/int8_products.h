@@ -1,5 +1,5 @@
-// INT4 x INT8 products panel by panel and tile by tile: a panel times a tile of rows, so that nibbles are split once
-// for all rows of the tile. The arithmetic of an instruction set is a struct P:
+// INT4 x INT8 products for AVX2 and NEON. A panel is multiplied by a tile of rows, so that nibbles are split once for
+// all rows of the tile. The arithmetic of an instruction set is a struct P:
 //   P::S                                          its Simd struct
 //   P::rows_of_tile(rows_left)                    how many rows the next tile takes, at most P::kTileRows
 //   P::multiply_group(nibbles, x, x_stride, dot)  dot[row] = a panel's group times the Block of each row, exactly
@@ -15,18 +15,19 @@ namespace mobilemoe::vector {
 // What one tile reads and writes: a panel's groups, rows of Blocks, rows of 16 outputs.
 struct PanelTile {
   const uint8_t* nibbles;
-  const uint16_t* scales;  // kHasScales: of the outputs; otherwise null, the Blocks' scales are complete
+  const uint16_t* scales;  // of the outputs if kHasScales; otherwise null, as the Blocks' scales include them
   int groups;
   const uint8_t* x;
   size_t x_stride;
   float* y;
   size_t y_stride;
-  bool is_first;         // otherwise the sums go on from those in y
-  const uint8_t* ahead;  // what `prefetch_group` is to bring into the cache: a stretch of the matrix that comes later
+  bool is_first;         // otherwise the sums are added to those in y
+  const uint8_t* ahead;  // a later part of the matrix, which `prefetch_group` brings into the cache
 };
 
-// A panel takes this much of the matrix for each group, scales included. A single row would wait for memory, so what it
-// reads 16 KiB later is fetched into L2 (L1 has too few places for lines on their way), scales too: without gaps.
+// The bytes of a panel for each group, scales included. With a single row the memory's speed is the limit, so what is
+// read 16 KiB later is prefetched: into L2, because L1 can wait for too few lines at a time, and with the scales,
+// because a stream without gaps is the fastest.
 constexpr int kGroupStep = kGroupBytes + 2 * kPanel;
 constexpr int kAhead = 16384;
 
@@ -70,7 +71,7 @@ inline void multiply_rows(const PanelTile& tile) {
   unroll<kRows>([&](auto row) { S::store(output(row), sum[row]); });
 }
 
-// The same for `rows`, which P::rows_of_tile gave.
+// The same for a number of rows that P::rows_of_tile gave.
 template <class P, bool kHasScales, int kRows = P::kTileRows>
 inline void multiply(const PanelTile& tile, int rows) {
   if constexpr (kRows > 1) {
@@ -96,12 +97,12 @@ void matmul_blocks(const Matrix& w, int begin, int end, const void* x, size_t x_
   }
 }
 
-constexpr int kChunk = 32;  // groups whose inputs, rounded for a pair of panels, stand on the stack together
+constexpr int kChunk = 32;  // groups whose inputs, rounded for a pair of panels, are on the stack at a time
 
 // The scales of a chunk, and a tile's inputs multiplied by them.
 template <class P>
 struct Chunk {
-  float share[kChunk][kGroup];  // of the largest of each group: at most 1
+  float share[kChunk][kGroup];  // scales divided by the largest of their group
   float largest[kChunk];
   Block blocks[P::kTileRows][kChunk];
 
@@ -121,7 +122,7 @@ struct Chunk {
   }
 };
 
-// The scales of a pair are at its end but needed first.
+// The scales of a pair of panels come behind its nibbles, but are needed first.
 inline __attribute__((always_inline)) void prefetch_scales(const Matrix& w, int panel) {
   const auto* scales = reinterpret_cast<const uint8_t*>(w.scales(panel));
   for (int group = 0; group < w.groups(); ++group) prefetch(scales + group * 2 * kGroup);

@@ -5,7 +5,7 @@
 
 namespace mobilemoe::vector {
 
-// The 16 lanes added as a tree: i with i + 8, then 4, 2, 1.
+// The sum of the 16 lanes, added as a tree: lane i and lane i + 8, then 4, 2 and 1 apart.
 template <class S>
 inline float sum(typename S::F x) {
   float lane[16];
@@ -25,7 +25,7 @@ inline float max_lane(typename S::F x) {
   return lane[0];
 }
 
-// The largest lane, sooner; NaN lanes may be ignored.
+// The largest lane, computed faster; NaN lanes may be ignored.
 template <class S>
 inline float largest_lane(typename S::F x) {
   using Four = float __attribute__((vector_size(16)));

@@ -1,14 +1,14 @@
-// How fast an instruction set multiplies int8 at best, for shares of the machine's limit. P is a struct of
+// How fast an instruction set can multiply int8 at best: measured speeds are compared with it. P is a struct of
 //   V, kProducts             a register of sums, and the multiply-adds of one instruction
 //   fill(x), dot(acc, a, b)  int8 values; acc + the products of a and b
-//   hide(v)                  takes from the compiler what it knows of a register
+//   hide(v)                  makes the compiler forget what it knows about a register
 #pragma once
 
 namespace mobilemoe::vector {
 
 template <class P>
 double multiply_adds() {
-  constexpr int kChains = 12;  // enough that none waits for its last sum, and no more than AVX2 has registers for
+  constexpr int kChains = 12;  // enough that none waits for its last sum, and they still fit into AVX2's registers
   constexpr int kRounds = 4096;
   typename P::V sums[kChains];
   for (auto& sum : sums) sum = P::fill(0);
@@ -16,7 +16,7 @@ double multiply_adds() {
   const typename P::V b = P::fill(1);
   for (int round = 0; round < kRounds; ++round) {
     for (auto& sum : sums) {
-      P::hide(a);  // or equal products are computed once
+      P::hide(a);  // or the compiler would compute equal products only once
       sum = P::dot(sum, a, b);
     }
   }

@@ -5,7 +5,7 @@
 
 namespace mobilemoe::vector {
 
-// One panel of the router times R rows: inputs i go to partial sum i % 4; then (p0 + p1) + (p2 + p3).
+// One panel of the router times R rows. Input i is added to partial sum i % 4; the result is (p0 + p1) + (p2 + p3).
 template <class S, int R>
 inline void router_tile(const float* weights, size_t width, int inputs, const float* x, size_t x_stride, float* logits,
                         size_t logits_stride) {

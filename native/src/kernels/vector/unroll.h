@@ -1,4 +1,4 @@
-// Loops that are gone after compilation.
+// Loops that the compiler unrolls completely.
 #pragma once
 
 namespace mobilemoe::vector {
@@ -9,7 +9,8 @@ struct Count {
   constexpr operator int() const { return n; }
 };
 
-// step(Count<0>()), ..., step(Count<n - 1>()). After a loop instead, GCC 12 would leave arrays of vectors in memory.
+// step(Count<0>()), ..., step(Count<n - 1>()). With an ordinary loop, GCC 12 would keep arrays of
+// vectors in memory.
 template <int n, class Step>
 __attribute__((always_inline)) inline void unroll(const Step& step) {
   if constexpr (n > 0) {
