@@ -102,5 +102,5 @@ def test_forms_that_mean_the_same_are_equal_and_stay_as_they_were_written():
 
 
 def test_a_read_rope_scaling_keeps_keys_that_mean_nothing_here():
-    raw = META_S | {"rope_scaling": META_S["rope_scaling"] | {"type": "llama3", "beta_fast": 32}}
+    raw = META_S | {"rope_scaling": META_S["rope_scaling"] | {"type": "llama3", "nobody_knows": 32}}
     assert ModelConfig.from_dict(raw).to_dict() == raw

@@ -6,10 +6,11 @@ import json
 import pytest
 
 from config_cases import META_S, SMALL, refusal
-from foreign_configs import FITS, READ, REFUSED
+from foreign_configs import DEFAULT, FITS, NEW, READ, REFUSED
 from mobilemoe.checkpoint import write_random
 from mobilemoe.config import ModelConfig, RopeScaling
 from mobilemoe.config_keys import OFF_KEYS, SAME_KEYS, SPECIAL_KEYS
+from mobilemoe.config_rope import FOREIGN_SCALING
 from mobilemoe.config_rules import FULL
 
 pytest_plugins = ["cli_calls"]
@@ -31,6 +32,20 @@ def test_rope_is_read_as_transformers_5_writes_it(case):
 def test_what_contradicts_itself_or_is_not_computed_is_refused_by_name(case):
     changes, complaint = REFUSED[case]
     assert complaint in refusal(ModelConfig.from_dict, V5 | changes)
+
+
+@pytest.mark.parametrize("entry", [NEW, DEFAULT], ids=["llama3", "default"])
+@pytest.mark.parametrize("part", sorted(FOREIGN_SCALING))
+def test_what_belongs_to_other_scalings_is_refused_by_name(part, entry):
+    for value in ({**entry, part: [1.0]}, {FULL: {**entry, part: 2}}):
+        assert f"{part} is" in refusal(ModelConfig.from_dict, V5 | {"rope_parameters": value})
+    ModelConfig.from_dict(V5 | {"rope_parameters": {**entry, part: None}})
+
+
+@pytest.mark.parametrize("part", ["factor", "low_freq_factor", "high_freq_factor"])
+def test_a_factor_without_a_scaling_is_refused(part):
+    said = refusal(ModelConfig.from_dict, V5 | {"rope_parameters": {**DEFAULT, part: 4.0}})
+    assert f"{part} is 4.0, which is not supported with 'default'" in said
 
 
 @pytest.mark.parametrize("change", [{"rope_theta": 1e6}, {"rope_scaling": None}, {"rope_scaling": RopeScaling()}])

@@ -10,6 +10,7 @@ from foreign_configs import FITS, LLAMA3, NEW, READ, REFUSED
 from mobilemoe.checkpoint import write_random
 from mobilemoe.config import ModelConfig
 from mobilemoe.config_keys import OFF_KEYS, SAME_KEYS, SPECIAL_KEYS
+from mobilemoe.config_rope import FOREIGN_SCALING
 from mobilemoe.engine.native import native
 from mobilemoe.errors import ConfigError
 from mobilemoe.presets import family_member
@@ -39,7 +40,7 @@ def cases(base: dict) -> list[dict]:
         )
         grid.append({**without, "dtype": "bfloat16", **changes, **mixed})
     for key in ("rope_parameters", "rope_scaling"):
-        for part in ("rope_type", *LLAMA3, "rope_theta", "type", "partial_rotary_factor"):
+        for part in ("rope_type", *LLAMA3, "rope_theta", "type", "partial_rotary_factor", *FOREIGN_SCALING):
             grid += [{key: {**NEW, part: value}} for value in (None, 0, -1, 2, "yarn", "llama3", True, [], {})]
             grid.append({key: {name: value for name, value in NEW.items() if name != part}})
         grid += [{key: value} for value in (None, {}, [], 3, "llama3", {"x_attention": NEW}, {"full_attention": NEW})]

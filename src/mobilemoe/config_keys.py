@@ -20,6 +20,7 @@ _OFF = {
         activation_sparsity_pattern mlp_only_layers dense_layers nope_layers layers_block_type block_types
         hybrid_override_pattern attn_type_list linear_attn_config ssm_cfg mamba_d_state full_attn_idxs pruned_heads
         dual_chunk_attention_config mlp_multipliers ssm_multipliers
+        attn_config ffn_config moe_config mamba_config ssm_config attn_layer_indices memory_layers
     """,
     (0,): """
         mlp_bias ffn_bias use_bias bias qkv_bias add_qkv_bias attention_qkv_bias attention_out_bias
@@ -43,6 +44,14 @@ _OFF = {
         alibi use_alibi use_mrope use_logn_attn use_dynamic_ntk scale_attn_by_inverse_layer_idx
         num_kv_shared_layers hidden_size_per_layer_input laurel_rank mamba_expand conv_L_cache
         is_encoder_decoder add_cross_attention use_bidirectional_attention bidirectional
+        block_sparse sparse_attention use_sparse_attention value_residual use_value_residual layer_scale
+        layerscale use_layer_scale layer_scale_init_value layerscale_value embedding_norm embed_norm
+        use_embed_norm v_norm use_v_norm o_norm use_qk_l2norm use_qk_l2_norm qk_l2_norm attention_gate attn_gate
+        gated_attn use_attn_gate use_output_gate cross_layer_sharing kv_sharing attention_k_eq_v
+        use_double_wide_mlp global_head_dim num_global_key_value_heads apply_layernorm_1p norm_before_gate xpos
+        use_xpos cope use_cope use_grouped_topk mamba_d_conv mamba_d_ssm mamba_n_heads mamba_num_heads
+        mamba_head_dim ssm_state_size conv_kernel conv_bias short_conv linear_conv_kernel_dim
+        linear_num_key_heads linear_num_value_heads
     """,
     (0, 1): """
         n_group topk_group n_groups num_expert_group num_limited_groups altup_num_inputs hc_mult cla_share_factor
@@ -59,10 +68,15 @@ _OFF = {
         rope_interleaved rope_interleave rotary_interleaved is_rope_interleaved
         use_rope use_rotary use_rotary_embeddings use_rms_norm rms_norm scale_attn_weights is_causal
         do_layer_norm_before final_layernorm use_final_norm
+        output_scale resid_scale hidden_states_scale emb_scale embeddings_scale pre_norm use_pre_norm final_norm
+        skip_connections
     """,
     ("silu", "swish"): "hidden_activation mlp_hidden_act activation_function activation hidden_function act_fn",
-    ("rms_norm", "rmsnorm", "RMSNorm", "rms"): "norm_type normalization normalization_type layernorm_type",
+    ("rms_norm", "rmsnorm", "RMSNorm", "rms"): "norm_type normalization normalization_type layernorm_type "
+    "normalization_function layer_norm_type norm_class norm_kind",
     ("rope", "rotary", "default"): "position_embedding_type pos_embedding_type position_encoding_type",
+    ("full", "gqa", "mha", "mqa", "full_attention", "softmax", "default", "causal"): "attention_type attn_type",
+    ("none", "default"): "rope_scaling_type",
 }
 # Other names of what is read here: they must say the same.
 _SAME = {
@@ -72,17 +86,22 @@ _SAME = {
     "num_key_value_heads": "n_head_kv num_kv_heads n_kv_heads num_query_groups multi_query_group_num",
     "head_dim": "kv_channels v_head_dim value_head_dim qk_head_dim rotary_dim rope_dim rotary_emb_dim rotary_ndims",
     "intermediate_size": "moe_intermediate_size expert_intermediate_size expert_ffn_size moe_ffn_hidden_size",
-    "intermediate_size_mlp": "shared_expert_intermediate_size shared_intermediate_size",
+    "intermediate_size_mlp": "shared_expert_intermediate_size shared_intermediate_size "
+    "moe_shared_expert_intermediate_size",
     "num_local_experts": "num_experts n_experts n_routed_experts moe_num_experts",
-    "num_experts_per_tok": "num_experts_per_token experts_per_token num_selected_experts moe_topk moe_k",
+    "num_experts_per_tok": "num_experts_per_token experts_per_token num_selected_experts moe_topk moe_k moe_top_k "
+    "moe_router_topk top_k_experts num_activated_experts",
     "norm_topk_prob": "moe_renormalize route_norm",
     "routed_scaling_factor": "route_scale moe_router_topk_scaling_factor router_scaling_factor",
-    "router_score": "scoring_func score_func score_function moe_router_score_function moe_router_activation_func",
-    "has_expert_bias": "use_expert_bias moe_router_enable_expert_bias use_routing_bias",
+    "router_score": "scoring_func score_func score_function moe_router_score_function moe_router_activation_func "
+    "expert_selection_fn moe_gating gating_function router_activation moe_router_activation router_activation_func",
+    "has_expert_bias": "use_expert_bias moe_router_enable_expert_bias use_routing_bias use_moe_bias "
+    "e_score_correction_bias",
     "rms_norm_eps": "norm_eps norm_epsilon rms_norm_epsilon layer_norm_eps layer_norm_epsilon layernorm_epsilon",
     "rope_theta": "rope_base rotary_base rotary_emb_base global_rope_theta rope_local_base_freq local_rope_theta "
     "swa_rope_theta",
-    "scale": "attention_multiplier softmax_scale",
+    "scale": "attention_multiplier softmax_scale qk_scale attn_softmax_scale",
+    "tie_word_embeddings": "tie_embedding_weights tie_embeddings tied_embeddings weight_tying tie_weights",
 }
 # Keys that say which layers have a window or no RoPE; where the list of layers says it, they change nothing.
 _IN_LAYER_TYPES = (

@@ -13,6 +13,13 @@ from mobilemoe.config_rules import FULL, is_finite
 from mobilemoe.errors import ConfigError
 
 _OLD, _NEW, _THETA = "rope_scaling", "rope_parameters", "rope_theta"
+# Of scalings that are not computed here, whatever kind they claim to be; other keys mean nothing and are kept.
+_FOREIGN = """
+    alpha attention_factor attn_factor beta_fast beta_slow extrapolation_factor finetuned long_factor long_mscale mscale
+    mscale_all_dim mrope_interleaved mrope_section scale_base short_factor short_mscale truncate
+"""
+FOREIGN_SCALING = frozenset(_FOREIGN.split())
+_OF_LLAMA3 = frozenset(("factor", "low_freq_factor", "high_freq_factor"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +98,12 @@ def _read_scaling(entry: Mapping[str, Any], where: str, otherwise: str | None) -
     part = entry.get("partial_rotary_factor")
     if part not in (None, 1):
         raise ConfigError(f"{where}.partial_rotary_factor is {part!r}, but RoPE turns the whole head here")
+    foreign = (
+        FOREIGN_SCALING if kind == "llama3" else {*FOREIGN_SCALING, "factor", "low_freq_factor", "high_freq_factor"}
+    )
+    for key, value in entry.items():
+        if key in foreign and value is not None:
+            raise ConfigError(f"{where}.{key} is {value!r:.60}, which is not supported with {kind!r}")
     if kind == "default":
         return None
     try:

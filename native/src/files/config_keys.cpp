@@ -29,6 +29,7 @@ constexpr Off kOff[] = {
     activation_sparsity_pattern mlp_only_layers dense_layers nope_layers layers_block_type block_types
     hybrid_override_pattern attn_type_list linear_attn_config ssm_cfg mamba_d_state full_attn_idxs pruned_heads
     dual_chunk_attention_config mlp_multipliers ssm_multipliers
+    attn_config ffn_config moe_config mamba_config ssm_config attn_layer_indices memory_layers
     )"},
     {"0", R"(
     mlp_bias ffn_bias use_bias bias qkv_bias add_qkv_bias attention_qkv_bias attention_out_bias
@@ -49,6 +50,13 @@ constexpr Off kOff[] = {
     add_unit_offset zero_centered_norm layernorm_zero_centered alibi use_alibi use_mrope use_logn_attn
     use_dynamic_ntk scale_attn_by_inverse_layer_idx num_kv_shared_layers hidden_size_per_layer_input laurel_rank
     mamba_expand conv_L_cache is_encoder_decoder add_cross_attention use_bidirectional_attention bidirectional
+    block_sparse sparse_attention use_sparse_attention value_residual use_value_residual layer_scale layerscale
+    use_layer_scale layer_scale_init_value layerscale_value embedding_norm embed_norm use_embed_norm v_norm
+    use_v_norm o_norm use_qk_l2norm use_qk_l2_norm qk_l2_norm attention_gate attn_gate gated_attn use_attn_gate
+    use_output_gate cross_layer_sharing kv_sharing attention_k_eq_v use_double_wide_mlp global_head_dim
+    num_global_key_value_heads apply_layernorm_1p norm_before_gate xpos use_xpos cope use_cope use_grouped_topk
+    mamba_d_conv mamba_d_ssm mamba_n_heads mamba_num_heads mamba_head_dim ssm_state_size conv_kernel conv_bias
+    short_conv linear_conv_kernel_dim linear_num_key_heads linear_num_value_heads
     )"},
     {"0 1", R"(
     n_group topk_group n_groups num_expert_group num_limited_groups altup_num_inputs hc_mult cla_share_factor
@@ -64,15 +72,24 @@ constexpr Off kOff[] = {
     moe_layer_frequency moe_every_n_layers moe_layer_interval expert_interval rope_interleaved rope_interleave
     rotary_interleaved is_rope_interleaved use_rope use_rotary use_rotary_embeddings use_rms_norm rms_norm
     scale_attn_weights is_causal do_layer_norm_before final_layernorm use_final_norm
+    output_scale resid_scale hidden_states_scale emb_scale embeddings_scale pre_norm use_pre_norm final_norm
+    skip_connections
     )"},
     {"silu swish", R"(
     hidden_activation mlp_hidden_act activation_function activation hidden_function act_fn
     )"},
     {"rms_norm rmsnorm RMSNorm rms", R"(
     norm_type normalization normalization_type layernorm_type
+    normalization_function layer_norm_type norm_class norm_kind
     )"},
     {"rope rotary default", R"(
     position_embedding_type pos_embedding_type position_encoding_type
+    )"},
+    {"full gqa mha mqa full_attention softmax default causal", R"(
+    attention_type attn_type
+    )"},
+    {"none default", R"(
+    rope_scaling_type
     )"},
 };
 // Other models' names for fields that are read under our name: both must have the same value.
@@ -96,13 +113,14 @@ constexpr Same kSame[] = {
     moe_intermediate_size expert_intermediate_size expert_ffn_size moe_ffn_hidden_size
     )"},
     {"intermediate_size_mlp", [](const Config& c) -> double { return c.intermediate_size_mlp; }, R"(
-    shared_expert_intermediate_size shared_intermediate_size
+    shared_expert_intermediate_size shared_intermediate_size moe_shared_expert_intermediate_size
     )"},
     {"num_local_experts", [](const Config& c) -> double { return c.num_local_experts; }, R"(
     num_experts n_experts n_routed_experts moe_num_experts
     )"},
     {"num_experts_per_tok", [](const Config& c) -> double { return c.num_experts_per_tok; }, R"(
-    num_experts_per_token experts_per_token num_selected_experts moe_topk moe_k
+    num_experts_per_token experts_per_token num_selected_experts moe_topk moe_k moe_top_k moe_router_topk
+    top_k_experts num_activated_experts
     )"},
     {"norm_topk_prob", [](const Config& c) -> double { return c.norm_topk_prob ? 1 : 0; }, R"(
     moe_renormalize route_norm
@@ -111,7 +129,7 @@ constexpr Same kSame[] = {
     route_scale moe_router_topk_scaling_factor router_scaling_factor
     )"},
     {"has_expert_bias", [](const Config& c) -> double { return c.has_expert_bias() ? 1 : 0; }, R"(
-    use_expert_bias moe_router_enable_expert_bias use_routing_bias
+    use_expert_bias moe_router_enable_expert_bias use_routing_bias use_moe_bias e_score_correction_bias
     )"},
     {"rms_norm_eps", [](const Config& c) -> double { return c.rms_norm_eps; }, R"(
     norm_eps norm_epsilon rms_norm_epsilon layer_norm_eps layer_norm_epsilon layernorm_epsilon
@@ -120,11 +138,15 @@ constexpr Same kSame[] = {
     rope_base rotary_base rotary_emb_base global_rope_theta rope_local_base_freq local_rope_theta swa_rope_theta
     )"},
     {"scale", [](const Config& c) -> double { return c.attention_scale; }, R"(
-    attention_multiplier softmax_scale
+    attention_multiplier softmax_scale qk_scale attn_softmax_scale
+    )"},
+    {"tie_word_embeddings", [](const Config& c) -> double { return c.tie_word_embeddings ? 1 : 0; }, R"(
+    tie_embedding_weights tie_embeddings tied_embeddings weight_tying tie_weights
     )"},
 };
 constexpr std::string_view kRouterScore = R"(
     scoring_func score_func score_function moe_router_score_function moe_router_activation_func
+    expert_selection_fn moe_gating gating_function router_activation moe_router_activation router_activation_func
 )";
 // clang-format on
 constexpr std::string_view kShared = "n_shared_experts num_shared_experts moe_num_shared_experts";

@@ -14,6 +14,12 @@ using config_fields::fail;
 using config_fields::Fields;
 using config_fields::show;
 
+// Between blanks: of scalings that are not computed here, whatever kind they claim to be; and of llama3.
+constexpr char kForeign[] =
+    " alpha attention_factor attn_factor beta_fast beta_slow extrapolation_factor finetuned long_factor long_mscale"
+    " mscale mscale_all_dim mrope_interleaved mrope_section scale_base short_factor short_mscale truncate ";
+constexpr char kOfLlama3[] = " factor low_freq_factor high_freq_factor ";
+
 struct Entry {
   std::string where;
   const Json* object;
@@ -57,6 +63,13 @@ std::optional<RopeScaling> read_scaling(const Entry& entry, bool is_new) {
   const Json* part = fields.get("partial_rotary_factor");
   if (part != nullptr && !Fields::is_number(*part, 1)) {
     fields.refuse("partial_rotary_factor", ", but RoPE turns the whole head here");
+  }
+  const std::string foreign = kind == 0 ? kForeign : std::string(kForeign) + kOfLlama3;
+  for (const JsonMember& member : *entry.object->members()) {
+    if (foreign.find(" " + member.name + " ") != std::string::npos && !member.value.is_null()) {
+      fail(entry.where + "." + member.name + " is " + show(member.value) + ", which is not supported with " +
+           (kind == 0 ? "llama3" : "default"));
+    }
   }
   if (kind == 1) return std::nullopt;
   RopeScaling scaling;
