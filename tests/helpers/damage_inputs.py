@@ -276,8 +276,8 @@ TARGETS = [
     Target(("train", "init.toml", "--out", "out"), "bf16/config.json", "json", step=20),
     Target(("train", "init.toml", "--out", "out"), "tok/tokenizer.json", "json", step=20),
     Target(("train", "init.toml", "--out", "out"), "tok/tokenizer_config.json", "json", step=20),
-    Target(("train", "init.toml", "--out", "out"), "chats/own.jsonl", "jsonl", step=4),
-    Target(("train", "recipe.toml", "--out", "out"), "text/own.jsonl", "jsonl", step=6),
+    Target(("train", "init.toml", "--out", "out"), "chats/own.jsonl", "jsonl", names=("'own'",), step=4),
+    Target(("train", "recipe.toml", "--out", "out"), "text/own.jsonl", "jsonl", names=("'own'",), step=6),
     Target(("train", "recipe.toml", "--out", "run"), "run/recipe.json", "json", step=9),
     Target(
         ("train", "recipe.toml", "--out", "run", "--set", "train.steps=2"),
