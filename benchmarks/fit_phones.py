@@ -1,4 +1,4 @@
-"""Where the constants in src/mobilemoe/profile/devices come from: the paper's phones, fitted to spec section 7.
+"""Computes the constants in src/mobilemoe/profile/devices: fits to the paper's phone speeds (spec section 7).
 
 Each phone has eight rows (two models, two prompts, prefill and decoding) and five constants, fitted to all eight. As a
 check each row is also predicted by a fit to the other seven, and S at 4k by a fit to the other six.

@@ -1,11 +1,11 @@
-"""How a model answers conversations for practice of another seed than those it was trained on, by kind.
+"""Measures how a model answers conversations for practice that are made with a new seed, by kind of question.
 
 python benchmarks/practice_answers.py MODEL [--conversations 200] [--seed 1000] [--backend native]
 
-Each answer is asked for after the turns before it as they should be, greedily, and counts where it is right to the
-letter, case and final full stop aside; of the several ways to refuse one is as good as another. The last line is one
-JSON object: by kind the share of right answers, its standard error and their number. Passages and talks of another seed
-are new to the model; many of the small sums are not.
+Each answer is generated greedily after the correct earlier turns. It counts as right if it equals the expected answer
+but for case and the final full stop; any of the several refusals counts. The last line is one JSON object with, for
+each kind, the share of right answers, its standard error and the number of questions. Passages and conversations of a
+new seed are new to the model; many of the small sums are not.
 """
 
 import argparse

@@ -1,8 +1,9 @@
-"""Training speed of a shape on one GPU: tokens/s, the share of a measured 8192^3 bf16 matmul (MFU), peak memory.
+"""Measures training speed on one GPU: tokens/s, share of a measured 8192^3 bf16 matmul (MFU), peak memory.
 
-Random tokens, dropless, the router's own choice. FLOPs a token: 6 N_act + 6 layers heads head_dim T (causal half), as
-`accounting.training_flops_per_token` counts them. Two rows: bf16 weights and moments; and what the recipes use: fp32
-weights and moments, bf16 products, z-loss, clipping, moving selection biases.
+Tokens are random, none is dropped, and experts are those the router chooses. FLOPs per token are 6 N_act + 6 layers
+heads head_dim T (causal half), as `accounting.training_flops_per_token` counts them. There are two rows: bf16 weights
+and moments, and what the recipes use: fp32 weights and moments, bf16 products, z-loss, clipping, moving selection
+biases.
 
 usage: python benchmarks/train_step.py [--shape S] [--batch 16] [--sequence 2048] [--weights bf16 fp32] [--profile]
 """
@@ -95,7 +96,7 @@ def make_step(
 
 
 def profile(step: Callable[[], object], rows: int = 48) -> None:
-    """The kernels that take most of a step."""
+    """Prints the kernels that take most of a step."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
@@ -131,7 +132,7 @@ def main() -> None:
         for weights in options.weights:
             for batch in options.batch:
                 for attention in options.attention:
-                    torch._dynamo.reset()  # compiled code does not ask again which attention it may use
+                    torch._dynamo.reset()  # compiled code does not check again which attention it may use
                     torch.cuda.empty_cache()
                     torch.cuda.reset_peak_memory_stats()
                     began = time.perf_counter()

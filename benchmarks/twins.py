@@ -1,20 +1,21 @@
-"""Twins of nano: models that differ in one thing, trained on as many tokens in several orders, and how they compare.
+"""Trains twins of nano, which differ in one respect and read equally many tokens in several orders, and compares them.
 
 python benchmarks/twins.py OUT [--data DIR] [--text FILE] [--seeds 3] [--processes 6] [--steps 1200] [--report]
                            [--set ENTRY=VALUE ...]
 
-Two questions. Which shape: nano's, dense of equal active size, dense of equal bytes, coarser experts, a shared expert;
-all from new weights, scored in BF16. What rounding costs: nano's runs trained for a quarter more, in BF16, with
-quantisation-aware training (QAT), with learnt scales (LSQ), and half distilled from the run that they start from; the
-BF16 runs are rounded as well (PTQ), and all but BF16 scored as INT4, with exact activations.
+It answers two questions. Which shape is best: nano's, dense of equal active size, dense of equal bytes, coarser
+experts, or a shared expert? All start from new weights and are scored in BF16. What does rounding cost? nano's runs are
+trained for a quarter more steps: in BF16, with quantisation-aware training (QAT), with learnt scales (LSQ), and half
+distilled from the run that they start from. The BF16 runs are also rounded (PTQ). All but BF16 are scored in INT4, with
+exact activations.
 
-Everything is done by the verbs of mobilemoe, several at a time on the GPU that CUDA_VISIBLE_DEVICES names. The same
-command again goes on where the last one stopped: OUT/twins.csv holds a row for each finished run. --report only reads
-that table. --set goes to every run, after this file's own settings.
+The work is done by the verbs of mobilemoe, several at a time, on the GPU that CUDA_VISIBLE_DEVICES names. The same
+command resumes: OUT/twins.csv holds a row for each finished run. --report only reads that table. --set applies to every
+run, after this file's own settings.
 
-The last line is one JSON object: by question and arm the mean difference to the first arm in bits per byte, by source
-too, with half the width of its 95% interval. Arms share the seeds, so an interval comes from what is left when the
-means of arm and seed are taken away, pooled over the arms of a question.
+The last line is one JSON object: for each question and arm the mean difference to the first arm in bits per byte, also
+by source, with half the width of its 95% interval. All arms share the seeds, so the interval comes from the residuals
+after subtracting the means of arm and seed, pooled over the arms of a question.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ SETTINGS = {
     "final_learning_rate": 0.0,
     "warmup_steps": 100,
     "schedule": '"linear"',
-    "weight_decay": 0.1,  # little is read twice
+    "weight_decay": 0.1,  # so that little text is read twice
     "checkpoint_every": 400,
     "keep_checkpoints": 1,
 }
@@ -74,7 +75,7 @@ ROUNDINGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Job:
-    """A run, its settings, the run that it starts from, and the arms whose rows it gives, with whether rounded."""
+    """A run, its settings, the run that it starts from, and the arms that it gives rows for, each rounded or not."""
 
     name: str
     question: str
@@ -85,7 +86,7 @@ class Job:
 
 
 def jobs(out: Path, data: str | None, seeds: int, steps: int, own: Sequence[str]) -> Iterator[Job]:
-    """All runs, seed by seed, so that whole sets of twins are there first."""
+    """All runs, seed by seed, so that complete sets of twins finish first."""
     for seed in range(1, seeds + 1):
         common = [*_entries("train", SETTINGS), f"train.seed={seed}", f"data.seed={seed}"]
         common += [f"data.path={data}"] if data else []
@@ -110,7 +111,7 @@ def _name(arm: str) -> str:
 
 
 def work(job: Job, out: Path, text: Path) -> list[dict[str, Any]]:
-    """Trains and scores a run; the rows of its arms."""
+    """Trains and scores a run, and returns the rows of its arms."""
     run = out / "runs" / job.name
     began = time.monotonic()
     _mobilemoe(out, job.name, "train", str(RECIPE), "--out", str(run), *_sets(f"name={job.name}", *job.settings))
@@ -139,14 +140,14 @@ def _sets(*settings: str) -> list[str]:
 
 
 def _mobilemoe(out: Path, name: str, *arguments: str) -> str:
-    """What a verb prints; what else it says goes into the run's log."""
+    """The standard output of a verb; its standard error goes into the run's log."""
     with (out / "logs" / f"{name}.log").open("a") as log:
         command = [sys.executable, "-m", "mobilemoe", *arguments]
         return subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, check=True).stdout
 
 
 def train_all(chosen: list[Job], out: Path, text: Path, processes: int) -> None:
-    """Works off the jobs in their order, each after its parent; rows are written as they come."""
+    """Runs the jobs in their order, each after its parent, and writes rows as they are finished."""
     path = out / TABLE
     (out / "logs").mkdir(parents=True, exist_ok=True)
     done = {row["run"] for row in read_table(path)}
@@ -158,7 +159,7 @@ def train_all(chosen: list[Job], out: Path, text: Path, processes: int) -> None:
                 left.remove(job)
                 running[pool.submit(work, job, out, text)] = job
             if not running:
-                break  # what is left waits for a run that failed
+                break  # the remaining jobs wait for a run that failed
             ended, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in ended:
                 job = running.pop(future)
@@ -189,9 +190,9 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def differences(rows: list[dict[str, str]]) -> dict[str, Any]:
-    """By question: the arms' mean bits per byte, and their differences to the first arm with half of their interval.
+    """For each question the arms' mean bits per byte, and their differences to the first arm with half the interval.
 
-    Of the seeds that every arm has. The interval is Student's, from the residuals of arm and seed over all arms.
+    Only seeds that every arm has are used. The interval is Student's, from the residuals of arm and seed over all arms.
     """
     found: dict[str, Any] = {}
     for question in dict.fromkeys(row["question"] for row in rows):

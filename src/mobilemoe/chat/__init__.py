@@ -1,9 +1,9 @@
-"""Messages to a prompt: the chat template of spec 3.4, or a model folder's own, rendered in a process with limits.
+"""From messages to a prompt, by the chat template of spec 3.4, or by a model's own in a process with limits.
 
     template = ChatTemplate.load(folder)
     ids = encode_chat(tokenizer, template, [{"role": "user", "content": "Hi"}])
 
-A template comes with a model, so it is not trusted. A message comes from anybody, so it cannot hold control ids.
+A template comes with a model, so it is not trusted. A message can come from anybody, so it never becomes control ids.
 """
 
 from mobilemoe.chat.messages import Message, check_messages

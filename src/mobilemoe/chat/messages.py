@@ -1,4 +1,4 @@
-"""What a conversation is made of."""
+"""The messages of a conversation, and their check."""
 
 from __future__ import annotations
 

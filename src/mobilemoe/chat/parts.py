@@ -1,4 +1,4 @@
-"""From a rendered conversation to ids, and to what in it is the assistant's to write."""
+"""From a rendered conversation to ids, and to the parts of it that the assistant writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mobilemoe.chat.messages import Message, check_messages
 from mobilemoe.chat.template import ChatTemplate
 from mobilemoe.errors import TokenizerError
 
-MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode's noncharacters: no honest text holds them
+MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode's noncharacters: not used in real text
 
 
 class ChatEncoder(Protocol):
@@ -45,7 +45,7 @@ def encode_chat(
 class Part(NamedTuple):
     """A stretch of a rendered conversation: the name of a control token if `special`, else plain text.
 
-    `taught` are the (begin, end) runs of its UTF-8 bytes that the assistant has to write itself.
+    `taught` are the (begin, end) ranges of its UTF-8 bytes that the assistant learns to write.
     """
 
     text: str
@@ -59,13 +59,13 @@ def chat_parts(
     messages: Sequence[Message],
     unlearnt: Collection[int] = (),
 ) -> list[Part]:
-    """The parts that `encode_chat` makes of a finished conversation, and what in them is the assistant's to write.
+    """The parts that `encode_chat` makes of a finished conversation, with those marked that the assistant writes.
 
-    Where the template marks that by {% generation %}, it is what stands between, as in transformers. Elsewhere it is
-    the content of the assistant's messages, and the control token after it where no more than blanks stand between.
-    Messages at the places `unlearnt` are left out of that.
-    Raises TokenizerError for a template that changes this content by more than taking the blanks off its ends, leaves
-    it out, or marks by itself what is `unlearnt`.
+    If the template marks them by {% generation %}, they are what it encloses, as in transformers. Otherwise they are
+    the content of the assistant's messages, and the control token after it if only blanks are in between. Messages at
+    the indices `unlearnt` are not marked.
+    Raises TokenizerError for a template that changes this content by more than stripping blanks, leaves it out, or
+    itself marks a message that is `unlearnt`.
     """
     if unlearnt and template.marks_generation:
         raise TokenizerError("its weights cannot be kept: the chat template marks by {% generation %} what is learnt")
@@ -77,7 +77,7 @@ def chat_parts(
         if rendered.replace(begin, "").replace(end, "") == plain:
             return _split_generations(rendered, special_pattern, hide, begin, end)
         raise _rewrites()
-    # Marks round the whole content; then, for a template that strips it, inside the blanks at its ends.
+    # Marks around the whole content first; then, for a template that strips it, inside the blanks at its ends.
     for strips in (False, True):
         marked = [
             message if place in unlearnt else _mark_content(message, begin, end, strips)
@@ -94,7 +94,7 @@ def chat_parts(
 
 
 def _split_generations(text: str, special_pattern: re.Pattern[str], hide: str, begin: str, end: str) -> list[Part]:
-    """Parts of a text with marks that may enclose control tokens."""
+    """The parts of a text whose marks may enclose control tokens."""
     marks = re.compile(f"([{begin}{end}])")
     parts = []
     depth = 0
@@ -130,7 +130,7 @@ def _split_contents(text: str, special_pattern: re.Pattern[str], hide: str, begi
         runs = list(pairwise(ends))[::2]
         closes = bool(runs) and not chunks[-1].strip() and index + 1 < len(pieces)
         if closes:
-            runs[-1] = (runs[-1][0], ends[-1])  # blanks before the token that closes the turn are written too
+            runs[-1] = (runs[-1][0], ends[-1])  # the assistant also writes blanks before the token that ends its turn
         parts.append(Part("".join(chunks), False, tuple(runs)))
     return parts
 

@@ -1,4 +1,4 @@
-"""The process in which a model's own chat template runs: at most so much memory, and so long (see `sandbox`)."""
+"""Runs a model's own chat template in a process with limits on memory and time (see `sandbox`)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from mobilemoe.chat.sandbox import CPU_SECONDS, write_frame
 from mobilemoe.errors import TokenizerError
 
 _SCRIPT = Path(__file__).with_name("sandbox.py")
-_WAIT_SECONDS = 30.0  # by the clock, on a machine that does much else; what counts is CPU_SECONDS
+_WAIT_SECONDS = 30.0  # of wall time, generous because the machine may be busy; the limit that matters is CPU_SECONDS
 
 
 class ChildRenderer:
-    """`sandbox.Renderer` in another process, which is started when needed. Safe to share between threads.
+    """`sandbox.Renderer` in another process, which is started when it is needed. Safe to share between threads.
 
-    TokenizerError if the template fails, refuses or breaks a limit.
+    Raises TokenizerError if the template fails, refuses the messages or exceeds a limit.
     """
 
     def __init__(self, source: str) -> None:
@@ -46,7 +46,7 @@ class ChildRenderer:
             return str(self._ask(request, "refused these messages"))
 
     def _start(self) -> bool:
-        """Starts the process; whether the template marks what the assistant writes."""
+        """Starts the process. Returns whether the template marks what the assistant writes."""
         path = os.pathsep.join(entry for entry in sys.path if entry)
         try:
             process = subprocess.Popen(
@@ -55,7 +55,7 @@ class ChildRenderer:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path},
-                start_new_session=True,  # Ctrl-C is for the run, which may still need prompts to end well
+                start_new_session=True,  # Ctrl-C is meant for the run, which may still need prompts to finish
             )
         except OSError as fault:
             raise TokenizerError(f"no process for the chat template can be started: {fault.strerror}") from None
@@ -65,7 +65,7 @@ class ChildRenderer:
 
     def _ask(self, request: dict[str, Any], fails: str) -> Any:
         assert self._process is not None
-        process, self._process = self._process, None  # not ours again before it has answered
+        process, self._process = self._process, None  # not usable again until it has answered
         try:
             answer = _exchange(process, request)
         except BaseException as fault:
@@ -80,7 +80,7 @@ class ChildRenderer:
 
 
 def _exchange(process: subprocess.Popen[bytes], request: dict[str, Any]) -> Any:
-    """The answer to `request`; OSError (a TimeoutError, too) or EOFError where none comes."""
+    """The answer to `request`. Raises OSError (TimeoutError included) or EOFError if none comes."""
     assert process.stdin is not None
     assert process.stdout is not None
     write_frame(process.stdin, request)
@@ -103,7 +103,7 @@ def _read(pipe: int, size: int, until: float) -> bytes:
 
 
 def _stop(process: subprocess.Popen[bytes], owner: int) -> int | None:
-    """Ends the process, and says how it ended; None in a fork, whose parent still needs it."""
+    """Ends the process and returns how it ended; None in a fork, because the parent still needs the process."""
     if owner != os.getpid():
         return None
     for pipe in (process.stdin, process.stdout):
@@ -111,7 +111,7 @@ def _stop(process: subprocess.Popen[bytes], owner: int) -> int | None:
             with suppress(OSError):
                 pipe.close()
     with suppress(subprocess.TimeoutExpired):
-        return process.wait(0.05)  # already dying, with a status that says why
+        return process.wait(0.05)  # it is ending already, and its status says why
     process.kill()
     return process.wait()
 

@@ -1,8 +1,8 @@
-"""Renders one chat template. Run as a script it is the process with limits that `renderer` starts for a template that
-came with a model: such a template is a program, and no list of refused operations keeps a program small.
+"""Renders one chat template. As a script it is the process with limits that `renderer` starts for a template that came
+with a model: such a template is a program, and only a limited process bounds what a program can use.
 
-It imports nothing of ours, so that starting it is quick. A frame on its pipes is eight bytes of length and then JSON:
-first {"source"}, then one request for each prompt.
+It imports nothing else of this package, so that it starts quickly. A frame on its pipes is a length of eight bytes and
+then JSON: first {"source"}, then one request for each prompt.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MAX_PROMPT_CHARACTERS = 2**24  # some thirty times the longest context; a template that writes more is a trap
+MAX_PROMPT_CHARACTERS = 2**24  # some thirty times the longest context; a template that writes more is malicious
 MEMORY_BYTES = 3 * 2**28  # four bytes for each of those characters, a few times over, and the interpreter
-CPU_SECONDS = 1  # for one prompt, and up to one more; honest templates take milliseconds
+CPU_SECONDS = 1  # for one prompt, and up to one more; normal templates take milliseconds
 
 
 class Renderer:
@@ -36,7 +36,7 @@ class Renderer:
         self.marks_generation = self._environment.marks_generation
 
     def render(self, names: Mapping[str, Any], unset: Sequence[str], marks: tuple[str, str] = ("", "")) -> str:
-        """What the template writes, `marks` round each {% generation %}; `unset` names are undefined without fault."""
+        """What the template writes, `marks` around each {% generation %}. Using an `unset` name is not an error."""
         self._environment.generation_marks = marks
         undefined = {name: jinja2.Undefined(name=name) for name in unset}
         pieces: list[str] = []
@@ -57,7 +57,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 class _Generation(Extension):
-    """{% generation %} ... {% endgeneration %}: round what the assistant writes."""
+    """{% generation %} ... {% endgeneration %}: encloses what the assistant writes."""
 
     tags = {"generation"}  # noqa: RUF012 - declared so by Jinja
     environment: _Environment
@@ -74,7 +74,7 @@ class _Generation(Extension):
 
 
 class _LoudUndefined(jinja2.Undefined):
-    """May be asked for what it is, as templates do; writing it out is an error, not silence (see `_written`)."""
+    """A template may test whether it is defined; writing it out is an error and not silently empty (see `_written`)."""
 
 
 def _written(value: Any) -> Any:
@@ -134,7 +134,7 @@ def _raise_exception(message: str) -> None:
 
 
 def one_line(fault: BaseException) -> str:
-    """What went wrong, for the end of a sentence."""
+    """The error's message on one line, to end a sentence with."""
     if isinstance(fault, MemoryError):
         return "it needs too much memory"
     return " ".join(str(fault).split()) or type(fault).__name__
@@ -148,7 +148,7 @@ def write_frame(pipe: IO[bytes], value: Any) -> None:
 
 
 def _read_frame(pipe: IO[bytes]) -> Any:
-    """The next value; EOFError when the other side is gone."""
+    """The next value. Raises EOFError if the other side has closed the pipe."""
     head = pipe.read(8)
     if len(head) < 8:
         raise EOFError

@@ -1,6 +1,6 @@
-"""ChatTemplate: where a model's folder keeps its chat template, and how it is written beside a trained model.
+"""ChatTemplate: finds the chat template in a model's folder, and writes it beside a trained model.
 
-The places, their order and the names that a template is given are those of transformers.
+The files, their order, and the names that a template can use are those of transformers.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _MAX_TEMPLATE_BYTES, _MAX_CONFIG_BYTES = 2**20, 2**23
 class ChatTemplate:
     """A compiled Jinja chat template with the names and functions that transformers gives to one.
 
-    `named` are the tokenizer's other templates, which are carried along; `marks_generation` says whether it tells the
-    assistant's words by {% generation %}; `is_default`, that the tokenizer had none and this is ours.
+    `named` are the tokenizer's other templates, which are copied along. `marks_generation`: whether it marks the
+    assistant's words by {% generation %}. `is_default`: whether the tokenizer had none, so that this is MobileMoE's.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ChatTemplate:
     ) -> None:
         """Compiles `source`; raises TokenizerError if it is not a Jinja template.
 
-        `tokens` are the special tokens that it may name ("bos_token", ...), with the texts that they stand for.
+        `tokens` are the special tokens that it may use, as text by name ("bos_token", ...).
         """
         self.source, self.named, self.is_default = source, dict(named or {}), is_default
         self._tokens = dict(tokens)
@@ -74,7 +74,7 @@ class ChatTemplate:
 
     @classmethod
     def find(cls, folder: Path | str) -> ChatTemplate | None:
-        """As `load`, but None where there is no template."""
+        """As `load`, but returns None if there is no template."""
         folder = Path(folder)
         config = _read_object(folder / CONFIG_FILE)
         templates, place = _find_templates(folder, config)
@@ -90,7 +90,7 @@ class ChatTemplate:
             raise TokenizerError(f"{place}: {fault}") from None
 
     def save(self, folder: Path) -> None:
-        """Writes the template into a model's folder as transformers does, so that nothing there says otherwise."""
+        """Writes the template into a model's folder as transformers does, and leaves no other template there."""
         path = folder / CONFIG_FILE
         before = _read_object(path)
         config = {key: value for key, value in before.items() if key != "chat_template"}
@@ -114,13 +114,13 @@ class ChatTemplate:
     ) -> str:
         """The prompt for `messages`, ending where the assistant begins if `add_generation_prompt`.
 
-        Raises TokenizerError if a message is malformed or the template fails, refuses, does what it may not, or takes
-        more time or memory than a prompt can be worth.
+        Raises TokenizerError if a message is malformed or the template fails, refuses, does what it may not, or needs
+        more time or memory than the limits allow.
         """
         names = {
             "messages": [dict(message) for message in check_messages(messages)],
             "add_generation_prompt": add_generation_prompt,
-            "tools": None,  # many templates ask whether it is none
+            "tools": None,  # many templates test whether it is none
             "documents": None,
             **self._tokens,
         }
@@ -137,12 +137,12 @@ class ChatTemplate:
 
 @lru_cache(maxsize=8)
 def _renderer(source: str) -> Renderer | ChildRenderer:
-    """One for all uses of a template; our own needs no guard."""
+    """One for all uses of a template; MobileMoE's own needs no limited process."""
     return Renderer(source) if source == CHAT_TEMPLATE else ChildRenderer(source)
 
 
 def _find_templates(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, str], Path]:
-    """Templates by name, and the file that counts. Files of their own replace all that stands in a JSON file."""
+    """Templates by name, and the file they are from. Template files replace whatever a JSON file has."""
     own = folder / TEMPLATE_FILE
     paths = {path.stem: path for path in sorted((folder / NAMED_FOLDER).glob("*.jinja"))}
     if os.path.lexists(own):
@@ -158,7 +158,7 @@ def _find_templates(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, 
 
 
 def _named_templates(value: object, path: Path) -> dict[str, str]:
-    """What stands under `chat_template`: one text, texts by name, or a list of {"name", "template"}."""
+    """The templates under the key `chat_template`: one text, texts by name, or a list of {"name", "template"}."""
     if isinstance(value, str):
         return {"default": value}
     if isinstance(value, dict):
@@ -175,7 +175,7 @@ def _named_templates(value: object, path: Path) -> dict[str, str]:
 
 
 def _read_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """Texts of the special tokens by name; a file gives each bare or as {"content": text}."""
+    """The texts of the special tokens by name; in a file each is a string or {"content": text}."""
     named = dict(config)
     if "added_tokens_decoder" not in config:  # as transformers: the older file counts where the newer form is missing
         named |= _read_object(folder / _TOKENS_FILE)

@@ -1,4 +1,4 @@
-"""Bytes on disk: the safetensors container, INT4 packing, the layouts, checkpoint folders and conversions."""
+"""Models on disk: safetensors files, INT4 packing, the layouts, checkpoint folders and conversions."""
 
 from mobilemoe.checkpoint.container import SafetensorsFile, write_safetensors
 from mobilemoe.checkpoint.convert import KindError, Report, compare, convert

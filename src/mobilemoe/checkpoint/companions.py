@@ -1,4 +1,4 @@
-"""What belongs to a model beside its weights and config, and goes where they go."""
+"""The files that belong to a model besides weights and config, and are copied with it."""
 
 from __future__ import annotations
 

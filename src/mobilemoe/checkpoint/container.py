@@ -1,7 +1,7 @@
 """The safetensors container: 8 bytes of header length, a JSON table of tensors, then their bytes, end to end.
 
-A header is believed only after every claim in it has been checked against the file's size; then the file is mapped,
-so opening a model takes no memory for its weights. numpy has no bfloat16: BF16 tensors are uint16 arrays here.
+Every claim in a header is checked against the file's size before it is used. Then the file is mapped into memory, so
+that opening a model allocates nothing for its weights. numpy has no bfloat16: BF16 tensors are uint16 arrays here.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Array: TypeAlias = npt.NDArray[Any]
 Spec: TypeAlias = tuple[str, tuple[int, ...]]  # dtype, shape
 
 MAX_HEADER_BYTES = 2**23  # some hundred thousand tensors; the native reader has the same limit
-MAX_RANK = 32  # what every numpy can hold
+MAX_RANK = 32  # the least that any numpy supports
 _PIECE = 2**24  # bytes hashed at once
 
-# Ascending, as the reference implementation ranks them: files are laid out by falling rank, then by name, which
+# In ascending order, as in the reference implementation: tensors are sorted by falling rank, then by name, which
 # keeps every tensor aligned to its own width.
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
@@ -50,7 +50,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 _RANK = {name: rank for rank, name in enumerate(DTYPES)}
 
 _PAYLOAD_KEY, _HEADER_KEY = "sha256", "header_sha256"
-_BLANK = "0" * 64  # stands for a digest that is not known yet
+_BLANK = "0" * 64  # the place of a digest that is not known yet
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class SafetensorsFile:
         return np.ndarray(info.shape, DTYPES[info.dtype], self._mapped(), info.start)
 
     def verify(self) -> bool | None:
-        """Whether every byte is the one that `write_safetensors` wrote; None if the file carries no hashes.
+        """Whether every byte is as `write_safetensors` wrote it; None if the file has no hashes.
 
         One hash covers the payload, another the header with its own digits blanked, so a change to either hash, or
         to the name under which one is kept, is found by the other.
@@ -126,8 +126,8 @@ class SafetensorsFile:
         return payload.hexdigest() == payload_digest
 
     def close(self) -> None:
-        """Lets the file go; arrays that are still held keep its mapping alive."""
-        self._map = None  # never unmapped by force: numpy's views do not stop that, and reading one would crash
+        """Closes the file; arrays that are still in use keep its mapping alive."""
+        self._map = None  # not unmapped by force: numpy's views would not prevent it, and reading one would crash
 
     def __enter__(self) -> Self:
         return self
@@ -147,7 +147,7 @@ def write_safetensors(
     produce: Callable[[str], Array],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes the tensors of `specs`, asking `produce` for one at a time, in the file's order; atomic.
+    """Writes the tensors of `specs` atomically; `produce` is called for one at a time, in the file's order.
 
     BF16 tensors are produced as uint16. Adds "format": "pt" and the hashes that `verify` checks to `metadata`.
     CheckpointError if an array is not what its spec says; any exception leaves nothing behind.
@@ -176,7 +176,7 @@ def write_safetensors(
             data = array.reshape(-1).view(np.uint8).data
             payload.update(data)
             handle.write(data)
-        # The header could not know its hashes before; they take the places kept for them, the header's own last.
+        # The hashes are known only now. They are written into the places reserved for them, the header's own last.
         hashes = entries["__metadata__"]
         hashes[_PAYLOAD_KEY] = payload.hexdigest()
         hashes[_HEADER_KEY] = hashlib.sha256(_header(entries)).hexdigest()
@@ -203,7 +203,7 @@ def is_finite(array: Array, dtype: str) -> bool:
 
 
 def shorten(name: str) -> str:
-    """A name from a file as it may stand in a message: quoted, on one line, not endless."""
+    """A name from a file, fit for a message: quoted, on one line, not too long."""
     quoted = ascii(name)
     return quoted if len(quoted) <= 100 else f"{quoted[:96]}...'"
 
@@ -216,7 +216,7 @@ def _header(entries: Mapping[str, Any]) -> bytes:
 
 
 def _parse_header(path: Path, header: bytes, size: int) -> tuple[dict[str, str], dict[str, TensorInfo]]:
-    """Metadata and table of a header, every claim checked against the file of `size` bytes."""
+    """Metadata and table of a header, with every claim checked against the file's `size` in bytes."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -225,7 +225,7 @@ def _parse_header(path: Path, header: bytes, size: int) -> tuple[dict[str, str],
         return found
 
     try:
-        # The format wants "{" first; json would also take blanks.
+        # The format requires "{" first; json would also accept blanks.
         if not header.startswith(b"{"):
             raise ValueError("it does not begin with {")
         entries: dict[str, Any] = json.loads(header.decode("utf-8"), object_pairs_hook=unique)
@@ -240,7 +240,7 @@ def _parse_header(path: Path, header: bytes, size: int) -> tuple[dict[str, str],
     start = 8 + len(header)
     tensors = {name: _parse_entry(path, name, entry, start) for name, entry in entries.items()}
 
-    # Sorted by place, each tensor must begin where the last one ended: neither holes nor overlaps.
+    # In the order of their offsets, each tensor must begin where the last one ended: no holes, no overlaps.
     at = start
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if info.start != at:

@@ -1,4 +1,4 @@
-"""From one checkpoint format to another, a tensor at a time, with a report of what it cost."""
+"""Converts a checkpoint to another format, one tensor at a time, and reports the error that this adds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BLOCK = 2**22  # weights compared at once
 
 @dataclass(frozen=True)
 class KindError:
-    """Largest absolute difference, and root mean square of the difference over that of the source."""
+    """The largest absolute difference, and the root mean square of the difference relative to that of the source."""
 
     max_abs: float
     relative_rms: float
@@ -70,7 +70,7 @@ def compare(source: Checkpoint, result: Checkpoint) -> Report:
 
 
 def _unchanged(source: Checkpoint, axis: GroupAxis | None) -> set[str]:
-    """Stored names whose bytes can be copied. Shapes alone do not tell: both axes of S have the same ones."""
+    """Stored names whose bytes can be copied. Shapes do not decide it: for S, both axes have the same shapes."""
     before = source.config.expert_group_axis
     names: set[str] = set()
     for weight in weights(source.config).values():

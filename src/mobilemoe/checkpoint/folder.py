@@ -1,7 +1,7 @@
 """A checkpoint folder: config.json beside one safetensors file, or several under an index.
 
-Reading is strict about what a config asks for and tolerant about how others write BF16: any float dtype, one tensor
-per expert, a repeated tied head. Legend: E experts, D hidden, F expert width.
+The tensors must be exactly those that the config describes, but BF16 files may be written in other ways: any float
+dtype, one tensor per expert, a tied head that is stored again. Legend: E experts, D hidden, F expert width.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ COMPANION_HASH = "sha256:"  # before a JSON file's name: the metadata key of its
 class Checkpoint:
     """An open checkpoint whose tensors have been checked against its config by name, dtype and shape.
 
-    `tensors` is what the files hold, by stored name; `weights` what the model is made of, by canonical name.
+    `tensors` are those of the files, by stored name; `weights` those of the model, by canonical name.
     """
 
     def __init__(self, folder: Path, config: ModelConfig, files: Sequence[SafetensorsFile]) -> None:
         self.folder, self.config, self._files = folder, config, tuple(files)
         self._where = {name: file for file in files for name in file.tensors}
         self.tensors: dict[str, TensorInfo] = {name: file.tensors[name] for name, file in self._where.items()}
-        # Before the table is laid out: a false count must not cost memory.
+        # Before the table is built: a false count must not allocate memory.
         if config.num_hidden_layers > len(self.tensors):
             raise CheckpointError(
                 f"{self._place} has only {len(self.tensors)} tensors, "
@@ -113,7 +113,7 @@ class Checkpoint:
         return int4.to_float32(self.array(name), self.tensors[name].dtype)
 
     def verify(self) -> dict[str, bool | None]:
-        """For each file, by name: whether it is as it was written; None where no hash was kept."""
+        """For each file, by name: whether it is as it was written; None if it has no hash."""
         results = {file.path.name: file.verify() for file in self._files}
         for file in self._files:
             for key, digest in file.metadata.items():
@@ -124,7 +124,7 @@ class Checkpoint:
         return results
 
     def close(self) -> None:
-        """Lets the files go; arrays that are still held stay valid."""
+        """Closes the files; arrays that are still in use stay valid."""
         for file in self._files:
             file.close()
 
@@ -143,7 +143,9 @@ class Checkpoint:
         """The expert weights that this file keeps as one matrix per expert, with the tensors expected for each."""
         found: dict[str, dict[str, Spec]] = {}
         experts = self.config.num_hidden_layers * self.config.num_local_experts
-        if self.config.is_quantized or experts > len(self.tensors):  # false counts must not cost memory here either
+        if self.config.is_quantized or experts > len(
+            self.tensors
+        ):  # a false count must not allocate memory here either
             return found
         for weight in self.weights.values():
             if weight.storage == "experts" and weight.name not in self.tensors:
@@ -223,7 +225,7 @@ def save_checkpoint(
 
 
 def stored_config(config: ModelConfig, format: Format, group_axis: GroupAxis) -> ModelConfig:
-    """`config` as it stands beside weights of `format`."""
+    """`config` as it is stored with weights in `format`."""
     if format not in ("int4", "bf16"):
         raise UsageError(f"format is {format!r}, but must be 'int4' or 'bf16'")
     if group_axis not in ("in", "out"):
@@ -232,7 +234,7 @@ def stored_config(config: ModelConfig, format: Format, group_axis: GroupAxis) ->
 
 
 def encoder(config: ModelConfig, weight: Callable[[str], Floats]) -> Callable[[str], Array]:
-    """From logical weights by canonical name to tensors by stored name, in the format that `config` states."""
+    """A function that gives a stored tensor by name, in `config`'s format, from logical weights by canonical name."""
     axis = config.expert_group_axis
     owners = {stored: owner for owner in weights(config).values() for stored in stored_tensors(owner, axis)}
 
@@ -306,7 +308,7 @@ def _read_index(path: Path) -> dict[str, set[str]]:
         raise CheckpointError(f"{path} holds no weight_map")
     names_by_shard: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
-        # A shard is a plain name: an index must not lead out of its folder.
+        # A shard must be a plain file name: an index must not refer to files outside its folder.
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or set(shard) & set("/\\\0"):
             raise CheckpointError(f"{path} puts {shorten(name)} into {shorten(str(shard))}, not a file of its folder")
         names_by_shard.setdefault(shard, set()).add(name)

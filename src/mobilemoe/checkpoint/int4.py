@@ -13,7 +13,7 @@ from mobilemoe.checkpoint.container import Array
 from mobilemoe.config import GROUP_SIZE, GroupAxis
 from mobilemoe.errors import CheckpointError
 
-_BLOCK = 2**22  # weights in flight at once, so that a large matrix needs no large temporaries
+_BLOCK = 2**22  # weights converted at once, so that a large matrix needs no large temporary arrays
 
 
 def pack(q: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:

@@ -20,7 +20,7 @@ Storage = Literal["matrix", "experts", "router", "vector"]
 
 @dataclass(frozen=True)
 class Weight:
-    """One logical weight: its canonical name and shape, what it is part of and how it is kept."""
+    """One logical weight: its canonical name and shape, which part of the model it belongs to, and how it is stored."""
 
     name: str
     shape: tuple[int, ...]
@@ -29,7 +29,7 @@ class Weight:
 
     @property
     def is_quantizable(self) -> bool:
-        """Whether INT4 files keep it as nibbles and scales."""
+        """Whether INT4 files store it as nibbles and scales."""
         return self.storage in ("matrix", "experts")
 
     @property

@@ -19,6 +19,6 @@ def step_folders(run: Path) -> list[Path]:
 
 
 def newest_model(folder: Path) -> Path:
-    """The newest checkpoint where `folder` is a run, else `folder` itself."""
+    """The newest checkpoint if `folder` is a run, else `folder` itself."""
     steps = step_folders(folder)
     return steps[-1] if steps and not (folder / "config.json").exists() else folder

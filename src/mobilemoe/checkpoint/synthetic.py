@@ -16,7 +16,7 @@ from mobilemoe.checkpoint.layout import Weight, stored_tensors, weights
 from mobilemoe.config import GroupAxis, ModelConfig
 
 STD = 0.02  # of matrix weights
-_BIAS_STD = 0.1  # beside sigmoid scores that spread by about 0.2: enough to change choices, not to make them
+_BIAS_STD = 0.1  # sigmoid scores spread by about 0.2, so the bias changes some choices and does not decide all
 _Q_STD = 3.1  # of nibbles: 32 normal weights reach about 2.4 sigma, which amax / 7.5 maps to 7.5
 
 

@@ -1,1 +1,1 @@
-"""Rounding to INT4 and INT8 as training sees it, and the export of what was learnt with it."""
+"""Fake quantisation to INT4 and INT8 for training, and the export of models trained with it."""

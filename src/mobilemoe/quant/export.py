@@ -1,7 +1,7 @@
-"""INT4 files with the scales that training learnt (LSQ).
+"""Writes INT4 files with scales that training learnt (LSQ, learnt step size quantisation).
 
-Without learnt scales nothing of this is needed: `mobilemoe.checkpoint` rounds master weights to just what
-`mobilemoe.quant.fake` trained with. numpy only.
+Without learnt scales this module is not needed: `mobilemoe.checkpoint` rounds master weights to exactly the values that
+`mobilemoe.quant.fake` trained with. It needs numpy only.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from mobilemoe.errors import CheckpointError
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
-_EXTRA = "extra.safetensors"  # what a run's checkpoint keeps beside its weights
-_SMALLEST = np.float32(2.0**-24)  # the smallest fp16 number above zero: a scale neither vanishes nor turns negative
+_EXTRA = "extra.safetensors"  # what a run's checkpoint stores beside its weights
+_SMALLEST = np.float32(2.0**-24)  # the smallest positive fp16 number, so that a scale is never zero or negative
 
 
 def learnt_scales(folder: Path) -> dict[str, Floats]:
-    """The scales that a run's checkpoint holds beside its master weights, by the names that INT4 files give them.
+    """The scales that a run's checkpoint stores beside its master weights, by their names in INT4 files.
 
     CheckpointError if their file is damaged.
     """
@@ -61,10 +61,10 @@ def save_learnt(
     group_axis: GroupAxis,
     beside: Path | None = None,
 ) -> None:
-    """`checkpoint.save_checkpoint` as INT4, but with the learnt scales where there are any.
+    """As `checkpoint.save_checkpoint` in INT4, but with the learnt scales where there are any.
 
-    CheckpointError, too, for scales that are beyond fp16, or of another `group_axis` (the shapes cannot be those of
-    both axes in gate_up and in down).
+    Also raises CheckpointError for scales beyond the range of fp16, and for scales of the other `group_axis` (which the
+    shapes of gate_up and down reveal).
     """
     config = stored_config(config, "int4", group_axis)
     nearest = encoder(config, weight)

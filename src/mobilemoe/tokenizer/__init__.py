@@ -4,7 +4,7 @@
     ids = tokenizer.encode("Hello, MobileMoE!", bos=True)
     text = tokenizer.decode(ids)
 
-Special names inside a text are plain text unless `special=True` is said, so that nobody can write a control token.
+Names of special tokens inside a text are plain text unless `special=True`, so no user can write a control token.
 """
 
 from mobilemoe.tokenizer.bpe import StreamDecoder, Tokenizer

@@ -30,7 +30,7 @@ from mobilemoe.tokenizer.pipeline import (
 )
 from mobilemoe.tokenizer.rank_file import read_ranks
 
-# The split's expression goes back over a run of blanks, and the library panics after ten million steps.
+# The regular expression backtracks over a run of blanks, and the library panics after ten million steps.
 _LONGEST_BLANK = 1_000_000
 _LONG_BLANK = re.compile(rf"\s{{{_LONGEST_BLANK}}}")
 
@@ -39,7 +39,7 @@ class Tokenizer:
     """A byte-level BPE tokenizer and the ids of its control tokens. Safe to share between threads."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        """Takes `backend` over; raises TokenizerError if it is not a byte-level BPE or cannot write every byte."""
+        """Takes ownership of `backend`. Raises TokenizerError if it is not a byte-level BPE or lacks a byte."""
         if not isinstance(backend.decoder, decoders.ByteLevel):
             raise TokenizerError("the tokenizer is not a byte-level BPE, the only kind that MobileMoE models use")
         if any(backend.token_to_id(character) is None for character in BYTE_TO_CHARACTER):
@@ -51,7 +51,7 @@ class Tokenizer:
         control = [name for name in (*SPECIAL_NAMES, *LLAMA3_NAMES.values()) if name in named]
         backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in control])
         backend.encode_special_tokens = True  # special names in text stay text; `encode` finds them itself
-        self.composes = backend.normalizer is not None  # text to NFC, the only change that is known here
+        self.composes = backend.normalizer is not None  # to NFC, the only normalisation supported here
         self._backend = backend
         added = backend.get_added_tokens_decoder()
         self._specials = {token.content: token_id for token_id, token in added.items() if token.special}
@@ -64,7 +64,7 @@ class Tokenizer:
         self.header_end_id = self._special(HEADER_END)
         stops = (self.end_of_text_id, self._special(EOM), self.eot_id)
         self.stop_ids: tuple[int, ...] = tuple(token_id for token_id in stops if token_id is not None)
-        # Longest first: where one name begins another, the longer one is meant.
+        # Longest first: if one name is a prefix of another, the longer one is meant.
         names = sorted(self._specials, key=len, reverse=True)
         self.special_pattern: re.Pattern[str] = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
 
@@ -105,7 +105,7 @@ class Tokenizer:
             write_json(place / "tokenizer_config.json", known)
 
     def encode(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]:
-        """The ids of `text`, after the BOS id if `bos`; special names in it become control ids only if `special`."""
+        """The ids of `text`, preceded by the BOS id if `bos`. Special names become control ids only if `special`."""
         ids: list[int] = []
         if bos:
             if self.bos_id is None:
@@ -129,15 +129,15 @@ class Tokenizer:
         with no_panic("a text cannot be split into words"):
             try:
                 return [found.ids for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
-            except TypeError:  # so the library says that it could not read a str as UTF-8
+            except TypeError:  # the library's way to report a str that is not valid Unicode
                 raise TokenizerError("a text is not valid Unicode (half a surrogate pair?): repair it first") from None
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """The text of `ids`, byte for byte; bytes that are no UTF-8 become U+FFFD, ids without a token nothing."""
+        """The text of `ids`. Bytes that are not UTF-8 become U+FFFD; ids without a token become nothing."""
         return b"".join(self.token_bytes(i, skip_special=skip_special) for i in ids).decode(errors="replace")
 
     def token_bytes(self, token_id: int, *, skip_special: bool = True) -> bytes:
-        """The bytes for which one id stands: none if it is special (and `skip_special`) or has no token."""
+        """The bytes of one id: none if it is special (and `skip_special`) or has no token."""
         if token_id in self.special_ids:
             return b"" if skip_special else self._added[token_id]
         if token_id in self._added:
@@ -165,7 +165,7 @@ class StreamDecoder:
         return self._utf8.decode(self._tokenizer.token_bytes(token_id))
 
     def flush(self) -> str:
-        """Ends the text: U+FFFD if it stopped inside a character, else nothing. The decoder can begin anew."""
+        """Ends the text: U+FFFD if it stopped inside a character, else nothing. The decoder can be used again."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest

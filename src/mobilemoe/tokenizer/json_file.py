@@ -1,7 +1,7 @@
-"""A tokenizer.json: only structures that are known, rebuilt piece by piece.
+"""Reads a tokenizer.json. Only known structures are accepted, and the tokenizer is rebuilt from them.
 
-The library's own reader takes every structure that it has, and some of them make it panic, abort the process, or take
-all memory. So the file is read as JSON here, what it says is checked, and the pipeline is made of the checked parts.
+The library's own reader accepts every structure that it has, and some of them make it panic, abort the process, or use
+all memory. So the file is read as JSON here, every part is checked, and the pipeline is built from the checked parts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _Object = dict[str, Any]
 
 
 def read_json_file(path: Path) -> tokenizers.Tokenizer:
-    """The byte-level BPE in the file; TokenizerError, without the file's name, for every other."""
+    """The byte-level BPE in the file. Raises TokenizerError, without the file's name, for any other kind."""
     raw = read_json(path, TokenizerError)
     parts = _checked_parts(raw)
     with no_panic("it is not a tokenizer file"):
@@ -44,7 +44,7 @@ def read_json_file(path: Path) -> tokenizers.Tokenizer:
 
 @contextmanager
 def no_panic(sentence: str) -> Iterator[None]:
-    """TokenizerError that begins with `sentence` for what the library raises, which can be no Exception even."""
+    """Turns whatever the library raises, even a panic, into a TokenizerError that begins with `sentence`."""
     try:
         yield
     except (MobileMoEError, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -54,7 +54,7 @@ def no_panic(sentence: str) -> Iterator[None]:
 
 
 def _checked_parts(raw: Mapping[str, Any]) -> dict[str, _Object]:
-    """What is not null of normalizer, pre_tokenizer, post_processor and decoder."""
+    """Those of normalizer, pre_tokenizer, post_processor and decoder that are not null, each checked."""
     decoder = _object(raw.get("decoder") or {}, "decoder")
     splits = [part["type"] for part in _flat(raw.get("pre_tokenizer"), "pre_tokenizer", "pretokenizers")]
     if decoder.get("type") != "ByteLevel" or splits.count("ByteLevel") != 1:
@@ -71,7 +71,7 @@ def _checked_parts(raw: Mapping[str, Any]) -> dict[str, _Object]:
 
 
 def _flat(value: Any, name: str, inside: str) -> list[_Object]:
-    """The parts of a sequence, or the one part, each with a type."""
+    """The parts of a sequence, or the single part; each has a type."""
     if value is None:
         return []
     part = _object(value, name)
@@ -104,7 +104,7 @@ def _check_split(part: _Object) -> None:
 
 
 def _check_post_processor(part: _Object) -> None:
-    """A processor may add special tokens, which are not asked for here; the text must come through it once."""
+    """A processor may add special tokens, which are never requested here; it must contain the text exactly once."""
     kind = part["type"]
     if kind in ("ByteLevel", "BertProcessing", "RobertaProcessing"):
         return

@@ -1,4 +1,4 @@
-"""Meta's tokenizer.model, in tiktoken's form."""
+"""Reads Meta's tokenizer.model, which is in tiktoken's format."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LLAMA3_SPECIAL_OFFSETS = {BEGIN_OF_TEXT: 0, END_OF_TEXT: 1, HEADER_START: 5, HEA
 
 
 def read_ranks(path: Path) -> tokenizers.Tokenizer:
-    """A line of base64 bytes and rank for each of 128,000 tokens; 256 special ids follow."""
+    """The file has a line for each of 128,000 tokens, its bytes in base64 and its rank; 256 special ids follow."""
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(read_bytes(path, TokenizerError).splitlines(), start=1):
         try:

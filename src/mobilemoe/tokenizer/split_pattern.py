@@ -1,7 +1,7 @@
-"""Whether the regular expression by which a tokenizer splits text can take for ever.
+"""Checks that the regular expression by which a tokenizer splits text cannot take for ever.
 
-The expressions of real tokenizers are alternatives of runs of characters: what repeats is one character of a class.
-Repeated groups of varying length are what makes an expression go back over a text again and again.
+The expressions of real tokenizers are alternatives of runs of characters, in which only single characters of a class
+repeat. Repeated groups of varying length are what makes an expression backtrack over a text again and again.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _ITEM = re.compile(
 _REPEAT = re.compile(r"(?P<many>[*+]|\{\d*,\d*\})[?+]?|(?P<maybe>\?)[?+]?|\{(?P<count>\d+)\}")
 _CHARACTERS = "aA1 \n.'_é中"
 _SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048)
-_SECONDS = 0.1  # of computing; a good expression takes a hundredth of it
+_SECONDS = 0.1  # of processor time; a normal expression takes a hundredth of it
 
 
 def check_pattern(pattern: str) -> None:
-    """Raises TokenizerError for an expression that is not of the kind of real tokenizers."""
+    """Raises TokenizerError for an expression unlike those of real tokenizers."""
     if len(pattern) > _MAX_LENGTH:
         raise TokenizerError(f"its split's expression has {len(pattern)} characters, more than {_MAX_LENGTH}")
     varies = [False]  # by open bracket, whether its content has no fixed length
@@ -68,11 +68,11 @@ def check_pattern(pattern: str) -> None:
 
 
 def check_speed(split: Callable[[str], object], pattern: str) -> None:
-    """Raises TokenizerError if `split` is slow on a run of some character, of those that `pattern` names too."""
+    """Raises TokenizerError if `split` is slow on a run of some character, also of those in `pattern`."""
     named = "".join(dict.fromkeys(re.findall(r"[^\\\[\](){}|*+?^$]", pattern)))[:64]
     for character in dict.fromkeys(_CHARACTERS + named):
         for size in _SIZES:
-            for end in ("", "\0 \0", f" {named}"):  # what the expression looks for may come, but not where it should
+            for end in ("", "\0 \0", f" {named}"):  # what the expression searches for may occur, but in another place
                 began = time.thread_time()
                 split(character * size + end)
                 if time.thread_time() - began > _SECONDS:
