@@ -1,8 +1,20 @@
-"""Sweeps whose truth is known: the paper's design, with and without noise."""
+"""What the tests of scaling share: sweeps whose truth is known, and a device that is made up."""
 
 import numpy as np
 
+from mobilemoe.profile.device import Device
 from mobilemoe.scaling import Law, Points, Runs, published
+
+PHONE = Device(
+    name="phone",
+    threads=4,
+    weight_bandwidth=56e9,
+    attention_rate=15e9,
+    prefill_linear_rate=620e9,
+    prefill_attention_rate=50e9,
+    routed_cost=4.0,
+    source="made up for the tests",
+)
 
 
 def paper_sweep() -> Points:

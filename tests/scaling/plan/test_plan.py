@@ -12,7 +12,7 @@ import pytest
 from mobilemoe import accounting
 from mobilemoe.errors import UsageError
 from mobilemoe.presets import preset
-from mobilemoe.profile.device import Device, device
+from mobilemoe.profile.device import device
 from mobilemoe.scaling.law.published import published
 from mobilemoe.scaling.law.runs import Points
 from mobilemoe.scaling.plan.candidates import LIMITS, TOLERANCE, WEIGHT_BITS_PRIOR, Constraints
@@ -20,17 +20,8 @@ from mobilemoe.scaling.plan.plan import plan
 from mobilemoe.scaling.plan.recipe import LEAST_STEPS, SEQUENCE, batch
 from mobilemoe.scaling.plan.report import front, write_report
 from mobilemoe.scaling.plan.space import Space
+from scaling_runs import PHONE
 
-PHONE = Device(
-    name="phone",
-    threads=4,
-    weight_bandwidth=56e9,
-    attention_rate=15e9,
-    prefill_linear_rate=620e9,
-    prefill_attention_rate=50e9,
-    routed_cost=4.0,
-    source="made up for the tests",
-)
 HABIT = Space(ratios=(40,), head_dims=(64,))
 SMALL = Space(experts=(1, 2, 4, 8, 16), granularities=(1, 8, 16), widths=(512, 768, 1024, 1280))
 ASKED = Constraints(memory=1e9, decode=40, ttft=3, train_flops=8e20)
