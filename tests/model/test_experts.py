@@ -86,7 +86,7 @@ def assert_same(path: str, arguments: list[Tensor], tolerance: float) -> None:
     of the largest."""
     exact = [t.double() if t.is_floating_point() else t for t in arguments]
     got = with_gradients(PATHS[path], arguments)
-    want = with_gradients(slow_experts if path == "loop" else loop_experts, exact)
+    want = with_gradients(slow_experts if path == "loop" else PATHS["loop"], exact)
     for name, tensor in got.items():
         error = (tensor.double() - want[name]).abs().max()
         assert error <= tolerance * want[name].abs().max(), (name, float(error))
