@@ -1,7 +1,7 @@
-"""Conversations of one question and one answer into some of several turns, some with a system message.
+"""Joins conversations of one question and one answer into conversations of several turns, some with a system message.
 
-Nothing is said that the sources do not say, but for the system messages below: a turn is a whole conversation, and
-those joined are of one category. A joined conversation teaches to go on after an answer, not to refer back to one.
+Apart from the system messages below, no text is added: each turn is a whole conversation of the sources, and joined
+ones are of the same category. They teach a model to continue after an answer, but not to refer back to it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mobilemoe.data.sources import Document, LocalSource, digest, is_held_out, m
 from mobilemoe.errors import DataError
 from mobilemoe.files import refuse_existing, write_atomic
 
-JOINED = 0.4  # of the conversations written, those that get a second turn if there is one to have
+JOINED = 0.4  # share of the written conversations that get a second turn, where there is one to add
 MOST_TURNS = 4
 WITH_SYSTEM = 0.3
 
@@ -57,10 +57,10 @@ def write_chats(
 ) -> dict[str, int]:
     """Writes the conversations of `files` that are not held out to the JSONL file `out`, each once; returns counts.
 
-    What is held out is decided for each conversation of `files`, by its question, as training on `files` with this
-    `holdout` decides it; so no joined conversation shows a held-out one. Conversations that have a system message
-    already, or several turns, stay as they are. The same files (by name) and seed give the same bytes. Near copies of
-    the conversations in the file `apart_from` are left out too (`near_copies`).
+    Each conversation of `files` is held out or not by its question, as in training on `files` with this `holdout`, so
+    no joined conversation contains a held-out one. Conversations that already have a system message or several turns
+    are written unchanged. The same files (by name) and seed give the same bytes. Near copies of the conversations in
+    the file `apart_from` are left out (see `near_copies`).
     Raises DataError if a file cannot be read or holds texts, or `out` exists.
     """
     out = Path(out)
@@ -116,9 +116,9 @@ def _documents(files: Sequence[Path | str]) -> Iterator[Document]:
 
 
 def _grouped(documents: Sequence[Document], seed: int) -> Iterator[list[Document]]:
-    """Neighbours that become one conversation: mostly one alone, else two to MOST_TURNS, as far as they may be joined.
+    """Groups of neighbours that become one conversation each: one, or two to MOST_TURNS if they may be joined.
 
-    Joining JOINED of those that are drawn for a first turn joins JOINED of the conversations that come out.
+    The draw is made for each first turn, so JOINED is the share of the conversations that are written.
     """
     start = 0
     while start < len(documents):
@@ -148,7 +148,7 @@ def _system_message(document: Document, seed: int) -> list[Message]:
 
 
 def _tools_as_system(messages: Sequence[Message]) -> list[Message]:
-    """GPTeacher's tool-use questions begin with the tools' descriptions, which are a system message's to give.
+    """Moves the descriptions of tools, with which GPTeacher's tool-use questions begin, into a system message.
 
     "toolformer: enabled", "toolformer access: NAME, ...", then for each NAME a description and a line "NAME(argument)".
     """
@@ -168,5 +168,5 @@ def _tools_as_system(messages: Sequence[Message]) -> list[Message]:
 
 
 def _draw(seed: int, *what: str) -> float:
-    """A number in [0, 1) that depends on nothing else."""
+    """A number in [0, 1) that depends on the arguments only."""
     return int(digest("/".join([str(seed), *what])), 16) / 2**64

@@ -1,4 +1,4 @@
-"""What to train on, as a recipe's `[data]` table says it."""
+"""The `[data]` table of a recipe: what to train on."""
 
 from __future__ import annotations
 

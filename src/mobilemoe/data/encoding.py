@@ -1,4 +1,4 @@
-"""Documents to token ids, many at a time, and which of the ids a model for conversations has to learn to write."""
+"""Encodes documents, many at a time, and marks the tokens of a conversation that the assistant writes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from mobilemoe.errors import DataError, TokenizerError
 from mobilemoe.hub import find_model
 from mobilemoe.tokenizer import EOT, HEADER_END, HEADER_START, Tokenizer
 
-LONGEST_CHARS = 2**19  # that are split into tokens in one go
+LONGEST_CHARS = 2**19  # of a text that are tokenised in one go
 
 
 class Encoder:
-    """A tokenizer and a chat template.
+    """Encodes documents with a tokenizer and a chat template.
 
-    A text becomes BOS, its tokens and, after its last piece, end-of-text; a conversation is what the template writes.
+    A text becomes BOS, its tokens and, after its last piece, end-of-text. A conversation is written by the template.
     Raises DataError if the tokenizer lacks BOS or end-of-text.
     """
 
@@ -37,13 +37,13 @@ class Encoder:
         self._template = template
         self._bos_id = tokenizer.bos_id
         self._end_of_text_id = tokenizer.end_of_text_id
-        # States and prepared shards count tokens, so they must meet the same tokenizer again; a short text tells most
-        # apart.
+        # States and prepared shards count tokens, so they are only valid with the same tokenizer. A short text is
+        # enough to tell most tokenizers apart.
         probe = tokenizer.encode_batch(["The packed rows of 1,024 tokens: naïve, isn't it?\n\n    return 0"])
         self.fingerprint = digest(repr((probe, self._bos_id, self._end_of_text_id, template.source)))
 
     def encode(self, documents: Sequence[Document]) -> list[Encoded]:
-        """The ids of each document; those of a prepared shard pass through.
+        """The ids of each document; documents from prepared shards already have theirs.
 
         Raises DataError naming the document for a conversation that the template refuses.
         """
@@ -64,7 +64,7 @@ class Encoder:
         return encoded
 
     def _ids(self, texts: Iterable[str]) -> dict[str, list[int]]:
-        """The ids of each text, once; very long ones are cut, since the tokenizer refuses a million blanks in a row."""
+        """The ids of each different text. Very long ones are cut: the tokenizer refuses a million blanks in a row."""
         cut = {text: cut_text(text, LONGEST_CHARS) for text in texts}
         ids = iter(self._tokenizer.encode_batch(list(chain.from_iterable(cut.values()))))
         return {
@@ -73,7 +73,7 @@ class Encoder:
         }
 
     def _refusal(self, documents: Sequence[Document], split: Sequence[list[Part]], of_all: TokenizerError) -> DataError:
-        """Which of the documents the tokenizer refuses."""
+        """The error that names the first document which the tokenizer refuses."""
         for document, parts in zip(documents, split, strict=True):
             try:
                 self._ids(part.text for part in parts if not part.special)
@@ -93,7 +93,7 @@ class Encoder:
                 "chat_template.jinja beside it"
             )
         messages = document.messages or []
-        if self._tokenizer.composes:  # before what is taught is counted in bytes
+        if self._tokenizer.composes:  # before the taught parts are counted in bytes
             messages = [{key: normalize("NFC", text) for key, text in message.items()} for message in messages]
         try:
             return chat_parts(self._tokenizer.special_pattern, self._template, messages, document.unlearnt)
@@ -109,7 +109,7 @@ class Encoder:
             if part.special and part.taught:
                 taught.append(slice(start, start + 1))
             elif part.taught:
-                # A token is taught if any byte of it is: at its edges a word may share a token with the template.
+                # A token is taught if any byte of it is: the first or last word may share a token with the template.
                 ends = list(accumulate(map(self._sizes.__getitem__, lists[-1])))
                 for begin, end in part.taught:
                     taught.append(slice(start + bisect_right(ends, begin), start + bisect_left(ends, end) + 1))
@@ -147,6 +147,6 @@ def open_tokenizer(name: Path | str) -> tuple[Tokenizer, ChatTemplate]:
 
 
 def writes_chats(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
-    """Whether the template's control tokens are the tokenizer's: ours, taken where there was none, may not be."""
+    """Whether the tokenizer has the control tokens of the template; it may lack those of our default template."""
     ids = {name: tokenizer.encode(name, special=True) for name in (HEADER_START, HEADER_END, EOT)}
     return not template.is_default or all(len(found) == 1 for found in ids.values())

@@ -1,8 +1,8 @@
-"""Batches for training, from a mixture and a tokenizer; its state is small JSON and resumes bit for bit.
+"""Batches for training, from a mixture and a tokenizer. The state is small JSON, and loading resumes bit for bit.
 
-Each source tokenises ahead in batches, for speed. What has been read ahead is no part of the state: every piece in a
-queue remembers its position, so a state says where each source's next unused piece is, and how much of the one piece
-that a batch's last row left open has been used.
+For speed, each source tokenises some pieces ahead. These are not part of the state: every queued piece knows its
+position, so the state only says where each source's next unused piece is, and how many tokens have been used of the
+piece that the last row was cut from.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from mobilemoe.errors import DataError
 from mobilemoe.tokenizer import Tokenizer
 
 PATIENCE = 10_000  # rows in a row without anything to learn
-READ_AHEAD = 256  # pieces: enough to keep the tokenizer's threads busy, about 1.5 MB of text a source
-STATE_VERSION = 2  # 1 counted in an order that mixed less
+READ_AHEAD = 256  # pieces of each source, about 1.5 MB of text: enough to keep the tokenizer's threads busy
+STATE_VERSION = 2  # version 1 had another order of the pieces
 
 
 class Batch(NamedTuple):
@@ -43,7 +43,7 @@ _REMEDY = "what is learnt are an assistant's answers; where the question fills a
 
 
 class LeftOut(NamedTuple):
-    """How many rows held nothing to learn, and the document (`file:line`) that the first of them began with."""
+    """How many rows held nothing to learn, and the document (`file:line`) at the start of the first of them."""
 
     rows: int = 0
     first: str = ""
@@ -60,10 +60,10 @@ class LeftOut(NamedTuple):
 
 
 class PackedLoader:
-    """Endless iterator of batches, whose every row has something to learn; `left_out` says of how many that was not so.
+    """Endless iterator of batches. Rows that teach nothing are left out, and `left_out` counts them.
 
-    `counts` says how many tokens were taken of each source and how many epochs of it are complete. `domains` are the
-    names of the sources in the recipe's order: `Batch.domains_BT` counts in it.
+    `counts` says how many tokens of each source were used and how many epochs of it are complete. `domains` are the
+    names of the sources in the recipe's order, which `Batch.domains_BT` refers to.
     Raises DataError if a source cannot be read, was prepared with another tokenizer, or the tokenizer lacks BOS or
     end-of-text.
     """
@@ -85,7 +85,7 @@ class PackedLoader:
         self._queues = {name: _Queue(stream, self._encoder) for name, stream in mixture.streams.items()}
         self._packer = Packer(self._passages(), sequence_length)
         self._last: tuple[str, _Piece] | None = None
-        self._taken: list[str] = []  # keys of the documents in the row that is made
+        self._taken: list[str] = []  # keys of the documents in the current row
         self.left_out = LeftOut()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -96,7 +96,7 @@ class PackedLoader:
         return Batch(*map(np.stack, zip(*rows, strict=True)))
 
     def _row(self) -> Row:
-        """The next row that teaches something. DataError if the sources, read from end to end, have none."""
+        """The next row that teaches something. Raises DataError if the sources hold none from end to end."""
         ends = {name: queue.position.epoch + 2 for name, queue in self._queues.items()}
         for _ in range(PATIENCE):
             self._taken = [self._last[1].key] if self._last is not None and self._packer.rest is not None else []
@@ -121,7 +121,7 @@ class PackedLoader:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch begins, as JSON values; takes no time worth counting."""
+        """Where the next batch begins, as JSON values; this is cheap."""
         positions = {name: queue.position for name, queue in self._queues.items()}
         open_piece = None
         if self._last is not None and self._packer.rest is not None:
@@ -138,7 +138,7 @@ class PackedLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken; the batch size may have changed, the stream of rows is the same.
+        """Continues from `state`. The batch size may differ: the stream of rows stays the same.
 
         Raises DataError that says what differs if the state is of other data, another tokenizer or row length.
         """

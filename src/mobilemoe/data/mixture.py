@@ -1,7 +1,7 @@
-"""Several sources in fixed proportions of tokens, without a random number.
+"""Mixes several sources in fixed proportions of tokens, without random numbers.
 
-The next piece comes from the source that lags most behind its share of the tokens so far. No source is ever further
-from its share than about one piece, so the proportions hold from the first batches on.
+The next piece comes from the source that is furthest below its share of the tokens so far. So every source stays
+within about one piece of its share, from the first batches on.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 class Mixture:
     """Streams by name, with weights; `tokens` counts what has been taken of each.
 
-    The caller takes a piece of the source that `pick` names and says with `record` how many tokens it was: only a
-    tokenizer knows. With `assistant_only` a conversation teaches what the assistant writes, and no more. `identity` is
-    what two mixtures must share for a position in one to mean the same in the other.
+    The caller takes a piece of the source that `pick` names, and reports with `record` how many tokens it had. With
+    `assistant_only`, only the assistant's part of a conversation is learnt. Positions in one mixture are valid in
+    another one if both have the same `identity`.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Mixture:
         return described
 
     def pick(self) -> str:
-        """The source that lags most; the first of equals."""
+        """The source that is furthest below its share; the first one of equals."""
         total = sum(self.tokens.values())
         return max(self.shares, key=lambda name: self.shares[name] * total - self.tokens[name])
 
@@ -63,9 +63,9 @@ class Mixture:
 
 
 def build_sources(config: DataConfig, root: Path | str) -> dict[str, Source]:
-    """Opens every source of a recipe; a relative `config.path` lies below `root`. Raises DataError.
+    """Opens every source of a recipe; a relative `config.path` starts at `root`. Raises DataError.
 
-    Where it is a file and only one source is local, the file is that source.
+    The path may be a file if only one source is local: then the file is that source.
     """
     folder = Path(root) / config.path
     local = [source for source in config.mixture if source.files]
@@ -96,7 +96,7 @@ def open_source(config: SourceConfig, root: Path) -> Source:
 
 
 def refuse_tokens(sources: Mapping[str, Source]) -> None:
-    """Raises DataError if one of the sources holds tokens, for a caller that needs text."""
+    """Raises DataError if one of the sources is prepared, for a caller that needs text."""
     for name, source in sources.items():
         if isinstance(source, TokenSource):
             raise DataError(f"source {name!r} is prepared, but text is needed here: name the files it was made from")

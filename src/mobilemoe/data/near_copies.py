@@ -1,7 +1,7 @@
-"""Training conversations that say what a held-out one says in nearly the same words.
+"""Finds training conversations that are nearly the same as a held-out one.
 
-Collections hold questions several times: with other numbers, other options, one word changed. A split by whole
-questions leaves some of them on both sides, and a model that has read one has half read the other.
+Collections hold many questions several times, with other numbers, other options or one word changed. A split by whole
+questions puts some of these on both sides, and then a model has practically seen what it is tested on.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from mobilemoe.data.sources import LocalSource
 from mobilemoe.errors import DataError
 
 WORDS = 5  # in a row
-SHARE = 0.3  # of a held-out conversation's runs of words, as many as make a near copy
-# What more conversations have is the wording of the task: its options, its tools.
+SHARE = 0.3  # of a held-out conversation's runs of words: what a near copy has at least
+# Runs that more conversations have are the wording of a task, such as its options or tools.
 MOST_SHARERS = 50  # of the training conversations
 MOST_HOLDERS = 2  # of the held-out ones, which are few
-LEAST_RUNS = 3  # fewer say nothing
+LEAST_RUNS = 3  # too few runs prove nothing
 
 Run = tuple[str, ...]
 
@@ -39,7 +39,7 @@ def read_conversations(path: Path | str) -> list[list[Message]]:
 def near_copies(
     training: Sequence[Iterable[Message]], held_out: Sequence[Iterable[Message]], share: float = SHARE
 ) -> dict[int, int]:
-    """Which of `training` is a near copy of which of `held_out`, by their places.
+    """Which of `training` is a near copy of which of `held_out`, by their indices.
 
     A near copy has at least `share` of the runs of WORDS words of a held-out conversation, case and punctuation aside.
     Runs that more than MOST_SHARERS training or MOST_HOLDERS held-out conversations have do not count; a held-out

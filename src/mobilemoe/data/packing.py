@@ -1,7 +1,7 @@
-"""Documents into rows of fixed length, with nothing leaking from one document into another.
+"""Packs documents into rows of fixed length, so that no token attends to or predicts another document.
 
-Shapes: T tokens of a row. A row is a run of segments; a segment is a document, or as much of one as fits. A document
-cut by the end of a row goes on in the next row as a segment of its own, since it cannot attend to the row before.
+T tokens of a row. A row consists of segments; each is a document, or a part of one that fits. A document that is cut at
+the end of a row continues in the next row as a new segment, since it cannot attend to the row before.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Flags = NDArray[np.bool_]
 
 
 class Passage(NamedTuple):
-    """A document's N tokens (of any integer type), which of them are taught, and its source's number.
+    """A document's N tokens (of any integer type), which of them are learnt, and the number of its source.
 
-    A passage that stays `whole` is not cut by the end of a row, unless it is longer than a row.
+    A passage that is to stay `whole` is not cut at the end of a row, unless it is longer than a row.
     """
 
     ids_N: NDArray[Any]
@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
 
 def make_row(segments: Sequence[Passage]) -> Row:
-    """Lays segments (none empty) side by side; the row is as long as they are together."""
+    """Joins segments, none of them empty, to a row that is as long as all of them together."""
     lengths = np.array([len(segment.ids_N) for segment in segments])
     ends = np.cumsum(lengths)
     tokens_T = np.concatenate([segment.ids_N for segment in segments], dtype=np.int64)
@@ -70,14 +70,14 @@ def make_row(segments: Sequence[Passage]) -> Row:
 
 
 class Packer:
-    """Iterator over rows of `length` tokens from passages, in order; an unfilled last row is left out.
+    """Iterator over rows of `length` tokens from passages, in order; a last row that is not full is left out.
 
-    A passage is cut where the row ends and goes on in the next one. One that stays whole begins there instead, and what
-    room it leaves in this row shows its first tokens, teaching nothing: padding would tell the router of tokens that
-    no text holds.
+    A passage is cut where the row ends and continues in the next one. A passage that is to stay whole starts in the
+    next row instead; the free end of this row is filled with its first tokens, without targets. (Padding would give
+    the router tokens that occur in no text.)
 
-    `rest` is what the rows so far have not taken of the passage read last (None: nothing was read yet, or all of it was
-    taken); a passage is read only when the one before is used up.
+    `rest` is the part of the last passage that no row has taken yet, or None. The next passage is read only when it is
+    used up.
     """
 
     def __init__(self, passages: Iterator[Passage], length: int) -> None:

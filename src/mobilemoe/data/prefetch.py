@@ -1,4 +1,4 @@
-"""Batches made by a thread while the device computes; what resumes is the place of the batch handed out last."""
+"""Makes batches in a thread while the device computes. The state is that after the last batch that was returned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recipe's training text as token shards: tokenised once, read many times faster than a GPU asks for it."""
+"""Writes a recipe's training text as token shards: tokenised once, and then read faster than a GPU trains."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _write_shards(
     folder: Path,
     on_progress: Callable[[str, int], None] | None,
 ) -> list[str]:
-    """Packs several shards at a time, since packing takes the longest; returns their names."""
+    """Compresses several shards at a time, since that takes longest; returns their names."""
     shards: list[str] = []
     tokens = 0
     writing: deque[Future[None]] = deque()
@@ -122,7 +122,7 @@ def _write_shards(
         while held := _fill_shard(pieces):
             shards.append(f"{name}-{len(shards):05d}.npz")
             writing.append(pool.submit(write_shard, folder / shards[-1], held, vocab_size))
-            if len(writing) > WRITERS:  # so many are in memory
+            if len(writing) > WRITERS:  # which bounds the number of shards in memory
                 writing.popleft().result()
             tokens += sum(len(piece.ids_N) for piece in held)
             if on_progress:

@@ -1,4 +1,4 @@
-"""A source that fails half-way is opened again at the row where it failed, a few times, before a run has to stop."""
+"""Reads a source that may fail: it is opened again at the row where it failed, a few times, before the run stops."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _Row = TypeVar("_Row")
 def read_patiently(
     read: Callable[[], Iterator[tuple[int, _Row]]], name: str, passing: type[Exception] = OSError
 ) -> Iterator[tuple[int, _Row]]:
-    """The pairs (row number, row) of `read()`, each once, whatever fails on the way.
+    """The pairs (row number, row) of `read()`, each once, with new attempts after errors.
 
-    `read` starts at the first row each time. After a fault that may pass (`passing`, but none of our own errors) it is
-    called again and the rows already given are left out. Every row that arrives makes all attempts free again, and
-    standard error hears of the first that fails. A file that has gone is waited for like any other, since its mount may
-    have: whether it is there is asked where a source is opened. Raises DataError naming the shard `name` and the row
-    when the attempts are used up.
+    `read` starts at the first row each time. After an error that may be temporary (`passing`, but none of our own) it
+    is called again, and rows that were returned before are skipped. Each new row resets the number of attempts. The
+    first failure is reported on standard error. A missing file is waited for too, since its mount may be gone: whether
+    a file exists is checked where a source is opened. Raises DataError naming the shard `name` and the row when all
+    attempts have failed.
     """
     given = last = failures = 0
     while True:

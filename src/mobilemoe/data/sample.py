@@ -1,4 +1,4 @@
-"""Small excerpts of a mixture that may be committed: text for a test run, and the held-out text to validate on."""
+"""Small excerpts of a mixture, to be kept in a repository: text for a test run, and held-out text for evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mobilemoe.data.config import DataConfig
 
 ROUNDS = 8  # excerpts of one source at most, each taken only when every source has given the one before
-WINDOW = 100  # characters: texts that share a run of twice as many are taken to be copies
+WINDOW = 100  # characters: texts that share twice as many in a row count as copies
 MIN_CHARS = 200  # a shorter excerpt of a text says nothing about a model
 
 
@@ -96,9 +96,9 @@ def _fill(pieces: list[Document], domain: str, split: Split, limit: int) -> list
 
 
 def _train_windows(candidates: dict[str, list[Document]], train: Iterator[Document]) -> set[int]:
-    """Those windows of the candidates that occur in the train split.
+    """The windows of the candidates that occur in the train split.
 
-    Train text is looked at in windows side by side: a run of two window lengths in common always covers one whole.
+    Train text is cut into adjacent windows: any common run of two window lengths contains one of them.
     """
     wanted = {
         window for pieces in candidates.values() for piece in pieces for window in _windows(_taught(piece), stride=1)

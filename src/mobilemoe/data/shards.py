@@ -1,4 +1,4 @@
-"""Shard files as rows: JSONL and plain text (each also .gz and .zst) and parquet, with damage told in one sentence."""
+"""Reads files as rows: JSONL and plain text (each also .gz and .zst), and parquet. Damage is one clear DataError."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mobilemoe.files import IS_LFS_POINTER, LFS_START, decode_text, open_regular
 
 MAX_DOCUMENT_BYTES = 256 * 2**20  # a damaged or hostile file must not fill the memory
 MAX_LINE_BYTES = 64 * 2**20  # of JSON, whose values can take twenty times as much
-ZSTD_INPUT_BYTES = 4096  # at a time: zstd can unpack each byte to 32 kB, so 128 MiB at the very worst
+ZSTD_INPUT_BYTES = 4096  # at a time: zstd may expand each byte to 32 kB, so this is 128 MiB at worst
 _PARQUET_ROWS = 256  # decoded at a time
 _PACKED = {  # how files begin whose names say nothing of it
     b"\x1f\x8b": "compressed by gzip",

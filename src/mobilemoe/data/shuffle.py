@@ -1,4 +1,4 @@
-"""All pieces of a source in a random order, however many they are: sorted by random keys, in buckets on disk."""
+"""Puts any number of pieces into a random order: they are sorted by random keys, in buckets on disk."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from numpy.typing import DTypeLike
 
 from mobilemoe.data.sources import Encoded
 
-BUFFER_BYTES = 2**26  # kept in memory before the buckets are written to
-BUCKET_BYTES = 2**28  # sorted in memory, about
+BUFFER_BYTES = 2**26  # in memory, before they are appended to the buckets
+BUCKET_BYTES = 2**28  # approximate size of a bucket, which is sorted in memory
 _HEAD = struct.Struct("<QIB")  # key, number of ids, whether it is a conversation
 
 
 class Shuffler:
-    """Takes pieces in any order and gives them back in another: by 64-bit keys that are drawn from `seed`.
+    """Collects pieces and returns them in the order of 64-bit keys that are drawn from `seed`.
 
-    The order depends on the seed and on nothing else; `size`, the bytes to expect, only says how many buckets there
-    are to be. A bucket's file `folder`/NUMBER holds for each piece its head, its ids and, of a conversation, what is
-    taught, a byte a token. What fits the buffer is never written.
+    The order depends on the seed only; `size`, the expected number of bytes, sets the number of buckets. The file
+    `folder`/NUMBER of a bucket holds for each piece a header, its ids and, for a conversation, a byte per token that
+    says whether it is learnt. Pieces that fit the buffer are never written.
     """
 
     def __init__(self, folder: Path, seed: int, ids_type: DTypeLike, size: int) -> None:
@@ -46,7 +46,7 @@ class Shuffler:
             self._buffered = 0
 
     def drain(self) -> Iterator[Encoded]:
-        """Every piece once; the buckets' files are removed as they are read."""
+        """Yields every piece once; the files of the buckets are removed as they are read."""
         for number, buffer in enumerate(self._buffers):
             path = self._folder / str(number)
             data = bytes(buffer)

@@ -1,6 +1,6 @@
-"""Where documents come from: local shards (JSONL, parquet, plain text) or a Hugging Face dataset, one interface.
+"""Where documents come from: local files (JSONL, parquet, plain text) or a Hugging Face dataset, behind one interface.
 
-A source is a fixed list of shards; `documents(shard)` streams one of them in file order. Nothing here shuffles.
+A source is a fixed list of shards; `documents(shard)` streams one of them in file order. Shuffling is done elsewhere.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Split = Literal["train", "heldout"]
 HOLDOUT = 0.01  # at 1% even the smallest domain of the project's text (about 1,000 sections) has held-out sources
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 _PACKED = 4  # characters in a byte of a packed file
-_HUB_SHARD_SIZE = 2**30  # nobody tells
+_HUB_SHARD_SIZE = 2**30  # a guess: the Hub does not say
 _SHOWN = 80  # characters of the names in a sentence
 
 
@@ -45,7 +45,7 @@ class Document(NamedTuple):
 
     Exactly one of `text`, `messages` and (in a prepared shard) `encoded` is set. `source` is the document's own origin
     (a book, a file), `key` says where it was read (`file:line`), `ends` is false for a piece that is followed by more
-    of the same document. `unlearnt` are the places of those messages of the assistant's that are shown and not learnt.
+    of the same document. `unlearnt` are the indices of the assistant's messages that are shown but not learnt.
     """
 
     text: str | None
@@ -77,7 +77,7 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the shards do; a saved position means nothing in another set of shards."""
+        """Changes when the shards do, since a saved position is only valid in the same shards."""
 
     def documents(self, shard: int) -> Iterator[Document]: ...
 
@@ -96,7 +96,7 @@ class LocalSource:
         self._text_field = text_field
         self.shards = find_shards(root, patterns)
         for shard in self.shards:
-            shard_kind(shard)  # an unknown kind is a mistake to hear of now, not hours into a run
+            shard_kind(shard)  # so that an unknown kind is reported now and not hours into a run
         self.sizes = [_characters_in(root / shard) for shard in self.shards]
         self.fingerprint = shards_fingerprint(root, self.shards, text_field)
 
@@ -129,8 +129,8 @@ class HubSource:
     Raises MissingExtraError without `datasets`, DataError if the dataset cannot be opened or read.
     """
 
-    side_by_side = 4  # a run that goes on fetches them again
-    most_rounds = 1  # each would fetch everything
+    side_by_side = 4  # few, since a resumed run downloads them again
+    most_rounds = 1  # since each round would download everything
 
     def __init__(
         self,
@@ -174,11 +174,11 @@ class HubSource:
 def is_held_out(document: Document, fraction: float) -> bool:
     """Whether a document belongs to the held-out split: a stable hash below `fraction`.
 
-    Texts are told apart by `source`, so all pieces of a book fall on one side. Conversations are told apart by what
-    is asked (every message that is not the assistant's): the same question with another answer is on the same side.
+    Texts are hashed by `source`, so that all pieces of a book are in the same split. Conversations are hashed by every
+    message that is not the assistant's, so that the same question with another answer is in the same split.
     """
     if document.encoded is not None:
-        return False  # what is prepared is the train split
+        return False  # prepared shards hold the train split only
     key = document.source
     if document.messages is not None:
         asked = [[m["role"], m["content"]] for m in document.messages if m["role"] != "assistant"]

@@ -1,11 +1,12 @@
 """One source as an endless shuffled stream of pieces, with a position that is five numbers.
 
-Text is often stored by folder or package, and a short run that took it in stored order would see few of them. So every
-epoch puts the shards in a new order and cuts it into windows of many shards. A window's shards are read side by side,
-each as fast as its size says, so that they end together. Every piece has a random key, and a window is read in rounds:
-each gives the pieces of the lowest keys that are left, as many as a block in memory holds, in the order of the keys.
-Where that would take too many rounds, each has a fixed share of the keys, and gives block after block of it. All keys
-follow from the seed and the place in the stream, so resuming means reading the current round again.
+Text is often stored by folder or package, and a short run that read it in stored order would see few of them. So every
+epoch puts the shards in a new order and divides them into windows of many shards. The shards of a window are read side
+by side, at speeds in proportion to their sizes, so that all of them end together. Every piece has a random key, and a
+window is read several times, in rounds. A round gives the pieces with the lowest remaining keys, in order, as many as
+fit a block in memory. If that would take too many rounds, each round has a fixed share of the keys instead, and gives
+its pieces in several blocks. All keys follow from the seed and the place in the stream, so resuming means reading the
+current round again.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ import numpy as np
 from mobilemoe.data.sources import Document, Source, Split, digest, is_held_out
 from mobilemoe.errors import DataError
 
-BLOCK_CHARS = 2**26  # enough to mix thousands of pieces, little enough to hold for every source
-PIECE_CHARS = 256  # what a piece takes of a block beside its text
+BLOCK_CHARS = 2**26  # in memory for each source: enough to mix thousands of pieces
+PIECE_CHARS = 256  # memory that a piece takes in a block besides its text
 CHARS_PER_TOKEN = 4
 KEYS = 2**64
 
 
 class Position(NamedTuple):
-    """The next piece: number `offset` of a block in an epoch's n-th window; the block has no keys below `above`, and
-    begins `skip` pieces into its round."""
+    """The next piece: number `offset` of a block in a window of an epoch. The block holds keys from `above` on, and
+    starts `skip` pieces into its round."""
 
     epoch: int = 0
     window: int = 0
@@ -100,12 +101,12 @@ class PieceStream:
             self._windows = self._cut_epoch(epoch)
             self._epoch_is_empty = True
         self._block_start, self._offset = start, 0
-        self._block = None  # two need not be in memory
+        self._block = None  # freed first, so that there is one in memory at a time
 
     def _load_block(self) -> list[Document]:
-        """The shuffled block at the position; it may be empty where a round ends."""
+        """The shuffled block at the position; it may be empty at the end of a round."""
         epoch, window, above, skip = self._block_start
-        least = min(KEYS, above + KEYS // self.source.most_rounds)  # the round has all keys below
+        least = min(KEYS, above + KEYS // self.source.most_rounds)  # where the keys of this round end
         if self._reading is None:
             self._reading = self._read_window(epoch, window)
             passed = (key for key, _ in self._reading if above <= key < least)
@@ -136,7 +137,7 @@ class PieceStream:
         return (epoch, window + 1, 0, 0) if window + 1 < len(self._windows) else (epoch + 1, 0, 0, 0)
 
     def _cut_epoch(self, epoch: int) -> list[list[int]]:
-        """The shards in the epoch's order, in windows that are wide enough to be read side by side in all rounds."""
+        """The shards in the epoch's order, in windows of as many shards as the rounds can read."""
         windows: list[list[int]] = []
         room = 0
         for shard in self._order(len(self.source.shards), "shards", epoch):
@@ -148,7 +149,7 @@ class PieceStream:
         return windows
 
     def _read_window(self, epoch: int, window: int) -> Iterator[tuple[int, Document]]:
-        """All pieces of a window with their keys, from as many shards at once as the source allows."""
+        """All pieces of a window with their keys, read from as many shards side by side as the source allows."""
         lanes: list[list[int]] = [[] for _ in range(min(self.source.side_by_side, len(self._windows[window])))]
         sizes = [0] * len(lanes)
         for shard in self._windows[window]:
@@ -190,7 +191,7 @@ class PieceStream:
 
 
 def characters(piece: Document) -> int:
-    """What a piece takes of a block; one of tokens about as much as their text."""
+    """The size of a piece in a block, in characters; that of tokens is estimated."""
     if piece.encoded is not None:
         return PIECE_CHARS + CHARS_PER_TOKEN * len(piece.encoded.ids_N)
     if piece.text is not None:

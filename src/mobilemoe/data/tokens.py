@@ -1,4 +1,4 @@
-"""Prepared shards: the pieces of one source as token ids, in files that a GPU need not wait for.
+"""Prepared shards: the pieces of one source as token ids, in files that are read faster than a GPU trains.
 
 A folder holds `prepared.json` and, for each source, `NAME-00000.npz`, ... An .npz is a compressed NumPy archive of
     ids   uint16 or uint32 [tokens]: all pieces one after another, control ids included;
@@ -26,7 +26,7 @@ from mobilemoe.errors import DataError
 from mobilemoe.files import atomic_file, read_json
 
 INDEX_NAME = "prepared.json"
-FORMAT_VERSION = 2  # of 1 the pieces stood in the order of their text
+FORMAT_VERSION = 2  # version 1 kept the pieces in the order of their text
 MAX_SHARD_BYTES = 2**30  # of one array, unpacked
 _CHARS_PER_BYTE = 3  # of text in a byte of packed ids
 
@@ -46,7 +46,7 @@ class TokenSource:
     Raises DataError if there are none or they lack their index.
     """
 
-    side_by_side = 1  # they are mixed as they are
+    side_by_side = 1  # since prepared pieces are shuffled already
     most_rounds = 1
 
     def __init__(self, root: Path, patterns: str | Sequence[str]) -> None:

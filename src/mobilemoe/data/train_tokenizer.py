@@ -1,4 +1,4 @@
-"""Train a small byte-level BPE that stock runtimes know as "llama-bpe"."""
+"""Trains a small byte-level BPE tokenizer, of the kind that llama.cpp calls "llama-bpe"."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mobilemoe.errors import TokenizerError
 from mobilemoe.tokenizer import SPECIAL_NAMES, Tokenizer, add_specials, byte_level, no_panic
 
 BYTES = 256
-MOST_CHARS = 2**14  # of a text that are looked at together: one endless word would take for ever
+MOST_CHARS = 2**14  # of a text that are trained on together: without a limit, one endless word takes for ever
 
 
 def train_tokenizer(
@@ -26,7 +26,7 @@ def train_tokenizer(
     smallest = BYTES + len(SPECIAL_NAMES) + 1
     if vocab_size < smallest:
         raise TokenizerError(f"vocab_size is {vocab_size}, but bytes, special names and one merge need {smallest}")
-    # llama-bpe runtimes look a whole word up before they merge; this keeps our ids equal to theirs.
+    # Runtimes of llama-bpe look up a whole word before they merge. This option does the same, so that ids agree.
     backend = byte_level(models.BPE(ignore_merges=True))
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIAL_NAMES),

@@ -19,8 +19,10 @@ from mobilemoe.model.rope import RopeTable, apply_rope
 
 
 class Documents(NamedTuple):
-    """Where the documents of B rows of T tokens begin in the flattened rows (int32, and last the end of all): causal
-    attention within each of them, for GPUs, where a mask of T x T would cost more than the attention."""
+    """Where the documents of B rows of T tokens start in the flattened rows (int32; the last entry is the end).
+
+    Stands for causal attention within each document on a GPU, where a mask of T x T would cost more than attention.
+    """
 
     starts: Tensor
     longest: int
@@ -29,14 +31,14 @@ class Documents(NamedTuple):
 def documents(segments_BT: Tensor, device: torch.device) -> Documents:
     """The documents of packed rows, each a run of equal segments, for attention on `device`.
 
-    How many there are has to be known here: from segments on a GPU only after waiting for it, from those on the CPU at
-    once.
+    The host has to know how many there are. For segments on a GPU it has to wait for that; for those on the CPU it
+    does not.
     """
     rows, tokens = segments_BT.shape
     begins_BT = torch.ones_like(segments_BT, dtype=torch.bool)
     begins_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
     starts = begins_BT.flatten().nonzero().squeeze(1).to(torch.int32)
-    # Filled up with empty documents, so that few lengths occur and compiled code meets few shapes.
+    # Padded with empty documents to a power of two, so that compiled code sees few shapes.
     filled = 1 << len(starts).bit_length()
     starts = nn.functional.pad(starts, (0, filled + 1 - len(starts)), value=rows * tokens)
     if device.type == "cuda" and not starts.is_cuda:
@@ -45,10 +47,10 @@ def documents(segments_BT: Tensor, device: torch.device) -> Documents:
 
 
 def visible(segments_BT: Tensor, segments_BS: Tensor, window: int | None) -> Tensor:
-    """Which keys each query sees, bool [B, 1, T, S]: not later, in its own segment, within the window.
+    """Which keys each query attends to, bool [B, 1, T, S]: those of its own segment, within the window, not later.
 
-    The T queries are the last T of the S keys. A segment is one document of a packed row; padding is a segment of
-    its own, so that nothing sees it and no query is left without a key.
+    The T queries are the last T of the S keys. A segment is one document of a packed row. Padding is a segment of its
+    own, so that no text attends to it and every query has a key.
     """
     queries, keys = segments_BT.shape[1], segments_BS.shape[1]
     query_T1 = torch.arange(keys - queries, keys, device=segments_BS.device).unsqueeze(1)
@@ -60,7 +62,7 @@ def visible(segments_BT: Tensor, segments_BS: Tensor, window: int | None) -> Ten
 
 
 def rotate_and_norm(x_BTHh: Tensor, rope: RopeTable, eps: float) -> Tensor:
-    """RoPE, then the norm of each head without a weight."""
+    """RoPE, and then RMSNorm of each head without a weight."""
     head_dim = x_BTHh.shape[-1]
     if x_BTHh.dtype == torch.bfloat16 and head_dim & (head_dim - 1) == 0 and kernels.usable(x_BTHh):
         from mobilemoe.model.kernels import heads

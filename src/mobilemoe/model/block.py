@@ -1,4 +1,4 @@
-"""One layer: attention and FFN, each behind a norm and beside a residual (spec section 2, points 2 and 5).
+"""One layer: attention and FFN, each with a norm before it and a residual (spec section 2, points 2 and 5).
 
 B batch, T tokens, D hidden, E experts.
 """
@@ -33,7 +33,7 @@ class SwiGLU(nn.Module):
 
 
 class MoE(nn.Module):
-    """Routed experts plus the shared expert, whose weight is 1."""
+    """The sum of the routed experts and the shared expert, which has weight 1."""
 
     expert_bias: Tensor | None
 
@@ -41,7 +41,7 @@ class MoE(nn.Module):
         super().__init__()
         self.router = Router(config)
         self.experts = Experts(config)
-        # A buffer: the load balance moves it, no gradient does.
+        # A buffer, since it is changed by the load balance and not by a gradient.
         self.register_buffer("expert_bias", torch.zeros(config.num_local_experts) if config.has_expert_bias else None)
         if config.intermediate_size_mlp:
             self.shared_expert = SwiGLU(config.hidden_size, config.intermediate_size_mlp)

@@ -13,7 +13,7 @@ from mobilemoe.errors import UsageError
 
 
 class KVCache:
-    """Room for `slots` tokens of `batch` sequences in every layer; `length` of them are filled."""
+    """Keys and values of up to `slots` tokens of `batch` sequences in every layer, `length` of which are filled."""
 
     def __init__(
         self, config: ModelConfig, batch: int, slots: int, dtype: torch.dtype, device: torch.device | str = "cpu"
@@ -29,7 +29,7 @@ class KVCache:
         return self.segments_BS.shape[1]
 
     def append_segments(self, segments_BT: Tensor) -> Tensor:
-        """Takes the segments of T new tokens and returns those of all tokens so far. UsageError if they do not fit."""
+        """Stores the segments of T new tokens; returns those of all tokens so far. UsageError if they do not fit."""
         end = self.length + segments_BT.shape[1]
         if end > self.slots:
             raise UsageError(f"the KV cache has {self.slots} slots, but {end} tokens were given: make it larger")
@@ -37,12 +37,12 @@ class KVCache:
         return self.segments_BS[:, :end]
 
     def append(self, layer: int, k_BTKh: Tensor, v_BTKh: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes the keys and values of T new tokens of one layer and returns those of all tokens so far."""
+        """Stores the keys and values of T new tokens of one layer and returns those of all tokens so far."""
         end = self.length + k_BTKh.shape[1]
         self.keys_LBSKh[layer, :, self.length : end] = k_BTKh
         self.values_LBSKh[layer, :, self.length : end] = v_BTKh
         return self.keys_LBSKh[layer, :, :end], self.values_LBSKh[layer, :, :end]
 
     def advance(self, tokens: int) -> None:
-        """Makes the last `tokens` appended in every layer part of the past."""
+        """Counts the `tokens` tokens that were appended in every layer as filled."""
         self.length += tokens

@@ -21,9 +21,9 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     scaling = config.rope_scaling
     if scaling is None:
         return freq_R
-    turns_R = scaling.original_max_position_embeddings * freq_R / (2 * math.pi)  # over the original context
+    turns_R = scaling.original_max_position_embeddings * freq_R / (2 * math.pi)  # rotations over the original context
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    if low == high:  # the blend below would divide by zero
+    if low == high:  # the interpolation below would divide by zero
         keep_R = (turns_R >= low).double()
     else:
         keep_R = ((turns_R - low) / (high - low)).clamp(0, 1)
@@ -31,15 +31,15 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
 
 
 class RopeTable(NamedTuple):
-    """For every position the cosines of its angles and, with the sign that rotation gives them, the sines; each angle
-    stands twice, once for either half of its pair: [B, T, 1, h]."""
+    """The cosines and signed sines of each position's angles, [B, T, 1, h]. Each angle appears twice, once for each
+    element of its pair."""
 
     cos_BT1h: Tensor
     sin_BT1h: Tensor
 
 
 def rope_table(freq_R: Tensor, positions_BT: Tensor, dtype: torch.dtype) -> RopeTable:
-    """The table in `dtype`. The angles are made in float64, since fp32 loses them far from the start."""
+    """The table in `dtype`. Angles are computed in float64, since fp32 loses precision at large positions."""
     angle_BT1R = (positions_BT.double().unsqueeze(-1) * freq_R).unsqueeze(2)
     sin_BT1R = angle_BT1R.sin()
     sin_BT1h = torch.stack((-sin_BT1R, sin_BT1R), -1).flatten(-2)

@@ -1,4 +1,4 @@
-"""Router: which experts a token visits, and with what weight (spec section 2, point 5).
+"""Router: which experts each token goes to, and with what weights (spec section 2, point 5).
 
 N tokens, D hidden, E experts, A active experts per token.
 """
@@ -17,7 +17,7 @@ from mobilemoe.model.norm import at_least_fp32
 
 
 class Routing(NamedTuple):
-    """What the router said: logits_NE, the chosen experts_NA (best first) and their weights_NA; numbers in fp32."""
+    """The router's output: logits_NE, the chosen experts_NA (best first) and their weights_NA; in fp32."""
 
     logits_NE: Tensor
     experts_NA: Tensor
@@ -41,8 +41,11 @@ def choose(scores_NE: Tensor, active: int) -> Tensor:
 
 @torch.library.custom_op("mobilemoe::split_product", mutates_args=(), device_types="cuda")
 def split_product(x_ND: Tensor, weight_ED: Tensor) -> Tensor:
-    """x weight^T of a bf16 x in fp32, on bf16 matrix units: the weight is a sum of three bf16 numbers, exact to fp32's
-    24 bits, and the sums are in fp32. Gradients are rounded to bf16, as those of every other matrix."""
+    """x weight^T of a bf16 x with the precision of fp32, computed on bf16 matrix units.
+
+    The weight is split into a sum of three bf16 numbers, which hold all 24 bits of fp32, and products are accumulated
+    in fp32. Gradients are rounded to bf16, as those of every other matrix.
+    """
     rest_ED, pieces = _pad_rows(weight_ED.float()), []
     for _ in range(3):
         pieces.append(rest_ED.to(torch.bfloat16))
@@ -72,7 +75,7 @@ split_product.register_autograd(_split_product_backward, setup_context=_save_fac
 
 
 def _pad_rows(x_ED: Tensor) -> Tensor:
-    """Zeros below, up to a multiple of 8 rows: what matrix units want of a dimension."""
+    """Pads with rows of zeros to a multiple of 8, as matrix units require."""
     return nn.functional.pad(x_ED, (0, 0, 0, -len(x_ED) % 8))
 
 
@@ -85,7 +88,7 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.num_local_experts, config.hidden_size))
 
     def forward(self, x_ND: Tensor, expert_bias_E: Tensor | None) -> Routing:
-        """The bias takes part in the choice only, never in the weights."""
+        """The bias influences only which experts are chosen, never their weights."""
         with torch.autocast(x_ND.device.type, enabled=False):
             if x_ND.is_cuda and x_ND.dtype == torch.bfloat16:
                 logits_NE = split_product(x_ND, self.weight)

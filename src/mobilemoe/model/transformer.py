@@ -60,15 +60,15 @@ class MobileMoE(nn.Module):
         """The last norm's output x_BTD, and each MoE layer's routing (over the B T tokens, flattened).
 
         positions_BT: place of each token in its document (default: its place in the row). segments_BT: a number per
-        token; tokens of different numbers do not see each other (default: one document). Padding is a number of its
-        own. They may lie on the CPU beside tokens on a GPU, which then need not be waited for. `cache` is extended by
-        the T tokens.
+        token; tokens attend only to tokens with the same number (default: one document). Padding has a number of its
+        own. With tokens on a GPU the segments may stay on the CPU, which saves waiting for the GPU. `cache` is extended
+        by the T tokens.
         """
         past = 0 if cache is None else cache.length
         if positions_BT is None:
             positions_BT = torch.arange(past, past + tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
         x_BTD = self.model.embed_tokens(tokens_BT)
-        if self.freq_R.device != tokens_BT.device:  # moved once: a copy to a GPU waits for it
+        if self.freq_R.device != tokens_BT.device:  # moved once, since a copy to a GPU makes the host wait
             self.freq_R = self.freq_R.to(tokens_BT.device)
         rope = rope_table(self.freq_R, positions_BT, at_least_fp32(x_BTD).dtype)
         mask_for = self._masks(tokens_BT, segments_BT, cache)
@@ -103,7 +103,7 @@ class MobileMoE(nn.Module):
 
     @torch.no_grad()
     def initialize(self, seed: int, std: float = 0.02) -> None:
-        """Normal weights of `std` (projections back into the residual less by sqrt(2 layers)), norms 1, bias 0."""
+        """Draws normal weights of `std`, over sqrt(2 layers) for projections into the residual; norms 1, bias 0."""
         generator = torch.Generator(self.head_VD.device).manual_seed(seed)
         residual_std = std / (2 * self.config.num_hidden_layers) ** 0.5
         for name, parameter in self.named_parameters():
@@ -118,14 +118,14 @@ class MobileMoE(nn.Module):
 
     @torch.no_grad()
     def load_weights(self, weight: Callable[[str], npt.NDArray[np.float32]]) -> None:
-        """Takes every weight from `weight`, which gives fp32 arrays by canonical name (spec 3.2)."""
+        """Copies every weight from `weight(name)`, an fp32 array by its canonical name (spec 3.2)."""
         for name, tensor in self.state_dict().items():
             tensor.copy_(torch.from_numpy(weight(name)))
 
     def _masks(
         self, tokens_BT: Tensor, segments_BT: Tensor | None, cache: KVCache | None
     ) -> Callable[[int | None], Tensor | Documents | None]:
-        """The mask for a window, built once per window; None where plain causal attention says the same."""
+        """A function that gives the mask for a window, built once; None stands for plain causal attention."""
         plain = segments_BT is None and (cache is None or cache.length == 0)
         segments_BT = torch.zeros_like(tokens_BT) if segments_BT is None else segments_BT
         segments_BS = segments_BT if cache is None else cache.append_segments(segments_BT)
@@ -147,7 +147,7 @@ class MobileMoE(nn.Module):
         return mask_for
 
     def _computes_in_bf16(self) -> bool:
-        """Whether matrix products run in bf16: the only kind that FlashAttention takes here."""
+        """Whether matrix products run in bf16, the only precision in which FlashAttention is used here."""
         weight = self.model.norm.weight
         autocast = torch.is_autocast_enabled(weight.device.type)
         return (torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype) == torch.bfloat16

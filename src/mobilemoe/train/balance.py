@@ -13,7 +13,7 @@ from mobilemoe.model.block import MoE
 
 @torch.no_grad()
 def move_biases(layers: list[MoE], load_LE: Tensor, rate: float) -> None:
-    """Raises the bias of every expert with less than the mean load by `rate`, lowers that of the others."""
+    """Raises the bias of every expert whose load is below the mean by `rate`, and lowers those above the mean."""
     load_LE = load_LE.double()
     sign_LE = (load_LE.mean(dim=1, keepdim=True) - load_LE).sign()
     for layer, sign_E in zip(layers, sign_LE, strict=True):

@@ -1,9 +1,9 @@
 """A run's checkpoints: folders that appear whole, hold everything that the next step depends on, and are verified.
 
 `checkpoints/step-00000500/` is itself a model folder: config.json, tokenizer and model.safetensors (fp32 weights),
-beside optimizer.safetensors and state.json. What a model of this config does not have (adapters, learnt scales) is in
-extra.safetensors. Under adapters model.safetensors holds the merged weights, which are the model that was trained so
-far; a run that goes on takes the frozen ones from `model.init` again.
+beside optimizer.safetensors and state.json. Tensors that are trained but are no part of such a model (adapters, learnt
+scales) are in extra.safetensors. A run with adapters writes the merged weights to model.safetensors, so that its
+checkpoint can be used like any other; when the run is resumed, the frozen weights come from `model.init` again.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ Tensors = dict[str, dict[str, Tensor]]  # by file and name
 
 @dataclass(frozen=True)
 class Draft:
-    """The checkpoint after `step` steps before it is written: all but its tensors. `state` are JSON values.
+    """Everything but the tensors of a checkpoint that is to be written after `step` steps. `state` holds JSON values.
 
-    Once it is written, only the newest `keep` remain.
+    After it has been written, only the newest `keep` checkpoints of the run remain.
     """
 
     run: Path
@@ -65,7 +65,7 @@ class Draft:
         shapes: Mapping[str, Mapping[str, tuple[int, ...]]],
         produce: Callable[[str, str], Array],
     ) -> None:
-        """Writes the folder with the tensors whose `shapes` are given, which `produce` gives by file and name."""
+        """Writes the folder. `shapes` lists its tensors by file and name; `produce(file, name)` makes each of them."""
         with atomic_folder(self.folder, TrainError) as part:
             self.config.save(part)
             write_json(part / "state.json", {"version": _VERSION, "step": self.step, **self.state})
@@ -79,7 +79,9 @@ class Draft:
                 metadata = {COMPANION_HASH + companion.name: sha256_file(companion)}
                 write_safetensors(part / file, specs, partial(produce, file), metadata)
         for old in step_folders(self.run)[: -self.keep]:
-            doomed = old.with_name(f".{old.name}.old.part")  # out of sight first: a half checkpoint must not be seen
+            doomed = old.with_name(
+                f".{old.name}.old.part"
+            )  # renamed first, so that nobody sees a checkpoint that is half removed
             old.rename(doomed)
             shutil.rmtree(doomed)
 
@@ -91,13 +93,13 @@ def save(draft: Draft, tensors: Tensors) -> None:
 
 
 def state_of(model: MobileMoE, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What state.json says of model and optimizer: how often the weights changed, and what adapters belong to."""
+    """What state.json says of model and optimizer: the number of updates, and a hash of the weights under adapters."""
     base = {"base": lora.base_fingerprint(model)} if lora.adapter_state(model) else {}
     return {"updates": updates(optimizer), **base}
 
 
 def tensors_of(model: MobileMoE, optimizer: torch.optim.Optimizer) -> Tensors:
-    """What a checkpoint keeps of model and optimizer."""
+    """The tensors of model and optimizer that a checkpoint keeps."""
     held, known = model.state_dict(), weights(model.config)
     whole = lora.merged(model) if lora.adapter_state(model) else held
     tensors = {_MODEL: {name: whole[name] for name in known}, _OPTIMIZER: moments(model, optimizer)}
@@ -106,7 +108,7 @@ def tensors_of(model: MobileMoE, optimizer: torch.optim.Optimizer) -> Tensors:
 
 
 def remove_leftovers(run: Path) -> None:
-    """Removes the checkpoints that a killed run left half written or half removed."""
+    """Removes checkpoints that were half written or half removed when a run was killed."""
     for path in step_folder(run, 0).parent.glob(".step-*.part"):
         if _LEFTOVER.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
@@ -115,8 +117,8 @@ def remove_leftovers(run: Path) -> None:
 def restore(run: Path, model: MobileMoE, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
     """Puts back the newest checkpoint and returns its state, or None if there is none yet.
 
-    Each process reads what it holds, so any number of them goes on where any other number stopped.
-    Raises TrainError if it is damaged: an older one beside it may be used by removing it.
+    Each process reads its own part, so the run may have another number of processes than the one that saved it.
+    Raises TrainError if the checkpoint is damaged: after removing it, the run goes on from the one before.
     """
     folders = step_folders(run)
     if not folders:
@@ -131,7 +133,7 @@ def restore(run: Path, model: MobileMoE, optimizer: torch.optim.Optimizer) -> di
             state = read_json(folder / "state.json", CheckpointError)
             if state.get("version") != _VERSION:
                 raise CheckpointError(f"{folder / 'state.json'} is of version {state.get('version')!r}, not {_VERSION}")
-            # Before a step could be skipped, every step was an update, and states did not say so.
+            # States that do not count updates are from versions in which every step was an update.
             restore_moments(model, optimizer, _read(folder, _OPTIMIZER), state.get("updates", state["step"]))
             _restore_weights(model, checkpoint, folder, state)
     except (CheckpointError, ConfigError) as fault:

@@ -1,4 +1,4 @@
-"""The device: its threads, how fast it multiplies matrices, and the precision in which it does so faster."""
+"""The device that trains: its threads, the speed of its matrix products, and the precision that is faster on it."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 MATMUL_SECONDS = 0.25
 _CHOICE_SECONDS = 0.1
 _GPU_WIDTH = 8192
-_CPU_WIDTH = 256  # without bf16 units a product of this width takes a CPU some 20 ms, a wider one seconds
+_CPU_WIDTH = 256  # without bf16 units a product of this width takes about 20 ms, and a wider one seconds
 
 
 def set_threads(train: TrainTable) -> int:
-    """Gives torch the recipe's threads, by default one for each core that this process may use; returns how many.
+    """Sets the number of torch's threads, and returns it: the recipe's, or one for each core that this process may use.
 
-    OMP_NUM_THREADS, which launchers set, may ask for fewer.
+    OMP_NUM_THREADS, which launchers of several processes set, lowers the default.
     """
     torch.set_num_threads(train.threads or min(torch.get_num_threads(), allowed_cores()))
     return torch.get_num_threads()
 
 
 def settle(recipe: _Recipe, device: torch.device, run: Path | None = None) -> _Recipe:
-    """`recipe` with a precision in place of "auto": that of the checkpoints in `run`, or the faster one on `device`.
+    """`recipe` with "auto" replaced: by the precision of the checkpoints in `run`, or by the faster one on `device`.
 
-    Weights that are kept in bf16 are multiplied in it. Raises TrainError where the run's own recipe cannot be read.
+    Weights that are stored in bf16 are multiplied in bf16. Raises TrainError where the run's own recipe cannot be read.
     """
     if recipe.train.precision != "auto":
         return recipe
@@ -55,7 +55,7 @@ def with_precision(recipe: _Recipe, precision: Precision) -> _Recipe:
 
 
 def _precision_of(run: Path) -> Precision | None:
-    """What the recipe of a run says; None where there is none, or one that says nothing of use."""
+    """The precision in the recipe that the run keeps; None where there is no recipe or no usable precision in it."""
     if not (run / RECIPE_FILE).exists():
         return None
     train = read_json(run / RECIPE_FILE, TrainError).get("train")
@@ -64,10 +64,10 @@ def _precision_of(run: Path) -> Precision | None:
 
 @cache
 def faster_precision(device_type: str) -> Precision:
-    """bf16 on a GPU, and on a CPU the one whose products are faster, which takes some 0.2 s to measure.
+    """bf16 on a GPU; on a CPU the one whose matrix products are faster, which takes about 0.2 s to measure.
 
-    Measured, since the CPU's features alone do not say it: a library may be told to leave bf16 units unused, and one
-    that has none may still emulate them, at half of fp32's speed (AVX-512) or at a hundredth (AVX2).
+    The CPU's feature flags do not tell: a library may be told not to use its bf16 units, and without such units bf16 is
+    emulated, at half the speed of fp32 with AVX-512 and at a hundredth with AVX2.
     """
     if device_type != "cpu":
         return "bf16"
@@ -75,14 +75,15 @@ def faster_precision(device_type: str) -> Precision:
         bf16, fp32 = (torch.ones(_CPU_WIDTH, _CPU_WIDTH, dtype=DTYPES[name]) for name in ("bf16", "fp32"))
         pairs = [(_seconds_of_product(bf16), _seconds_of_product(fp32))]
         end = time.perf_counter() + _CHOICE_SECONDS
-        while time.perf_counter() < end or len(pairs) < 3:  # in turns, so that both meet what else runs here
+        while time.perf_counter() < end or len(pairs) < 3:  # alternately, so that other load on the machine slows both
             pairs.append((_seconds_of_product(bf16), _seconds_of_product(fp32)))
-    bf16_seconds, fp32_seconds = map(min, zip(*pairs[1:], strict=True))  # the first pays for what is set up once
+    bf16_seconds, fp32_seconds = map(min, zip(*pairs[1:], strict=True))  # the first pair includes one-time set-up
     return "bf16" if bf16_seconds < fp32_seconds else "fp32"
 
 
 def matmul_flops(device: torch.device, precision: str) -> float:
-    """FLOP/s of a square matrix product: 8192 wide on a GPU, and on a CPU 256, that of one thread times all of them."""
+    """FLOP/s of a square matrix product: of width 8192 on a GPU; on a CPU of width 256, measured on one thread and
+    multiplied by the number of threads."""
     if device.type == "cpu":
         with _one_thread():
             speed = _matmul_flops(_CPU_WIDTH, device, precision)
@@ -92,7 +93,7 @@ def matmul_flops(device: torch.device, precision: str) -> float:
 
 def _matmul_flops(size: int, device: torch.device, precision: str) -> float:
     matrix = torch.randn(size, size, device=device, dtype=DTYPES[precision])
-    _seconds_of_product(matrix)  # the first one pays for what is set up once
+    _seconds_of_product(matrix)  # the first one includes one-time set-up
     best, end = float("inf"), time.perf_counter() + MATMUL_SECONDS
     while time.perf_counter() < end or best == float("inf"):
         best = min(best, _seconds_of_product(matrix))
@@ -101,7 +102,7 @@ def _matmul_flops(size: int, device: torch.device, precision: str) -> float:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Several threads on a busy machine wait for each other longer than they compute."""
+    """Runs with one thread: on a busy machine, threads spend more time waiting for each other than computing."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

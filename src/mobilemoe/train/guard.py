@@ -1,4 +1,4 @@
-"""What a run does when numbers go wrong: steps with a spike are skipped, and what is not finite is tracked down.
+"""What a run does when numbers go wrong: steps with a loss spike are skipped, and NaN or infinity is traced back.
 
 B rows, T tokens, N = B T.
 """
@@ -20,14 +20,14 @@ from torch.distributed.tensor import DTensor
 from mobilemoe.data.loader import Batch
 from mobilemoe.errors import TrainError
 
-HISTORY = 50  # gradient norms of accepted steps, whose median is what a spike is measured against
-FEWEST = 10  # of them before any step is judged: at the very start norms fall fast
+HISTORY = 50  # accepted steps, whose median gradient norm a spike is compared with
+FEWEST = 10  # accepted steps before any step is judged, since norms fall fast at the start
 
 
 class SpikeGuard:
-    """Says which steps to leave out: their gradient norm exceeds `factor` times the recent median, or is no number.
+    """Decides which steps to skip: their gradient norm is not finite, or above `factor` times the recent median.
 
-    After `limit` steps skipped in a row it gives up. Without a factor nothing is skipped.
+    It gives up after `limit` skipped steps in a row. Without a factor nothing is skipped.
     """
 
     def __init__(self, factor: float | None, limit: int) -> None:
@@ -36,9 +36,9 @@ class SpikeGuard:
         self._skipped = 0
 
     def skips(self, norm: float, step: int) -> bool:
-        """Whether step `step` (counted from 1), whose gradient norm is `norm`, is to be left out.
+        """Whether step `step` (counted from 1), whose gradient norm is `norm`, is to be skipped.
 
-        Raises TrainError when too many in a row are.
+        Raises TrainError when too many steps in a row are skipped.
         """
         if self._factor is None:
             return False
@@ -58,11 +58,11 @@ class SpikeGuard:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON values from which `load_state_dict` goes on as if nothing had happened."""
+        """The state as JSON values, for `load_state_dict`."""
         return {"norms": list(self._norms), "skipped": self._skipped}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self._norms = deque(map(float, state["norms"]), maxlen=HISTORY)
         self._skipped = int(state["skipped"])
 
@@ -78,11 +78,11 @@ def explain_nonfinite(
     domains: Sequence[str],
     begins: Mapping[str, Sequence[int]],
 ) -> str:
-    """One sentence on why step `step` (counted from 1) gave a `loss` or gradient `norm` that is no number.
+    """One sentence on why step `step` (counted from 1) gave a `loss` or gradient `norm` that is not finite.
 
-    The micro-batches `parts` are computed again by `backward`, which leaves gradients in the weights, as the step did;
-    the first tensor that is not finite is named, with the text that it belongs to: of one of the sources `domains`, in
-    a batch that begins at `begins`, the loader's positions before it. The gradients are gone afterwards.
+    The micro-batches `parts` are computed again with `backward`, which adds gradients to the weights as the step did.
+    The sentence names the first tensor that is not finite and the text that it was computed from: its source, one of
+    `domains`, and the place of the batch, which starts at the loader's positions `begins`. Gradients are cleared.
     """
     where = _first_weight(model) or _first_of_parts(model, parts, backward, domains)
     sources = ", ".join(f"{name} {list(position)}" for name, position in begins.items())
@@ -105,7 +105,7 @@ def _first_weight(model: nn.Module) -> str | None:
 def _first_of_parts(
     model: nn.Module, parts: Sequence[Batch], backward: Callable[[Batch], object], domains: Sequence[str]
 ) -> str | None:
-    """Of the first micro-batch with a fault. All are computed: in a group of processes, each has to do the same."""
+    """The fault of the first micro-batch that has one. All are computed, since all processes have to do the same."""
     found: list[str] = []
     first_row = 0
     for part in parts:
@@ -117,7 +117,7 @@ def _first_of_parts(
             name, tensor = outputs[0]
             place = _place(tensor, part, first_row, domains)
             found.append(f"the first output that is not finite is that of {name}{place}")
-        elif wrong:  # they are made from the last layer to the first
+        elif wrong:  # gradients are made from the last layer to the first, so the last name in the list came first
             found.append(f"the first gradient that is not finite is that of {wrong[-1]}, from row {first_row} on")
         first_row += len(part.tokens_BT)
     model.zero_grad(set_to_none=True)
@@ -126,7 +126,7 @@ def _first_of_parts(
 
 @contextmanager
 def _watched(model: nn.Module) -> Iterator[list[tuple[str, Tensor]]]:
-    """The outputs of modules that are not finite, by module, in the order in which they are computed."""
+    """Collects every module output that is not finite, with the module's name, in the order of computation."""
     seen: list[tuple[str, Tensor]] = []
 
     def look(name: str, module: nn.Module, inputs: object, output: object) -> None:
@@ -134,7 +134,7 @@ def _watched(model: nn.Module) -> Iterator[list[tuple[str, Tensor]]]:
 
     hooks = [module.register_forward_hook(partial(look, name)) for name, module in model.named_modules()]
     try:
-        # Compiled blocks run as they are written: hooks inside them would not be called.
+        # Compiled blocks run uncompiled here, since hooks inside compiled code are not called.
         with torch.compiler.set_stance("force_eager"):
             yield seen
     finally:
@@ -151,7 +151,7 @@ def _tensors(output: object) -> Iterator[Tensor]:
 
 
 def _place(tensor: Tensor, part: Batch, first_row: int, domains: Sequence[str]) -> str:
-    """The first token whose numbers are not finite, where the tensor is [B, T, ...] or [N, ...]."""
+    """Words for the first token whose values are not finite, where the tensor is [B, T, ...] or [N, ...]."""
     rows, tokens = part.tokens_BT.shape
     if tensor.shape[:2] == (rows, tokens):
         tensor = tensor.flatten(0, 1)

@@ -1,6 +1,6 @@
-"""What the routers do: the load of every expert, how even it is, where the selection bias went, and who reads what.
+"""Statistics of the routers: the load of each expert in all and by source, how even it is, and the selection bias.
 
-Everything is counted on the model's device without waiting for it, and is a sum, so processes can add theirs up.
+Everything is counted on the model's device without waiting for it. All counts are sums, which processes can add up.
 
 L MoE layers, K numbers of each, G domains (the data's sources), E experts, A active experts per token, N tokens, of
 which S are a sample.
@@ -21,12 +21,12 @@ from mobilemoe.files import write_atomic
 from mobilemoe.model.block import MoE
 from mobilemoe.model.router import Routing
 
-SAMPLE = 128  # tokens of a call whose scores' entropy is taken: enough for two digits, too few to cost anything
+SAMPLE = 128  # tokens of each call that the entropy of scores is estimated from: precise to two digits, and cheap
 REPORT_FILE = "router.json"
 
 
 class RouterHealth:
-    """Counts over steps, which `end_step` ends, and over windows of many steps, which `report` ends.
+    """Counts over a step, which `end_step` ends, and over a window of many steps, which `report` ends.
 
     `layers` are a model's MoE layers, already on their device; `domains` the names that `domains_N` counts in.
     """
@@ -61,7 +61,7 @@ class RouterHealth:
 
     @property
     def load_LE(self) -> Tensor:
-        """(token, expert) pairs of each expert in this step so far; as the load balance wants it."""
+        """(token, expert) pairs of each expert in this step so far, for the load balance."""
         return self._load_LGE.sum(dim=1)
 
     @property
@@ -79,7 +79,7 @@ class RouterHealth:
         return numbers_KL
 
     def report(self) -> dict[str, Any]:
-        """JSON values that tell everything of the window, which ends here: steps since the last report.
+        """The statistics of the window, all steps since the last report, as JSON values; a new window begins.
 
         `summary`'s lists, `load` [L, E], `load_by_domain` (name to [L, E]) and `bias` ([L, E], or None).
         """
@@ -157,10 +157,10 @@ def _numbers(load_LE: Tensor, entropy_L2: Tensor, layers: Sequence[MoE]) -> Tens
 
 
 def write_report(run: Path, step: int, report: dict[str, Any]) -> None:
-    """Writes what `RouterHealth.report` gave after `step` steps into the run's folder."""
+    """Writes what `RouterHealth.report` returned after `step` steps into the folder of the run."""
     write_atomic(run / REPORT_FILE, json.dumps({"step": step, **report}) + "\n")
 
 
 def _short(value: float) -> float:
-    """Four digits: a row has eight lists, and a run has many rows."""
+    """Rounds to four digits, to keep rows short: each has eight such lists."""
     return value if isinstance(value, int) else float(f"{value:.4g}")

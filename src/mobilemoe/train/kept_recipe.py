@@ -1,4 +1,4 @@
-"""The recipe that a run keeps beside its checkpoints: it is gone on with by that recipe alone, or a longer one."""
+"""The recipe that a run keeps beside its checkpoints: a run is resumed only by that recipe, or a longer one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop (spec section 5): steps, saves and interrupts; killed at any moment, a run resumes bit for bit."""
+"""The training loop (spec section 5): it steps, validates, saves and stops. A killed run resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ from mobilemoe.train.validation import summary
 class Result:
     """How a call of `train` ended: steps done, last loss in nats per token, and the newest checkpoint's folder.
 
-    `left_out` is what of the data had nothing to learn, in words; empty where all had. `validation` is what the metrics
-    say of the run's last validation (see `Validation.row`); None if there was none.
+    `left_out` says in words which rows of the data held nothing to learn; it is empty if all did. `validation` is what
+    the metrics say of the run's last validation (see `Validation.row`); None if there was none.
     """
 
     steps: int
@@ -59,11 +59,11 @@ class Result:
 
 
 def train(recipe: Recipe, run: Path) -> Result:
-    """Trains what `recipe` says in the folder `run`, going on where a run that is there already stopped.
+    """Trains by `recipe` in the folder `run`; a run that is there already is resumed.
 
-    An interrupt (Ctrl-C, SIGTERM) saves and returns with finished=False. Raises TrainError and the rooms' own errors.
+    An interrupt (Ctrl-C, SIGTERM) saves and returns with finished=False. Raises any MobileMoEError.
     """
-    drawing()  # a missing package should not be found out at the end
+    drawing()  # so that a missing package is found now and not after training
     _keep_allocations()
     with join(recipe) as world, _held(run, world):
         recipe = _agreed(recipe, run, world)
@@ -74,7 +74,7 @@ def train(recipe: Recipe, run: Path) -> Result:
 
 
 class Trainer:
-    """A run that is set up, of a recipe whose precision is settled; `run_steps` does the work."""
+    """A run that is set up from a recipe whose precision is settled; `run_steps` trains it."""
 
     def __init__(self, recipe: Recipe, run: Path, world: World) -> None:
         self.recipe, self.run, self.train, self.world = recipe, run, recipe.train, world
@@ -90,7 +90,7 @@ class Trainer:
         step = state["step"]
         tokens, loss = state["tokens"], state["loss"]
         report = _Report(self.run, train.steps, step, self.setup.notes) if world.is_first else None
-        unread: list[dict[str, Any]] = []  # what is known here of the steps whose numbers are still on the device
+        unread: list[dict[str, Any]] = []  # what is known of steps whose numbers are still on the device
         began = time.monotonic()
         try:
             fault = self._data_fault(step)
@@ -113,7 +113,7 @@ class Trainer:
             if stopping and world.any(fault is not None):
                 if fault is not None:
                     raise fault
-                world.wait()  # in vain: the process that has the fault ends this one (train/fellows.py)
+                world.wait()  # until the process that has the error ends this one (parallel/fellows.py)
         finally:
             loader.close()
             if report is not None:
@@ -138,10 +138,10 @@ class Trainer:
         return self.setup.validation is not None and (step % every == 0 or step == self.train.steps)
 
     def _log(self, report: _Report | None, unread: list[dict[str, Any]], began: float) -> float:
-        """Reads the numbers of the `unread` steps, which began at `began`, and empties the list; validates where the
-        last of them is to be. Returns the loss of the last step.
+        """Writes the metrics of the `unread` steps, the first of which began at the time `began`, and empties the list.
 
-        Each row of the metrics has the speed of all these steps together: the device may do them in one go.
+        Validates after the last of them if it is time to. Returns the loss of the last step. Each row has the mean
+        speed of all these steps, since a GPU does not say when each of them ended.
         """
         speed, loss = 0.0, math.nan
         tokens = len(unread) * self.train.batch_size * self.train.sequence_length
@@ -158,13 +158,13 @@ class Trainer:
         return loss
 
     def _data_fault(self, step: int) -> BaseException | None:
-        """What comes in place of the batch behind `step`, if it is a fault; behind the last step none is asked for."""
+        """The error that reading the batch after step `step` gives, if it gives one; None after the last step."""
         return self.setup.loader.fault() if step < self.train.steps else None
 
     def _begin(self) -> dict[str, Any]:
-        """The state to go on from; the run's folder is there and clean."""
+        """Restores the newest checkpoint if there is one, and returns its state; prepares the folder of the run."""
         if self.world.is_first:
-            self.run.mkdir(parents=True, exist_ok=True)  # a sweep's run has no other place for it
+            self.run.mkdir(parents=True, exist_ok=True)  # for runs of a sweep, which come here without `train`
             checkpointing.remove_leftovers(self.run)
         self.world.wait()
         state = checkpointing.restore(self.run, self.setup.model, self.setup.optimizer)
@@ -204,7 +204,7 @@ class Trainer:
 
 @contextmanager
 def _held(run: Path, world: World) -> Iterator[None]:
-    """Keeps other trainings out of the folder of a run. TrainError in every process if one is in it already."""
+    """Locks the folder of a run. Raises TrainError in every process if another training has it locked."""
     with ExitStack() as held:
         fault: Exception | None = None
         if world.is_first:
@@ -224,7 +224,7 @@ def _agreed(recipe: Recipe, run: Path, world: World) -> Recipe:
 
 
 class _Report:
-    """What a run says of its steps: metrics.jsonl and the progress that one sees."""
+    """Reports the steps of a run: in metrics.jsonl, and as progress on standard error."""
 
     def __init__(self, run: Path, steps: int, step: int, notes: tuple[str, ...]) -> None:
         self._steps, self._first, self._started = steps, step, time.monotonic()
@@ -250,9 +250,9 @@ class _Report:
 
 
 def _keep_allocations() -> None:
-    """Tells glibc to keep freed memory: giving activations back each step cost a fifth of the time in page faults.
+    """Tells glibc to keep freed memory for the life of the process; without glibc nothing happens.
 
-    It holds as long as the process; elsewhere than on glibc nothing happens.
+    Returning activations to the system in every step cost a fifth of the time in page faults.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,7 +1,7 @@
-"""LoRA (arXiv 2106.09685): thin matrices a, b learn beside frozen weights, W + alpha / rank * a b.
+"""LoRA (arXiv 2106.09685): low-rank matrices a, b are trained beside frozen weights, W + alpha / rank * a b.
 
-Training computes x W + scale (x a) b, so that no gradient and no difference of the size of W ever exists; `merged`
-folds the adapters in for a checkpoint. With quantisation-aware training W + scale a b is made and rounded each step.
+Training computes x W + scale (x a) b, so that no gradient of the size of W is ever made; `merged` adds the adapters to
+the weights for a checkpoint. With quantisation-aware training W + scale a b is computed and rounded in every step.
 
 E experts, D hidden, F expert width, N tokens, A active experts per token, P = N A (token, expert) pairs, R rank; a
 linear map goes from I inputs to O outputs.
@@ -101,10 +101,11 @@ class LoraExperts(Experts, Adapted):
 
 
 def attach(model: MobileMoE, table: LoraTable, seed: int) -> None:
-    """Freezes `model` and puts adapters on what `table` names; it computes what it did before until they learn.
+    """Freezes `model` and puts adapters on the parts that `table` names. At first they change nothing (b is zero).
 
-    The frozen router needs its selection bias as it is: it must not be moved while adapters train. The shared expert's
-    target also means a dense FFN. Raises ConfigError if the model has nothing of what `table` names.
+    The selection bias must not be moved while adapters train, since the frozen router depends on it. The target
+    "shared" covers the shared expert and, in a dense model, the FFN. Raises ConfigError if the model
+    has none of the parts that `table` names.
     """
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -139,12 +140,12 @@ def merged(model: MobileMoE) -> dict[str, Tensor]:
 
 
 def adapter_state(model: MobileMoE) -> dict[str, Tensor]:
-    """The adapters by name: all that a run changes besides its optimizer."""
+    """The adapters by name: the only weights that a run with adapters changes."""
     return {name: parameter for name, parameter in model.named_parameters() if _is_adapter(name)}
 
 
 def base_fingerprint(model: MobileMoE) -> str:
-    """A hash of the frozen weights: adapters mean nothing beside others than those they were trained with."""
+    """A hash of the frozen weights: adapters are of no use with other weights than those they were trained on."""
     found = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         if not _is_adapter(name):
@@ -175,5 +176,5 @@ def _zeros(like: Tensor, shape: tuple[int, ...]) -> nn.Parameter:
 
 
 def _learning_dtype(like: Tensor) -> torch.dtype:
-    """Adapters of bfloat16 weights learn in fp32: they are small, and so are their steps."""
+    """fp32 for adapters of bfloat16 weights: they are small, and bfloat16 would round their steps away."""
     return torch.promote_types(like.dtype, torch.float32)

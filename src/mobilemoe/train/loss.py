@@ -1,4 +1,4 @@
-"""Losses: next-token cross-entropy without the whole logits in memory, and the router's z-loss.
+"""Losses: next-token cross-entropy that never holds all logits in memory, and the router's z-loss.
 
 N tokens, D hidden, V vocabulary, E experts.
 """
@@ -15,11 +15,11 @@ from mobilemoe.model import kernels
 from mobilemoe.model.router import Routing
 
 CHUNK = 512  # tokens whose logits exist at a time: 33 MB in fp32 at a 16k vocabulary
-GPU_LOGITS = 2**31  # of them at a time in bf16, 4 GB: few additions to the head's gradient, which is large
+GPU_LOGITS = 2**31  # at a time in bf16, 4 GB: large chunks, since each one adds to the head's large gradient
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies, whose `forward` makes the gradients too, chunk by chunk, so that no logits are kept."""
+    """Sum of cross-entropies. `forward` also computes the gradients, chunk by chunk, so that no logits are kept."""
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
@@ -55,14 +55,14 @@ class _FusedCrossEntropy(_CrossEntropy):
 
 
 def product_in_fp32(a: Tensor, b: Tensor) -> Tensor:
-    """a b of bf16 matrices, kept in the fp32 in which a GPU adds it up."""
+    """The product a b of bf16 matrices in fp32, the precision in which a GPU accumulates it."""
     if a.is_cuda:
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()
 
 
 class _ChunkedCrossEntropy(_CrossEntropy):
-    """In plain operations, on any device and in any precision."""
+    """In plain PyTorch operations, on any device and in any precision."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a run reports: one JSON line a step, a progress bar or plain lines, and pictures of the loss and the experts.
+"""What a run reports: a JSON line for each step, progress on standard error, and pictures of loss and expert load.
 
 L MoE layers, G domains, E experts.
 """
@@ -30,7 +30,7 @@ PLAIN_EVERY = 10  # steps between lines where there is no terminal
 
 
 class MetricsLog:
-    """metrics.jsonl of a run; opening it at `step` forgets what a killed run wrote after its last checkpoint."""
+    """metrics.jsonl of a run. Opening it at `step` drops the rows after that step, which a resumed run writes again."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
@@ -47,8 +47,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path, *numbers: str) -> list[dict[str, Any]]:
-    """The rows written so far that have a step and these `numbers`; what is no such row, being cut short or of others,
-    is left out."""
+    """The rows that have a step and these `numbers`; lines that are cut short or hold something else are left out."""
     if not path.exists():
         return []
     rows = []
@@ -74,7 +73,7 @@ def _is_validated(row: dict[str, Any]) -> bool:
 
 
 class ProgressReport:
-    """A bar on a terminal, a line every few steps elsewhere; on standard error, so that output stays clean."""
+    """A progress bar on a terminal, and elsewhere a line every few steps; on standard error."""
 
     def __init__(self, steps: int, done: int) -> None:
         self._steps, self._console = steps, Console(stderr=True)
@@ -105,7 +104,7 @@ class ProgressReport:
 
 
 def drawing() -> type[Figure]:
-    """matplotlib's figure; MissingExtraError without it, to be asked before long work."""
+    """matplotlib's class of figures. Raises MissingExtraError without matplotlib; call it before long work."""
     return figure_kind("drawing the pictures of training", "train")
 
 
@@ -136,7 +135,7 @@ def draw_loss(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_routing(report: dict[str, Any], path: Path) -> None:
-    """What `RouterHealth.report` says, as a PNG of maps with layers below each other and experts side by side.
+    """What `RouterHealth.report` returned, as a PNG of heat maps with a row for each layer, a column for each expert.
 
     The first map is each expert's load relative to the mean of its layer. If the text has several domains, one map for
     each follows: the expert's share of the domain's tokens, relative to its share of all tokens. White is 1, which

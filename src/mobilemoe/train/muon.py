@@ -1,8 +1,8 @@
-"""Muon: momentum whose every matrix is made orthogonal before it is a step; AdamW for what is no hidden matrix.
+"""Muon: each hidden matrix is updated with its orthogonalised momentum; AdamW updates everything else.
 
-Of a matrix's momentum, Muon keeps the directions and makes their sizes alike (Jordan et al., "Muon: An optimizer for
-hidden layers in neural networks", 2024). The steps are scaled to the size of AdamW's, so that learning rates and weight
-decay can be kept (arXiv 2502.16982, section 2.2).
+Muon keeps the singular vectors of a matrix's momentum and makes its singular values equal (Jordan et al., "Muon: An
+optimizer for hidden layers in neural networks", 2024). The steps are scaled to the size of AdamW's, so that learning
+rates and weight decay can be kept (arXiv 2502.16982, section 2.2).
 
 M matrices, R rows, C columns, E experts, D hidden, F expert width.
 """
@@ -74,13 +74,13 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Changes every weight that has a gradient. A closure is not asked."""
+        """Updates every weight that has a gradient. The closure is ignored."""
         for group in self.param_groups:
             (_muon_step if group["rule"] == "muon" else _adamw_step)(self, group)
 
 
 def orthogonalize(x_MRC: Tensor) -> Tensor:
-    """Of each matrix U S V^T about U V^T: singular values in 0.6 to 1.3, except where they were nearly nothing.
+    """For each matrix U S V^T approximately U V^T: singular values in 0.6 to 1.3, except those that were nearly zero.
 
     Newton-Schulz: each iteration maps a singular value s to a s + b s^3 + c s^5, by products of matrices only.
     """
@@ -98,10 +98,10 @@ def orthogonalize(x_MRC: Tensor) -> Tensor:
 def _muon_step(optimizer: Muon, group: dict[str, Any]) -> None:
     for alike in _alike(group["params"]):
         directions = [_direction(optimizer, parameter) for parameter in alike]
-        # Gate and up are two maps that happen to lie in one tensor: as one matrix, the steps of each would be made
-        # orthogonal to those of the other.
+        # Gate and up are two matrices in one tensor. Orthogonalised as one matrix, the update of each would depend on
+        # the other's.
         x_MRC = torch.cat([half for direction in directions for half in direction.chunk(group["halves"], dim=-1)])
-        compute = torch.bfloat16 if x_MRC.is_cuda else torch.float32  # bf16 is exact enough, and slow on most CPUs
+        compute = torch.bfloat16 if x_MRC.is_cuda else torch.float32  # bf16 is precise enough, but slow on most CPUs
         update_MRC = orthogonalize(x_MRC.to(compute)).to(x_MRC.dtype)
         scale = ADAMW_RMS * math.sqrt(max(update_MRC.shape[1:]))
         halves = iter(update_MRC.chunk(len(alike) * group["halves"]))
@@ -118,8 +118,8 @@ def _muon_step(optimizer: Muon, group: dict[str, Any]) -> None:
 
 
 def _alike(parameters: list[Tensor]) -> list[list[Tensor]]:
-    """Parameters with gradients, in batches for one run of products each: the matrices of equal shape of all layers
-    together, and each expert tensor alone, being a batch itself."""
+    """Parameters with gradients, grouped so that each group is orthogonalised by batched products: matrices of equal
+    shape from all layers together, and each expert tensor by itself, since it is a batch already."""
     batches: dict[object, list[Tensor]] = {}
     for parameter in parameters:
         if parameter.grad is not None:
@@ -128,7 +128,7 @@ def _alike(parameters: list[Tensor]) -> list[list[Tensor]]:
 
 
 def _direction(optimizer: Muon, parameter: Tensor) -> Tensor:
-    """Nesterov's look ahead along the momentum, which takes up the gradient; [1 or E, R, C]."""
+    """Adds the gradient to the momentum and returns the Nesterov direction, [1 or E, R, C]."""
     assert parameter.grad is not None  # _alike saw it
     state = optimizer.state[parameter]
     if not state:

@@ -1,4 +1,4 @@
-"""The optimizers that recipes name, and their state by parameter name, whatever it consists of."""
+"""The optimizers that a recipe may name, and their state as tensors by parameter name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STEP = "step"  # the state's count of updates, the same for every parameter
 
 
 def make_optimizer(model: nn.Module, train: TrainTable) -> torch.optim.Optimizer:
-    """Over the weights that learn. Norm weights are not decayed: they are gains, whose rest is 1 and not 0."""
+    """The recipe's optimizer of all trainable weights. Norm weights are gains around 1, so they are not decayed."""
     if train.optimizer == "muon":
         return make_muon(model, train)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -51,7 +51,7 @@ def updates(optimizer: torch.optim.Optimizer) -> int:
 def restore_moments(
     model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Array], updates: int
 ) -> None:
-    """Puts back what `moments` gave after `updates` updates. Raises TrainError if one is missing or misshapen."""
+    """Restores what `moments` returned after `updates` updates. Raises TrainError if one is missing or misshapen."""
     _make_state(optimizer)
     for name, place in moments(model, optimizer).items():
         value = saved.get(name)
@@ -65,7 +65,7 @@ def restore_moments(
 
 
 def _make_state(optimizer: torch.optim.Optimizer) -> None:
-    """Has a new optimizer lay out its state, by an update at a rate of 0 that changes no weight."""
+    """Makes a new optimizer allocate its state, by an update with a rate of 0, which changes no weight."""
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0

@@ -1,4 +1,4 @@
-"""The four stages in order: which runs they are, which are done, and whether what a stage starts from is there."""
+"""The four training stages in order: the run of each, which ones are finished, and what each one starts from."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Stage:
 
     @classmethod
     def of(cls, recipe: Recipe, run: Path) -> Stage:
-        """Any recipe as a stage. Raises TrainError where it starts from a run that is not there or not finished."""
+        """A recipe as a stage. Raises TrainError if it starts from a run that does not exist or is not finished."""
         check_origin(recipe)
         return cls(recipe, run, architecture(recipe.model))
 
@@ -46,20 +46,20 @@ class Stage:
 
     @property
     def notes(self) -> list[str]:
-        """What looks like a mistake in the recipe, a sentence each."""
+        """Sentences about entries of the recipe that look like mistakes."""
         return recipe_notes(self.recipe)
 
     def estimate(self, price: float | None = None) -> Estimate:
-        """What the stage takes; `price` is of one device for an hour."""
+        """What training the stage will take; `price` is that of one device for an hour."""
         return estimate_run(self.recipe, self.config, self.run, self.steps_done, price)
 
     def train(self) -> Result:
-        """Trains the stage, or what is left of it, and gives its memory back."""
-        check_origin(self.recipe)  # of a pipeline's stage not before: the one ahead of it has to run
+        """Trains the stage, or the rest of it, and frees its memory."""
+        check_origin(self.recipe)  # only now, since in a pipeline the stage before has to run first
         try:
             return train(self.recipe, self.run)
         finally:
-            # What was compiled for this stage's shapes would count against the next one's, and keep its weights alive.
+            # Code compiled for this stage would count towards the next one's recompilation limit and keep its weights.
             torch.compiler.reset()
             gc.collect()
 
@@ -93,7 +93,7 @@ def check_origin(recipe: Recipe) -> None:
     if recipe.model.init is None:
         return
     run = Path(recipe.model.init)
-    if not run.exists() and run.is_relative_to(RUNS):  # else it may be a Hub id or a bundled model
+    if not run.exists() and run.is_relative_to(RUNS):  # otherwise it may be a Hub id or a bundled model
         raise TrainError(f"{recipe.name} starts from {run}, which does not exist: train the stage before it first")
     if not (run / "recipe.json").is_file():
         return
@@ -115,7 +115,7 @@ def _newest_step(run: Path) -> int:
 
 
 def _overrides_of(stage: str, overrides: tuple[str, ...]) -> list[str]:
-    """The overrides that a stage gets, without its name in front."""
+    """The overrides that apply to a stage, without its name in front."""
     chosen = []
     for override in overrides:
         head, _, rest = override.strip().partition(".")

@@ -1,8 +1,8 @@
 """Quantisation-aware training (spec section 5): the forward pass of the INT4 file that will be made of the weights.
 
-`prepare` turns parts of a model into the classes below, in place: parameters, their names and all that hangs on them
-stay. The router stays in fp32; norms and selection biases become bfloat16, as files keep them. As an option a BF16
-parent is distilled (`Teacher`, `divergence_sum`), for which the spec knows no precedent.
+`prepare` changes the classes of a model's modules to those below, in place, and keeps parameters and their names. The
+router stays in fp32; norms and selection biases are rounded to bfloat16, as files store them. Optionally the model also
+learns from a BF16 teacher (`Teacher`, `divergence_sum`), which is our addition to the specification.
 
 N tokens, D hidden, E experts, A active experts per token, F expert width, V vocabulary, C tokens of a chunk.
 """
@@ -32,16 +32,17 @@ from mobilemoe.train.loss import CHUNK
 from mobilemoe.train.recipe import QatTable
 
 _Kind = TypeVar("_Kind", bound=nn.Module)
-_LOGITS = 2**28  # of student and teacher each that a GPU holds at a time, 1 GB in fp32
+_LOGITS = 2**28  # that a GPU holds at a time for student and teacher each: 1 GB in fp32
 
 
 def prepare(model: MobileMoE, table: QatTable) -> None:
-    """Makes `model` compute as its INT4 export will, with gradients as if it did not; adapters (LoRA) come before.
+    """Makes `model` compute as its INT4 export will, with straight-through gradients; attach LoRA adapters before.
 
-    With `learn_scales` there are new parameters, named and laid out as the scales of INT4 files, that begin at
-    amax / 7.5. A checkpoint keeps the weights that train, not rounded, and these beside them: rounding them to INT4
-    (`mobilemoe.checkpoint`, or `quant.export` with learnt scales) gives what the model computes with, to the bit.
-    Raises CheckpointError if a weight cannot be cut into groups of 32, and ConfigError for what cannot go together.
+    `learn_scales` adds parameters, named and shaped as the scales of INT4 files, which start at amax / 7.5. A
+    checkpoint stores the unrounded weights and these scales: rounding them to INT4 (`mobilemoe.checkpoint`, or
+    `quant.export` with learnt scales) gives exactly the values that the model computes with.
+    Raises CheckpointError if a weight cannot be cut into groups of 32, and ConfigError for options that
+    cannot be combined.
     """
     for weight in weights(model.config).values():
         stored_tensors(weight, table.group_axis)
@@ -72,7 +73,7 @@ def prepare(model: MobileMoE, table: QatTable) -> None:
             embedding = _become(module, QatEmbedding)
             embedding.weight_scale = _scale(embedding.weight, -1, table)
         elif isinstance(module, RMSNorm):
-            # The last norm's output goes into the head, which is no module where it is the embedding.
+            # The last norm's output is the input of the head, which has no module of its own where it is tied.
             _become(module, QatNorm).rounds_output = rounds and module is model.model.norm
         elif isinstance(module, Router):
             _become(module, QatRouter)
@@ -102,12 +103,12 @@ class QatLinear(nn.Linear):
 
 
 class QatEmbedding(nn.Embedding):
-    """An INT4 embedding, of which a look-up rounds only the rows that it takes."""
+    """An INT4 embedding; a look-up rounds only the rows that it reads."""
 
     weight_scale: nn.Parameter | None
 
     def effective_weight(self) -> Tensor:
-        """The whole table as the INT4 file will have it: the head, where it is tied."""
+        """The whole table as the INT4 file will have it; it is also the head where the two are tied."""
         return fake_int4(self.weight, scale=self.weight_scale)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -133,7 +134,7 @@ class QatExperts(Experts):
 
 
 class QatNorm(RMSNorm):
-    """A norm with a weight of bfloat16 values."""
+    """A norm whose weight is rounded to bfloat16."""
 
     rounds_output: bool
 
@@ -145,17 +146,17 @@ class QatNorm(RMSNorm):
 
 
 class QatRouter(Router):
-    """The fp32 router, choosing with a bias of bfloat16 values."""
+    """The fp32 router, with a selection bias that is rounded to bfloat16."""
 
     def forward(self, x_ND: Tensor, expert_bias_E: Tensor | None) -> Routing:
         return super().forward(x_ND, None if expert_bias_E is None else fake_bf16(expert_bias_E))
 
 
 class Teacher:
-    """A frozen parent: a run's or model's folder, a Hub id or a bundled name, on `device`.
+    """A frozen teacher on `device`: the folder of a run or a model, a Hub id or a bundled name.
 
-    In fp32, or in bfloat16 with an fp32 router. Raises ConfigError if its vocabulary is not the student's; that the
-    tokenizers agree is the caller's promise.
+    It computes in fp32, or in bfloat16 with an fp32 router. Raises ConfigError if its vocabulary differs in size from
+    the student's. The caller has to make sure that both have the same tokenizer.
     """
 
     def __init__(self, name: str, student: MobileMoE, device: torch.device, dtype: torch.dtype) -> None:
@@ -183,17 +184,17 @@ class Teacher:
 def divergence_sum(
     x_ND: Tensor, head_VD: Tensor, taught_x_ND: Tensor, taught_head_VD: Tensor, targets: Tensor
 ) -> Tensor:
-    """Sum over tokens of KL(teacher || student) in nats, next-token distributions both, at temperature 1.
+    """Sum over tokens of KL(teacher || student) of the next-token distributions in nats, at temperature 1.
 
-    `taught_...` are the teacher's, whose width D may be another; `targets` [N] of -100 count nothing. No gradient goes
-    to the teacher. The logits are products in the dtype of x, softmax and sums in at least fp32.
+    `taught_...` are the teacher's, whose width D may differ; tokens with target -100 are left out. The teacher gets no
+    gradient. The logits are products in the dtype of x, softmax and sums in at least fp32.
     """
     result: Tensor = _Divergence.apply(x_ND, head_VD, taught_x_ND, taught_head_VD, targets)  # type: ignore[no-untyped-call]
     return result
 
 
 class _Divergence(torch.autograd.Function):
-    """As the losses in `loss`: gradients are made beside the value, chunk by chunk, so that no logits are kept."""
+    """As in `loss`, the forward pass also computes the gradients, chunk by chunk, so that no logits are kept."""
 
     @staticmethod
     def forward(

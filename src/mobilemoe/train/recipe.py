@@ -1,4 +1,4 @@
-"""Recipes: one TOML file says which model is trained on what, how long and how; `--set` changes single entries."""
+"""Recipes: a TOML file that says which model is trained, on what data, for how long and how."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ Precision = Literal["bf16", "fp32"]
 
 
 class ModelTable(_Table):
-    """What is trained: a new model (a preset's name, and ModelConfig fields to change in it), or one that exists.
+    """The model: a new one (the name of a preset, and ModelConfig fields to change in it), or an existing one.
 
-    `init` is a run's folder, a model's folder, a Hub id or a bundled name whose weights and architecture are taken.
+    `init` names an existing one, which gives weights and architecture: the folder of a run or a model, a Hub id or a
+    bundled name.
     """
 
     preset: str | None = None
@@ -47,7 +48,7 @@ class ModelTable(_Table):
         return self
 
     def new_config(self) -> ModelConfig:
-        """The preset with its changes, for a model that does not start from `init`; ConfigError for what cannot be."""
+        """The preset with its changes, for a model without `init`. ConfigError for what it cannot have."""
         base = preset(self.preset or "")
         known = {field.name for field in dataclasses.fields(base)} - {"raw"}
         if unknown := sorted(set(self.changes) - known):
@@ -62,17 +63,17 @@ class TokenizerTable(_Table):
 
 
 class TrainTable(_Table):
-    """The loop's numbers (spec section 5). Batches are in rows of `sequence_length` tokens; rates are per step.
+    """How the loop trains (spec section 5). Batch sizes count rows of `sequence_length` tokens.
 
-    `schedule` is how the learning rate falls after the warm-up: over all steps that are left as a cosine or a line; or,
-    with "wsd", in a line over the last `decay_share` of all steps, and the steps of the selection bias with it.
-    `precision` is that of matrix products ("auto": the faster one on this device, as `device.settle` finds it);
-    `weights` that of the stored weights and moments (fp32: master weights).
-    Every `validate_every` steps, and after the last one, the run is validated (0: never): it scores about
-    `validate_tokens` tokens of held-out text, the same ones each time, and writes a short sample of text. What is held
-    out is `data.holdout` of each source. Validation changes nothing that is trained.
-    A GPU's numbers of `log_every` steps are read together, so that no step waits for the report of the one before; the
-    metrics have every step all the same. `compile` None compiles on a GPU only.
+    `schedule` says how the learning rate falls after the warm-up: as a cosine or linearly over all remaining steps; or,
+    with "wsd" (warm-up, stable, decay), linearly over the last `decay_share` of all steps, as does `balance_rate`.
+    `precision` is that of matrix products ("auto": the faster one on this device, as `device.settle` measures it);
+    `weights` is that of the stored weights and optimizer moments (fp32: master weights).
+    Every `validate_every` steps and after the last one (0: never) the model is validated: it is scored on about
+    `validate_tokens` tokens of held-out text (`data.holdout`), the same each time, and writes a short sample of text.
+    Validation does not change what is trained.
+    On a GPU the losses and statistics of `log_every` steps are read together, since each reading makes the GPU wait;
+    the metrics still have a row for each step. `compile` None compiles on a GPU only.
     A step whose gradient norm exceeds `spike_factor` times the recent median is skipped; after `max_spikes` such steps
     in a row the run stops.
     """
@@ -128,7 +129,7 @@ class TrainTable(_Table):
 
     @property
     def decay_start(self) -> int:
-        """The steps before the learning rate begins to fall."""
+        """The number of steps before the learning rate starts to fall."""
         if self.schedule == "wsd":
             return self.steps - max(1, round(self.decay_share * self.steps))
         return self.warmup_steps
@@ -137,8 +138,9 @@ class TrainTable(_Table):
 class QatTable(_Table):
     """Quantisation-aware training (spec section 5): INT4 weights in groups of 32, INT8 activations.
 
-    `learn_scales` trains the scales too (LSQ). `distill_from` names a model (as `model.init`) whose next-token
-    distribution is learnt with weight `distill_weight`, and the text with the rest.
+    `learn_scales` trains the scales too (learned step size quantisation, LSQ). `distill_from` names a teacher (as
+    `model.init`): the divergence from its next-token distribution then has weight `distill_weight` in the loss, and
+    the cross-entropy of the text has the rest.
     """
 
     group_axis: Literal["in", "out"] = "in"
@@ -149,7 +151,7 @@ class QatTable(_Table):
 
 
 class LoraTable(_Table):
-    """Low-rank adapters in place of full training; everything else is frozen."""
+    """Low-rank adapters are trained instead of all weights, which are frozen."""
 
     rank: int = Field(default=16, gt=0)
     alpha: float = Field(default=32.0, gt=0)
@@ -159,14 +161,15 @@ class LoraTable(_Table):
 
 
 class DistributedTable(_Table):
-    """How processes share the model: `replicate` groups (HSDP) of shards (FSDP2), `expert_parallel` within a group."""
+    """How processes share the model: `replicate` groups (HSDP), each of which holds it in shards (FSDP2), with the
+    experts split over `expert_parallel` processes of a group."""
 
     replicate: int = Field(default=1, gt=0)
     expert_parallel: int = Field(default=1, gt=0)
 
 
 class Recipe(_Table):
-    """A whole recipe. `name` is the run's folder below `runs/` unless another is given."""
+    """A whole recipe. `name` is the folder of the run below `runs/`, unless --out names another one."""
 
     name: str = Field(pattern=r"^\w[\w.-]*$")
     model: ModelTable
@@ -181,8 +184,8 @@ class Recipe(_Table):
 def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
     """Reads a recipe and applies overrides such as "train.steps=200" (the value is TOML, or else text).
 
-    A relative data.path or tokenizer.path means the recipe's folder where the file says it, and the current folder
-    where an override does. Raises ConfigError naming the entry, UsageError for an override that is no entry=value.
+    A relative data.path or tokenizer.path in the file starts at the recipe's folder, and in an override at the current
+    folder. Raises ConfigError naming the entry, UsageError for an override that is no entry=value.
     """
     recipe = validated(Recipe, read_tables(Recipe, path, overrides), str(path), "recipe")
     if recipe.model.init is None:
@@ -225,7 +228,7 @@ def validated(kind: type[_Kind], tables: dict[str, Any], name: str, what: str) -
 
 
 def resolve_paths(tables: dict[str, Any], root: Path) -> None:
-    """Makes the two paths absolute; a tokenizer's that is no folder below `root` stays, being a bundled name."""
+    """Makes data.path and tokenizer.path absolute; a tokenizer that is no folder below `root` is a bundled name."""
     for table, must_exist in (("data", False), ("tokenizer", True)):
         entry = tables.get(table)
         if isinstance(entry, dict) and isinstance(entry.get("path"), str) and entry["path"]:
@@ -250,8 +253,8 @@ def _override(kind: type[BaseModel], tables: dict[str, Any], override: str) -> N
 
 
 def _value(text: str, kinds: set[type]) -> Any:
-    """What `text` means for an entry of these kinds: a TOML value, or the text itself where it is none, or where the
-    entry is text: a folder may be called 2024-01-01 or true."""
+    """The value of `text` for an entry of these types: a TOML value, or the text itself if it is not TOML or if the
+    entry is text, since a folder may be called 2024-01-01 or true."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
@@ -260,7 +263,7 @@ def _value(text: str, kinds: set[type]) -> Any:
 
 
 def _kinds_at(kind: type[BaseModel], path: Sequence[str]) -> set[type]:
-    """The types that the entry at `path` of a `kind` may have; none where there is no such entry."""
+    """The types that the entry at `path` of a `kind` may have; empty if there is no such entry."""
     name, *below = path
     field = kind.model_fields.get(name)
     found = set(_types(field.annotation)) if field is not None else set()
@@ -271,7 +274,7 @@ def _kinds_at(kind: type[BaseModel], path: Sequence[str]) -> set[type]:
 
 
 def _types(annotation: Any) -> Iterator[type]:
-    """The classes that an annotation names: those of a union, and without what is in brackets."""
+    """The classes in an annotation: all those of a union, without their type arguments."""
     origin = get_origin(annotation)
     if origin in (Union, UnionType):
         for part in get_args(annotation):

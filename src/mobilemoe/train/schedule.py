@@ -8,19 +8,19 @@ from mobilemoe.train.recipe import TrainTable
 
 
 def learning_rate(train: TrainTable, step: int) -> float:
-    """The rate of step `step`, counted from 0; the last step comes close to `final_learning_rate`."""
+    """The learning rate of step `step`, counted from 0; that of the last step is close to `final_learning_rate`."""
     if step < train.warmup_steps:
         return train.learning_rate * (step + 1) / train.warmup_steps
     return train.final_learning_rate + (train.learning_rate - train.final_learning_rate) * _left(train, step)
 
 
 def balance_rate(train: TrainTable, step: int) -> float:
-    """How far the selection bias moves in step `step`: less and less during the decay of "wsd", so that the weights,
-    which then settle, settle on a choice of experts that settles too."""
+    """How far the selection bias moves in step `step`. During the decay of "wsd" it moves less and less, so that the
+    choice of experts settles together with the weights."""
     return train.balance_rate * _left(train, step) if train.schedule == "wsd" else train.balance_rate
 
 
 def _left(train: TrainTable, step: int) -> float:
-    """What is left of the decay at `step`, from 1 to 0."""
+    """How much of the decay is left at `step`, from 1 to 0."""
     done = max(0.0, (step - train.decay_start) / max(1, train.steps - train.decay_start))
     return (1 + math.cos(math.pi * done)) / 2 if train.schedule == "cosine" else 1 - done

@@ -1,4 +1,4 @@
-"""From a recipe to what a run works with: device, tokenizer, model, optimizer and data."""
+"""Sets up what a recipe describes: device, tokenizer, model, optimizer, data and validation."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ from mobilemoe.train.validation import Validation
 
 @dataclass(frozen=True)
 class Setup:
-    """What the loop trains, with what, and on what text; `tokenizer_files` and `template` go into every checkpoint.
+    """What the loop needs to train; `tokenizer_files` and `template` are copied into every checkpoint.
 
-    `notes` are sentences on what the recipe asks for and the data do not allow.
+    `notes` are sentences on parts of the recipe that the data do not allow.
     """
 
     model: MobileMoE
@@ -50,13 +50,13 @@ class Setup:
     domains: tuple[str, ...]
     loader: Prefetcher
     tokenizer_files: list[Path]
-    template: ChatTemplate | None  # None: the tokenizer has none, and ours would not fit
+    template: ChatTemplate | None  # None: the tokenizer has none, and lacks the control tokens of ours
     validation: Validation | None
     notes: tuple[str, ...]
 
 
 def set_up(recipe: Recipe, world: World) -> Setup:
-    """Everything that `recipe`, its precision settled, describes, before the first step. Raises the rooms' errors."""
+    """Sets up everything that `recipe`, with its precision settled, describes. Raises any MobileMoEError."""
     train = recipe.train
     _configure_torch(train, world.device)
     folder = find_model(recipe.tokenizer.path, weights=False)
@@ -65,7 +65,7 @@ def set_up(recipe: Recipe, world: World) -> Setup:
     if recipe.data.train_on == "assistant" and world.is_first:
         _warn_of_endless_answers(tokenizer, template, {*model.config.eos_token_id, *tokenizer.stop_ids})
     prepare_blocks(model, train, world.device)
-    shard(model, world, recipe)  # on its way to the device, so that no device holds all of it
+    shard(model, world, recipe)  # before it goes to the device, so that no device holds all of it
     model.to(world.device)
     loader = PackedLoader(
         build_mixture(recipe.data, Path.cwd()),
@@ -107,7 +107,7 @@ def _warn_of_endless_answers(tokenizer: Tokenizer, template: ChatTemplate, stop_
 def model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
     """The architecture: a preset with the tokenizer's control ids and the recipe's changes, or that of `model.init`.
 
-    Raises ConfigError for a change that is no field, and where tokenizer or sequence length do not fit the model.
+    Raises ConfigError for a change of an unknown field, and if tokenizer or sequence length do not fit the model.
     """
     config = architecture(recipe.model)
     if recipe.model.init is not None:
@@ -136,9 +136,11 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> MobileMoE:
     for layer in model.moe_layers():
         layer.experts.capacity_factor = train.capacity_factor
     if train.weights == "bf16":
-        for parameter in model.parameters():  # not the selection bias, a buffer: its steps of 1e-3 would be lost
+        for (
+            parameter
+        ) in model.parameters():  # but not the selection bias, a buffer: bf16 would round its steps of 1e-3 away
             parameter.data = parameter.data.bfloat16()
-    if recipe.lora is not None:  # adapters of bf16 weights learn in fp32
+    if recipe.lora is not None:  # after the cast, so that adapters of bf16 weights are in fp32
         lora.attach(model, recipe.lora, train.seed)
     if recipe.qat is not None:
         qat.prepare(model, recipe.qat)
@@ -146,7 +148,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> MobileMoE:
 
 
 def prepare_blocks(model: MobileMoE, train: TrainTable, device: torch.device) -> None:
-    """Activation checkpointing and compilation, block by block, so that equal blocks are compiled once."""
+    """Applies activation checkpointing and compilation block by block, so that equal blocks are compiled once."""
     for block in model.model.layers:
         if train.activation_checkpointing:
             _recompute(block)
@@ -155,17 +157,17 @@ def prepare_blocks(model: MobileMoE, train: TrainTable, device: torch.device) ->
 
 
 def _recompute(block: nn.Module) -> None:
-    """Has the block keep its inputs alone, and compute the rest again in the backward pass."""
+    """Makes the block keep only its inputs and compute its activations again in the backward pass."""
     forward: Callable[..., Any] = block.forward
 
-    def checkpointed(*inputs: Any) -> Any:  # a function of ours, which torch.compile looks into
+    def checkpointed(*inputs: Any) -> Any:  # a plain function, which torch.compile can trace
         return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     block.forward = checkpointed
 
 
 def _control_ids(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The tokenizer's, but for those that the recipe sets."""
+    """The ids of the tokenizer's control tokens, except those that the recipe sets."""
     ids: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.stop_ids,
@@ -187,7 +189,7 @@ def _teacher(recipe: Recipe, student: MobileMoE, world: World) -> qat.Teacher | 
 def _validation(
     recipe: Recipe, tokenizer: Tokenizer, template: ChatTemplate
 ) -> tuple[Validation | None, tuple[str, ...]]:
-    """What the run is validated with, or None; and notes on what cannot be validated."""
+    """What the run is validated with, or None, and notes on what cannot be validated."""
     train, data = recipe.train, recipe.data
     if train.validate_every == 0:
         return None, ()

@@ -1,4 +1,4 @@
-"""Triton kernels for training on a GPU; each has a plain PyTorch twin, which its test compares it with."""
+"""Triton kernels for training on a GPU; each is tested against a plain PyTorch version."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_HAS_TRITON = find_spec("triton") is not None  # asked once: torch.compile cannot look into it
+_HAS_TRITON = find_spec("triton") is not None  # looked up once, since torch.compile cannot trace it
 
 
 def usable(x: Tensor) -> bool:
@@ -17,7 +17,7 @@ def usable(x: Tensor) -> bool:
 
 
 def launcher(kernel: Any) -> Any:
-    """`kernel` as a `triton_op` starts it, so that torch.compile sees it; Triton's interpreter takes it as it is."""
+    """`kernel` wrapped for a `triton_op`, so that torch.compile sees it; Triton's interpreter runs it unwrapped."""
     from triton.runtime.jit import JITFunction  # type: ignore[import-untyped]
 
     return torch.library.wrap_triton(kernel) if isinstance(kernel, JITFunction) else kernel

@@ -1,4 +1,4 @@
-"""Cross-entropy and its gradient over a large vocabulary, in the place of the logits.
+"""Cross-entropy over a large vocabulary; its gradient overwrites the logits.
 
 C tokens, V vocabulary.
 """
@@ -28,7 +28,7 @@ def _cross_entropy_kernel(logits, targets, losses, V: tl.constexpr, COLS: tl.con
     log_sum = largest + tl.log(total)
     said = tl.load(at + target, mask=taught, other=0.0).to(tl.float32)
     tl.store(losses + token, tl.where(taught, log_sum - said, 0.0))
-    tl.debug_barrier()  # the target's logit is read before its place is written
+    tl.debug_barrier()  # the target's logit has to be read before it is overwritten
     for first in range(0, V, COLS):
         col = first + tl.arange(0, COLS)
         value = tl.load(at + col, mask=col < V, other=float("-inf")).to(tl.float32)
@@ -38,7 +38,7 @@ def _cross_entropy_kernel(logits, targets, losses, V: tl.constexpr, COLS: tl.con
 
 
 def cross_entropy_in_place(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
-    """losses_C (fp32, 0 where the target is negative); the logits become their gradient, softmax minus one hot."""
+    """losses_C (fp32, 0 where the target is negative); the logits become their gradient, softmax - one hot."""
     tokens, vocabulary = logits_CV.shape
     losses_C = logits_CV.new_empty(tokens, dtype=torch.float32)
     block = min(8192, triton.next_power_of_2(vocabulary))

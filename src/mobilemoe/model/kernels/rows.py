@@ -1,4 +1,4 @@
-"""Rows to their expert's slots and back, and SwiGLU with the routing weight in between.
+"""Moves rows to their experts' slots and back, and computes SwiGLU with the routing weight in between.
 
 N tokens, D hidden, F expert width, A active experts per token, P = N A slots sorted by expert (`routing.Slots`).
 Neither direction adds with atomics: a token's sum gathers its A slots, in the order of its choices.

@@ -35,9 +35,9 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run as one of them sees them: it is number `rank` of `size` and computes on `device`.
+    """The processes of a run, as seen by number `rank` of `size`, which computes on `device`.
 
-    `mesh` (replicate, shard) is how they share the model; None for a process alone, for which every method is trivial.
+    `mesh` (replicate, shard) says how they share the model. It is None for a single process.
     """
 
     rank: int
@@ -47,11 +47,11 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes what all have to say."""
+        """Whether this is the process that writes files and messages for all."""
         return self.rank == 0
 
     def rows(self, batch_size: int) -> slice:
-        """The rows of the global batch that are this process's."""
+        """The rows of the global batch that this process computes."""
         each = batch_size // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
@@ -62,7 +62,7 @@ class World:
         return numbers
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is set in any process; all get the same answer, without waiting for the device."""
+        """Whether `flag` is set in any process. All get the same answer, and none waits for its device."""
         if self.size == 1:
             return flag
         count = torch.tensor(int(flag))
@@ -78,15 +78,15 @@ class World:
         return given[0]
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Waits until every process has called this."""
         self.any(False)
 
 
 @contextmanager
 def join(recipe: Recipe) -> Iterator[World]:
-    """The world that `torchrun` started this process in, or that of a process alone.
+    """The processes that `torchrun` started, or this one alone.
 
-    Raises ConfigError if the recipe's batch or its distribution does not divide by the processes.
+    Raises ConfigError if the recipe's batch or its distribution cannot be divided among the processes.
     """
     size, rank, local = (int(os.environ.get(name, at)) for name, at in _ENVIRONMENT)
     _check(recipe, size)
@@ -101,14 +101,18 @@ def join(recipe: Recipe) -> Iterator[World]:
         groups = recipe.distributed.replicate
         mesh = init_device_mesh(device.type, (groups, size // groups), mesh_dim_names=("replicate", "shard"))
         yield World(rank, size, device, mesh)
-    dist.destroy_process_group()  # after a fault it would wait for the others
+    dist.destroy_process_group()  # not after an error, when it would wait for the others
 
 
-_ENVIRONMENT = (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))  # what torchrun says, and what holds without it
+_ENVIRONMENT = (
+    ("WORLD_SIZE", 1),
+    ("RANK", 0),
+    ("LOCAL_RANK", 0),
+)  # what torchrun sets, with the values that hold without it
 
 
 def shard(model: MobileMoE, world: World, recipe: Recipe) -> None:
-    """Splits `model`, the same in every process, over `world`: block by block, as its forward pass gathers it."""
+    """Shards `model`, which is the same in every process, over `world`; its forward pass gathers it block by block."""
     mesh = world.mesh
     if mesh is None:
         return
@@ -122,7 +126,7 @@ def shard(model: MobileMoE, world: World, recipe: Recipe) -> None:
     if parallel > 1:
         sizes = (mesh["shard"].size() // parallel, parallel)
         experts = mesh._unflatten(1, sizes, ("expert_shard", "expert"))
-        experts["expert_shard", "expert"]._flatten("whole")  # sums over both are then one exchange
+        experts["expert_shard", "expert"]._flatten("whole")  # so that a sum over both is one exchange
     half = torch.bfloat16 if recipe.train.precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
     exact = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -137,7 +141,7 @@ def shard(model: MobileMoE, world: World, recipe: Recipe) -> None:
             split(feed_forward.router, whole, exact)
             if experts is not None:
                 feed_forward.experts = ParallelExperts(feed_forward.experts, experts["expert"])
-                # Along another dimension than the experts', which their process has taken.
+                # Not along the experts' dimension, which expert parallelism has split already.
                 split(feed_forward.experts, _data_mesh(experts, "expert_shard"), policy, dimension=1)
         split(block, whole, policy)
     split(model, whole, policy)
@@ -145,17 +149,17 @@ def shard(model: MobileMoE, world: World, recipe: Recipe) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sums
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sums
 
 
 def _data_mesh(mesh: DeviceMesh, dimension: str) -> DeviceMesh:
-    """Replicas beside shards, or the shards alone where there is one replica."""
+    """The mesh of replicas and shards, or of the shards alone if there is one replica."""
     return mesh["replicate", dimension] if mesh["replicate"].size() > 1 else mesh[dimension]
 
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scales the gradients so that their norm over all processes is at most `max_norm`; returns what it was."""
+    """Scales the gradients so that their norm over all processes is at most `max_norm`; returns the norm before."""
     groups = [*by_mesh(parameter for parameter in parameters if parameter.grad is not None).values()]
     norms = [_norm(group) for group in groups]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
@@ -165,7 +169,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 
 
 def by_mesh(parameters: Iterable[nn.Parameter]) -> dict[DeviceMesh | None, list[nn.Parameter]]:
-    """Parameters grouped by the processes they are spread over, which PyTorch's fused operations do not mix."""
+    """Parameters grouped by the mesh they are sharded over, since PyTorch's fused operations cannot mix meshes."""
     groups: dict[DeviceMesh | None, list[nn.Parameter]] = {}
     for parameter in parameters:
         groups.setdefault(parameter.device_mesh if isinstance(parameter, DTensor) else None, []).append(parameter)
@@ -179,7 +183,9 @@ def fill(place: Tensor, values: Array) -> None:
         shape, offset = compute_local_shape_and_global_offset(place.shape, place.device_mesh, place.placements)
         values = values[tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))]
         place = place.to_local()
-    place.copy_(torch.from_numpy(np.array(values)))  # a copy, since files are mapped read-only
+    place.copy_(
+        torch.from_numpy(np.array(values))
+    )  # a copy, since files are mapped read-only and torch wants writable arrays
 
 
 def _norm(group: list[nn.Parameter]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Expert parallelism: each process of a group holds some of the experts, and tokens travel to them and back.
+"""Expert parallelism: each process of a group holds some of the experts, and tokens are sent to them and back.
 
 N tokens, D hidden, E experts, A active experts per token, G processes of a group, L = E / G experts of each,
 P = N A (token, expert) pairs of this process, R pairs that it receives.
@@ -17,16 +17,16 @@ from mobilemoe.model.experts import Experts, in_token_order, load_of
 
 
 class ParallelExperts(Experts):
-    """Experts split evenly over the processes of `mesh`, in order; dropless.
+    """Experts split evenly over the processes of `mesh`, in order; no token is dropped.
 
-    Each layer waits for the device once, to learn how many pairs come from whom.
+    Each layer waits for the device once, to learn how many pairs each process sends.
     """
 
     def __init__(self, experts: Experts, mesh: DeviceMesh) -> None:
-        nn.Module.__init__(self)  # the weights are those of `experts`: none are made
+        nn.Module.__init__(self)  # not that of Experts, which would make new weights
         self.group, self.processes, self.capacity_factor = mesh.get_group(), mesh.size(), None
         self.experts = experts.gate_up_proj.shape[0]
-        # Every process has the same whole weights: each takes its part, and nothing need be sent.
+        # Every process has all weights, so each takes its part and nothing is sent.
         for name, weight in experts.named_parameters():
             part = distribute_tensor(weight.detach(), mesh, [Shard(0)], src_data_rank=None)
             self.register_parameter(name, nn.Parameter(part))

@@ -1,8 +1,8 @@
-"""Checkpoints of several processes, written while they train on (torch.distributed.checkpoint).
+"""Checkpoints of several processes, written in the background (torch.distributed.checkpoint).
 
-Every process writes its shards beside the run's checkpoints; when all have, the first one makes of them the same folder
-that one process writes, so that any number of processes goes on from it and every verb reads it.
-All processes must see the same file system.
+Every process writes its shards beside the run's checkpoints. When all have, the first process joins them into the same
+folder that a single process would write, so any number of processes can resume from it and every command can read it.
+All processes must share a file system.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from mobilemoe.train.checkpointing import Draft, Tensors
 
 
 class ShardedSaver:
-    """Saves in the background, one checkpoint at a time. All processes make it and call it together."""
+    """Saves in the background, one checkpoint at a time. All processes create it and call it together."""
 
     def __init__(self) -> None:
-        # Of its own: what is said while saving must not mix with what is said while training.
+        # A group of its own, so that messages of saving and of training do not mix.
         self._group = dist.new_group(backend="gloo")
         self._pending: Future[Metadata] | None = None
 
     def save(self, draft: Draft, tensors: Tensors) -> None:
-        """Copies the tensors and returns; the folder appears later. Raises TrainError if the one before failed."""
+        """Copies the tensors and returns; the folder appears later. Raises TrainError if the last checkpoint failed."""
         self.wait()
         flat = {f"{file}/{name}": tensor for file, of in tensors.items() for name, tensor in of.items()}
         saving = async_save(flat, storage_writer=_Shards(draft), process_group=self._group)
@@ -50,7 +50,7 @@ class ShardedSaver:
         self._pending = saving
 
     def wait(self) -> None:
-        """Until the last checkpoint can be seen. Raises TrainError if it could not be written."""
+        """Waits until the last checkpoint is in place. Raises TrainError if it could not be written."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
@@ -62,12 +62,12 @@ class ShardedSaver:
 
 
 class _Shards(StorageWriter):
-    """One safetensors file a process; a tensor's part is named by its name and the place of its first element."""
+    """Writes one safetensors file per process. Each part of a tensor is named by the tensor and its first element."""
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
-        # The name is that of a leftover: after a kill the next start removes it. It is none of the checkpoint's own
-        # parts, which are cleared when that is written, while the shards are still read.
+        # `remove_leftovers` knows this name, so that the folder of a killed run is removed at the next start. It must
+        # not be the name of a half-written checkpoint: those are cleared while the shards are still being read.
         self._folder = draft.folder.with_name(f".{draft.folder.name}-shards.part")
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
@@ -99,7 +99,7 @@ class _Shards(StorageWriter):
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Runs in the first process, after all have written."""
+        """Joins the shards; called in the first process after all have written."""
         shapes: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
         for key, of in metadata.state_dict_metadata.items():
             assert isinstance(of, TensorStorageMetadata)
