@@ -1,13 +1,14 @@
 """Models on disk: safetensors files, INT4 packing, the layouts, checkpoint folders and conversions."""
 
 from mobilemoe.checkpoint.container import SafetensorsFile, write_safetensors
-from mobilemoe.checkpoint.convert import KindError, Report, compare, convert
+from mobilemoe.checkpoint.convert import Differences, KindError, Report, compare, convert
 from mobilemoe.checkpoint.folder import Checkpoint, Format, save_checkpoint
 from mobilemoe.checkpoint.layout import Weight, tensor_table, weights
 from mobilemoe.checkpoint.synthetic import write_random
 
 __all__ = [
     "Checkpoint",
+    "Differences",
     "Format",
     "KindError",
     "Report",

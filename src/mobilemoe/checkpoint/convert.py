@@ -54,19 +54,34 @@ def convert(src: Path | str, dst: Path | str, *, format: Format, group_axis: Gro
 
 def compare(source: Checkpoint, result: Checkpoint) -> Report:
     """How far the weights of `result` are from those of `source`, which must be of the same architecture."""
-    worst: dict[str, float] = {}
-    squares: dict[str, list[float]] = {}
+    found = Differences()
     for weight in source.weights.values():
-        max_abs, error, power = _differences(source.weight(weight.name), result.weight(weight.name))
-        worst[weight.kind] = max(worst.get(weight.kind, 0.0), max_abs)
-        total = squares.setdefault(weight.kind, [0.0, 0.0])
+        found.add(weight.kind, source.weight(weight.name), result.weight(weight.name))
+    return found.report()
+
+
+class Differences:
+    """Gathers by kind how far written weights are from their source's."""
+
+    def __init__(self) -> None:
+        self._worst: dict[str, float] = {}
+        self._squares: dict[str, list[float]] = {}
+
+    def add(self, kind: str, source: Floats, written: Floats) -> None:
+        """Two weights, or parts of them, of one shape."""
+        max_abs, error, power = _differences(source, written)
+        self._worst[kind] = max(self._worst.get(kind, 0.0), max_abs)
+        total = self._squares.setdefault(kind, [0.0, 0.0])
         total[0] += error
         total[1] += power
-    kinds = {
-        kind: KindError(worst[kind], (error / power) ** 0.5 if error else 0.0)
-        for kind, (error, power) in squares.items()
-    }
-    return Report(kinds, lossless=not any(worst.values()))
+
+    def report(self) -> Report:
+        """What was added so far."""
+        kinds = {
+            kind: KindError(self._worst[kind], (error / power) ** 0.5 if error else 0.0)
+            for kind, (error, power) in self._squares.items()
+        }
+        return Report(kinds, lossless=not any(self._worst.values()))
 
 
 def _unchanged(source: Checkpoint, axis: GroupAxis | None) -> set[str]:

@@ -43,20 +43,23 @@ def write(source: Path, target: Path, format: str, group_axis: str, json: bool) 
         from mobilemoe.engine import write_engine_folder
 
         write_engine_folder(source, target)
-        _print(target, checkpoint.Report({}, lossless=True), json)
+        print_report(target, checkpoint.Report({}, lossless=True), json)
         return
     axis = cast(GroupAxis, group_axis)  # `convert` checks the axis and the format, and says what is wrong
     if format == "int4" and (scales := learnt_scales(source)):
         report = quantize_learnt(source, target, scales, axis)
     else:
         report = checkpoint.convert(source, target, format=cast(checkpoint.Format, format), group_axis=axis)
-    _print(target, report, json)
+    print_report(target, report, json)
 
 
-def _print(target: Path, report: checkpoint.Report, json: bool) -> None:
+def print_report(target: Path, report: checkpoint.Report, json: bool) -> None:
+    """What a conversion cost, by kind of weight."""
     if json:
         errors = {kind: {"max_abs": e.max_abs, "relative_rms": e.relative_rms} for kind, e in report.kinds.items()}
-        print_json({"folder": str(target), "lossless": report.lossless, "errors": errors})
+        print_json(
+            {"folder" if target.is_dir() else "file": str(target), "lossless": report.lossless, "errors": errors}
+        )
         return
     if report.lossless:
         print(f"{target}: every weight is exactly what it was")

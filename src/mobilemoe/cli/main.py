@@ -20,6 +20,7 @@ from mobilemoe.cli import (
     convert,
     data,
     evaluate,
+    export,
     fit,
     info,
     plan,
@@ -75,6 +76,7 @@ app.command("fit")(fit.fit)
 app.command("sweep")(sweep.sweep)
 app.command("quantize")(quantize.quantize)
 app.command("convert")(convert.convert)
+app.command("export")(export.export)
 app.command("eval")(evaluate.evaluate)
 app.command("report")(report.report)
 app.add_typer(data.app, name="data")

@@ -100,9 +100,13 @@ class Tokenizer:
             "chat_template": chat_template,
         }
         with nullcontext(folder) if folder.exists() else atomic_folder(folder, TokenizerError) as place:
-            write_atomic(place / "tokenizer.json", self._backend.to_str())
+            write_atomic(place / "tokenizer.json", self.to_json())
             known = {key: value for key, value in config.items() if value is not None}
             write_json(place / "tokenizer_config.json", known)
+
+    def to_json(self) -> str:
+        """The text of its `tokenizer.json`."""
+        return self._backend.to_str()
 
     def encode(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]:
         """The ids of `text`, preceded by the BOS id if `bos`. Special names become control ids only if `special`."""

@@ -1,0 +1,51 @@
+"""`mobilemoe export`: a model as other runtimes take it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from mobilemoe.checkpoint.run_folder import newest_model
+from mobilemoe.cli.convert import print_report
+from mobilemoe.cli.options import JsonOption
+from mobilemoe.errors import UsageError
+from mobilemoe.hub import find_model
+
+FORMATS = ("gguf", "glm4moe")
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="The model: folder, bundled or Hub id.")],
+    to: Annotated[str, typer.Option(help="gguf (llama.cpp) or glm4moe (transformers, vLLM, SGLang, MLX-LM).")],
+    out: Annotated[Path, typer.Option(help="The file (gguf) or folder to make; it must not exist.")],
+    type: Annotated[
+        str | None,
+        typer.Option(help="Of gguf: q4_0, q8_0 or bf16; q4_0 for INT4 models and bf16 for others unless said."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a model in a format that another runtime loads as it is, and report the error that this added.
+
+    gguf runs in stock llama.cpp and llama-cpp-python. INT4 weights whose groups lie along the input become Q4_0 bit for
+    bit; experts grouped along their output are rounded anew, so q8_0 is the better type for them. glm4moe is a BF16
+    checkpoint of transformers' Glm4MoeForCausalLM.
+
+    Example: mobilemoe export nano --to gguf --out nano.gguf
+    """
+    if to not in FORMATS:
+        raise UsageError(f"--to is {to!r}, but must be one of {', '.join(FORMATS)}")
+    if type is not None and to != "gguf":
+        raise UsageError(f"--type is for --to gguf: {to} is always bf16")
+    folder = newest_model(find_model(model))
+    if to == "gguf":
+        from mobilemoe.export.gguf import write_gguf
+        from mobilemoe.export.gguf_blocks import Type
+
+        report = write_gguf(folder, out, cast(Type | None, type))
+    else:
+        from mobilemoe.export.glm4moe import write_glm4moe
+
+        report = write_glm4moe(folder, out)
+    print_report(out, report, json)
