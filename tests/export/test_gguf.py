@@ -194,7 +194,7 @@ def test_the_verb_writes_the_file_and_says_what_it_cost(mobilemoe_cli, tmp_path)
     assert done.json["file"] == str(path)
     again = mobilemoe_cli("export", "nano", "--to", "gguf", "--out", path)
     assert again.status == 2
-    assert "exists" in again.stderr
+    assert "exists" in again.err
     for arguments, words in (
         (("--to", "onnx", "--out", "x"), "--to is 'onnx', but must be one of gguf, glm4moe"),
         (("--to", "gguf", "--out", "x", "--type", "q5"), "--type is 'q5', but must be one of q4_0, q8_0, bf16"),
@@ -202,7 +202,7 @@ def test_the_verb_writes_the_file_and_says_what_it_cost(mobilemoe_cli, tmp_path)
     ):
         refused = mobilemoe_cli("export", "nano", *arguments)
         assert refused.status == 2
-        assert words in refused.stderr
+        assert words in refused.err
 
 
 def test_a_dense_model_is_refused_with_the_reason(tmp_path):

@@ -1,10 +1,10 @@
 """Stock llama.cpp computes what our engine computes from the same weights. `make test-doors`."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
-from places import HELDOUT
 
 import mobilemoe
 from mobilemoe.checkpoint import write_random
@@ -14,6 +14,7 @@ from mobilemoe.export.gguf import write_gguf
 from mobilemoe.hub import find_model
 from mobilemoe.tokenizer import Tokenizer
 
+HELDOUT = Path(__file__).parents[1] / "data" / "heldout.jsonl"
 pytestmark = pytest.mark.doors
 
 PROMPTS = [
