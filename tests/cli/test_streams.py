@@ -77,7 +77,7 @@ def test_json_has_no_words_of_its_own_for_what_is_no_number(capsys):
 
 
 VERBS = ["chat", "info", "bench", "train", "quantize", "convert", "eval", "data tokenizer", "data sample", "plan"]
-VERBS += ["run", "data prepare", "data chats", "fit", "sweep", "profile device", "report"]
+VERBS += ["run", "data prepare", "data chats", "fit", "sweep", "profile device", "report", "export"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

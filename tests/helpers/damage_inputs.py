@@ -221,6 +221,8 @@ TARGETS = [
     *_of_model("tiny", "bench", "tiny", "--prefill", "8", "--depths", "0", "--repeats", "1", step=99),
     *_of_model("tiny", "convert", "tiny", "out", "--format", "bf16", writes="out", step=6),
     *_of_model("tiny", "convert", "tiny", "out", "--format", "engine", writes="out", step=9),
+    *_of_model("tiny", "export", "tiny", "--to", "gguf", "--out", "out", writes="out", step=9),
+    *_of_model("tiny", "export", "tiny", "--to", "glm4moe", "--out", "out", writes="out", step=11),
     *_of_model("bf16", "quantize", "bf16", "out", writes="out", step=9),
     Target(("quantize", "run", "out"), "run/recipe.json", "json", True, "out", step=5),
     Target(("info", "run"), "run/checkpoints/step-00000001/config.json", "json", step=9),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mobilemoe.config import ModelConfig
 from mobilemoe.errors import CheckpointError, UsageError
 from mobilemoe.export.stock import check_family, matrix, output_rows
 from mobilemoe.files import atomic_folder, write_json
+from mobilemoe.tokenizer import Tokenizer
 
 Floats = npt.NDArray[np.float32]
 _WEIGHTS = "model.safetensors"
@@ -24,7 +26,7 @@ def write_glm4moe(folder: Path, out: Path) -> Report:
     """Writes the checkpoint in `folder` as the new folder `out`, tokenizer files beside it; reports the error.
 
     Weights are BF16, so that INT4 weights are rounded; those of the router and its bias are fp32. UsageError where
-    Glm4Moe does not compute what the model does, CheckpointError as for Checkpoint.open.
+    Glm4Moe does not compute what the model does, CheckpointError as for Checkpoint.open, TokenizerError.
     """
     with Checkpoint.open(folder) as source:
         config = source.config
@@ -34,6 +36,8 @@ def write_glm4moe(folder: Path, out: Path) -> Report:
                 f"Glm4Moe has no shared expert of width {config.intermediate_size_mlp} beside routed ones of "
                 f"{config.intermediate_size}: it must be a multiple"
             )
+        if any(os.path.lexists(folder / name) for name in ("tokenizer.json", "tokenizer.model")):
+            Tokenizer.load(folder)  # a damaged one is refused here, and not in the other runtime
         table = _tensors(source)
         specs: dict[str, Spec] = {
             name: ("F32" if ".mlp.gate." in name else "BF16", shape) for name, (_, _, shape) in table.items()
