@@ -1,7 +1,6 @@
 """Stock llama.cpp computes what our engine computes from the same weights. `make test-doors`."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ from mobilemoe.config_rope import RopeScaling
 from mobilemoe.export.gguf import write_gguf
 from mobilemoe.hub import find_model
 from mobilemoe.tokenizer import Tokenizer
+from places import HELDOUT
 
-HELDOUT = Path(__file__).parents[1] / "data" / "heldout.jsonl"
 pytestmark = pytest.mark.doors
 
 PROMPTS = [
