@@ -1,8 +1,8 @@
-"""What the sweep's table says besides the law: twins, documents, gains per doubling, and the paper's findings.
+"""What the sweep's tables show besides the law: noise, documents, gains per doubling, and the paper's findings.
 
     python recipes/sweep/findings.py
 
-Reads runs.csv and documents.csv beside it. All figures are nats a token; intervals are 95% t intervals.
+Reads runs.csv and documents.csv beside it. All figures are in nats per token; intervals are 95% t intervals.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def losses(rows: list[dict[str, str]]) -> dict[str, float]:
-    """By the run's id."""
+    """The losses by run id."""
     return {row["id"]: float(row["loss"]) for row in rows}
 
 
@@ -52,7 +52,7 @@ def interval(values: Array) -> dict[str, Any]:
 
 
 def twins(loss: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """The spread of models that differ in the seed alone, and that of the paired difference E = 8 less dense."""
+    """The spread of models that differ in the seed alone, and of the paired difference E = 8 minus dense."""
     found = {}
     for tokens in TOKENS[:2]:
         dense, mixture = (by_seed(loss, model, tokens) for model in ("d256x7-dense", BASE))
@@ -66,14 +66,14 @@ def findings(loss: dict[str, float]) -> tuple[list[dict[str, Any]], float]:
     """Differences to E = 8, g = 8, s = 0 at d256 and 24.6 M tokens in seeds 0 and 1, and the pooled SD of one run.
 
     `own`: half of the interval from these two differences alone (one degree of freedom, so very wide). `pooled`: from
-    what seed 0 less seed 1 differs by among all the mixtures, which assumes that they scatter alike.
+    the scatter of seed 0 minus seed 1 over all mixtures, which assumes that all have the same variance.
     """
     models = sorted({name.rsplit("-t", 1)[0] for name in loss if name.startswith("d256x7-e")})
     pairs = {model: np.array([*by_seed(loss, model, TOKENS[1]).values()][:2]) for model in models}
     pairs = {model: pair for model, pair in pairs.items() if len(pair) == 2}
     gaps = np.array([pair[0] - pair[1] for pair in pairs.values()])
     spread = float(gaps.std(ddof=1)) / 2**0.5
-    pooled = float(stats.t.ppf(0.975, len(gaps) - 1)) * spread  # of a mean of two differences of two runs each
+    pooled = float(stats.t.ppf(0.975, len(gaps) - 1)) * spread  # for a mean of two differences of two runs each
     pairs["d256x7-dense"] = np.array([*by_seed(loss, "d256x7-dense", TOKENS[1]).values()][:2])
     table = []
     comparisons = [
@@ -84,7 +84,9 @@ def findings(loss: dict[str, float]) -> tuple[list[dict[str, Any]], float]:
     for model, against in comparisons:
         gap = pairs[model] - pairs[against]
         own = interval(gap)
-        dense = model == "d256x7-dense"  # dense twins scatter more than mixtures: the pooled interval is not theirs
+        dense = (
+            model == "d256x7-dense"
+        )  # dense models scatter more than mixtures, so the pooled interval does not apply to them
         table.append(
             {
                 "model": model,
@@ -108,8 +110,8 @@ def shared_expert(loss: dict[str, float]) -> dict[str, Any]:
 
 
 def gains(loss: dict[str, float]) -> dict[str, list[float | None]]:
-    """What each doubling of D gains, of every trunk of seed 0. A law that adds a term of N and one of D has columns
-    without a slope in each arm."""
+    """The gain of each doubling of D, for every trunk of seed 0. A law that adds a term in N to a term in D predicts
+    the same gain for all N."""
     found: dict[str, list[float | None]] = {}
     for arm in ("dense", "e8g8s0"):
         for model in MODELS:
@@ -119,7 +121,7 @@ def gains(loss: dict[str, float]) -> dict[str, list[float | None]]:
 
 
 def mixtures_gain(loss: dict[str, float]) -> dict[str, list[float | None]]:
-    """Dense less E = 8, g = 8 at equal active parameters, for each width and D."""
+    """Dense minus E = 8, g = 8 at equal active parameters, for each width and D."""
     found: dict[str, list[float | None]] = {}
     for model in MODELS:
         pairs = [[loss.get(run(f"{model}-{arm}", tokens)) for arm in ("dense", "e8g8s0")] for tokens in TOKENS]
@@ -128,7 +130,7 @@ def mixtures_gain(loss: dict[str, float]) -> dict[str, list[float | None]]:
 
 
 def equal_bytes(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """Seed 0: total and active parameters, compute 6 N D and loss of mixtures, and of dense models of their bytes."""
+    """Seed 0: total and active parameters, compute 6 N D and loss of mixtures and of dense models with as many bytes."""
     names = [run(f"d256x7-{arm}", TOKENS[2]) for arm in ("e4g8s0", "e8g8s0")] + [run(BASE, TOKENS[3])]
     names += [run(f"{model}-dense", tokens) for model in ("d384x10", "d448x12") for tokens in TOKENS[1:3]]
     found = []
@@ -148,7 +150,7 @@ def equal_bytes(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
 
 
 class Documents:
-    """The nats of every held-out document, and the error that the choice of documents makes."""
+    """The nats of every held-out document, and the error due to the choice of documents."""
 
     def __init__(self, rows: list[dict[str, str]]) -> None:
         self.rows = rows

@@ -1,8 +1,8 @@
-"""The user's cache: where it is, whether only its owner can change it, what lies in it, and what goes when it is full.
+"""The user's cache: where it is, whether only its owner can change it, what it holds, and what is removed when full.
 
 engine/    engine files, with a .json of the same name beside each: what it was made from; its time is the last use
 random/    random models of `bench PRESET --random`
-evaluate/  answers of evaluations, so that one that was killed goes on; never removed but by hand
+evaluate/  finished requests of evaluations, so that a killed one resumes; removed only by hand
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ KINDS = ("engine", "random", "evaluate")
 LIMIT_VARIABLE = "MOBILEMOE_CACHE_BYTES"
 DEFAULT_LIMIT = 20_000_000_000  # bytes of engine files and random models
 _PRUNED = ("engine", "random")
-_UNMAPPED = 65534  # whom a user namespace shows as the owner of what lies outside it
-_TEMPORARY = (".", ".part")  # how the names of files begin and end that are being written
+_UNMAPPED = 65534  # the owner that a user namespace shows for files from outside
+_TEMPORARY = (".", ".part")  # prefix and suffix of the names of files that are being written
 
 
 def cache_folder() -> Path:
@@ -41,7 +41,7 @@ def usable_cache(kind: str) -> Path:
     """The folder `kind` of the cache, made if it is missing, for this user alone.
 
     OSError, whose text says why, if there is no home, if the folder cannot be entered or made, or if another user could
-    put a file there: of what others wrote nothing is believed.
+    put a file there, because such files are not trusted.
     """
     root = cache_folder().parent
     folder = root / kind
@@ -69,9 +69,9 @@ def is_private(path: Path) -> bool:
 
 
 def _refuse_others(root: Path, own: Collection[Path]) -> None:
-    """OSError if someone else owns one of the folders `own`, or one above `root`, or may replace what lies in it.
+    """Raises OSError if someone else owns a folder of `own`, or one above `root`, or may replace files in it.
 
-    Above the root, folders like /tmp will do, in which people cannot touch each other's files.
+    Above the root, folders like /tmp are accepted, in which users cannot change each other's files.
     """
     above = {*root.parents, *Path(os.path.realpath(root)).parents}
     for path in (*above, *own):
@@ -90,7 +90,7 @@ def _refuse_others(root: Path, own: Collection[Path]) -> None:
 
 
 def _is_in_user_namespace() -> bool:
-    """As in a sandbox, where the owners of the folders above cannot be told from each other."""
+    """Whether owners of the folders above look alike, as in a sandbox."""
     try:
         return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
     except OSError:
@@ -98,7 +98,7 @@ def _is_in_user_namespace() -> bool:
 
 
 def _is_own_group(number: int) -> bool:
-    """Whether this is the group of this user alone that many systems make for everybody, and let it write."""
+    """Whether this is the private group that many systems create for each user."""
     try:
         user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(number)
     except KeyError:
@@ -121,7 +121,7 @@ class Entry:
         return f"{self.kind}/{self.path.name}"
 
     def remove(self) -> None:
-        """OSError if that cannot be. A process that uses the file goes on with it."""
+        """Raises OSError if that fails. A process that uses the file can keep using it."""
         if self.path.is_dir():
             shutil.rmtree(self.path)
         else:
@@ -135,7 +135,7 @@ def about(engine_file: Path) -> Path:
 
 
 def entries() -> list[Entry]:
-    """All that lies in the cache, that which was used last first. OSError as for `usable_cache`."""
+    """Everything in the cache, the most recently used first. OSError as for `usable_cache`."""
     found = [entry for kind in KINDS for entry in _entries(kind)]
     return sorted(found, key=lambda entry: (-entry.used, entry.name))
 

@@ -1,4 +1,4 @@
-"""matplotlib, which the pictures need and nothing else."""
+"""Access to matplotlib, which only the pictures need."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def figure_kind(what: str, extra: str) -> type[Figure]:
-    """matplotlib's Figure, which needs no screen. MissingExtraError says that `what` needs `extra`: to be asked before
-    long work, so that a missing package is not found out at its end."""
+    """matplotlib's Figure, which needs no screen. Raises MissingExtraError, which says that `what` needs `extra`;
+    call it before long work, so that a missing package is not found at its end."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

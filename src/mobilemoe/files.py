@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and readers that refuse in one sentence."""
+"""Writes files that are either complete or absent, and reads files with one-sentence errors."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from typing import IO, Any
 
 from mobilemoe.errors import MobileMoEError
 
-_SURROGATE = re.compile(r"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")  # as JSON writes half of a pair, or both
+_SURROGATE = re.compile(r"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")  # a surrogate as JSON escapes it, alone or in a pair
 MAX_JSON_PARTS = 2**21  # lists and objects in one file; the merges of 256k words are a million
-LFS_START = b"version https://git-lfs.github.com/spec/"  # of the few lines that stand for a file kept elsewhere
+LFS_START = b"version https://git-lfs.github.com/spec/"  # a Git LFS pointer is shorter than this
 IS_LFS_POINTER = "is a Git LFS pointer, not the file itself: fetch that with `git lfs pull`, or download it"
 
-MAX_JSON_BYTES = 64 * 2**20  # a tokenizer.json of 256k words is about 35 MB; nothing honest is larger
+MAX_JSON_BYTES = 64 * 2**20  # a tokenizer.json with 256k tokens is about 35 MB; no valid file is larger
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -37,7 +37,7 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def _claim(path: Path) -> int | None:
-    """A descriptor whose lock says that a living process works on `path`; None if another's does, or it is gone."""
+    """A descriptor whose lock marks `path` as in use by this process; None if another uses it, or it is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
@@ -53,7 +53,7 @@ def _claim(path: Path) -> int | None:
 
 
 def clear_abandoned(folder: Path, prefix: str, suffix: str) -> None:
-    """Removes what processes that were killed have left in `folder`: our own files there that nobody holds locked."""
+    """Removes what killed processes have left in `folder`: temporary files of this package that nobody has locked."""
     for name in os.listdir(folder):
         path = folder / name
         if not (name.startswith(prefix) and name.endswith(suffix)) or path.is_symlink():
@@ -71,7 +71,7 @@ def _part(path: Path, *, folder: bool) -> Iterator[Path]:
     """A new file or folder beside `path`, as the umask allows, locked as long as this process works on it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix, suffix = f".{path.name}.", ".part"
-    with suppress(OSError):  # of others, or gone by now
+    with suppress(OSError):  # another user's, or gone by now
         clear_abandoned(path.parent, prefix, suffix)
     held = None
     while held is None:  # another process may take a new part for an abandoned one before it is locked
@@ -92,7 +92,7 @@ def _part(path: Path, *, folder: bool) -> Iterator[Path]:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Gives the OSErrors of writes the name of the file or folder: they know none, or that of its part."""
+    """Names the file or folder in OSErrors of writes, which name nothing or the temporary file."""
     try:
         yield
     except OSError as fault:
@@ -102,7 +102,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _refuse_special(path: Path) -> None:
-    """OSError for a device, a pipe or a socket: a rename by root would take /dev/null from every program."""
+    """Raises OSError for a device, a pipe or a socket: as root, a rename would replace /dev/null for every program."""
     with suppress(FileNotFoundError, NotADirectoryError):
         kind = os.stat(path).st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)) or path.parent == Path("/dev"):
@@ -142,7 +142,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def refuse_existing(path: Path, error: type[MobileMoEError]) -> None:
-    """Raises `error` if `path` exists already: a result is never overwritten in silence."""
+    """Raises `error` if `path` exists already: a result is never overwritten silently."""
     if path.exists():
         raise error(f"{path} exists already: choose another name or remove it first")
 
@@ -172,7 +172,7 @@ def atomic_folder(path: Path | str, error: type[MobileMoEError] = MobileMoEError
 
 @contextmanager
 def hold_folder(folder: Path, error: type[MobileMoEError]) -> Iterator[None]:
-    """Keeps other processes out of `folder`; `error` if one is there. A file system without locks keeps none out."""
+    """Locks `folder` against other processes; `error` if one has it. No effect on a file system without locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -229,9 +229,9 @@ def read_bytes(path: Path | str, error: type[MobileMoEError], limit: int | None 
     try:
         with open_regular(path, error) as handle:
             size = os.fstat(handle.fileno()).st_size
-            # As much as there is: read() takes the memory that it is offered.
+            # Not the limit itself, because read() allocates what it is asked for.
             data = handle.read(size + 1) if size <= limit else b""
-            if len(data) > size:  # of a file that grows, or does not tell its size
+            if len(data) > size:  # for a file that grows, or whose size is unknown
                 data += handle.read(max(0, limit + 1 - len(data)))
     except FileNotFoundError:
         raise error(f"{path} does not exist") from None
@@ -247,7 +247,7 @@ def read_bytes(path: Path | str, error: type[MobileMoEError], limit: int | None 
 
 
 def decode_text(data: bytes, where: str, error: type[MobileMoEError]) -> str:
-    """UTF-8 without its byte-order mark; `error` names `where` and the byte that is no such text."""
+    """Decodes UTF-8 and drops a byte-order mark; `error` names `where` and the first invalid byte."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as fault:
@@ -255,14 +255,14 @@ def decode_text(data: bytes, where: str, error: type[MobileMoEError]) -> str:
 
 
 def read_text(path: Path | str, error: type[MobileMoEError], limit: int | None = None) -> str:
-    """A file that a person or another program wrote, as text; `error` with one sentence if that cannot be."""
+    """The text of a file from a person or another program; `error` with one sentence if it is not text."""
     return decode_text(read_bytes(path, error, limit), str(path), error)
 
 
 def parse_json(data: bytes, where: str, error: type[MobileMoEError]) -> Any:
-    """One JSON value, with or without a byte-order mark; `error` names `where`, and what is wrong.
+    """Parses one JSON value, with or without a byte-order mark; `error` names `where` and the fault.
 
-    Half a surrogate pair is refused: no file, tokenizer or terminal takes such a text.
+    A lone surrogate is refused, since no file, tokenizer or terminal accepts such a text.
     """
     text = decode_text(data, where, error)
     if len(data) > MAX_JSON_PARTS and text.count("[") + text.count("{") > MAX_JSON_PARTS:

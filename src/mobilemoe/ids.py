@@ -9,9 +9,9 @@ from mobilemoe.errors import UsageError
 
 
 def check_ids(ids: Iterable[int], vocab_size: int, context: int, *, behind: int = 0) -> list[int]:
-    """`ids` as plain ints. `behind`: tokens that precede them in the same context.
+    """`ids` as plain ints. `behind`: the number of tokens that precede them in the same context.
 
-    UsageError if there are none, if one is outside the vocabulary, or if they do not fit into the context.
+    Raises UsageError if there are none, if one is outside the vocabulary, or if they do not fit the context.
     """
     checked: list[int] = []
     for token in ids:

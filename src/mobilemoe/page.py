@@ -1,4 +1,4 @@
-"""A self-contained HTML page of sections with tables and pictures, for a phone as for a desk, by day and by night."""
+"""A self-contained HTML page with sections, tables and pictures; for narrow and wide, light and dark screens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ th:first-child, td:first-child, td.text, th.text { text-align: left }
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, HTML below it, and pictures: (name, what one sees, PNG), as wide as the page with `wide`."""
+    """A heading, HTML below it, and pictures: (name, description, PNG); with `wide` as wide as the page."""
 
     heading: str
     body: str
@@ -46,7 +46,7 @@ def _cell(text: str) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = ()) -> str:
-    """`text`: columns that are words and stand to the left. A line break in a cell is one on the page."""
+    """An HTML table. `text`: columns with words, aligned left. A line break in a cell is kept."""
 
     def cells(tag: str, row: Sequence[str]) -> str:
         kinds = [" class=text" if place in text else "" for place in range(len(row))]

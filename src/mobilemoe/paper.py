@@ -1,6 +1,6 @@
 """The numbers of the paper (arXiv 2605.27358): its law, its benchmark averages, its speeds on phones.
 
-Reference marks that we did not measure; docs/spec.md says where each stands (sections 1, 4, 6 and 7).
+Published numbers, not measured here; docs/spec.md gives the source of each (sections 1, 4, 6 and 7).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ PHONE_MODEL = "S"  # the presets that were measured on phones
 PHONE_BASELINE = "mobilellm-pro"
 BEST_RATIOS = {"prefill": 3.8, "decode": 3.4}  # the paper's best ratios
 
-# Phone, tokens of the prompt, model: seconds to the first token, and tokens/s that are decoded behind it.
+# Phone, tokens of the prompt, model: seconds to the first token, and decoded tokens/s after it.
 PHONE_SPEEDS: dict[tuple[str, int, str], tuple[float, float]] = {
     ("Galaxy S25", 1024, PHONE_BASELINE): (4.26, 45.8),
     ("Galaxy S25", 1024, PHONE_MODEL): (2.01, 112),
@@ -115,7 +115,7 @@ def _mark(series: str, model: str, score: float, int4: bool) -> Mark:
 
 
 def _ratios(phone: str) -> dict[str, dict[int, float]]:
-    """How many times as fast the model is as the baseline, by tokens of the prompt; prefill by the first token."""
+    """Speed relative to the baseline, by prompt length in tokens; prefill by the time to the first token."""
     models = (PHONE_MODEL, PHONE_BASELINE)
     pairs = {tokens: [PHONE_SPEEDS[phone, tokens, model] for model in models] for tokens in PHONE_PROMPTS}
     return {

@@ -1,6 +1,6 @@
 """From logits to the next token: bias, penalties, then greedy or temperature, top-k, top-p and min-p.
 
-V vocabulary. The steps act in the order in which they are named above, as most runtimes have it. The native engine has
+Legend: V vocabulary. The steps are applied in this order, as in most runtimes. The native engine has
 its own sampler with the same rules; `Sampler` here serves the PyTorch model.
 """
 
@@ -28,7 +28,7 @@ class Sampling:
     0 are off.
 
     `repetition_penalty` divides positive and multiplies negative logits of ids seen, the prompt's included;
-    `presence_penalty` is taken once, `frequency_penalty` each time, from logits of ids that were made here.
+    `presence_penalty` is subtracted once, `frequency_penalty` once per occurrence, from logits of generated ids.
     `logit_bias` is added to the logits of its ids. Raises UsageError naming the value and its range.
     """
 
@@ -68,7 +68,7 @@ class Sampling:
                 raise UsageError(f"logit_bias has {token!r}: {bias!r}, but must be of token ids and finite numbers")
 
     def check_for(self, vocab_size: int, logprobs: int | None) -> None:
-        """UsageError unless this bias, and so many log-probabilities of likeliest ids, fit the vocabulary."""
+        """Raises UsageError unless the bias, and the number of requested log-probabilities, fit the vocabulary."""
         if unknown := [token for token in self.logit_bias if not 0 <= token < vocab_size]:
             raise UsageError(f"logit_bias has token id {unknown[0]}, outside the vocabulary of {vocab_size}")
         if logprobs is not None and not (isinstance(logprobs, int) and 0 <= logprobs <= vocab_size):
@@ -81,7 +81,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A chosen token and, where they were asked for, log-probabilities in nats under the model itself: before bias,
+    """A chosen token and, if requested, log-probabilities in nats under the model itself: before bias,
     penalties and temperature. `top` are the likeliest ids with theirs, best first."""
 
     token: int
@@ -90,7 +90,7 @@ class Choice:
 
 
 class Sampler:
-    """Chooses the tokens of one sequence; `seen` are the ids that the repetition penalty knows from the start."""
+    """Chooses the tokens of one sequence; `seen` are ids that the repetition penalty counts from the start."""
 
     def __init__(self, sampling: Sampling, seen: Iterable[int] = ()) -> None:
         self._sampling = sampling
@@ -106,8 +106,8 @@ class Sampler:
         token = int(scores_V.argmax())
         if scores_V[token] == -np.inf:
             raise UsageError("the model gave no usable logits: its weights hold NaN")
-        if self._sampling.temperature > 0 and scores_V[token] < np.inf:  # infinity leaves nothing to draw
-            with np.errstate(over="ignore"):  # a tiny temperature pushes all but the best to -infinity
+        if self._sampling.temperature > 0 and scores_V[token] < np.inf:  # an infinite logit leaves nothing to sample
+            with np.errstate(over="ignore"):  # a tiny temperature makes all but the largest -infinity
                 token = self._draw((scores_V - scores_V[token]) / self._sampling.temperature)
         self._seen.add(token)
         self._made[token] += 1
@@ -133,7 +133,7 @@ class Sampler:
             order_V = order_V[: self._sampling.top_k]
         weights = np.exp(scores_V[order_V] - scores_V[order_V[0]])
         shares = weights / weights.sum()
-        before = np.cumsum(shares) - shares  # what stands ahead of each: the first is always kept
+        before = np.cumsum(shares) - shares  # the probability before each one; the first is always kept
         kept = (before < self._sampling.top_p) & (shares >= self._sampling.min_p * shares[0])
         shares = np.where(kept, shares, 0.0)
         return int(order_V[self._random.choice(len(shares), p=shares / shares.sum())])

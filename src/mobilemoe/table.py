@@ -1,4 +1,4 @@
-"""Tables as people and spreadsheets write them: CSV in any usual encoding, with any usual separators and signs."""
+"""Reads CSV tables as people and spreadsheets write them, in any usual encoding and with any usual separators."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mobilemoe.files import read_bytes
 
 MAX_BYTES = 64 * 2**20
 SEPARATORS = ",;\t|"
-_MARKS = (  # the longer ones first, as UTF-32's begins like UTF-16's
+_MARKS = (  # longer marks first, because UTF-32's begins like UTF-16's
     *((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")),
     *((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")),
 )
-_OTHERS = {  # how files that are often taken for CSV begin
+_OTHERS = {  # first bytes of files that are often mistaken for CSV
     b"PK\x03\x04": "a spreadsheet's own file (or another ZIP archive): save it as CSV",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook: save it as CSV",
     b"\x1f\x8b": "compressed: unpack it first",
@@ -43,12 +43,12 @@ class Row:
 
     line: int
     cells: tuple[str, ...]
-    lacks: int = 0  # so many cells at its end were not in the file
+    lacks: int = 0  # number of cells missing at the end of the row
 
 
 @dataclass(frozen=True)
 class Table:
-    """A header and the rows under it. `notes` say what had to be guessed."""
+    """A header and the rows under it. `notes` list what had to be guessed."""
 
     path: Path
     header: tuple[str, ...]
@@ -71,16 +71,19 @@ class Table:
     def numbers(self, columns: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """These columns as numbers, NaN where a cell holds none.
 
-        What "." and "," mean is found out from all of these columns. DataError where they mean both things, or where
-        a number such as 1,500 can be read in two ways.
+        The meaning of "." and "," is inferred from all of these columns. Raises DataError if they have both meanings,
+        or if a number such as 1,500 can be read in two ways.
         """
         signs = self.decimal_signs(columns)
         return {name: np.array([_number(text, signs[name]) for text in self.texts(name)]) for name in columns}
 
     def decimal_signs(self, columns: Sequence[str]) -> dict[str, str]:
         """The decimal sign, "." or ",", of each of these columns; DataError as `numbers`."""
-        decimal: dict[str, str] = {}  # by sign: where it is proven to stand before a fraction
-        thousands: dict[str, dict[str, str]] = {".": {}, ",": {}}  # by sign and column: where it is between groups
+        decimal: dict[str, str] = {}  # by sign: where it certainly precedes a fraction
+        thousands: dict[str, dict[str, str]] = {
+            ".": {},
+            ",": {},
+        }  # by sign and column: where it certainly separates groups
         unclear: dict[str, dict[str, tuple[str, str]]] = {".": {}, ",": {}}
         for name in columns:
             for row, text in zip(self.rows, self.texts(name), strict=True):
@@ -177,7 +180,7 @@ def _encoding(data: bytes) -> str:
 
 
 def _rows(path: Path, text: str, error: type[MobileMoEError]) -> Iterator[tuple[int, list[str]]]:
-    """The rows that hold anything, with the lines on which they begin."""
+    """The rows that are not empty, with the lines on which they begin."""
     first, _, rest = text.partition("\n")
     named = _SEP_LINE.fullmatch(first)
     skipped = 1 if named else 0
@@ -196,7 +199,7 @@ def _rows(path: Path, text: str, error: type[MobileMoEError]) -> Iterator[tuple[
 
 
 def _separator(text: str) -> str:
-    """What parts the first line that holds anything into most cells, quotes respected."""
+    """The separator that splits the first non-empty line into most cells, quotes respected."""
     header = next((line for line in text.split("\n") if line.strip(" ,;\t|")), "")
 
     def cells(separator: str) -> int:
@@ -234,7 +237,7 @@ def _grouped(digits: str, sign: str) -> bool:
 
 
 def _ungrouped(text: str) -> str:
-    """Without the blanks and apostrophes between groups of three digits, which can mean nothing else."""
+    """Removes blanks and apostrophes between groups of three digits, where they have only one meaning."""
     return _BETWEEN_GROUPS.sub("", text)
 
 

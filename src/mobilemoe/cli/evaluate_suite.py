@@ -1,4 +1,4 @@
-"""`mobilemoe eval --suite`: models on the same benchmarks, their differences, and tables of both."""
+"""`mobilemoe eval --suite`: runs models on the same benchmarks, compares them, and prints tables."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from mobilemoe.evaluate.run import Prepared, evaluate, prepare, prompts
 from mobilemoe.files import write_atomic
 from mobilemoe.load import Model
 
-_PROMPTS = 100  # of each benchmark whose experts are counted
+_PROMPTS = 100  # prompts of each benchmark whose experts are counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Settings:
 
 @dataclass
 class Found:
-    """What was measured, by the names that the models were given by."""
+    """The results, by the models' names as the user gave them."""
 
     results: dict[str, Results] = field(default_factory=dict)
     paths: dict[str, Path] = field(default_factory=dict)
@@ -113,7 +113,7 @@ def run_suite(
     settings: Settings,
     progress: Progress,
 ) -> Found:
-    """Scores of each model, written as soon as they are there, and their differences to `against`."""
+    """Scores each model, writes the results as soon as they exist, and compares with `against`."""
     prepared = prepare(settings.suite, data_dir=settings.data, allow_code=settings.allow_code)
     found = Found(against=against)
     if settings.training:
@@ -158,12 +158,12 @@ def _scorer(name: str, backend: str, load: Callable[[str], Model], settings: Set
 
 
 def _called(name: str) -> str:
-    """A name that people know the model by: "." and ".." are the folders that they lead to."""
+    """A readable name of the model: "." and ".." become the folders that they mean."""
     return os.path.abspath(name) if Path(name).name in ("", "..") else str(Path(name))
 
 
 def _file_names(names: Sequence[str], suite: str) -> dict[str, str]:
-    """A file for each model: its last name and the suite's, in characters that every file system takes."""
+    """A file name for each model, from its last name and the suite's, valid on every file system."""
     files = {
         name: re.sub(r"[^\w.-]+", "-", f"{Path(_called(name).removesuffix('.gguf')).name}-{suite}") for name in names
     }

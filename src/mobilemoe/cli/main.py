@@ -37,7 +37,7 @@ _OUTPUT = "standard output"
 
 
 class _InterruptedError(Exception):
-    """Ctrl-C, under a name that Typer does not know: it would answer by the exit status alone, or by "Aborted"."""
+    """Stands for Ctrl-C, since Typer would turn a KeyboardInterrupt into an exit status or into "Aborted"."""
 
 
 class _Verbs(TyperGroup):
@@ -93,17 +93,17 @@ def main() -> NoReturn:
         try:
             app()
         finally:
-            sys.stdout.flush()  # a full disk must be found out while it can be said
+            sys.stdout.flush()  # a full disk must be noticed while it can be reported
     except (KeyboardInterrupt, _InterruptedError):
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a further one, while threads are waited for, has nothing to say
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C, while threads end, needs no message
         _fail("interrupted", 130)
     except MobileMoEError as fault:
         _fail(str(fault), fault.exit_status)
-    except BrokenPipeError:  # the reader of our output has gone: nothing to say, and nobody to say it to
+    except BrokenPipeError:  # the reader of our output has gone, so no message can be read
         _drop_output()
         sys.exit(1)
     except OSError as fault:
-        # Of a rename the target: the name before it is one that nobody chose.
+        # For a rename, name the target: the other name is a temporary one.
         where = fault.filename2 or fault.filename or "a file"
         if where == _OUTPUT:
             _drop_output()
@@ -129,9 +129,9 @@ def _open_closed_streams() -> None:
 
 
 def _check_arguments(arguments: list[str]) -> None:
-    """UsageError for an argument that is no text, or is empty where a name belongs, as an unset variable is.
+    """Raises UsageError for an argument that is not text, or is empty (from an unset variable) where a name belongs.
 
-    `run` and `chat` take texts, which may be empty, and say themselves what may not be.
+    `run` and `chat` accept empty texts, and check their arguments themselves.
     """
     for place, argument in enumerate(arguments):
         if any("\ud800" <= character <= "\udfff" for character in argument):
@@ -144,7 +144,7 @@ def _check_arguments(arguments: list[str]) -> None:
 
 
 class _Output(io.FileIO):
-    """Standard output, whose faults say that they are its."""
+    """Standard output whose errors are recognisable as its own."""
 
     def write(self, data: Any) -> int:
         try:
@@ -155,7 +155,7 @@ class _Output(io.FileIO):
 
 
 def _named_output(stream: TextIO) -> TextIO:
-    """Standard output by that name; what a model writes and the terminal's encoding lacks is replaced."""
+    """Standard output under that name; characters that the terminal's encoding lacks are replaced."""
     if not isinstance(stream, io.TextIOWrapper) or not isinstance(
         getattr(stream.buffer, "raw", stream.buffer), io.FileIO
     ):
@@ -170,7 +170,7 @@ def _named_output(stream: TextIO) -> TextIO:
 
 
 def _drop_output() -> None:
-    """Has the interpreter's end write what is left of the output nowhere, and not fail at it."""
+    """Redirects remaining output to the null device, so that the interpreter does not fail when it ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""How far long work has come: a bar on a terminal, a line now and then elsewhere. All of it on standard error."""
+"""Progress of long work, on standard error: a bar on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rich.console import Console
 
 
 class Progress:
-    """A context; one piece of work after the other, each with its own bar."""
+    """A context manager for several pieces of work, each with its own bar."""
 
     def __init__(self, *, seconds: float = 30.0) -> None:
-        """`seconds`: between two lines."""
+        """`seconds`: time between two lines."""
         self._seconds = seconds
         self._on_terminal = sys.stderr.isatty()
         self._bars = progress.Progress(
@@ -41,11 +41,11 @@ class Progress:
         self._bars.stop()
 
     def counter(self, what: str) -> Callable[[int], None]:
-        """What hears how many are done, of nobody knows how many."""
+        """A function to report how many are done, if their total is unknown."""
         return lambda done: self.tell(done, None, what)
 
     def tell(self, done: int, total: int | None, what: str) -> None:
-        """`done` of `total` are done; other words for what begin another piece of work."""
+        """Reports that `done` of `total` are done; another name begins another piece of work."""
         now = time.monotonic()
         if self._task is None or what != self._what:
             if self._task is not None:

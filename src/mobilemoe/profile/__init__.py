@@ -1,1 +1,1 @@
-"""Speed and memory of models on this machine, and their shares of what the machine could do."""
+"""Measures the speed and memory of models on this machine, and which share of its limits they reach."""

@@ -1,4 +1,4 @@
-"""A whole benchmark: models side by side, with cold starts and the limits of the machine."""
+"""The benchmark of `mobilemoe bench`: models side by side, with cold starts and the limits of the machine."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Workload:
 
     @property
     def steps(self) -> int:
-        """How often `run` tells of progress, for each model."""
+        """How often `run` reports progress, for each model."""
         return self.repeats * (len({*self.lengths, *self.depths}) + 1)
 
 
 @dataclass(frozen=True)
 class Result:
-    """One model's speeds; those that do not fit into its context are not there."""
+    """One model's speeds, without the lengths that exceed its context."""
 
     subject: Subject
     tokens: Tokens
     cold: ColdStart
-    rss_tokens: int  # behind which the memory was read
+    rss_tokens: int  # of context when the memory was measured
 
     @property
     def engine(self) -> Engine:
@@ -62,7 +62,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast as the baseline; `paper` by device, where it has measured that point."""
+    """A speed relative to the baseline's; `paper` has the paper's ratios by device, if it measured this point."""
 
     kind: str  # "prefill" or "decode"
     tokens: int
@@ -77,7 +77,7 @@ def run(
     subjects, texts = [], []
     for name, model, _ in models:
         engine = model.engine
-        assert engine  # no other backend is asked for
+        assert engine  # bench opens models with no other backend
         longest = min(engine.context, max(*workload.lengths, *workload.depths) + DECODED)
         texts.append(tokens_for(model, longest, dummy=workload.dummy))
         subjects.append(Subject(name, engine, texts[-1].ids))
@@ -106,7 +106,7 @@ def _middle(starts: Sequence[ColdStart]) -> ColdStart:
 
 
 def ratios(result: Result, baseline: Result) -> list[Ratio]:
-    """At every point that both have."""
+    """The ratios at every point that both have."""
     ours, theirs = result.subject, baseline.subject
     lengths, depths = sorted({*ours.prefill} & {*theirs.prefill}), sorted({*ours.decode} & {*theirs.decode})
     found = [("prefill", n, ours.prefill_speed(n) / theirs.prefill_speed(n)) for n in lengths]

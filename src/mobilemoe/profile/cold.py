@@ -1,6 +1,6 @@
-"""A cold start: a fresh process of this Python loads a model, gives its first token, and tells how much memory it took.
+"""A cold start: a new process of this Python loads a model, writes a token, and reports time and memory.
 
-What counts is the model's: the page cache is warm, as the caller has opened the model before.
+The page cache is warm, since the caller has opened the model before.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 from mobilemoe.errors import MobileMoEError
 
 PROMPT = "Once upon a time, in a small village by the sea,"
-# The clock starts before anything of ours is imported; -P: a folder of that name where we are must not be taken.
+# The clock starts before mobilemoe is imported. -P: a folder called mobilemoe in the current folder is not imported.
 _CHILD = "import time\nbegan = time.perf_counter()\nfrom mobilemoe.profile.cold import child_main\nchild_main(began)\n"
 
 
 @dataclass(frozen=True)
 class ColdStart:
-    """Seconds to the first token, from before our import and from `load`; the most memory, after a long prompt."""
+    """Seconds to the first token, from before the import and from `load`; peak memory after a long prompt."""
 
     from_import_s: float
     from_load_s: float
@@ -44,7 +44,7 @@ def cold_start(folder: str, options: dict[str, Any], ids: Sequence[int], *, is_t
 
 
 def child_main(began: float) -> None:
-    """The other process: a job on standard input, a ColdStart as JSON on standard output."""
+    """Runs in the new process: reads a job from standard input, writes a ColdStart as JSON to standard output."""
     from mobilemoe.load import load
 
     job = json.load(sys.stdin)
@@ -61,7 +61,7 @@ def child_main(began: float) -> None:
 
 
 def _peak_rss_bytes() -> int:
-    """Of this process alone: what getrusage says also covers the one that started it, on Linux."""
+    """Of this process alone; on Linux, getrusage also covers the process that started it."""
     try:
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024

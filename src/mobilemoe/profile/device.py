@@ -69,12 +69,12 @@ def _routed_parts(shape: Shape[C]) -> list[accounting.Part[C]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """The constants of one machine with so many threads, all of them effective values that a fit has found.
+    """The constants of one machine at a number of threads: effective values, found by a fit.
 
     weight_bandwidth: bytes/s at which decoding reads INT4 weights. attention_rate: FLOP/s of scores and values when a
     single query meets the KV cache. prefill_linear_rate, prefill_attention_rate: FLOP/s of many tokens at once.
-    routed_cost: how many times as long as any other weight one of a routed expert takes, for the routing, the
-    gathering of tokens and weights and the smaller products; 1 is free. Raises ConfigError for values that cannot be.
+    routed_cost: the time for a routed expert's weight relative to any other weight's, because of routing, gathering
+    and smaller products; 1 means no extra cost. Raises ConfigError for impossible values.
     """
 
     name: str
@@ -114,7 +114,7 @@ class Device:
     def prefill_seconds(self, shape: Any, tokens: int) -> Any:
         """Seconds to the first token after a prompt of `tokens`, once the model is loaded.
 
-        Too few for prompts of a few tokens, which take as long as reading the weights.
+        An underestimate for prompts of a few tokens, which take as long as reading the weights.
         """
         work = prefill_work(shape, tokens)
         linears = work.plain + self.routed_cost * work.routed
@@ -130,7 +130,7 @@ class Device:
 def device(name_or_path: str | Path) -> Device:
     """A device that comes with mobilemoe, one that `mobilemoe profile device` has saved, or that of a .toml file.
 
-    UsageError, with the names that there are, for a name that is nowhere; ConfigError for a file without a device.
+    Raises UsageError, which lists the known names, for an unknown name, and ConfigError for a file without a device.
     """
     if str(name_or_path).endswith(".toml"):
         return _read(Path(name_or_path))
@@ -144,9 +144,10 @@ def device(name_or_path: str | Path) -> Device:
 
 
 def saved_path(name: str) -> Path:
-    """Where `mobilemoe profile device --name NAME` keeps what it has measured; OSError if there is no cache to be used.
+    """Where `mobilemoe profile device --name NAME` keeps its result.
 
-    ConfigError if `name` cannot be one, UsageError if a device that comes with mobilemoe has it.
+    Raises OSError without a usable cache, ConfigError if `name` is not a valid name, UsageError if a device that comes
+    with mobilemoe has it.
     """
     check_name(name)
     if (_SHIPPED / f"{name}.toml").exists():
@@ -167,7 +168,7 @@ def _saved() -> Path:
 def _known() -> list[Path]:
     """The files of all devices that have a name."""
     known = sorted(_SHIPPED.glob("*.toml"))
-    with suppress(OSError):  # there may be no home
+    with suppress(OSError):  # there may be no home folder
         known += sorted(_saved().glob("*.toml"))
     return known
 

@@ -15,8 +15,8 @@ from mobilemoe.profile.device import CONSTANTS, Device, Work, decode_work, prefi
 
 _PARTS = ("plain", "routed", "attention")  # of Work
 _STEPS = 300
-_TINY = 1e-12  # makes a matrix of zeros one that can be inverted
-_DAMPING = 1e-3, 1e6  # at the start, and where no step helps any more
+_TINY = 1e-12  # makes a matrix of zeros invertible
+_DAMPING = 1e-3, 1e6  # initially, and the limit at which no step helps any more
 Floats = npt.NDArray[np.float64]
 
 
@@ -40,15 +40,16 @@ class Timing:
         return of(self.shape, self.tokens)
 
     def error(self, device: Device) -> float:
-        """Of the prediction, relative to what was measured: 0.1 is 10% too long."""
+        """The relative error of the prediction: 0.1 means 10% too long."""
         return self.predicted(device) / self.seconds - 1
 
 
 def fit_device(timings: Sequence[Timing], *, name: str, threads: int, source: str) -> Device:
     """The device whose predictions come nearest to `timings`: least squares of ln(predicted / measured).
 
-    Gauss-Newton steps, damped, on the logarithms of the constants, which keeps them positive. UsageError for timings
-    that say nothing of one of the constants, MobileMoEError where they scatter too much to tell one within a factor 2.
+    Gauss-Newton steps, damped, on the logarithms of the constants, which keeps them positive. Raises UsageError
+    if the timings do not determine one of the constants, MobileMoEError if they scatter too much to know one within a
+    factor of 2.
     """
     works = [timing.work for timing in timings]
     plain, routed, attention = (np.array([getattr(w, part) for w in works], float) for part in _PARTS)
@@ -77,7 +78,7 @@ def fit_device(timings: Sequence[Timing], *, name: str, threads: int, source: st
         ]
         return np.log(total_s / seconds), (np.array(by_constant) / total_s).T
 
-    start = [(work / seconds).max() for works in needed for work in works]  # as if each part took all the time
+    start = [(work / seconds).max() for works in needed for work in works]  # start: as if each part took all the time
     logs, (damping, hopeless) = np.log([*start, 1.0]), _DAMPING
     residual, jacobian = linearised(logs)
     for _ in range(_STEPS):

@@ -9,19 +9,19 @@ from mobilemoe.engine.native import native, our_errors
 
 @dataclass(frozen=True)
 class Machine:
-    """What `threads` threads can do at best: bytes/s read from memory, int8 multiply-adds/s (None: not known)."""
+    """The limits for a number of threads: bytes/s read from memory, int8 multiply-adds/s (None: unknown)."""
 
     bytes_per_s: float
     multiply_adds_per_s: float | None
 
     def better(self, other: Machine) -> Machine:
-        """The higher limits of two measurements: other programs only ever make them lower."""
+        """The higher limits of two measurements, since other programs can only lower them."""
         peak = max(self.multiply_adds_per_s or 0, other.multiply_adds_per_s or 0)
         return Machine(max(self.bytes_per_s, other.bytes_per_s), peak or None)
 
 
 def measure_machine(threads: int) -> Machine:
-    """Takes about 2 s and 1 GiB of memory; MemoryError if there is less."""
+    """Takes about 2 s and 1 GiB of memory. Raises MemoryError if there is less."""
     with our_errors():
         bytes_per_s, multiply_adds_per_s = native.machine_speed(threads)
     return Machine(bytes_per_s, multiply_adds_per_s or None)

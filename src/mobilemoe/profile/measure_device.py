@@ -23,10 +23,10 @@ _SEED = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What is measured: the shapes that the constants are fitted to, and one that they are checked with.
+    """What to measure: the shapes that the constants are fitted to, and one to check them with.
 
-    Prefill of prompts of `lengths`, and decoding behind one token and behind each of them; `repeats` times, of which
-    the fastest counts, because other programs only ever make it slower.
+    Prefill of prompts of `lengths`, and decoding after one token and after each of them; `repeats` times. The fastest
+    counts, because other programs can only slow it down.
     """
 
     fitted: Mapping[str, ModelConfig]
@@ -36,7 +36,7 @@ class Trial:
 
     @property
     def steps(self) -> int:
-        """How often `measure_device` tells of progress."""
+        """How often `measure_device` reports progress."""
         return (len(self.fitted) + len(self.checked)) * (1 + self.repeats * (1 + len(self.lengths)))
 
 
@@ -47,14 +47,14 @@ STANDARD = Trial(
         "moe": family_member(768, expansion=4),
     },
     checked={"check": family_member(640, vocab_size=65_536)},
-    lengths=(512, 3072),  # longer ones would show attention better, and take the user's patience
+    lengths=(512, 3072),  # longer ones would show attention better, but take too long
     repeats=3,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A device, the timings that it was fitted to, and those of the shape that the fit has not seen."""
+    """A device, the timings that it was fitted to, and those of the shape that was not fitted."""
 
     device: Device
     fitted: list[Timing]
@@ -71,7 +71,7 @@ def measure_device(
 ) -> Measured:
     """Writes the trial's shapes into a temporary folder, measures them by turns, fits the constants.
 
-    threads: one per core by default. UsageError for `threads` that cannot be, OSError without room on the disk,
+    threads: one per core by default. Raises UsageError for an impossible number, OSError if the disk is full,
     MobileMoEError if other programs disturb too much.
     """
     shapes = {**trial.fitted, **trial.checked}

@@ -1,4 +1,4 @@
-"""The speeds as a picture."""
+"""Draws the speeds as a picture."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def drawing() -> type[Figure]:
-    """matplotlib's figure; MissingExtraError without it, to be asked before long work."""
+    """matplotlib's Figure. Raises MissingExtraError without it; call it before long work."""
     return figure_kind("drawing the speeds", "train")
 
 
 def draw_speeds(results: Sequence[Result], machine: Machine, path: Path) -> None:
-    """Prefill over the prompt's length and decoding over depth, each point with its share of the limit, as a PNG."""
+    """A PNG: prefill over prompt length and decode over context length, each point with its share of the limit."""
     figure = drawing()(figsize=(11, 5), layout="constrained")
     prefill_axes, decode_axes = figure.subplots(1, 2)
     for result in results:
@@ -54,6 +54,6 @@ def _label(axes: Axes, title: str, x: str) -> None:
     axes.set_title(title)
     axes.set_xlabel(x)
     axes.set_ylabel("tokens per second")
-    axes.set_ylim(0, 1.15 * axes.get_ylim()[1])  # room for the shares above the points
+    axes.set_ylim(0, 1.15 * axes.get_ylim()[1])  # space for the shares above the points
     axes.grid(alpha=0.3)
     axes.legend()

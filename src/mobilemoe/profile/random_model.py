@@ -23,10 +23,10 @@ _SEED = 1
 
 
 def random_model(name: str, group_axis: GroupAxis, on_write: Callable[[str], None]) -> Path:
-    """The folder of a random INT4 model shaped as the preset `name`; written the first time, which `on_write` hears.
+    """The folder of a random INT4 model shaped as the preset `name`; written the first time, which `on_write` is told.
 
-    Without a cache that can be used it lives as long as this process. UsageError if there is no such preset,
-    MobileMoEError if the disk has no room for it and its engine file.
+    Without a usable cache it exists as long as this process. Raises UsageError if there is no such preset,
+    MobileMoEError if the disk is too full for it and its engine file.
     """
     config = preset(name)
     shape = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
@@ -41,7 +41,7 @@ def random_model(name: str, group_axis: GroupAxis, on_write: Callable[[str], Non
         atexit.register(stack.close)
     if folder.is_dir():
         with suppress(OSError):
-            os.utime(folder)  # what was used last stays longest
+            os.utime(folder)  # the cache removes the least recently used first
         return folder
     size = accounting.int4_file_bytes(config)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def random_model(name: str, group_axis: GroupAxis, on_write: Callable[[str], Non
     try:
         write_random(folder, config, seed=_SEED, format="int4", group_axis=group_axis)
     except CheckpointError:
-        if not folder.is_dir():  # else another process was faster
+        if not folder.is_dir():  # otherwise another process was faster
             raise
     prune(folder)
     return folder

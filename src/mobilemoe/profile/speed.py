@@ -1,6 +1,6 @@
-"""Tokens per second: prefill of prompts of several lengths, and decoding behind them.
+"""Measures tokens per second: prefill of prompts of several lengths, and decoding after them.
 
-Models take turns, length by length, so that what else the machine does falls on all of them.
+Models take turns, length by length, so that other programs disturb all of them alike.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from mobilemoe import accounting
 from mobilemoe.engine import Engine
 from mobilemoe.profile.machine import Machine
 
-DECODED = 32  # tokens that one measurement of decoding takes
+DECODED = 32  # tokens decoded in one measurement
 WARM_UP = 512  # tokens computed before anything is measured
 KV_BITS = {"int8": 8, "f16": 16, "f32": 32}
 
 
 @dataclass
 class Subject:
-    """A model under measurement, the ids that it is given, and the seconds per token that each point took."""
+    """A model that is measured, the ids that it gets, and the seconds per token of each point."""
 
     name: str
     engine: Engine
@@ -40,14 +40,14 @@ class Subject:
         return 1 / median(self.decode[depth])
 
     def mfu(self, tokens: int, machine: Machine) -> float | None:
-        """Share of the int8 peak that a prefill takes; None for fp32 activations, or where the peak is not known."""
+        """The share of the int8 peak that a prefill reaches; None for fp32 activations, or if the peak is unknown."""
         if machine.multiply_adds_per_s is None or self.engine.native.fp32:
             return None
         products = accounting.prefill_flops(self.engine.config, tokens) / 2
         return products * self.prefill_speed(tokens) / tokens / machine.multiply_adds_per_s
 
     def mbu(self, depth: int, machine: Machine) -> float:
-        """Share of the read bandwidth that decoding takes: active weights, and the keys and values at `depth`."""
+        """The share of the read bandwidth that decoding uses, for active weights and the KV cache at `depth`."""
         bits = KV_BITS[self.engine.native.kv]
         read = accounting.decode_bytes(self.engine.config, depth + DECODED // 2, bits)
         return read * self.decode_speed(depth) / machine.bytes_per_s
@@ -60,9 +60,9 @@ def measure(
     repeats: int,
     on_point: Callable[[str], None] = lambda what: None,
 ) -> None:
-    """Adds `repeats` times of each point that fits to each subject; `on_point` hears what has been measured.
+    """Adds `repeats` measured times for each point that fits the context; `on_point` is told about each.
 
-    A depth of 0 is one token. Decoding computes the next tokens of the same ids, not the model's own choice.
+    A depth of 0 means one token. Decoding continues with the given ids, not with the model's own choice.
     """
     for subject in subjects:
         count = min(WARM_UP, subject.engine.context - 1)

@@ -1,4 +1,4 @@
-"""What a model is measured on: real text, or tokens without a pattern where it has no tokenizer."""
+"""The tokens that a model is measured with: real text, or pseudo-random tokens if it has no tokenizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SEED = 1
 
 @dataclass(frozen=True)
 class Tokens:
-    """`ids` as many as asked for; `source` says what they are, `is_text` whether a tokenizer made them."""
+    """The `ids`, their `source` in words, and whether a tokenizer made them (`is_text`)."""
 
     ids: list[int]
     is_text: bool
