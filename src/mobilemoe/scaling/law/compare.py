@@ -28,7 +28,7 @@ class Row:
     parameters: int
     rmse: float
     bic: float
-    holdout_rmse: float | None  # None: it cannot foretell the runs held out
+    holdout_rmse: float | None  # None: it cannot predict the runs held out
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -37,7 +37,7 @@ class Row:
 def compare(runs: Runs, holdout: float | None = None, seed: int = 0) -> list[Row]:
     """The forms whose knobs vary in `runs`, and the rivals, the best by BIC first. Runs that repeat data are left out.
 
-    holdout: share of the runs, those of the largest compute, that each model foretells from the others; None as `fit`.
+    holdout: share of the runs, those of the largest compute, that each model predicts from the others; None as `fit`.
     """
     once = runs.at(~runs.repeated) if not runs.repeated.all() else runs
     varies = {name for name in FIELDS if len(np.unique(getattr(once.points, name))) > 1}

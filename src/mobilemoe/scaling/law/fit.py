@@ -1,4 +1,4 @@
-"""Fitting a law to runs, and what the fit is worth: runs foretold, runs that lie far from it, runs that repeat data."""
+"""Fits a law to runs and judges the fit: by runs that it predicts, runs far from it, and runs that repeat data."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mobilemoe.scaling.law.search import search
 
 Array = NDArray[np.float64]
 
-HOLDOUT = 0.2  # the share of the runs that are foretold where a table does not mark any
+HOLDOUT = 0.2  # the share of the runs that are predicted where a table does not mark any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Holdout:
-    """Runs foretold by a fit to the others: those that the table registered for it, or those of largest compute."""
+    """Runs predicted by a fit to the others: those that the table registered for it, or those of largest compute."""
 
     registered: bool
     ids: tuple[str, ...]
@@ -91,7 +91,7 @@ def fit(
     The misfit is the Huber loss (delta 1e-3) of ln(predicted) - ln(loss). Runs that repeat data are left out, and
     fitted apart. Terms whose knob does not vary are held at no effect. bootstraps: resamples of the runs for
     intervals (progress(done, all) tells how far they are). holdout: share of the runs, those of the largest compute,
-    that a fit to the others has to foretell, None: those that `held_out` of the runs marks, or without such marks a
+    that a fit to the others has to predict, None: those that `held_out` of the runs marks, or without such marks a
     share of HOLDOUT; the law itself is always fitted to all. DataError if the runs are too few.
     """
     form = form_named(law)
@@ -152,7 +152,7 @@ def fit(
 
 
 def registered(runs: Runs) -> NDArray[np.bool_] | None:
-    """Which runs the table says are to be foretold; None where it marks none of them, or all."""
+    """Which runs the table says are to be predicted; None where it marks none of them, or all."""
     marks = runs.held_out
     return None if marks is None or not marks.any() or marks.all() else marks
 

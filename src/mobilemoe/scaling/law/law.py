@@ -1,4 +1,4 @@
-"""A law with its numbers: what loss it foretells, how sure it is, and where it stops being a measurement."""
+"""A law with its numbers: what loss it predicts, how sure it is, and where it stops being a measurement."""
 
 from __future__ import annotations
 

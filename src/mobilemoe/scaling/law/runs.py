@@ -70,7 +70,7 @@ class Runs:
     ids: tuple[str, ...]
     repeated: NDArray[np.bool_]  # the run saw some data more than once
     counts_embedding: bool | None = None  # does n_active count the embedding? None: unknown
-    held_out: NDArray[np.bool_] | None = None  # registered to be foretold; None where the table does not say
+    held_out: NDArray[np.bool_] | None = None  # registered to be predicted; None where the table does not say
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __len__(self) -> int:

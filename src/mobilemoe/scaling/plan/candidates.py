@@ -1,4 +1,4 @@
-"""Every model of a space with what it costs and the loss that a law foretells, as arrays; and limits on them."""
+"""Every model of a space with what it costs and the loss that a law predicts, as arrays; and limits on them."""
 
 from __future__ import annotations
 

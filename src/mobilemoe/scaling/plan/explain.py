@@ -169,7 +169,7 @@ def notes(
         )
     yield f"law: {law.source}; the losses' interval is the {law.interval_kind}"
     if law.forecast_rmse is not None:
-        yield f"the law foretold runs that its fit had not seen with an RMSE of {law.forecast_rmse:.4f} nats"
+        yield f"the law predicted runs that its fit had not seen with an RMSE of {law.forecast_rmse:.4f} nats"
     if law.prior:
         yield f"prior in the law: {law.prior}"
     if law.counts_embedding is None:

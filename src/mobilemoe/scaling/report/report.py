@@ -169,7 +169,7 @@ def _of_fit(fit: Fit, comparison: Sequence[Row]) -> Iterator[Section]:
     if (held := fit.holdout) is not None:
         yield Section(
             "Hold-out",
-            f"<p>A fit without the {len(held.ids)} {_held(held)} foretells them with an RMSE of "
+            f"<p>A fit without the {len(held.ids)} {_held(held)} predicts them with an RMSE of "
             f"{held.rmse:.4f} and a mean absolute error of {held.mae:.4f} nats: that is how well the law reaches "
             "beyond its runs, which is what it is for.</p>",
             [("holdout", "held-out runs", pictures.draw(lambda axes: pictures.foretold(axes, held)))],
