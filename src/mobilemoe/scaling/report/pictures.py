@@ -130,7 +130,8 @@ def gained(axes: Axes, scene: Scene, flops: Array, found: Sequence[Optimum]) -> 
         _line(axes, flops, losses - base, np.array([not choice.warnings for choice in choices]), knobs)
         if not against:
             bands = np.array([choice.loss for choice in choices])
-            axes.fill_between(flops, bands[:, 1], bands[:, 2], color="0.5", alpha=0.2, lw=0, label="interval")
+            named = None if "interval" in axes.get_legend_handles_labels()[1] else "interval"
+            axes.fill_between(flops, bands[:, 1], bands[:, 2], color="0.5", alpha=0.2, lw=0, label=named)
     axes.set_ylabel("least loss, less the dense model's (nats)" if against else "least loss (nats per token)")
     _compute(axes)
 
