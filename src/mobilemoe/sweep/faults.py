@@ -1,4 +1,4 @@
-"""Whose fault it is that a run stopped: its own, or the machine's, which may be another when the sweep goes on."""
+"""Decides whether a run stopped by its own fault or by the machine's, which may be another when the sweep resumes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SIGNS = {  # what the messages of torch's and CUDA's plain RuntimeErrors say, a
 
 
 def machine_fault(fault: BaseException) -> str | None:
-    """What the machine lacks, in words; None for a fault of the run's own."""
+    """What the machine lacks, in words; None if the run itself is at fault."""
     if isinstance(fault, MachineError):
         return str(fault)
     if isinstance(fault, MemoryError | torch.OutOfMemoryError):

@@ -1,4 +1,4 @@
-"""The loss that a sweep compares its models by: of the same held-out tokens for each, by domain and by document.
+"""The held-out loss of a sweep's models: on the same tokens for each, by domain and by document.
 
 R rows of T tokens, G documents.
 """
@@ -56,7 +56,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class HeldOutRows:
-    """Every domain by name, and a hash of all tokens."""
+    """The rows of every domain by name, and a hash of all tokens."""
 
     domains: dict[str, Domain]
     fingerprint: str

@@ -1,6 +1,6 @@
-"""Which learning rate is best: the lowest point of a parabola through the losses at several rates, for each model.
+"""Estimates each model's best learning rate as the minimum of a parabola through the losses at several rates.
 
-And the rule that comes nearest to all of them, eta = eta0 (d0 / d)^a of models d wide.
+A rule is fitted to all of them: eta = eta0 (d0 / d)^a for width d.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import numpy as np
 
 from mobilemoe.errors import DataError
 
-AGREES = 1.4  # a rule is accepted whose rates are within this factor of the best ones
+AGREES = 1.4  # a rule is accepted if its rates are within this factor of the best ones
 _ARM = ("experts", "granularity", "shared")
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best learning rate of one model and length; `inside` the rates that were tried, or only an end of them.
+    """The best learning rate of one model and length; `inside`: whether it is between the rates tried.
 
-    `gain`: nats that it is better than the rule's rate, by the parabola.
+    `gain`: its advantage over the rule's rate in nats, by the parabola.
     """
 
     dense: bool

@@ -1,7 +1,7 @@
 """The runs of a sweep's grid: for each architecture and length a recipe of its own, made from the reference run.
 
 Batch and learning rate follow the rules of `grid.Scaling`. The learning rate decays over each run's own steps, so that
-its last loss belongs to its number of tokens, and is no point on the way to more. The warm-up takes the same share of
+its last loss belongs to its number of tokens and is not a point of a longer run. The warm-up takes the same share of
 the steps as in the reference run.
 
 With schedule "wsd" the rate is constant up to the decay. Runs that differ in their tokens alone then have the same
@@ -81,7 +81,7 @@ class Run:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """What is known of the run before it, by the names of the table's columns."""
+        """What is known of a run before it is trained, by the table's column names."""
         active, config = accounting.active_parameters(self.config), self.config
         return {
             "id": self.id,

@@ -1,4 +1,4 @@
-"""How a unit is trained: one model goes along the trunk, and leaves it at each run's decay to come back afterwards.
+"""Trains a unit: one model follows the trunk, branches off for each run's decay, and returns to the trunk.
 
 The folder runs/TRUNK keeps the trunk's newest state, and runs/ID what an interrupted decay has reached; both are
 removed when they are no longer needed. A run is bit for bit what it would be by itself.

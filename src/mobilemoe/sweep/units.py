@@ -1,4 +1,4 @@
-"""What a worker takes at a time: a run, or all runs of one trunk, which is trained once for all of them."""
+"""The unit of a worker's work: one run, or all runs of one trunk, which is trained once for all of them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A worker of a sweep: a process that takes one unit after the other, trains and scores its runs, and adds their rows.
 
-`python -m mobilemoe.sweep.worker OUT FIRST [ID...]` is what `sweep` starts. It says on standard output, as JSON
+`python -m mobilemoe.sweep.worker OUT FIRST [ID...]` is what `sweep` starts. It reports on standard output, as JSON
 lines, which runs it starts and how they end; it stops when its standard input closes, so none outlives the sweep.
 """
 
@@ -99,7 +99,7 @@ def work(out: Path, first: str, only: list[str]) -> int:
     found.sort(key=lambda unit: unit.id != first)
     try:
         while _work_through(out, found, text, stop) and not stop:
-            time.sleep(WAIT)  # for what other processes are at: should one stop, its runs are there to be taken
+            time.sleep(WAIT)  # while other processes work: if one stops, its runs can be taken over
     except _SpoiltError:
         return SPOILT
     except BrokenPipeError:  # the sweep is gone
@@ -114,7 +114,7 @@ def work(out: Path, first: str, only: list[str]) -> int:
 
 
 class _SpoiltError(Exception):
-    """An unexpected fault has stopped a run: it may have left the device unusable."""
+    """An unexpected fault has stopped a run and may have left the device unusable."""
 
 
 def _work_through(out: Path, found: list[Unit], text: HeldOutRows, stop: list[int]) -> bool:
@@ -172,7 +172,7 @@ def _train_unit(out: Path, unit: Unit, text: HeldOutRows, stop: list[int]) -> bo
 
 
 def _release() -> None:
-    """Gives back what the run before used, for the workers beside this one."""
+    """Frees what the previous run used, for the other workers."""
     torch.compiler.reset()  # or else the next model's blocks would count as recompilations of this one's
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,1 +1,1 @@
-"""Laws of loss: their forms, tables of runs, fits with intervals, comparisons of laws."""
+"""Scaling laws: their forms, tables of runs, fits with intervals, comparisons of laws."""

@@ -14,14 +14,14 @@ from mobilemoe.scaling.law.solver import Problem, descend
 
 Array = NDArray[np.float64]
 
-CHUNK = 128  # resamples that go down together
+CHUNK = 128  # resamples that are fitted together
 THREADS = 2
-STEPS = 500  # nearly all settle within 100; where the runs barely hold a law the valley is long
+STEPS = 500  # nearly all converge within 100; more are needed if the runs barely determine the law
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Draws of the parameters [S, P], None where there are none, and how many resamples did not converge."""
+    """Draws of the parameters [S, P] or None, and the number of resamples that did not converge."""
 
     samples: Array | None
     failed: int
@@ -38,10 +38,10 @@ def bootstrap(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Bootstrap:
-    """Pairs bootstrap about the fit `theta`: runs are drawn with replacement, and the law is fitted to each draw.
+    """Pairs bootstrap starting at the fit `theta`: runs are drawn with replacement, and the law is fitted to each draw.
 
-    `draws` runs are drawn and not all n: the plain bootstrap forgets that p parameters were fitted, and covers too
-    little.
+    `draws` runs are drawn instead of n: the plain bootstrap ignores that p parameters were fitted, and its intervals
+    are too narrow.
     """
     runs = len(problem.runs)
     size = draws(runs, len(problem.free))

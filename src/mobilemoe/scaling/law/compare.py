@@ -1,4 +1,4 @@
-"""Does a law earn its parameters? Nested forms and three plain rivals, side by side."""
+"""Compares a law with nested forms and three simple rivals: does it need all of its parameters?"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Row:
     """One model of the loss. `parameters` that were fitted; errors in nats a token; bic: lower is better."""
 
     name: str
-    rival: bool  # a plain baseline and no law
+    rival: bool  # a simple baseline, not a law
     parameters: int
     rmse: float
     bic: float
@@ -77,7 +77,7 @@ def _constant(runs: Runs) -> tuple[Predictor, int]:
 
 
 def _log_linear(runs: Runs) -> tuple[Predictor, int]:
-    """ln L as a plane over ln N, ln D and whichever of ln E, ln g, s vary: one power law, with no floor under it."""
+    """ln L as a plane over ln N, ln D and whichever of ln E, ln g, s vary: a power law without irreducible loss."""
     columns = [name for name in FIELDS if len(np.unique(getattr(runs.points, name))) > 1]
 
     def design(points: Points) -> Array:
@@ -97,7 +97,7 @@ def _log_linear(runs: Runs) -> tuple[Predictor, int]:
 
 
 def _chinchilla_each(runs: Runs) -> tuple[Predictor, int] | None:
-    """A Chinchilla of its own for each (E, g, s); None where one of them has too few runs, or there is but one."""
+    """A separate Chinchilla law for each (E, g, s); None if one of them has too few runs, or there is only one."""
     kinds = np.stack([getattr(runs.points, name) for name in FIELDS[2:]], axis=1)
     laws = {}
     for kind in np.unique(kinds, axis=0):

@@ -44,15 +44,15 @@ class Fit:
     """A law fitted to `runs`, and how well. Errors are in nats a token, `predicted` minus the loss."""
 
     law: Law
-    runs: Runs  # those it was fitted to
+    runs: Runs  # the runs that it was fitted to
     predicted: Array
-    free: tuple[str, ...]  # the parameters that were fitted; the others were held at no effect
+    free: tuple[str, ...]  # the fitted parameters; the others are fixed at no effect
     misfit: float  # the sum of the Huber losses of ln L
     converged: bool
-    notes: tuple[str, ...]  # what was held, left out or doubtful, a sentence each
+    notes: tuple[str, ...]  # what was fixed, left out or doubtful, a sentence each
     holdout: Holdout | None = None
     apart: Fit | None = None  # the same law fitted to the runs that repeat data
-    near: Fit | None = None  # and without the runs that lie far from the law, where there are such
+    near: Fit | None = None  # the same law without the runs far from it, if there are any
     failed_resamples: int = 0
 
     @property
@@ -86,10 +86,10 @@ def fit(
     holdout: float | None = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Fit:
-    """The law called `law` (forms.FORMS) with the constants that fit `runs` best.
+    """Fits the law called `law` (forms.FORMS) to `runs`.
 
     The misfit is the Huber loss (delta 1e-3) of ln(predicted) - ln(loss). Runs that repeat data are left out, and
-    fitted apart. Terms whose knob does not vary are held at no effect. bootstraps: resamples of the runs for
+    fitted separately. Terms whose knob does not vary are fixed at no effect. bootstraps: resamples of the runs for
     intervals (progress(done, all) tells how far they are). holdout: share of the runs, those of the largest compute,
     that a fit to the others has to predict, None: those that `held_out` of the runs marks, or without such marks a
     share of HOLDOUT; the law itself is always fitted to all. DataError if the runs are too few.
@@ -158,7 +158,7 @@ def registered(runs: Runs) -> NDArray[np.bool_] | None:
 
 
 def split(runs: Runs, share: float | None) -> tuple[Runs, Runs]:
-    """The runs without, and the ones with, the largest compute 6 N D; runs of equal compute are not torn apart.
+    """The runs without, and the ones with, the largest compute 6 N D; runs of equal compute stay together.
 
     share None: those that the table registered, and where it does not, HOLDOUT of the runs.
     """

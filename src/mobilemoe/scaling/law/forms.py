@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001, RUF002 (the formulas are written with the Greek letters of the papers)
-"""The scaling laws as formulas: every form is one general law with some of its terms held at "no effect".
+"""The scaling laws as formulas: every form is one general law with some terms fixed at "no effect".
 
     L = A x^δ N^(α + γ ln x) (1 - κ + κ g^-φ) e^(-σ s) + B x^ω D^(β + ζ ln x) + c        nats a token
 
@@ -23,7 +23,7 @@ Knob = Literal["experts", "granularity", "shared"]
 
 NAMES = ("A", "delta", "alpha", "gamma", "kappa", "phi", "sigma", "B", "omega", "beta", "zeta", "c", "E_max")
 INDEX = {name: place for place, name in enumerate(NAMES)}
-PHI = 0.58  # arXiv 2402.07871: the exponent of granularity, where the runs cannot say
+PHI = 0.58  # arXiv 2402.07871: the exponent of granularity, if the runs do not determine it
 E_MAX = 32.0  # spec section 4
 NO_EFFECT = {"delta": 0.0, "gamma": 0.0, "kappa": 0.0, "phi": PHI, "sigma": 0.0, "omega": 0.0, "zeta": 0.0}
 NO_EFFECT |= {"E_max": E_MAX}
@@ -36,7 +36,7 @@ _PAPER = "MobileMoE, arXiv 2605.27358, spec section 4"
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """One law without its numbers. `parameters` are those of NAMES that it has; the rest have no effect in it."""
+    """A law without constants. `parameters` are those of NAMES that it has; the others have no effect."""
 
     name: str
     formula: str

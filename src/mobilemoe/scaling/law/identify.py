@@ -1,4 +1,4 @@
-"""What runs can say about a law: which of its terms they determine, and which runs do not fit it."""
+"""Which terms of a law the runs determine, and which runs do not fit the law."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAINT = 1e-6  # of the largest singular value of the slopes: below it runs do no
 
 
 def problem_of(form: Form, runs: Runs) -> tuple[Problem, list[str]]:
-    """The form without the terms that these runs say nothing about, and a sentence for each of those."""
+    """The form without the terms that these runs do not determine, and a sentence for each of those."""
     points = runs.points
     levels = {name: len(np.unique(getattr(points, name))) for name in FIELDS}
     for name in ("n_active", "tokens"):
@@ -75,7 +75,7 @@ def _crossed(form: Form, points: Points, column: str) -> bool:
 
 
 def doubts(problem: Problem, x: Array) -> list[str]:
-    """Sentences on parameters that the runs leave open, or that lie at the bounds of the search."""
+    """Sentences on parameters that the runs do not determine, or that are at the bounds of the search."""
     said = []
     _, slopes = problem.slopes(x[None])
     _, sizes, directions = np.linalg.svd(slopes[0].T, full_matrices=False)
@@ -90,7 +90,7 @@ def doubts(problem: Problem, x: Array) -> list[str]:
 
 
 def far_from(runs: Runs, predicted: Array) -> NDArray[np.intp]:
-    """Places of the runs that the law misses by far more than the others, the worst first."""
+    """Indices of the runs that the law misses by far more than the others, the worst first."""
     error = np.abs(predicted - runs.loss)
     far = np.flatnonzero(error > max(FAR * float(np.median(error)), 0.005 * float(np.median(runs.loss))))
     return far[np.argsort(-error[far])]

@@ -1,4 +1,4 @@
-"""A law with its numbers: what loss it predicts, how sure it is, and where it stops being a measurement."""
+"""A law with constants: the loss that it predicts, with an interval, and the domain where it was measured."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Law:
     domain: dict[str, tuple[float, float]]  # column -> lowest and highest value in the runs behind it
     source: str  # where the constants come from
     samples: Array | None = None  # [S, P]: bootstrap draws of the parameters, in the form's order
-    prior: str = ""  # what in it is a stated assumption and no measurement
+    prior: str = ""  # what in it is assumed and not measured
     counts_embedding: bool | None = None  # does n_active count the embedding? None: unknown
     forecast_rmse: float | None = None  # of runs held out, by a fit to the others, nats a token; None: not tried
 
@@ -74,7 +74,7 @@ class Law:
         return np.array([self.parameters[name] for name in self._form.parameters])
 
     def loss(self, points: Points) -> Array:
-        """Nats a token at `points`, in their shape; `outside` says where that is no measurement."""
+        """Nats a token at `points`, in their shape; `outside` says where that is extrapolation."""
         return self._form.loss(self.theta, points)
 
     @property
@@ -83,7 +83,7 @@ class Law:
         return "RMSE of the fit" if self.samples is None else "bootstrap"
 
     def interval(self, points: Points, level: float = 0.9) -> tuple[Array, Array]:
-        """Where the law's loss at `points` lies with probability `level`; without samples the loss -/+ the RMSE.
+        """The interval of the law's loss at `points` with probability `level`; without samples the loss -/+ the RMSE.
 
         It is the interval of the curve, not of one more run, which scatters about it by the RMSE.
         """
@@ -103,7 +103,7 @@ class Law:
         return low, high
 
     def parameter_interval(self, name: str, level: float = 0.9) -> tuple[float, float] | None:
-        """Where the parameter lies with probability `level`; None without samples."""
+        """The parameter's interval with probability `level`; None without samples."""
         if self.samples is None:
             return None
         draws = self.samples[:, self._form.parameters.index(name)]
@@ -111,7 +111,7 @@ class Law:
         return float(low), float(high)
 
     def outside(self, points: Points) -> list[str]:
-        """One sentence for each column in which points leave the domain; empty where all are measured ground."""
+        """One sentence for each column in which points leave the domain; empty if all points are inside."""
         return list(self._leaving(points))
 
     def _leaving(self, points: Points) -> Iterator[str]:
@@ -132,8 +132,8 @@ class Law:
     def known(self, column: str, values: Sequence[int]) -> tuple[int, ...]:
         """Those of `values` that the law can choose among: inside its domain, where it has a term for `column`.
 
-        Of a column without a term it knows one value: that of its runs, or else the family's, or for a law without any
-        such term that of dense models.
+        For a column without a term only one value is known: that of its runs, or else the family's, or, for a law
+        without any such term, that of dense models.
         """
         low, high = self.domain.get(column, (0.0, np.inf))
         columns = self._form.columns

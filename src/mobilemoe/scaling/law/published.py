@@ -1,4 +1,4 @@
-"""Constants that others have published, and the prior that stands in for what nobody has."""
+"""Published constants, and the prior for those that nobody has published."""
 
 from __future__ import annotations
 

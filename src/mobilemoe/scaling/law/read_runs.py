@@ -1,4 +1,4 @@
-"""Reading a table of finished trainings: which column holds what, in which unit, and which rows are left out."""
+"""Reads a table of finished trainings: finds the columns and their units, and decides which rows are left out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mobilemoe.errors import DataError, UsageError
 from mobilemoe.scaling.law.runs import BILLION, FIELDS, LEAST, Array, Points, Runs, count, few
 from mobilemoe.table import Table, read_table
 
-LEAST_COUNT = 1e5  # a column with values from here on holds plain counts, one below it billions
+LEAST_COUNT = 1e5  # a column with values from here on holds plain counts, otherwise billions
 COLUMNS = (
     *("loss", *FIELDS, "n_active_no_embedding", "n_total", "flops", "id"),
     *("repeated", "epochs", "epoch_tokens", "rate", "held_out", "block"),
@@ -29,9 +29,9 @@ def read_runs(path: Path | str, columns: Mapping[str, str] | None = None, only: 
     `only`: those whose id or block one of these patterns matches, as `mobilemoe sweep --only` takes them.
 
     Needed: loss and two of n_active, tokens, flops (the third is D = C / (6 N)). n_active and tokens are plain counts
-    where the column has values from 1e5 on, else billions; so few tokens are counts if the compute says so. Without
-    an experts column E is n_total / n_active if there is an n_total. Rows without a usable number are left out and
-    told in `notes`. DataError and UsageError say what to change.
+    if the column has values from 1e5 on, else billions; a smaller number of tokens is a count if the compute shows it.
+    Without an experts column E is n_total / n_active if there is an n_total. Rows without a usable number are left out
+    and listed in `notes`. DataError and UsageError say what to change.
     """
     with np.errstate(all="ignore"):  # of cells that hold no usable number
         return _Reader(read_table(path), dict(columns or {}), tuple(only)).runs()
@@ -133,7 +133,7 @@ class _Reader:
         return values
 
     def _in_billions(self, n_active: Array, tokens: Array, flops: Array) -> Array:
-        """`tokens`, which were counts after all where the compute says so; a note where it says neither."""
+        """`tokens`, converted if the compute shows that they were counts; a note if it shows neither."""
         ratios = flops / (6 * BILLION**2 * n_active * tokens)
         known = ratios[np.isfinite(ratios)]
         ratio = float(np.median(known)) if known.size else 1.0
@@ -215,7 +215,7 @@ class _Reader:
         return asked
 
     def _drop_doubles(self, places: NDArray[np.intp], loss: Array, values: Mapping[str, Array]) -> NDArray[np.intp]:
-        """Of rows with one id and the same knobs the last counts: it is a run that was repeated or written twice.
+        """Keeps the last of the rows with equal id and knobs: it is a run that was repeated or written twice.
 
         Rows without an id are the same run where all of their cells are equal, but for those of a running number; 5e7
         is equal to 50000000.
@@ -237,7 +237,7 @@ class _Reader:
         return kept
 
     def _comparable(self, name: str) -> list[float | str]:
-        """The cells of a column as numbers where they are any, else as text."""
+        """The cells of a column as numbers if they are numbers, else as text."""
         texts = self.table.texts(name)
         numbers = self.numbers.get(name)
         if numbers is None:

@@ -1,4 +1,4 @@
-"""Finished trainings: where they lie (N, D, E, g, s), and what loss they reached."""
+"""Finished trainings: their N, D, E, g, s, and the loss that they reached."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ LEAST = {"n_active": 0.0, "tokens": 0.0, "experts": 1.0, "granularity": 1.0, "sh
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """Where a law is asked: arrays that broadcast together, and are broadcast and made float64 here.
+    """Points at which a law is evaluated: arrays that are broadcast together and made float64 here.
 
     n_active and tokens in 1e9; experts is the expansion E (1: dense), granularity g, shared 0 or 1. A dense point has
-    granularity 1 and shared 0. UsageError for what no model can have.
+    granularity 1 and shared 0. Raises UsageError for values that no model can have.
     """
 
     n_active: Array
@@ -63,14 +63,14 @@ def _rule(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """Finished trainings, one a place of every array. `notes` say how the table was read and what was left out."""
+    """Finished trainings, one per entry of every array. `notes` say how the table was read and what was left out."""
 
     points: Points  # one-dimensional
     loss: Array  # nats a token
     ids: tuple[str, ...]
     repeated: NDArray[np.bool_]  # the run saw some data more than once
     counts_embedding: bool | None = None  # does n_active count the embedding? None: unknown
-    held_out: NDArray[np.bool_] | None = None  # registered to be predicted; None where the table does not say
+    held_out: NDArray[np.bool_] | None = None  # registered to be predicted; None if the table does not say
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""The constants that fit runs best: starts by variable projection, Gauss-Newton from the best, L-BFGS to the end."""
+"""Finds the constants that fit runs best: starts by variable projection, then Gauss-Newton, then L-BFGS."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mobilemoe.scaling.law.solver import HUBER, Problem, descend, misfit
 Array = NDArray[np.float64]
 
 DRAWS = 192  # random exponents, for each of which the best factors are found
-STARTS = 32  # the best of them, which Gauss-Newton takes some steps from
-FINALISTS = 4  # the best of these, which it follows to the end
-POLISHED = 2  # the best of these, which L-BFGS ends
+STARTS = 32  # the best of them, from which Gauss-Newton takes some steps
+FINALISTS = 4  # the best of these, from which it runs until it converges
+POLISHED = 2  # the best of these, which L-BFGS refines
 
 
 def search(problem: Problem, seed: int) -> tuple[Array, float, bool]:

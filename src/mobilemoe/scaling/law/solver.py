@@ -1,7 +1,7 @@
-"""Least robust misfit, for many starts or resamples at once: damped Gauss-Newton on the Huber loss, in NumPy.
+"""Minimises the Huber loss for many starts or resamples at once, by damped Gauss-Newton in NumPy.
 
-Parameters are moved in coordinates where every one may take any value: ln A, ln B, ln c, ln φ, ln E_max, and
--ln(1 - κ); the others as they are. N and D are first divided by their geometric means (`forms.in_units` undoes it),
+The parameters have coordinates that may take any value: ln A, ln B, ln c, ln φ, ln E_max, and
+-ln(1 - κ); the others unchanged. N and D are first divided by their geometric means (`forms.in_units` undoes it),
 which all but removes the correlation of a factor with its exponent.
 """
 
@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 
 HUBER = 1e-3  # the residual of ln L from which the misfit grows linearly
 LOGS = ("A", "phi", "B", "c", "E_max")
-# The walls of the coordinates: far from anything that a law means, near enough to keep every power finite.
+# Bounds of the coordinates: far from any meaningful law, and such that every power stays finite.
 _WALLS: dict[str, tuple[float, float]] = {"A": (-25, 15), "B": (-25, 15), "c": (-25, 15), "delta": (-8, 8)}
 _WALLS |= {"omega": (-8, 8), "sigma": (-4, 4)}
 _WALLS |= {"alpha": (-5, 1), "beta": (-5, 1), "gamma": (-4, 4), "zeta": (-4, 4), "kappa": (-4, 6)}
@@ -48,7 +48,7 @@ class Problem:
 
     @cached_property
     def points(self) -> Points:
-        """The runs in units of their own middle."""
+        """The runs in units of their geometric means."""
         theirs = self.runs.points
         return Points(
             n_active=theirs.n_active / self.units[0],
@@ -184,7 +184,7 @@ def descend(problem: Problem, starts: Array, weights: Array, steps: int = 200, t
         curve = weighted @ slopes.transpose(0, 2, 1)
         downhill = -(weighted @ residuals[:, :, None])
         diagonal = np.einsum("sii->si", curve)
-        # The floor keeps a parameter where it is that these runs say nothing about.
+        # The minimum keeps a parameter unchanged that these runs do not determine.
         diagonal += damping[going, None] * diagonal + 1e-9 * diagonal.max(1, keepdims=True) + 1e-300
         step = np.linalg.solve(curve, downhill)[:, :, 0]
         step *= np.minimum(1, LONGEST_STEP / np.maximum(np.abs(step).max(1, keepdims=True), 1e-300))

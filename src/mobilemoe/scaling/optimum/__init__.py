@@ -1,1 +1,1 @@
-"""Where a law has its least loss: at a compute budget, and under a limit of bytes."""
+"""The lowest loss of a law at a compute budget, with or without a memory limit."""

@@ -1,4 +1,4 @@
-"""Sizes of the paper's family as continuous functions of N: a search and a curve need models between the members."""
+"""Sizes of the paper's family as continuous functions of N, for searches and curves between its members."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a law has its least loss: with the training compute given, and within a device's memory where that is given.
+"""The lowest loss of a law for a given training compute, and within a device's memory if that is given.
 
 Notation as in docs/scaling.md, which derives both: N active parameters and D training tokens (both in 1e9), C training
 FLOPs, E expansion, g granularity, s shared expert.
@@ -25,7 +25,7 @@ Array = NDArray[np.float64]
 Knobs: TypeAlias = tuple[int, int, int]  # E, g and s
 
 REACH = 1e3  # without a memory, N is sought within this factor of sqrt(C/6), where it equals D
-STEPS = 9  # places at which one step of the search looks
+STEPS = 9  # points that one step of the search evaluates
 PRECISION = 1e-8  # of ln N
 AT_END = 1e-6  # an optimum nearer than this, in ln N, lies at the end of its range
 
@@ -48,10 +48,10 @@ class Choice:
     n_active: Band  # 1e9
     tokens: Band  # 1e9
     loss: Band  # nats a token
-    memory_bytes: float | None  # None where memory was no question
+    memory_bytes: float | None  # None without a memory limit
     binding: tuple[str, ...]  # the constraints that keep the loss from falling
     share: float | None  # of the bootstrap samples in which no other choice is better; None without samples
-    warnings: tuple[str, ...]  # where it leaves the law's domain or the search's range
+    warnings: tuple[str, ...]  # whether it is outside the law's domain or at the end of the search's range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def optimum(
 ) -> Optimum:
     """The N and D of least loss for each (E, g, s) of `choices`, and the best of them (docs/scaling.md, "The optimum").
 
-    The training is as long as `train_flops`, C, allow, or has `tokens`, D in 1e9. Without `memory_bytes` only C counts,
+    Training has `train_flops` (C) or `tokens` (D, in 1e9). Without `memory_bytes` only C counts,
     and D = C / (6 N). With it, the members of the family must fit: their INT4 weights, and the int8 KV cache of
     `context` tokens; their FLOPs count the embedding, as in spec section 4, also where the law's N does not.
     choices: by default `known_choices`. level: of the intervals. UsageError if no member fits, and for bad numbers.
@@ -175,7 +175,7 @@ class _Models(NamedTuple):
 
 
 def _solve(law: Law, lines: Sequence[_Line], level: float) -> Optimum:
-    """The least loss on every line.
+    """The lowest loss on every line.
 
     An interval covers the optima under the law's samples, or without samples all models whose loss is within the fit's
     RMSE of the least.
@@ -186,7 +186,7 @@ def _solve(law: Law, lines: Sequence[_Line], level: float) -> Optimum:
     shares: list[float | None] = [None] * len(lines)
     if law.samples is None:
         ends, interval = (0.0, 1.0), f"all within the fit's RMSE ({law.rmse:.3g} nats) of the least loss"
-        # The least itself is added: the others are sought in steps, which may be coarser than the RMSE.
+        # The optimum itself is added, since the others are found in steps that may be coarser than the RMSE.
         covered = [_joined([_near(law, line, own.loss[0]), own]) for line, own in zip(lines, least, strict=True)]
         overall = _joined([*(_near(law, line, losses[first]) for line in lines), least[first]])
     else:
@@ -263,7 +263,7 @@ def _near(law: Law, line: _Line, least: float) -> _Models:
 
 
 def _ends(law: Law, line: _Line, best: _Models) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What binds at the optimum of a line, and what is doubtful about it."""
+    """The binding constraints at the optimum of a line, and warnings about it."""
     n = best.n_active
     warnings = law.outside(line.points(n))
     binding = [line.length]

@@ -1,4 +1,4 @@
-"""Every model of a space with what it costs and the loss that a law predicts, as arrays; and limits on them."""
+"""Every model of a space with its costs and predicted loss, as arrays; and the limits that it must keep."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 MOST_PROMPT, MOST_CONTEXT = 2**20, 2**30  # tokens; with more, counts of FLOPs leave 64 bits
-DEFAULT_TOKENS = 500e9  # where the paper's runs end
+DEFAULT_TOKENS = 500e9  # the longest of the paper's runs
 TOLERANCE = 0.005  # nats, below the RMSE of the paper's law: two models nearer than that count as equal
 
 # Stated assumptions, in nats a token, added to the law's loss where models are ranked.
@@ -36,11 +36,11 @@ FINEST, FINEST_PRIOR = 16, 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Constraints:
-    """What the model has to keep to; None: no limit. UsageError for what is no positive number.
+    """The limits; None means no limit. Raises UsageError for a value that is not a positive number.
 
-    memory: bytes of the weights' file and the KV cache of `context` tokens. decode: tokens/s at least, behind
-    `context` tokens. ttft: seconds to the first token behind a prompt of `prompt` tokens. flops: of one decoded token,
-    2 N_act. The training's length is `tokens` or what `train_flops` = 6 N_act D allow, by default 500e9 tokens.
+    memory: bytes of the weights' file and the KV cache of `context` tokens. decode: least tokens/s
+    after `context` tokens. ttft: most seconds to the first token, for a prompt of `prompt` tokens. flops: most per
+    decoded token, 2 N_act. Training has `tokens`, or those that `train_flops` = 6 N_act D allow, by default 500e9.
     """
 
     memory: float | None = None
@@ -64,7 +64,7 @@ class Constraints:
 
 
 class Limit(NamedTuple):
-    """A column of the table that may not be above, or below, a bound."""
+    """An upper or lower bound on a column of the table."""
 
     column: str
     at_most: bool
@@ -101,7 +101,7 @@ class Candidate:
     n_total: float
     tokens: float
     departure: float  # of depth and heads from the family's habits, in doublings
-    outside: tuple[str, ...]  # where the law has not been measured; empty: it has
+    outside: tuple[str, ...]  # in what respect it is outside the law's domain; empty: inside
 
     @property
     def memory(self) -> float:
@@ -178,7 +178,7 @@ class Table:
         return allowed
 
     def comparable(self, config: ModelConfig) -> Mask:
-        """Which candidates have the vocabulary and the tying of `config`: other losses say nothing beside its own."""
+        """Which candidates have the vocabulary and tying of `config`: other losses cannot be compared with its own."""
         return np.asarray((self.vocab_size == config.vocab_size) & (self.tied == config.tie_word_embeddings))
 
     def take(self, mask: Mask) -> Table:
@@ -188,7 +188,7 @@ class Table:
 
 
 def tabulate(space: Space, law: Law, device: Device | None, constraints: Constraints) -> Table:
-    """Counts every model of the space at each number of bits; nothing is left out yet."""
+    """Computes every model of the space at each number of bits; no limit is applied yet."""
     shapes = tuple(space.shapes())
     blocks = [
         _columns(block, index, bits, kv_bits, law, device, constraints)
@@ -213,7 +213,7 @@ def _columns(
     embedding = 0 if law.counts_embedding is not False else shapes.vocab_size * shapes.hidden_size
     decode = ttft = np.full(len(shapes), np.nan)
     if device is not None:
-        # The profile is of INT4 weights: others take as much longer as their bytes do.
+        # The profile is for INT4 weights; the time of others grows with their bytes.
         added = accounting.decode_bytes(shapes, 0, weight_bits=bits) - accounting.decode_bytes(shapes, 0)
         decode = np.asarray(1 / (device.decode_seconds(shapes, context) + added / device.weight_bandwidth))
         ttft = np.asarray(device.prefill_seconds(shapes, constraints.prompt))

@@ -1,4 +1,4 @@
-"""What a plan says about itself: assumptions, what limits cost, why the runner-up lost, what is in the way."""
+"""Explains a plan: assumptions, the cost of each limit, why the runner-up lost, why nothing fits."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from mobilemoe.scaling.plan.candidates import (
 )
 from mobilemoe.scaling.plan.space import Space
 
-RELAXED = 0.1  # how much of a limit is added to see what it buys
-TELLING = 0.01  # differences below it are not worth a word
-UNUSUAL = 0.3  # doublings of departure from the family's depth and heads that are worth one
+RELAXED = 0.1  # by how much a limit is relaxed to see the effect
+TELLING = 0.01  # smaller differences are not mentioned
+UNUSUAL = 0.3  # smaller departures from the family's depth and heads (in doublings) are not mentioned
 
 
 class Relief(NamedTuple):
-    """What relaxing one limit by 10% buys: nats by which the least loss falls (below 0: it rises)."""
+    """The effect of relaxing one limit by 10%: nats by which the lowest loss falls (below 0: it rises)."""
 
     limit: str
     relaxed_to: float
@@ -72,7 +72,7 @@ def _least_score(table: Table, law: Law, constraints: Constraints) -> float:
 
 
 def relaxations(table: Table, constraints: Constraints) -> Iterator[str]:
-    """For each limit the least that it must give way by, with all the others kept; of no use where it is not enough."""
+    """A sentence for each limit: by how much it must be relaxed if all the others are kept."""
     limits = given(constraints)
     helpless = []
     for name in limits:
@@ -107,7 +107,7 @@ def _kept(name: str, bound: float) -> str:
 
 
 def title(candidate: Candidate) -> str:
-    """The dials in words."""
+    """E, g and the shared expert in words."""
     c = candidate
     if c.experts == 1:
         return "dense"
@@ -115,7 +115,7 @@ def title(candidate: Candidate) -> str:
 
 
 def compare(winner: Candidate, other: Candidate) -> str:
-    """Why `other` lost, and what it is better and worse in."""
+    """Why `other` lost, and in what it is better and worse."""
     better: list[str] = []
     worse: list[str] = []
     for name, words, less_is_better in _COMPARED:
@@ -157,7 +157,7 @@ def notes(
     candidates: Sequence[Candidate],
     dense: Candidate | None,
 ) -> Iterator[str]:
-    """Everything assumed, and everything that the law does not know; `dense` is the best model without experts."""
+    """Everything that is assumed or unknown to the law; `dense` is the best model without experts."""
     if outside := sorted({sentence for candidate in candidates[:1] for sentence in candidate.outside}):
         yield f"OUTSIDE THE LAW'S DOMAIN, the first candidate: {'; '.join(outside)}"
     if any(candidate.outside for candidate in candidates[1:]):

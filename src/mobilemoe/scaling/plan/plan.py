@@ -1,7 +1,7 @@
-"""`plan`: the best architectures for a device's limits and a training budget, ranked, with what the law cannot say.
+"""`plan`: ranks the best architectures for a device's limits and a training budget, and states what is unknown.
 
-A law knows N_act, D, E, g and s. Depth against width, heads, vocabulary and bits it does not: depth and heads only
-break ties of predicted loss (`TOLERANCE`), vocabularies and tying are ranked apart, and bits carry a stated prior.
+A law depends on N_act, D, E, g and s, but not on depth, heads, vocabulary or bits. Therefore depth and heads only
+break ties of predicted loss (`TOLERANCE`), vocabularies and tying are ranked separately, and bits add a stated prior.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ LEVEL = 0.9  # of the losses' intervals
 class Plan:
     """What `plan` found. `candidates` are ranked, the best first, for each vocabulary and tying in turn.
 
-    reliefs: what 10% more of each limit would buy the first. runner_up: why the second lost. infeasible: empty, or one
-    sentence for each limit with the least that it must be relaxed by. table, losses: all that was looked at.
+    reliefs: the effect on the first of relaxing each limit by 10%. runner_up: why the second lost. infeasible: empty,
+    or one sentence for each limit with the least by which it must be relaxed. table, losses: all models considered.
     """
 
     candidates: tuple[Candidate, ...]

@@ -1,4 +1,4 @@
-"""A plan's winner as a recipe that `mobilemoe train` takes: model, tokens and schedule; the data are a proposal."""
+"""Writes the best candidate as a recipe for `mobilemoe train`: model, tokens and schedule; the data are a proposal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mobilemoe.scaling.plan.space import VOCABULARY
 PRESET = "S"
 SEQUENCE = 2048  # of the paper's pre-training (spec section 5)
 MOST_ROWS = 2048  # a batch of 4.2 M tokens, as in recipes/S-pretrain.toml
-LEAST_STEPS = 10_000  # for which a shorter training takes smaller batches: ours
+LEAST_STEPS = 10_000  # shorter trainings take smaller batches to have that many steps: our choice
 MICRO_BATCH = 8
 WARMUP = 2000
 LINE = 116  # letters of a comment
@@ -101,7 +101,7 @@ def _comments(plan: Plan, c: Candidate) -> list[str]:
 
 
 def _changes(config: ModelConfig) -> list[str]:
-    """The fields in which the model differs from the preset; none, no line."""
+    """The fields in which the model differs from the preset; no line if there are none."""
     base = preset(PRESET)
     changed = {
         field.name: getattr(config, field.name)

@@ -1,4 +1,4 @@
-"""A plan as a picture (loss against bytes, FLOPs and milliseconds) and as one self-contained HTML page."""
+"""Draws a plan (loss against bytes, FLOPs and milliseconds), and writes it as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mobilemoe.scaling.report.pictures import drawing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DRAWN_EXPERTS = (1, 2, 4, 8, 16, 32)  # a line for each that the plan has
+DRAWN_EXPERTS = (1, 2, 4, 8, 16, 32)  # one line for each of these in the plan
 ROOM = 0.12  # nats that are shown above the best loss
 
 
@@ -56,7 +56,7 @@ def _scaled(value: float | None, factor: float) -> float | None:
 
 
 def front(costs: Array, losses: Array) -> tuple[Array, Array]:
-    """The Pareto front of points to be small in both: cost ascending, loss falling."""
+    """The Pareto front of points, small in both coordinates: cost ascending, loss falling."""
     order = np.lexsort((losses, costs))
     least = np.minimum.accumulate(losses[order])
     first = np.flatnonzero(np.diff(least, prepend=np.inf) < 0)
@@ -140,7 +140,7 @@ HEADINGS = ("", "architecture", "loss", "memory\nweights + KV", "GFLOPs", "decod
 
 
 def row(rank: int, c: Candidate) -> Iterator[str]:
-    """The cells of one candidate under HEADINGS; a second line of a cell stands behind a newline."""
+    """The cells of one candidate under HEADINGS; the second line of a cell follows a newline."""
     config = c.config
     yield f"{rank}{'!' if c.outside else ''}"
     ffn = f"{config.num_local_experts} x {config.intermediate_size}, top {config.num_experts_per_tok}"

@@ -104,7 +104,7 @@ class Space:
             raise UsageError(f"widths holds {wrong[0]}, but must be multiples of {HEAD_DIM}")
 
     def known_to(self, law: Law) -> Space:
-        """The space with those E, g and s alone that `law` can choose among (`Law.known`)."""
+        """The space with only those E, g and s that `law` can choose among (`Law.known`)."""
         return dataclasses.replace(
             self,
             experts=law.known("experts", self.experts),
@@ -168,7 +168,7 @@ def _shapes(geometries: IntArray, knobs: list[tuple[int, int, int]], tied: bool)
 def departure(shapes: Shapes) -> NDArray[np.float64]:
     """How far depth and heads are from the family's habits, in doublings; 0 for the family itself.
 
-    No law here knows depth against width or heads, so they only decide among models of equal predicted loss.
+    No law here depends on depth or heads, so they only decide among models of equal predicted loss.
     """
     layers = -(-shapes.hidden_size // RATIO)
     heads, place = np.unique(shapes.hidden_size // HEAD_DIM, return_inverse=True)

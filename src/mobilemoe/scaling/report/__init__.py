@@ -1,1 +1,1 @@
-"""A fit as people read it: pictures and a page."""
+"""Presents a law and its fit: pictures and an HTML page."""

@@ -1,6 +1,6 @@
 """The pictures of a law and of its fit, one panel each, so that a phone shows them one below the other.
 
-Everywhere a line is solid inside the law's domain and dashed outside it, dense models are black, and each number of
+In all pictures a line is solid inside the law's domain and dashed outside, dense models are black, and each number of
 experts E has one colour.
 """
 
@@ -28,13 +28,13 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 BUDGETS = 25  # along a curve over compute
-ROOM = 0.35  # nats that are shown above the least loss
+ROOM = 0.35  # nats shown above the lowest loss
 NAMES = {"n_active": "active parameters", "tokens": "training tokens", "experts": "experts E"}
 NAMES |= {"granularity": "granularity g", "shared": "shared expert s"}
 
 
 def drawing() -> type[Figure]:
-    """matplotlib's figure; MissingExtraError without it, to be asked before long work."""
+    """matplotlib's Figure. Raises MissingExtraError without it; call it before long work."""
     return figure_kind("drawing", "scaling")
 
 
@@ -61,7 +61,7 @@ def measured(axes: Axes, fit: Fit) -> None:
 
 
 def foretold(axes: Axes, holdout: Holdout) -> None:
-    """The same for runs that the fit had not seen."""
+    """Predicted against measured loss of runs that were not fitted."""
     axes.plot(holdout.loss, holdout.predicted, "o", ms=5, color="tab:red", label="held-out runs")
     _diagonal(axes)
 
@@ -121,7 +121,7 @@ def optimal(axes: Axes, scene: Scene, flops: Array, found: Sequence[Optimum], fi
 
 
 def gained(axes: Axes, scene: Scene, flops: Array, found: Sequence[Optimum]) -> None:
-    """The least loss of each E over training compute: less the dense model's, where there is one to compare with."""
+    """The lowest loss of each E over training compute, minus the dense model's if there is one."""
     against = DENSE in scene.lines and len(scene.lines) > 1
     base = np.array([choice.loss.value for choice in _choices(found, DENSE)]) if against else np.zeros(len(flops))
     for knobs in scene.lines:

@@ -48,7 +48,7 @@ def write_report(
     context: int = 4096,
     pngs: bool = False,
 ) -> list[Path]:
-    """Writes the page of a fit, or of a law alone, and with `pngs` its pictures in a folder beside it; gives all files.
+    """Writes the page of a fit or a law, and with `pngs` its pictures into a folder beside it. Returns all files.
 
     comparison: of `compare.compare`, for the table of BIC. vocab_size and context: of the family's members, whose
     memory the curves are drawn over. MissingExtraError without matplotlib or scipy.
@@ -101,7 +101,7 @@ def _scene(law: Law, fit: Fit | None, vocab_size: int, context: int) -> Scene | 
 
 
 def _experts(law: Law, fit: Fit | None) -> tuple[int, ...]:
-    """Those of the runs, if they are few and whole, else the paper's in the domain."""
+    """The E of the runs, if they are few and whole numbers, else the paper's E in the domain."""
     if fit is not None:
         found = np.unique(fit.runs.points.experts)
         knows = "experts" in FORMS[law.form].columns or len(found) == 1
