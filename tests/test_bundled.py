@@ -44,13 +44,24 @@ def test_config_names_the_tokenizers_control_ids(nano: Model) -> None:
     assert set(config.eos_token_id) == set(tokenizer.stop_ids)
 
 
-def test_held_out_bits_per_byte_are_those_of_the_model_card() -> None:
-    card = (NANO / "README.md").read_text()
-    stated = {name: float(bits) for name, bits in re.findall(r"^\| (\w+) \| ([\d.]+) \|$", card, re.MULTILINE)}
-    assert set(stated) == {"books", "textbooks", "code", "specs", "docs", "chat", "all"}
+def card() -> dict[str, float]:
+    """Held-out bits per byte by domain, as the model card says."""
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \|$", (NANO / "README.md").read_text(), re.MULTILINE)
+    assert {name for name, _ in rows} == {"books", "textbooks", "code", "specs", "docs", "chat", "all"}
+    return {name: float(bits) for name, bits in rows}
+
+
+def test_held_out_bits_per_byte_are_those_of_the_model_card(nano: Model) -> None:
+    """Of all the text, by the engine in int8, which moved them by .0005 at most."""
+    measured = {name: score.bits_per_byte for name, score in score_file(nano, HELDOUT, window=512).items()}
+    assert measured == pytest.approx(card(), abs=0.002)
+
+
+@pytest.mark.slow
+def test_held_out_bits_per_byte_of_the_exact_model_are_those_of_the_model_card() -> None:
     exact = mobilemoe.load("nano", backend="torch")
     measured = {name: score.bits_per_byte for name, score in score_file(exact, HELDOUT, window=512).items()}
-    assert measured == pytest.approx(stated, abs=0.002)
+    assert measured == pytest.approx(card(), abs=0.002)
 
 
 def test_int8_activations_cost_at_most_half_a_percent_of_bits(nano: Model, tmp_path: Path) -> None:
