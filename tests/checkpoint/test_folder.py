@@ -18,7 +18,7 @@ from mobilemoe.checkpoint import (
     write_safetensors,
 )
 from mobilemoe.checkpoint.container import SafetensorsFile
-from mobilemoe.checkpoint.folder import stored_config
+from mobilemoe.checkpoint.writing import stored_config
 from mobilemoe.errors import CheckpointError, UsageError
 from mobilemoe.presets import family_member
 

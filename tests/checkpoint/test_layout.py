@@ -7,7 +7,7 @@ import pytest
 from mobilemoe import accounting
 from mobilemoe.checkpoint import SafetensorsFile, tensor_table, weights, write_random
 from mobilemoe.checkpoint.container import payload_bytes
-from mobilemoe.checkpoint.folder import stored_config
+from mobilemoe.checkpoint.writing import stored_config
 from mobilemoe.errors import CheckpointError
 from mobilemoe.presets import PRESETS, family_member
 

@@ -2,9 +2,10 @@
 
 from mobilemoe.checkpoint.container import SafetensorsFile, write_safetensors
 from mobilemoe.checkpoint.convert import Differences, KindError, Report, compare, convert
-from mobilemoe.checkpoint.folder import Checkpoint, Format, save_checkpoint
+from mobilemoe.checkpoint.folder import Checkpoint
 from mobilemoe.checkpoint.layout import Weight, tensor_table, weights
 from mobilemoe.checkpoint.synthetic import write_random
+from mobilemoe.checkpoint.writing import Format, save_checkpoint
 
 __all__ = [
     "Checkpoint",

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from mobilemoe.checkpoint.container import Array
-from mobilemoe.checkpoint.folder import Checkpoint, Floats, Format, encoder, stored_config, write_folder
+from mobilemoe.checkpoint.folder import Checkpoint, Floats
 from mobilemoe.checkpoint.layout import stored_tensors, weights
+from mobilemoe.checkpoint.writing import Format, encoder, stored_config, write_folder
 from mobilemoe.config import GroupAxis
 
 _BLOCK = 2**22  # weights compared at once

@@ -11,8 +11,8 @@ import numpy as np
 
 from mobilemoe.checkpoint import int4
 from mobilemoe.checkpoint.container import Array
-from mobilemoe.checkpoint.folder import Format, stored_config, write_folder
 from mobilemoe.checkpoint.layout import Weight, stored_tensors, weights
+from mobilemoe.checkpoint.writing import Format, stored_config, write_folder
 from mobilemoe.config import GroupAxis, ModelConfig
 
 STD = 0.02  # of matrix weights

@@ -13,14 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from mobilemoe.cli.options import (
-    EngineOptions,
-    JsonOption,
-    grouped,
-    load_model,
-    plain_console,
-    print_json,
-)
+from mobilemoe.cli import options
 from mobilemoe.config import GroupAxis
 from mobilemoe.errors import ModelNotFoundError, UsageError
 from mobilemoe.load import Model
@@ -36,7 +29,7 @@ SHORT_NAMES = {"olmoe": "olmoe-1b-7b"}
 MOST_REPEATS = 1000
 
 
-@grouped
+@options.grouped
 def bench(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A model's folder, nano, or a Hub id; with --random a preset.")
@@ -59,9 +52,9 @@ def bench(
     ] = None,
     repeats: Annotated[int, typer.Option(help="Number of measurements; the median counts.")] = 3,
     dummy: Annotated[bool, typer.Option("--dummy", help="Use pseudo-random tokens instead of text.")] = False,
-    engine: EngineOptions,
+    engine: options.EngineOptions,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the speeds as a PNG.")] = None,
-    json: JsonOption = False,
+    json: options.JsonOption = False,
 ) -> None:
     """Measure speed and memory of a model, and what share of the machine's limits it reaches.
 
@@ -92,7 +85,7 @@ def bench(
         picture.draw_speeds(results, machine, png)
     compared = [(baseline, benchmark.ratios(results[0], baseline)) for baseline in results[1:]]
     if json:
-        print_json(_values(results[0], machine, compared))
+        options.print_json(_values(results[0], machine, compared))
         return
     for result in results:
         _print(result, machine, workload)
@@ -127,16 +120,16 @@ def _check(wanted: Sequence[tuple[str, bool]], group_axis: str, repeats: int) ->
         raise UsageError(f"--repeats is {repeats}, but must be from 1 to {MOST_REPEATS}")
 
 
-def _load(name: str, is_random: bool, group_axis: str, engine: EngineOptions) -> Model:
+def _load(name: str, is_random: bool, group_axis: str, engine: options.EngineOptions) -> Model:
     from mobilemoe.profile.random_model import random_model
 
     def tell(sentence: str) -> None:
         print(f"mobilemoe: {sentence}", file=sys.stderr)
 
     if is_random:
-        return load_model(str(random_model(name, cast(GroupAxis, group_axis), tell)), "native", engine)
+        return options.load_model(str(random_model(name, cast(GroupAxis, group_axis), tell)), "native", engine)
     try:
-        return load_model(name, "native", engine)
+        return options.load_model(name, "native", engine)
     except ModelNotFoundError:
         if name not in PRESETS:
             raise
@@ -173,7 +166,7 @@ def _print(result: Result, machine: Machine, workload: Workload) -> None:
             f"{s.decode_speed(n):,.1f}" if n in s.decode else "",
             f"{s.mbu(n, machine):.1%}" if n in s.decode else "",
         )
-    plain_console().print(table)
+    options.plain_console().print(table)
     for what, wanted, measured in (("prefill", workload.lengths, s.prefill), ("decode", workload.depths, s.decode)):
         if left_out := [f"{n:,}" for n in wanted if n not in measured]:
             print(f"left out: {what} at {', '.join(left_out)}, which the context of {engine.context:,} has no room for")
@@ -192,9 +185,9 @@ def _print_ratios(result: Result, baseline: Result, found: Sequence[Ratio]) -> N
     for column in table.columns[1:]:
         column.justify = "right"
     for ratio in found:
-        published = (f"{ratio.paper[device]:.2f}" if device in ratio.paper else "" for device in devices)
-        table.add_row(ratio.kind, f"{ratio.tokens:,}", f"{ratio.ratio:.2f}", *published)
-    plain_console().print(table)
+        on_phones = (f"{ratio.paper[device]:.2f}" if device in ratio.paper else "" for device in devices)
+        table.add_row(ratio.kind, f"{ratio.tokens:,}", f"{ratio.ratio:.2f}", *on_phones)
+    options.plain_console().print(table)
     if baseline.subject.name == paper.PHONE_BASELINE:
         best = ", ".join(f"{kind} {ratio}" for kind, ratio in paper.BEST_RATIOS.items())
         print(f"The paper compares MobileMoE-S with MobileLLM-Pro; its best ratios: {best}")

@@ -8,30 +8,20 @@ from typing import Annotated
 
 import typer
 
-from mobilemoe.cli.options import (
-    BackendOption,
-    EngineOptions,
-    JsonOption,
-    MaxNewTokens,
-    ModelArgument,
-    SamplingOptions,
-    grouped,
-    load_model,
-    print_json,
-)
+from mobilemoe.cli import options
 from mobilemoe.errors import UsageError
 
 
-@grouped
+@options.grouped
 def chat(
-    model: ModelArgument,
+    model: options.ModelArgument,
     system: Annotated[str | None, typer.Option(help="A system message at the start of the conversation.")] = None,
     *,
-    max_new_tokens: MaxNewTokens = 256,
-    sampling: SamplingOptions,
-    backend: BackendOption = "native",
-    engine: EngineOptions,
-    json: JsonOption = False,
+    max_new_tokens: options.MaxNewTokens = 256,
+    sampling: options.SamplingOptions,
+    backend: options.BackendOption = "native",
+    engine: options.EngineOptions,
+    json: options.JsonOption = False,
 ) -> None:
     """Hold a conversation with a model on the terminal.
 
@@ -40,7 +30,7 @@ def chat(
 
     Example: mobilemoe chat nano --temperature 0.7
     """
-    loaded = load_model(model, backend, engine)
+    loaded = options.load_model(model, backend, engine)
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
     for text in _lines():
@@ -68,7 +58,7 @@ def chat(
         print()
         messages += [question, {"role": "assistant", "content": answer}]
     if json:
-        print_json({"messages": messages})
+        options.print_json({"messages": messages})
 
 
 def _lines() -> Iterator[str]:

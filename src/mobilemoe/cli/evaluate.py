@@ -10,15 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from mobilemoe.cli.options import (
-    WIDE,
-    EngineOptions,
-    JsonOption,
-    grouped,
-    load_model,
-    plain_console,
-    print_json,
-)
+from mobilemoe.cli import options
 from mobilemoe.cli.progress import Progress
 from mobilemoe.errors import UsageError
 from mobilemoe.evaluate.compare.bits_per_byte import Score, score_file
@@ -32,7 +24,7 @@ ModelsArgument = Annotated[
 ]
 
 
-@grouped
+@options.grouped
 def evaluate(
     models: ModelsArgument,
     *,
@@ -81,8 +73,8 @@ def evaluate(
     backend: Annotated[
         str, typer.Option("--backend", help="native (INT4, on the CPU), torch (fp32 in PyTorch) or gguf (llama.cpp).")
     ] = "native",
-    engine: EngineOptions,
-    json: JsonOption = False,
+    engine: options.EngineOptions,
+    json: options.JsonOption = False,
 ) -> None:
     """Evaluate models: benchmark scores with --suite, bits per byte with --text.
 
@@ -105,7 +97,7 @@ def evaluate(
     values: dict[str, Any] = {}
 
     def load(name: str) -> Model:
-        return load_model(name, backend, engine)
+        return options.load_model(name, backend, engine)
 
     with Progress() as progress:
         if suite is not None:
@@ -141,7 +133,7 @@ def evaluate(
             }
             values |= _score_values(scores)
     if json:
-        print_json(values)
+        options.print_json(values)
         return
     if suite is not None:
         found.print()
@@ -153,7 +145,7 @@ def evaluate(
 
 def _load_parent(name: str) -> Model:
     """The parent in PyTorch, which computes BF16 and INT4 weights alike."""
-    return load_model(name, "torch")
+    return options.load_model(name, "torch")
 
 
 def _score_values(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
@@ -177,7 +169,7 @@ def _print_scores(scores: Mapping[str, Mapping[str, Score]]) -> None:
             score = found[source]
             counts = [f"{count:,}" for count in (score.texts, score.bytes, score.tokens)]
             table.add_row(source, *counts, f"{score.bits_per_byte:.4f}")
-        plain_console().print(table)
+        options.plain_console().print(table)
 
 
 def _print_compression(found: Compression, with_experts: bool) -> None:
@@ -185,7 +177,7 @@ def _print_compression(found: Compression, with_experts: bool) -> None:
     table.columns[0].no_wrap = True
     for row in found.rows():
         table.add_row(*row)
-    plain_console(WIDE).print(table)
+    options.plain_console(options.WIDE).print(table)
     if with_experts:
         for name, reason in found.without_experts.items():
             print(f"{name}: experts not compared: {reason}")

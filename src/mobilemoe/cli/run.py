@@ -8,31 +8,21 @@ from typing import Annotated
 
 import typer
 
-from mobilemoe.cli.options import (
-    BackendOption,
-    EngineOptions,
-    JsonOption,
-    MaxNewTokens,
-    ModelArgument,
-    SamplingOptions,
-    grouped,
-    load_model,
-    print_json,
-)
+from mobilemoe.cli import options
 from mobilemoe.errors import UsageError
 
 
-@grouped
+@options.grouped
 def run(
-    model: ModelArgument,
+    model: options.ModelArgument,
     prompt: Annotated[str | None, typer.Argument(help="The text to continue (default: standard input).")] = None,
     *,
-    max_new_tokens: MaxNewTokens = 128,
-    sampling: SamplingOptions,
+    max_new_tokens: options.MaxNewTokens = 128,
+    sampling: options.SamplingOptions,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text (repeatable).")] = None,
-    backend: BackendOption = "native",
-    engine: EngineOptions,
-    json: JsonOption = False,
+    backend: options.BackendOption = "native",
+    engine: options.EngineOptions,
+    json: options.JsonOption = False,
 ) -> None:
     """Continue a text, token by token; speed and memory use go to standard error.
 
@@ -40,7 +30,7 @@ def run(
     """
     if prompt is None:
         prompt = _read_stdin()
-    loaded = load_model(model, backend, engine)
+    loaded = options.load_model(model, backend, engine)
     stream = loaded.stream(prompt, max_new_tokens=max_new_tokens, stop=stop or (), **vars(sampling))
     pieces = []
     for piece in stream:
@@ -51,7 +41,7 @@ def run(
     speed = (stream.new_tokens - 1) / stream.decode_seconds if stream.decode_seconds else None
     peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if json:
-        print_json(
+        options.print_json(
             {
                 "text": "".join(pieces),
                 "prompt_tokens": stream.prompt_tokens,

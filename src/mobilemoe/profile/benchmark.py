@@ -111,8 +111,8 @@ def ratios(result: Result, baseline: Result) -> list[Ratio]:
     lengths, depths = sorted({*ours.prefill} & {*theirs.prefill}), sorted({*ours.decode} & {*theirs.decode})
     found = [("prefill", n, ours.prefill_speed(n) / theirs.prefill_speed(n)) for n in lengths]
     found += [("decode", n, ours.decode_speed(n) / theirs.decode_speed(n)) for n in depths]
-    published = paper.PHONE_RATIOS if theirs.name == paper.PHONE_BASELINE else {}
+    phones = paper.PHONE_RATIOS if theirs.name == paper.PHONE_BASELINE else {}
     return [
-        Ratio(kind, n, ratio, {device: by[kind][n] for device, by in published.items() if n in by[kind]})
+        Ratio(kind, n, ratio, {device: by[kind][n] for device, by in phones.items() if n in by[kind]})
         for kind, n, ratio in found
     ]

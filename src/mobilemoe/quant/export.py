@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from mobilemoe.checkpoint import Checkpoint, Report, SafetensorsFile, compare, int4, weights
 from mobilemoe.checkpoint.container import Array
-from mobilemoe.checkpoint.folder import encoder, stored_config, write_folder
 from mobilemoe.checkpoint.layout import stored_tensors
+from mobilemoe.checkpoint.writing import encoder, stored_config, write_folder
 from mobilemoe.config import GROUP_SIZE, GroupAxis, ModelConfig
 from mobilemoe.errors import CheckpointError
 
