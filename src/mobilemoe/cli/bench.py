@@ -97,7 +97,7 @@ def bench(
 
 
 def _numbers(option: str, text: str | None, least: int) -> tuple[int, ...]:
-    """The numbers of an option, in order and each once; none if it is not given."""
+    """The numbers of an option, sorted and each once; none if the option is not given."""
     if text is None:
         return ()
     try:
@@ -110,7 +110,9 @@ def _numbers(option: str, text: str | None, least: int) -> tuple[int, ...]:
 
 
 def _check(wanted: Sequence[tuple[str, bool]], group_axis: str, repeats: int) -> None:
-    """Before anything is written or measured: a preset for each random model, and options that can be."""
+    """Checks, before anything is written or measured, that random models have presets and that the options are
+    possible.
+    """
     for name, is_random in wanted:
         if is_random:
             preset(name)

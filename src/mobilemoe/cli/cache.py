@@ -1,4 +1,4 @@
-"""`mobilemoe cache ...`: what is kept between runs, and room for more of it."""
+"""`mobilemoe cache ...`: shows and removes what is kept between runs."""
 
 from __future__ import annotations
 

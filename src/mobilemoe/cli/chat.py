@@ -62,10 +62,12 @@ def chat(
 
 
 def _lines() -> Iterator[str]:
-    """What is said, up to the end or /exit; the prompt is shown to people only. A line that is no text is left out."""
-    if sys.stdin is None:  # closed from the start
+    """The lines of the user, up to the end or /exit. Only a terminal gets a prompt; a line that is not text is left
+    out.
+    """
+    if sys.stdin is None:  # standard input was closed from the start
         return
-    mark = "\ufeff"  # may stand before the first line of a file
+    mark = "\ufeff"  # a byte-order mark may precede the first line of a file
     while True:
         try:
             text = input("> ") if sys.stdin.isatty() else _next_line()

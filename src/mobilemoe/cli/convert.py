@@ -38,7 +38,7 @@ def convert(
 
 
 def write(source: Path, target: Path, format: str, group_axis: str, json: bool) -> None:
-    """Converts and prints the report; `quantize` ends in it too."""
+    """Converts and prints the report; `quantize` ends with it too."""
     if format == "engine":
         from mobilemoe.engine import write_engine_folder
 

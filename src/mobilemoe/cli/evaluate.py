@@ -149,7 +149,7 @@ def _load_parent(name: str) -> Model:
 
 
 def _score_values(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
-    """Those of the one model, or by model."""
+    """The JSON values of the only model, or of each model by name."""
     values = {
         name: {
             "bits_per_byte": found["all"].bits_per_byte,

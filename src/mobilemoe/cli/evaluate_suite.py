@@ -36,7 +36,7 @@ _PROMPTS = 100  # prompts of each benchmark whose experts are counted
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The options of `mobilemoe eval` that are about suites."""
+    """The options of `mobilemoe eval` that concern suites."""
 
     suite: str
     data: Path | None

@@ -117,7 +117,7 @@ def fit(
 
 
 def _mapping(text: str | None) -> dict[str, str]:
-    """ "loss=a,tokens=b" as a mapping."""
+    """Parses "loss=a,tokens=b" into a mapping."""
     mapping: dict[str, str] = {}
     for part in text.split(",") if text else ():
         ours, equals, theirs = (piece.strip() for piece in part.partition("="))

@@ -74,7 +74,7 @@ def _describe_engine(json: bool) -> None:
     from mobilemoe.cache import usable_cache
     from mobilemoe.engine import Engine, instruction_sets
 
-    engine = Engine(find_model("nano"))  # opened, because this is what chooses
+    engine = Engine(find_model("nano"))  # opening a model chooses the instruction set
     known = instruction_sets()
     try:
         cache = str(usable_cache("engine"))
@@ -122,7 +122,7 @@ def _describe_routing(folder: Path, text: str, png: Path, json: bool) -> None:
 
 
 def _read_files(folder: Path, verify: bool) -> dict[str, Any]:
-    """Opens the checkpoint, which checks its header against the config, and its hashes where asked for."""
+    """Opens the checkpoint, which checks its header against the config, and checks its hashes where asked to."""
     from mobilemoe.engine import ENGINE_FILE, engine_files, has_engine_file, is_whole
 
     if has_engine_file(folder):
@@ -137,7 +137,7 @@ def _read_files(folder: Path, verify: bool) -> dict[str, Any]:
             }
             results = checkpoint.verify() if verify else {}
     if verify:
-        for path in engine_files(folder):  # also those that the cache has of it
+        for path in engine_files(folder):  # cached ones included
             results[path.name if path.parent == folder else str(path)] = is_whole(path)
         values["damaged"] = sorted(name for name, whole in results.items() if whole is False)
         values["without_hash"] = sorted(name for name, whole in results.items() if whole is None)

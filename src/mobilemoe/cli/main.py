@@ -85,7 +85,7 @@ app.add_typer(cache.app, name="cache")
 
 
 def main() -> NoReturn:
-    """Exit status 0 is fine, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Runs a verb. The exit status is 0 for success, 1 for failure, 2 for wrong usage, 130 for an interrupt."""
     _open_closed_streams()
     sys.stdout = _named_output(sys.stdout)
     try:
@@ -110,7 +110,7 @@ def main() -> NoReturn:
         _fail(f"{where}: {fault.strerror or fault}", 1)
     except RecursionError:
         _fail("what this reads is nested too deeply", 1)
-    except (MemoryError, RuntimeError) as fault:  # torch's allocator raises the second
+    except (MemoryError, RuntimeError) as fault:  # RuntimeError: torch's allocator raises it
         if isinstance(fault, RuntimeError) and "allocate memory" not in str(fault):
             raise
         wanted = f" ({fault})" if str(fault) else ""
@@ -119,8 +119,11 @@ def main() -> NoReturn:
 
 
 def _open_closed_streams() -> None:
-    """Puts the null device where standard streams are closed: print() writes to standard output where there is no
-    standard error, and the next file that is opened would be standard output to whoever writes to descriptor 1."""
+    """Opens the null device in place of closed standard streams.
+
+    Otherwise print() would write to standard output where there is no standard error, and the next file that is opened
+    would get descriptor 1 and whatever is written to it.
+    """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)

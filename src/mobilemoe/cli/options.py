@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mobilemoe.load import Model
     from mobilemoe.train.recipe import Recipe
 
-WIDE = 120  # characters of a table with many columns
+WIDE = 120  # the width of tables with many columns, in characters
 
 ModelArgument = Annotated[
     str,
@@ -73,7 +73,7 @@ MaxNewTokens = Annotated[int, typer.Option(help="Write at most this many tokens.
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How the native engine computes; see `grouped`."""
+    """A group of options: how the native engine computes (see `grouped`)."""
 
     activations: Annotated[
         str | None, typer.Option(help="int8 (default of the native backend) or fp32 (exact, but slow).")
@@ -85,7 +85,7 @@ class EngineOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """How the next token is chosen: the fields of `mobilemoe.sampling.Sampling`; see `grouped`."""
+    """A group of options: the fields of `mobilemoe.sampling.Sampling` (see `grouped`)."""
 
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token; higher values vary more.")] = (
         0.0
@@ -140,9 +140,10 @@ def load_model(name: str, backend: str, engine: EngineOptions | None = None) -> 
 
 
 def plain_console(least_width: int = 0) -> Console:
-    """For tables: names from files and folders are shown as they are, [brackets] and :colons: included.
+    """A console for tables that prints names as they are, [brackets] and :colons: included.
 
-    `least_width`: in characters, for rows that are to stay whole also where nobody says how wide a line is.
+    `least_width`: characters of a line, for rows that should stay whole even where the width of the terminal is
+    unknown.
     """
     console = Console(markup=False, emoji=False, highlight=False)
     console.width = max(console.width, least_width)
@@ -150,7 +151,7 @@ def plain_console(least_width: int = 0) -> Console:
 
 
 def read_recipe(path: Path, overrides: list[str] | None) -> Recipe:
-    """The recipe with its `--set` changes; MissingExtraError where what reads recipes is not installed."""
+    """The recipe with its `--set` changes; MissingExtraError where the packages that read recipes are not installed."""
     try:
         from mobilemoe.train.recipe import load_recipe
     except ModuleNotFoundError as missing:
@@ -159,13 +160,15 @@ def read_recipe(path: Path, overrides: list[str] | None) -> Recipe:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One object on one line, as scripts expect it: what JSON cannot say is null, and any encoding can carry it."""
+    """Prints one object on one line, for scripts. What JSON cannot express is null, and any encoding can carry the
+    line.
+    """
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") in ("utf8", "utf8sig")
     print(json.dumps(_sayable(value), ensure_ascii=not utf8, allow_nan=False))
 
 
 def _sayable(value: Any) -> Any:
-    """Without NaN and infinities."""
+    """The value with NaN and infinities replaced by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -124,7 +124,7 @@ def plan(
 
 
 def quantity(option: str, text: str | None, units: dict[str, float], example: str) -> float | None:
-    """A number with one of `units` behind it; Constraints checks the value."""
+    """Parses a number followed by one of `units`; Constraints checks the value."""
     if text is None:
         return None
     matched = _NUMBER.fullmatch(text)
@@ -148,7 +148,7 @@ def _law(name: str) -> Law:
 
 
 def _device(name: str | None, needed: bool) -> Device | None:
-    """The device that was named, or the one that this machine was measured as where a limit needs one."""
+    """The device that was named, or this machine's own profile where a limit needs one."""
     from mobilemoe.profile.device import device, saved_path
 
     if name is not None:

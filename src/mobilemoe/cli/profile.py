@@ -1,4 +1,4 @@
-"""`mobilemoe profile`: what a machine can do, for `mobilemoe plan`."""
+"""`mobilemoe profile`: measures what a machine can do, for `mobilemoe plan`."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def sweep(
 
 
 class _Report:
-    """A line for every run that ends, on standard error. The time left is that of what is left at the speed so far."""
+    """Prints a line on standard error for each run that ends. The time left is estimated from the speed so far."""
 
     def __init__(self, runs: list[Run], quiet: bool) -> None:
         from mobilemoe.sweep.units import own_costs

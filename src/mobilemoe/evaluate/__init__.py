@@ -1,7 +1,7 @@
-"""Evaluation of the very files that ship.
+"""Evaluation of the files that are released, and not of the model that they were exported from.
 
-Importing this package tells lm-evaluation-harness, where it is installed, of the model "mobilemoe": by a name that is
-resolved when it is asked for, so that nothing heavy is loaded here.
+Importing this package registers the model "mobilemoe" with lm-evaluation-harness, where that is installed. It is
+registered by a name that is resolved at first use, so that the import loads nothing heavy.
 """
 
 try:

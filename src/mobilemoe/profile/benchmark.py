@@ -18,7 +18,9 @@ from mobilemoe.profile.tokens import Tokens, tokens_for
 
 @dataclass(frozen=True)
 class Workload:
-    """What is measured: prompts of these lengths, decoding at these depths; each `repeats` times, the median counts."""
+    """What is measured: prompts of these lengths, and decoding at these depths. Each is repeated, and the median
+    counts.
+    """
 
     lengths: tuple[int, ...]
     depths: tuple[int, ...]
@@ -45,7 +47,7 @@ class Result:
         return self.subject.engine
 
     def values(self, machine: Machine) -> dict[str, Any]:
-        """As JSON."""
+        """The result as JSON values."""
         s = self.subject
         return {
             "model": s.name,
@@ -73,7 +75,7 @@ class Ratio:
 def run(
     models: Sequence[tuple[str, Model, dict[str, Any]]], workload: Workload, on_step: Callable[[str], None]
 ) -> tuple[list[Result], Machine]:
-    """Measures named models, each with the options of `load` that it was opened with, taking turns."""
+    """Measures named models, each with the options of `load` that it was opened with. They take turns."""
     subjects, texts = [], []
     for name, model, _ in models:
         engine = model.engine

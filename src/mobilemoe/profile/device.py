@@ -47,7 +47,7 @@ class Work(Generic[C]):
 
 
 def decode_work(shape: Shape[C], context: int) -> Work[C]:
-    """One decoded token that attends to `context` keys."""
+    """The work of decoding one token that attends to `context` keys."""
     none = 0 * shape.num_local_experts
     routed = sum((part.int4_bytes * part.active // part.count for part in _routed_parts(shape)), start=none)
     attention = accounting.decode_flops(shape, context) - accounting.decode_flops(shape)
@@ -55,7 +55,7 @@ def decode_work(shape: Shape[C], context: int) -> Work[C]:
 
 
 def prefill_work(shape: Shape[C], tokens: int) -> Work[C]:
-    """A prompt of `tokens`; the output head runs for its last token only."""
+    """The work of a prompt of `tokens`; the output head runs for its last token only."""
     head = 2 * shape.vocab_size * shape.hidden_size
     linear = tokens * (accounting.decode_flops(shape) - head) + head
     none = 0 * shape.num_local_experts
@@ -122,13 +122,14 @@ class Device:
 
     def save(self, path: Path) -> None:
         """Writes the TOML file that `device` reads, atomically."""
-        # JSON's strings and numbers are TOML's too.
+        # Strings and numbers are written in TOML as in JSON.
         lines = (f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in vars(self).items())
         write_atomic(path, "".join(lines))
 
 
 def device(name_or_path: str | Path) -> Device:
-    """A device that comes with mobilemoe, one that `mobilemoe profile device` has saved, or that of a .toml file.
+    """Finds a device by name or .toml file: one that comes with mobilemoe, or one that `mobilemoe profile device`
+    saved.
 
     Raises UsageError, which lists the known names, for an unknown name, and ConfigError for a file without a device.
     """
@@ -166,7 +167,7 @@ def _saved() -> Path:
 
 
 def _known() -> list[Path]:
-    """The files of all devices that have a name."""
+    """The files of all devices that can be named."""
     known = sorted(_SHIPPED.glob("*.toml"))
     with suppress(OSError):  # there may be no home folder
         known += sorted(_saved().glob("*.toml"))

@@ -1,4 +1,4 @@
-"""From measured seconds to a device's constants: least squares of the relative errors."""
+"""Fits the constants of a device to measured seconds, by least squares of the relative errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """What one model took: `seconds` for a token that attends to `tokens` keys, or for a prompt of `tokens`."""
+    """A measurement of one model: `seconds` for a token that attends to `tokens` keys, or for a prompt of `tokens`."""
 
     model: str
     shape: ModelConfig
@@ -35,7 +35,7 @@ class Timing:
         return (decode_work if self.kind == "decode" else prefill_work)(self.shape, self.tokens)
 
     def predicted(self, device: Device) -> float:
-        """Seconds."""
+        """The seconds that the device predicts."""
         of = device.decode_seconds if self.kind == "decode" else device.prefill_seconds
         return of(self.shape, self.tokens)
 
@@ -45,7 +45,7 @@ class Timing:
 
 
 def fit_device(timings: Sequence[Timing], *, name: str, threads: int, source: str) -> Device:
-    """The device whose predictions come nearest to `timings`: least squares of ln(predicted / measured).
+    """The device whose predictions come nearest to `timings`, by least squares of ln(predicted / measured).
 
     Gauss-Newton steps, damped, on the logarithms of the constants, which keeps them positive. Raises UsageError
     if the timings do not determine one of the constants, MobileMoEError if they scatter too much to know one within a
@@ -62,7 +62,7 @@ def fit_device(timings: Sequence[Timing], *, name: str, threads: int, source: st
         )
 
     def linearised(logs: Floats) -> tuple[Floats, Floats]:
-        """ln(predicted / measured) [P], and its derivatives by the logarithms of the constants [P, 5]."""
+        """ln(predicted / measured) [P], and its derivatives with respect to the logarithms of the constants [P, 5]."""
         bandwidth, attention_rate, linear_rate, prefill_attention_rate, routed_cost = np.exp(logs)
         rate = np.where(decodes, bandwidth, linear_rate)
         extra_s = routed_cost * routed / rate

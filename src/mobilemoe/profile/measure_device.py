@@ -1,4 +1,4 @@
-"""The constants of this machine: random models of a few shapes, measured with the native engine, and a fit."""
+"""Measures random models of a few shapes with the native engine, and fits the constants of this machine to them."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ class Measured:
 
     @property
     def worst_error(self) -> float:
-        """The largest relative error of predicting the unseen shape."""
+        """The largest relative error in predicting the unseen shape."""
         return max(abs(timing.error(self.device)) for timing in self.checked)
 
 
 def measure_device(
     name: str, trial: Trial, threads: int | None = None, on_step: Callable[[str], None] = lambda what: None
 ) -> Measured:
-    """Writes the trial's shapes into a temporary folder, measures them by turns, fits the constants.
+    """Writes the shapes of the trial into a temporary folder, measures them in turns and fits the constants.
 
     threads: one per core by default. Raises UsageError for an impossible number, OSError if the disk is full,
     MobileMoEError if other programs disturb too much.
@@ -91,7 +91,7 @@ def measure_device(
 
 
 def _subject(folder: Path, model: str, shape: ModelConfig, threads: int | None, count: int) -> Subject:
-    """An engine on random weights, whose file is in `folder` and not in the user's cache."""
+    """An engine on random weights, whose engine file is in `folder` and not in the user's cache."""
     write_random(folder / "int4", shape, seed=_SEED, format="int4", group_axis="out")
     write_engine_folder(folder / "int4", folder / model)
     shutil.rmtree(folder / "int4")

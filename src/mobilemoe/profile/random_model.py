@@ -1,4 +1,4 @@
-"""Random models of a preset's shape, kept in the user's cache: anyone can measure without the gated weights."""
+"""Random models in the shape of a preset, kept in the user's cache: speed can be measured without the gated weights."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Tokens:
 
 
 def tokens_for(model: Model, count: int, *, dummy: bool) -> Tokens:
-    """`count` ids of real text, repeated if it is too short; pseudo-random ones if `dummy` or without a tokenizer."""
+    """`count` ids of real text, repeated if it is too short; pseudo-random ids if `dummy`, or without a tokenizer."""
     reason = "as asked for"
     if not dummy:
         try:

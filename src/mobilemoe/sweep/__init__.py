@@ -1,1 +1,1 @@
-"""Grids of small trainings, whose tables a law is fitted to."""
+"""Trains grids of small models. A scaling law is fitted to the resulting table."""

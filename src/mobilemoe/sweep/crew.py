@@ -1,8 +1,9 @@
-"""`sweep`: runs a grid of small trainings in several processes, so that whatever stops it, finished runs are kept.
+"""Runs a grid of small trainings in several processes, and keeps the finished runs whatever stops it.
 
-The folder of a sweep holds grid.json (what is run), runs.csv (a row for each finished run), failures.csv, a log for
-each worker, and runs/ID with the metrics of each run, and its checkpoint while it is unfinished. Workers claim runs by
-locks on files, so several sweeps may work in one folder: under torchrun each process is one, with the GPU of its rank.
+The folder of a sweep holds grid.json (what is to be run), runs.csv (a row for each finished run), failures.csv, a log
+for each worker, and runs/ID with the metrics of each run, and its checkpoint while it is unfinished. Workers claim runs
+by file locks, so that several sweeps may work in one folder: under torchrun each process is a sweep with the GPU of its
+rank.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ from mobilemoe.sweep.worker import GRID, record_failure, settled
 from mobilemoe.train.estimate import expected_speed
 
 PROCESSES_OF_A_GPU = 4  # small models leave a GPU idle between their kernels
-PATIENCE = 120.0  # seconds that workers have to save what is under way
+PATIENCE = 120.0  # seconds that workers get to save their current runs
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a call of `sweep` ended: ids of the runs that are finished, failed and left, of those that were asked for."""
+    """How a call of `sweep` ended: the ids of the requested runs that are finished, that failed, and that are left."""
 
     finished: tuple[str, ...]
     failed: tuple[str, ...]
@@ -50,10 +51,10 @@ class Summary:
 
 
 def choose(grid: Grid, only: tuple[str, ...] = ()) -> list[Run]:
-    """The runs of a grid in their order: all; or those whose id or block one of the patterns in `only` matches, in the
-    order of the patterns, and of each the longest training first.
+    """The runs of a grid in their order: all, or those whose id or block matches one of the patterns in `only`.
 
-    UsageError for a pattern that matches none.
+    The latter come in the order of the patterns, and for each pattern the longest training first. UsageError for a
+    pattern that matches none.
     """
     runs = grid_runs(grid)
     if not only:
@@ -68,7 +69,7 @@ def choose(grid: Grid, only: tuple[str, ...] = ()) -> list[Run]:
 
 
 def flops_per_second(grid: Grid, runs: list[Run]) -> float:
-    """What the machine is expected to train at: as the grid says, or else as the estimate of the first run says."""
+    """The expected training speed of the machine: what the grid says, or else the estimate for the first run."""
     if grid.scaling.flops_per_second is not None:
         return grid.scaling.flops_per_second
     run = runs[0]
@@ -85,13 +86,13 @@ def sweep(
     processes: int | None = None,
     on_event: Callable[[dict[str, Any], Summary], None] = lambda event, so_far: None,
 ) -> Summary:
-    """Trains the runs of `grid` that `out` has not finished, in `processes` at once; returns when none is left.
+    """Trains the runs of `grid` that are not finished in `out`, several `processes` at once, until none is left.
 
-    Runs that failed before are left out, unless `only` names them (or their block). `processes` are 4 for each GPU, or
-    1, by default. `on_event` hears of each run that starts, finishes (with its row) or fails (with the reason).
-    An interrupt (Ctrl-C, SIGTERM) has the runs under way saved and returns; a second one does not wait.
-    Raises TrainError if `out` holds finished runs of another grid, or no worker can start; MachineError, after the runs
-    under way were saved, if one stopped for a fault of the machine: nothing is held against it.
+    Runs that failed before are left out, unless `only` names them or their block. `processes` are by default 4 for each
+    GPU, or 1. `on_event` is told of each run that starts, finishes (with its row) or fails (with the reason). An
+    interrupt (Ctrl-C, SIGTERM) saves the current runs and returns; a second one does not wait. Raises TrainError if
+    `out` holds finished runs of another grid, or if no worker can start. Raises MachineError if a fault of the machine
+    stopped a worker, after the current runs were saved; such runs do not count as failed.
     """
     chosen = choose(grid, only)
     visible = _gpus()
@@ -114,7 +115,7 @@ def sweep(
 
 
 def _refuse_other(out: Path, runs: list[Run]) -> None:
-    """Raises TrainError for a finished run whose id is in the grid and whose recipe is another."""
+    """Raises TrainError for a finished run whose id is in the grid, but whose recipe differs."""
     keys = {run.id: run.key for run in runs}
     for row in read_rows(out / RUNS):
         if keys.get(row["id"], row["key"]) != row["key"]:
@@ -125,13 +126,13 @@ def _refuse_other(out: Path, runs: list[Run]) -> None:
 
 @dataclass
 class _Worker:
-    """A process, its log, and the run that it is at."""
+    """A worker process, its log, and its current run."""
 
     number: int
     process: subprocess.Popen[bytes]
     log: Path
     said: IO[bytes] = field(init=False)
-    unread: bytes = b""  # of a line that is not whole yet
+    unread: bytes = b""  # the beginning of a line whose end has not arrived
     started: str | None = None
     ever: bool = False
 
@@ -141,7 +142,7 @@ class _Worker:
 
 
 class _Crew:
-    """The workers of one sweep. Each leaves when it finds nothing to do; one that breaks is replaced."""
+    """The workers of one sweep. Each ends when it finds nothing to do; one that crashes is replaced."""
 
     def __init__(
         self,
@@ -158,7 +159,7 @@ class _Crew:
         self.began = time.monotonic()
         self.selector = selectors.DefaultSelector()
         self.workers: list[_Worker] = []
-        self.halted: str | None = None  # which fault of the machine has stopped a worker
+        self.halted: str | None = None  # the fault of the machine that has stopped a worker
 
     def summary(self) -> Summary:
         done = {row["id"]: row["key"] for row in read_rows(self.out / RUNS)}
@@ -169,7 +170,7 @@ class _Crew:
         return Summary(finished, failed, left, time.monotonic() - self.began)
 
     def work(self, interrupted: list[int]) -> None:
-        """Until every worker has left; after an interrupt they are asked to, and at the second one told to."""
+        """Runs until every worker has ended. The first interrupt asks them to stop, the second one kills them."""
         left = units(self.runs[name] for name in self.summary().left)
         for number, unit in zip(range(self.count), left, strict=False):
             self._start(number, unit.id)
@@ -187,7 +188,7 @@ class _Crew:
                 return
 
     def end(self) -> None:
-        """Kills who is still there."""
+        """Kills the workers that are still running."""
         for worker in self.workers:
             worker.process.kill()
             worker.process.wait()
@@ -216,14 +217,14 @@ class _Crew:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                start_new_session=True,  # Ctrl-C is the sweep's: it asks them
+                start_new_session=True,  # Ctrl-C reaches the sweep alone, which then asks the workers to stop
             )
         worker = _Worker(number, process, log)
         self.workers.append(worker)
         self.selector.register(worker.said, selectors.EVENT_READ, worker)
 
     def _hear(self, worker: _Worker, stopping: bool) -> None:
-        """Reads what a worker says, or notices that it has left."""
+        """Reads what a worker reports, or notices that it has ended."""
         said = os.read(worker.said.fileno(), 2**16)
         if not said:
             self._bury(worker, stopping)
@@ -241,7 +242,7 @@ class _Crew:
             self.on_event(event, self.summary())
 
     def _bury(self, worker: _Worker, stopping: bool) -> None:
-        """Takes note of how a worker ended, and puts another in its place if it broke."""
+        """Records how a worker ended, and starts another one if it crashed."""
         self.selector.unregister(worker.said)
         self.workers.remove(worker)
         worker.said.close()
@@ -250,8 +251,10 @@ class _Crew:
             return
         if not worker.ever:
             raise TrainError(f"a worker could not start ({_last_line(worker.log)}): see {worker.log}")
-        if worker.started is not None and worker.started in self.summary().left:  # it may have ended in its last words
-            if status == -signal.SIGKILL:  # no run kills itself
+        if (
+            worker.started is not None and worker.started in self.summary().left
+        ):  # the run may have ended in the last lines that it wrote
+            if status == -signal.SIGKILL:  # the system killed it: it is no fault of the run
                 self.halted = f"the process of {worker.started} was killed, as where memory runs out"
                 return
             reason = f"its process ended with {f'signal {-status}' if status < 0 else f'status {status}'}"
@@ -261,7 +264,7 @@ class _Crew:
 
 
 def _gpus() -> list[str]:
-    """The GPUs to work on, as CUDA_VISIBLE_DEVICES names them; under torchrun that of this process's rank."""
+    """The GPUs to use, as CUDA_VISIBLE_DEVICES names them; under torchrun that of this process's rank."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if torch.cuda.is_available() else []
     if names == [""]:
         names = [str(index) for index in range(torch.cuda.device_count())]

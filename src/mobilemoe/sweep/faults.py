@@ -7,7 +7,7 @@ import torch
 from mobilemoe.errors import MachineError
 
 _MEMORY = "there is not enough memory: fewer --processes need less"
-_SIGNS = {  # what the messages of torch's and CUDA's plain RuntimeErrors say, and what it means
+_SIGNS = {  # parts of the messages of RuntimeErrors of torch and CUDA, and what they mean
     "out of memory": _MEMORY,
     "allocate memory": _MEMORY,
     "ALLOC_FAILED": _MEMORY,

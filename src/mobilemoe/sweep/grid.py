@@ -21,8 +21,10 @@ class _Table(BaseModel):
 
 
 class Size(_Table):
-    """How large the model is: its width, or active parameters without the embedding to come near; depth by the family's
-    rule (spec section 1) unless `layers` says another."""
+    """The size of a model: its width, or the number of active parameters without the embedding to come nearest to.
+
+    The depth follows the family's rule (spec section 1) unless `layers` is given.
+    """
 
     hidden_size: int | None = Field(default=None, gt=0)
     parameters: float | None = Field(default=None, gt=0)
@@ -36,9 +38,9 @@ class Size(_Table):
 
 
 class Block(_Table):
-    """The product of its axes. `rates` are factors on the rule's learning rate.
+    """The product of its axes. `rates` are factors on the learning rate of the rule.
 
-    experts = 1 is the dense model, whatever granularity and shared say; a shared expert takes half of the slots, so
+    experts = 1 is the dense model, whatever granularity and shared say. A shared expert takes half of the slots, so
     shared = 1 with an odd granularity is left out.
     """
 

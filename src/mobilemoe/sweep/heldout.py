@@ -34,10 +34,10 @@ from mobilemoe.train.validation import nats_by_domain
 
 @dataclass(frozen=True)
 class Domain:
-    """Rows [R, T] as training packs them (fields of `packing.Row`), the domain's share of the loss, and how many bytes
-    of text one target stands for.
+    """Rows [R, T] as training packs them (fields of `packing.Row`), the weight of the domain in the loss, and the bytes
+    of text for each target.
 
-    `documents` are the sources of the texts; `domains_T` of a row numbers them.
+    `documents` are the sources of the texts, which `domains_T` of a row numbers.
     """
 
     rows: Row
@@ -48,7 +48,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class Scores:
-    """`losses`: the columns of the table. `documents`: domain, document, targets and the sum of their nats."""
+    """`losses` are the columns of the table; `documents` are (domain, document, targets, sum of their nats)."""
 
     losses: dict[str, float]
     documents: list[dict[str, Any]]
@@ -62,7 +62,7 @@ class HeldOutRows:
     fingerprint: str
 
     def score(self, model: MobileMoE, world: World, precision: str, batch_rows: int) -> Scores:
-        """`loss` in nats a token, the domains' weighted by their shares; `bits_per_byte`; and each `loss_DOMAIN`."""
+        """`loss` in nats a token, a weighted mean over the domains; `bits_per_byte`; and each `loss_DOMAIN`."""
         losses, documents = {}, []
         for name, domain in self.domains.items():
             nats_G = nats_by_domain(model, domain.rows, len(domain.documents), world, precision, batch_rows)
@@ -83,7 +83,7 @@ class HeldOutRows:
 def read_held_out(
     heldout: HeldOut, data: DataConfig, tokenizer: Tokenizer, template: ChatTemplate, sequence_length: int
 ) -> HeldOutRows:
-    """The held-out text in rows, the same for every run of a sweep. Raises DataError where it is too little."""
+    """The held-out text in rows, the same for every run of a sweep. Raises DataError where there is too little."""
     documents = _split(data) if heldout.path is None else _of_file(Path(heldout.path), data)
     encoder = Encoder(tokenizer, template)
     total = sum(source.weight for source in data.mixture)
@@ -114,7 +114,7 @@ def _split(data: DataConfig) -> dict[str, Iterable[Document]]:
 
 
 def _of_file(path: Path, data: DataConfig) -> dict[str, Iterable[Document]]:
-    """The texts of a file by their domain; those of other domains than the mixture's sources are left out."""
+    """The texts of a file by their domain; domains that are not among the mixture's sources are left out."""
     if not path.is_file():
         raise DataError(f"the held-out text {path} does not exist: set heldout.path")
     found: dict[str, list[Document]] = {source.name: [] for source in data.mixture}
@@ -132,8 +132,9 @@ def _of_file(path: Path, data: DataConfig) -> dict[str, Iterable[Document]]:
 def _pack(
     pieces: Iterator[Document], encoder: Encoder, length: int, limit: int
 ) -> tuple[Row | None, tuple[str, ...], float]:
-    """The first whole rows of at most `limit` tokens, [R, T], the sources of their texts, and the bytes of text that
-    one target stands for."""
+    """The first whole rows of at most `limit` tokens, [R, T], the sources of their texts, and the bytes of text for
+    each target.
+    """
     targets = size = 0
     numbers: dict[str, int] = {}
 

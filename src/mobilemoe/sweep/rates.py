@@ -44,7 +44,7 @@ class Rule:
 
 
 def best_rates(rows: Iterable[dict[str, str]]) -> list[Best]:
-    """One entry for each model and length in a sweep's rows that has three rates or more; seeds are averaged.
+    """One entry for each model and length with at least three rates in a sweep's rows; seeds are averaged.
 
     Raises DataError if there is none.
     """
@@ -84,7 +84,7 @@ def _best(key: tuple[str, ...], by_rate: dict[float, list[float]], rule: float) 
 
 
 def fit_rule(bests: list[Best], reference_width: int, width_exponent: float) -> Rule:
-    """The rule nearest to these in logarithms; of one width alone it keeps `width_exponent`."""
+    """The rule nearest to these rates in logarithms; with one width alone it keeps `width_exponent`."""
     x = np.log([reference_width / best.hidden_size for best in bests])
     y = np.log([best.rate for best in bests])
     exponent = float(np.polyfit(x, y, 1)[0]) if np.ptp(x) > 0 else width_exponent

@@ -26,8 +26,11 @@ from mobilemoe.presets import DENSE, family_knobs, family_member, preset
 from mobilemoe.sweep.grid import Block, Grid, HeldOut, Scaling, Size
 from mobilemoe.train.recipe import Recipe
 
-WIDTHS: tuple[int, ...] = (*range(32, 256, 32), *range(256, 2049, 64))  # those that a size given in parameters may get
-# What `family_member` decides about a run's model; all else is the reference's.
+WIDTHS: tuple[int, ...] = (
+    *range(32, 256, 32),
+    *range(256, 2049, 64),
+)  # candidates for a size that is given in parameters
+# The fields of a run's model that `family_member` decides; all others are the reference's.
 _FAMILY = (
     "norm_topk_prob",
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "ffn_type"),
@@ -37,10 +40,10 @@ _FAMILY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training of the grid, in the blocks that have it.
+    """One training of the grid, with the blocks that contain it.
 
     `experts` is the expansion E, `rate` the factor on the rule's learning rate; `key` is a hash of everything that its
-    result depends on, but for the text and the code. Runs of one `trunk` differ in their steps alone, and the first
+    result depends on, except the text and the code. Runs of one `trunk` differ only in their steps, and the first
     `shared_steps` of each are the same.
     """
 
@@ -71,12 +74,12 @@ class Run:
 
     @property
     def compute(self) -> int:
-        """6 N D, as laws count it."""
+        """6 N D, as laws count training compute."""
         return 6 * accounting.active_parameters(self.config) * self.tokens
 
     @property
     def flops(self) -> int:
-        """Of the whole training: 6 N_act, the embedding counted once, and attention, a token."""
+        """FLOPs of the whole training: 6 N_act, the embedding counted once, and attention, for each token."""
         return self.tokens * accounting.training_flops_per_token(self.config, self.recipe.train.sequence_length)
 
     @property

@@ -1,6 +1,7 @@
-"""The two tables of a sweep, which several processes write: runs.csv and failures.csv, a row for each run.
+"""The two tables of a sweep, runs.csv and failures.csv, with a row for each run; several processes write them.
 
-Beside them documents/ID.csv has a row for each held-out document that the run was scored on."""
+Beside them, documents/ID.csv has a row for each held-out document that the run was scored on.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ RUNS, FAILURES, DOCUMENTS = "runs.csv", "failures.csv", "documents"
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table, as text by column; none where there is no file yet."""
+    """The rows of a table, as text by column; empty where there is no file yet."""
     if not path.exists():
         return []
     table = read_table(path, TrainError)
@@ -36,9 +37,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def add_row(path: Path, row: dict[str, Any]) -> None:
-    """Adds a row, in place of one of the same id. The file is replaced in one step, and one process writes at a time.
+    """Adds a row, or replaces the one with the same id.
 
-    Raises TrainError if the file's columns are others.
+    The file is replaced in one step, and one process writes at a time. Raises TrainError if the file has other columns.
     """
     with locked(path.with_name(f".{path.name}.lock")):
         rows = read_rows(path)
@@ -74,7 +75,7 @@ def _write(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the file `path` while no other process does; a process that dies lets go of it."""
+    """Holds the lock file `path`, after waiting for any process that holds it. A process that dies releases it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -83,7 +84,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def claimed(path: Path) -> Iterator[bool]:
-    """Whether the file `path` could be taken, without waiting for the process that holds it."""
+    """Takes the lock file `path` if no process holds it, without waiting; says whether it was taken."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
         try:

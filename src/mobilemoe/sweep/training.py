@@ -1,7 +1,7 @@
 """Trains a unit: one model follows the trunk, branches off for each run's decay, and returns to the trunk.
 
-The folder runs/TRUNK keeps the trunk's newest state, and runs/ID what an interrupted decay has reached; both are
-removed when they are no longer needed. A run is bit for bit what it would be by itself.
+The folder runs/TRUNK keeps the newest state of the trunk, and runs/ID the state of an interrupted decay; both are
+removed when they are no longer needed. A run is bit for bit what it would be alone.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from mobilemoe.train.metrics import MetricsLog, read_metrics
 from mobilemoe.train.parallel.distributed import World
 from mobilemoe.train.recipe import Recipe
 
-LAST_SHARE = 0.05  # of the steps, over which the final training loss is a mean
+LAST_SHARE = 0.05  # the share of the steps over which the final training loss is averaged
 
 
 class Training(Trainer):
-    """A unit that is set up, in the folder `out` of its sweep; `at` are the runs that the step under way belongs to."""
+    """A unit, set up in the folder `out` of its sweep; `at` are the runs that the current step belongs to."""
 
     def __init__(self, unit: Unit, out: Path, world: World) -> None:
         self.unit, self.folders, self.trunk = unit, out / "runs", out / "runs" / unit.id
@@ -38,13 +38,15 @@ class Training(Trainer):
         _forget_other(longest, self.trunk)
         branch = unit.runs[0].shared_steps
         if branch and any(saved > step_folder(self.trunk, branch) for saved in step_folders(self.trunk)):
-            shutil.rmtree(self.trunk / "checkpoints")  # saved for longer runs: the branch lies behind it
+            shutil.rmtree(
+                self.trunk / "checkpoints"
+            )  # this state was saved by longer runs, beyond the point where this one branches off
         super().__init__(longest, self.trunk, world)
         self.at = unit.runs
         self.reached: dict[str, Any] | None = None  # the state of the model in memory
 
     def finish(self, run: Run, stopped: Callable[[], bool]) -> bool:
-        """Trains a run of the unit to its end; False if `stopped` ended it early, which is saved."""
+        """Trains a run of the unit to its end; False if `stopped` ended it early, in which case its state was saved."""
         branch = self.folders / run.id
         _forget_other(run.recipe, branch)
         if run.shared_steps and not step_folders(branch):
@@ -58,8 +60,9 @@ class Training(Trainer):
         self.setup.loader.close()
 
     def _advance(self, recipe: Recipe, folder: Path, until: int, stopped: Callable[[], bool], *, save: bool) -> bool:
-        """Goes on to step `until` from what `folder` has saved, or else from where the model is; with `save` that is
-        saved."""
+        """Continues to step `until`, from the state saved in `folder` if there is one; with `save` the state there is
+        saved.
+        """
         self.recipe, self.run, self.train, self.stepper.train = recipe, folder, recipe.train, recipe.train
         found = self._begin()
         state = found if found["step"] or self.reached is None else self.reached
@@ -86,7 +89,7 @@ class Training(Trainer):
         return bool(step == until)
 
     def measured(self, run: Run) -> dict[str, Any]:
-        """The columns that the training of a finished run gives."""
+        """The columns that the training of a finished run provides."""
         own = read_metrics(self.folders / run.id / "metrics.jsonl")
         shared = [step for step in read_metrics(self.trunk / "metrics.jsonl") if step["step"] <= run.shared_steps]
         steps = [*shared, *own] if run.shared_steps else own
@@ -101,7 +104,9 @@ class Training(Trainer):
             "train_loss": round(sum(step["loss"] for step in last) / len(last), 6),
             "seconds": round(seconds, 3),
             "tokens_per_second": round(run.tokens / seconds),
-            "repeated": int(any(position[0] > 0 for position in state["positions"].values())),  # into a second epoch
+            "repeated": int(
+                any(position[0] > 0 for position in state["positions"].values())
+            ),  # the second epoch has begun
             "device": torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads",
             "torch": str(torch.__version__),
             "data": digest(json.dumps(identity, sort_keys=True)),
@@ -109,7 +114,7 @@ class Training(Trainer):
 
 
 def _forget_other(recipe: Recipe, folder: Path) -> None:
-    """Removes what a run or trunk of this name left unfinished under another recipe."""
+    """Removes what a run or trunk of the same name, but with another recipe, left unfinished."""
     saved = folder / "recipe.json"
     if saved.exists() and _essence(read_json(saved, TrainError)) != _essence(json.loads(recipe.model_dump_json())):
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -117,6 +122,6 @@ def _forget_other(recipe: Recipe, folder: Path) -> None:
 
 
 def _essence(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe without what may differ between runs of one trunk; the name of a run says its tokens."""
+    """A recipe without the entries that may differ between runs of one trunk; the name of a run contains its tokens."""
     train = {name: value for name, value in recipe.get("train", {}).items() if name != "steps"}
     return recipe | {"name": "", "train": train}

@@ -11,13 +11,13 @@ from mobilemoe.sweep.runs import Run
 
 @dataclass(frozen=True)
 class Unit:
-    """Runs of one trunk, those of fewer tokens first; `id` is the trunk's."""
+    """Runs of one trunk, the shortest first; `id` is the trunk's."""
 
     id: str
     runs: tuple[Run, ...]
 
     def own_tokens(self) -> dict[str, int]:
-        """The tokens that each run adds to what was trained for those before it, by its id."""
+        """The tokens that each run adds to those already trained for the runs before it, by id."""
         tokens, trunk = {}, 0
         for run in self.runs:
             tokens[run.id] = (run.recipe.train.steps - min(trunk, run.shared_steps)) * run.batch_tokens
@@ -26,7 +26,7 @@ class Unit:
 
 
 def units(runs: Iterable[Run]) -> list[Unit]:
-    """The units of these runs, in the order of each one's first run."""
+    """The units of these runs, in the order of their first runs."""
     by_trunk: dict[str, list[Run]] = {}
     for run in runs:
         by_trunk.setdefault(run.trunk, []).append(run)
@@ -34,7 +34,7 @@ def units(runs: Iterable[Run]) -> list[Unit]:
 
 
 def own_costs(runs: list[Run]) -> dict[str, tuple[int, int]]:
-    """Tokens and FLOPs that each of these runs adds, by its id: together what training all of them takes."""
+    """The tokens and FLOPs that each of these runs adds, by id; their sum is what training all of them takes."""
     costs = {}
     for unit in units(runs):
         tokens = unit.own_tokens()

@@ -1,4 +1,4 @@
-"""A worker of a sweep: a process that takes one unit after the other, trains and scores its runs, and adds their rows.
+"""A worker of a sweep: a process that takes one unit after another, trains and scores its runs, and adds their rows.
 
 `python -m mobilemoe.sweep.worker OUT FIRST [ID...]` is what `sweep` starts. It reports on standard output, as JSON
 lines, which runs it starts and how they end; it stops when its standard input closes, so none outlives the sweep.
@@ -45,9 +45,9 @@ _CODE = (  # what a run's result depends on
 
 
 def train_run(training: Training, run: Run, text: HeldOutRows, stopped: Callable[[], bool]) -> dict[str, Any] | None:
-    """Trains a run of a unit and scores it; returns its row, None if `stopped` ended it.
+    """Trains a run of a unit and scores it; returns its row, or None if `stopped` ended it.
 
-    Writes documents/ID.csv in the sweep's folder. Raises the errors of training, and what torch raises.
+    Writes documents/ID.csv in the sweep's folder. Raises the errors of training, and whatever torch raises.
     """
     if not training.finish(run, stopped):
         return None
@@ -69,7 +69,7 @@ def code_version() -> str:
 
 
 def settled(out: Path) -> dict[str, str]:
-    """The keys of the runs in `out` that need no more work, by id: those finished and those that failed."""
+    """The keys of the runs in `out` that need no more work, by id: those that have finished or failed."""
     return {row["id"]: row["key"] for table in (FAILURES, RUNS) for row in read_rows(out / table)}
 
 
@@ -80,7 +80,8 @@ def record_failure(out: Path, run: Run, reason: str) -> None:
 
 
 def work(out: Path, first: str, only: list[str]) -> int:
-    """Trains the runs of the grid in `out`, or of `only`, that nobody trains yet; returns the exit status.
+    """Trains the runs of the grid in `out`, or those in `only` in that order, which no other process trains; returns
+    the exit status.
 
     `first` names a unit to try before the others, so that workers which start together do not all want the same one.
     """
@@ -118,7 +119,7 @@ class _SpoiltError(Exception):
 
 
 def _work_through(out: Path, found: list[Unit], text: HeldOutRows, stop: list[int]) -> bool:
-    """Tries each unit once; whether something may be left to do."""
+    """Tries each unit once; says whether there may be something left to do."""
     waits, known = False, settled(out)
     for unit in found:
         if stop:
@@ -135,12 +136,12 @@ def _work_through(out: Path, found: list[Unit], text: HeldOutRows, stop: list[in
 
 
 def _left(unit: Unit, known: dict[str, str]) -> tuple[Run, ...]:
-    """The runs of a unit that are not among those settled."""
+    """The runs of a unit that are not settled."""
     return tuple(run for run in unit.runs if known.get(run.id) != run.key)
 
 
 def _train_unit(out: Path, unit: Unit, text: HeldOutRows, stop: list[int]) -> bool:
-    """Trains the runs of a unit, a row for each; False if a failure of some has left others to be tried again."""
+    """Trains the runs of a unit and adds their rows; False if a failure has left some to be tried again."""
     training = None
     try:
         with ExitStack() as stack:
