@@ -87,10 +87,10 @@ class Part(Generic[C]):
         return self.stored_bytes(4)
 
     def stored_bytes(self, bits: WeightBits) -> C:
-        """Payload bytes in a file of `bits` a weight; norms stay in BF16 and the router in fp32 (spec 3).
+        """Payload bytes in a file with `bits` for each weight; norms stay in BF16 and the router in fp32 (spec 3).
 
-        4 is a `mobilemoe-int4-g32` file (3.1), 16 a BF16 file (3.2); 8, which no file has yet, counts a byte for each
-        weight and the same fp16 scale for each group.
+        4 is a `mobilemoe-int4-g32` file (3.1) and 16 a BF16 file (3.2). 8 is no file format yet: it counts a byte for
+        each weight, and the same fp16 scale for each group.
         """
         if bits < 16 and self.storage in ("matrix", "embedding"):
             code_bytes, scales = -(-self.columns * bits // 8), -(-self.columns // GROUP_SIZE)
@@ -99,7 +99,7 @@ class Part(Generic[C]):
 
 
 def parts(config: Shape[C]) -> Iterator[Part[C]]:
-    """Every tensor kind of the model, summed over layers."""
+    """Every kind of tensor in the model, summed over layers."""
     c, layers = config, config.num_hidden_layers
     d, q_width, kv_width = c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     yield Part("embedding", "embedding", 1, 1, c.vocab_size, d)
@@ -142,7 +142,7 @@ def active_parameters(config: Shape[C]) -> C:
 
 
 def file_bytes(config: Shape[C], bits: WeightBits) -> C:
-    """Payload of the file with `bits` a weight, without its header."""
+    """Payload of the file with `bits` for each weight, without its header."""
     return _sum(part.stored_bytes(bits) for part in parts(config))
 
 
@@ -162,25 +162,25 @@ def bf16_file_bytes(config: ModelConfig) -> int:
 
 
 def kv_bytes_per_token(config: Shape[C], bits: int = 8) -> C:
-    """Keys and values that one more token adds over all layers (spec section 4), while no window is full."""
+    """Bytes of keys and values that one more token adds over all layers (spec section 4), while no window is full."""
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * bits // 8
 
 
 def kv_bytes(config: Shape[C], context: int, bits: int = 8) -> C:
-    """KV cache after `context` tokens; a sliding layer keeps no more than its window."""
+    """Bytes of the KV cache after `context` tokens; a sliding layer keeps no more than its window."""
     return 2 * _attended(config, context) * config.num_key_value_heads * config.head_dim * bits // 8
 
 
 def decode_bytes(config: Shape[C], context: int = 0, kv_bits: int = 8, weight_bits: WeightBits = 4) -> C:
     """Bytes that one decoded token reads: the weights that it uses, and the keys and values of `context`."""
     weights = _sum(part.stored_bytes(weight_bits) * part.active // part.count for part in parts(config))
-    if not config.tie_word_embeddings:  # of which only a row is looked up
+    if not config.tie_word_embeddings:  # only one row of the input embedding is read
         weights -= next(part.stored_bytes(weight_bits) for part in parts(config) if part.name == "embedding")
     return weights + kv_bytes(config, context, kv_bits)
 
 
 def _matmul_flops(config: Shape[C]) -> C:
-    """2 N_act, less an input embedding that is only looked up (untied models)."""
+    """2 N_act, without an input embedding that is only looked up (untied models)."""
     lookup = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     return 2 * (active_parameters(config) - lookup)
 

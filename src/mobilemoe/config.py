@@ -1,7 +1,7 @@
 """ModelConfig: one frozen description of every model here, dense or mixture-of-experts.
 
-Field names are those of Meta's `config.json` (spec 3.3), so that the published files are read and written unchanged;
-keys that this package does not know are kept in `raw` and written back.
+The field names are those of Meta's `config.json` (spec 3.3), so that the published files are read and written
+unchanged. Keys that this package does not know are kept in `raw` and written back.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GROUP_SIZE = 32  # weights that share one INT4 scale
 GroupAxis = Literal["in", "out"]
 EXPERT_GROUP_AXIS = {"out": "out (last dim of [E, in, out])", "in": "in (last dim of [E, out, in])"}
 
-# What `quantization` holds besides the axis: one format exists, so a file that says otherwise is not ours.
+# The values in `quantization` besides the axis. There is one format, so any other value means another format.
 _QUANTIZATION = {
     "format": "mobilemoe-int4-g32",
     "group_size": GROUP_SIZE,
@@ -36,7 +36,7 @@ _QUANTIZATION = {
     "packed": True,
 }
 
-# Keys of Meta's file that describe what every model of the family has; another value means another model.
+# Keys of Meta's file whose values are the same for every model of the family.
 _FIXED: dict[str, Any] = {
     "model_type": "mobilemoe",
     "architectures": ["MobileMoEForCausalLM"],
@@ -95,7 +95,7 @@ class ModelConfig:
         check_types(self)
         if not isinstance(self.rope_scaling, RopeScaling | None):
             raise ConfigError(f"rope_scaling is {self.rope_scaling!r}, not a RopeScaling")
-        # One form for what means the same, so that equal models are equal configs.
+        # One form for each meaning, so that equal models are equal configs.
         types = tuple(self.layer_types)
         all_full = len(types) == self.num_hidden_layers and all(kind == FULL for kind in types)
         object.__setattr__(self, "layer_types", () if all_full else types)
@@ -115,21 +115,21 @@ class ModelConfig:
 
     @property
     def has_expert_bias(self) -> bool:
-        """Whether a selection bias stands beside the router (spec section 2, point 5)."""
+        """Whether the router has a selection bias (spec section 2, point 5)."""
         return self.is_moe and self.router_score == "sigmoid"
 
     @property
     def scale(self) -> float:
-        """What attention scores are multiplied by."""
+        """The factor on attention scores."""
         return self.attention_scale if self.attention_scale is not None else 1 / math.sqrt(self.head_dim)
 
     def window(self, layer: int) -> int | None:
-        """Tokens that `layer` attends to, itself included; None for all."""
+        """The number of tokens that `layer` attends to, itself included; None for all."""
         return self.sliding_window if self.layer_types and self.layer_types[layer] == SLIDING else None
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], name: str = "config.json") -> Self:
-        """Builds the config that a `config.json` object describes; `name` is for messages."""
+        """Builds the config that a `config.json` object describes; `name` is the file's name in messages."""
         try:
             return cls._parse(raw)
         except ConfigError as fault:
@@ -176,19 +176,21 @@ class ModelConfig:
 
     @property
     def _windows_are_told(self) -> bool:
-        """Whether what was read leaves no doubt about which layers have a window, if there is one."""
+        """Whether the file leaves no doubt about which layers have a window, if there is one."""
         window = self.sliding_window or 0
         off = self.raw.get("use_sliding_window") in (False,) or window >= self.max_position_embeddings
         return off or bool(self.raw.get("layer_types"))
 
     @property
     def unknown_keys(self) -> tuple[str, ...]:
-        """Keys of the file that was read of which nothing is known; they are written back as they were."""
+        """Keys of the file of which nothing is known here; they are written back as they were."""
         known = {entry.name for entry in fields(self)} | _FIXED.keys() | _READ_KEYS | FOREIGN_KEYS | HARMLESS_KEYS
         return tuple(sorted(key for key in self.raw if key not in known))
 
     def to_dict(self) -> dict[str, Any]:
-        """The `config.json` object: what was read, in its order, with only what has changed since replaced or added."""
+        """The `config.json` object: the file as it was read, with only those keys replaced or added that have changed
+        since.
+        """
         canonical = self._canonical()
         if not self.raw:
             return canonical
@@ -207,12 +209,12 @@ class ModelConfig:
         if (self.rope_theta, self.rope_scaling) != (read.rope_theta, read.rope_scaling):
             names = out.keys() if out.get("rope_parameters") else ("rope_theta", "rope_scaling")
             out |= {key: value for key, value in self._rope.items() if key in names}
-        for key, _ in list(foreign_faults(out, self)):  # of the model that was read, not of this one
+        for key, _ in list(foreign_faults(out, self)):  # these keys describe the model that was read, and not this one
             del out[key]
         return out
 
     def _canonical(self) -> dict[str, Any]:
-        """Every key that spec 3.3 names, then those of 3.5 that differ from the family's."""
+        """Every key that spec 3.3 names, then those of 3.5 whose values differ from the family's."""
         out: dict[str, Any] = {
             **_FIXED,
             **{name: getattr(self, name) for name in _PLAIN_KEYS},
@@ -271,9 +273,9 @@ _EXTENSION_KEYS = (
     "header_end_token_id",
 )
 _FLOAT_KEYS = ("routed_scaling_factor", "attention_scale", "rms_norm_eps", "rope_theta")
-# Keys that are read beside those named as fields, and those that every file of the family has.
+# Keys that are read besides those named as fields and those in _FIXED.
 _READ_KEYS = frozenset(("dtype", "no_rope_layers", "quantization", "rope_parameters", "use_qk_norm"))
-# Fields that are written under other keys than their names, or under more than one.
+# Fields that are written under other keys than their names, or under several.
 _KEYS_OF = {
     "num_hidden_layers": ("num_hidden_layers", "no_rope_layers", "layer_types"),
     "sliding_window": ("sliding_window", "layer_types"),
@@ -294,7 +296,7 @@ def _read_group_axis(raw: Any) -> GroupAxis | None:
         return None
     if not isinstance(raw, Mapping):
         raise ConfigError(f"quantization is {raw!r}, not an object")
-    for key in ("bits", "mode", "quant_method"):  # as other tools describe theirs
+    for key in ("bits", "mode", "quant_method"):  # the keys of other tools
         if key in raw:
             raise ConfigError(f"quantization.{key} is {raw[key]!r}, but only MobileMoE's own quantization is supported")
     for key, value in _QUANTIZATION.items():

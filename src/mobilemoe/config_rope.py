@@ -1,4 +1,4 @@
-"""RoPE in a config.json: `rope_theta` and `rope_scaling`, and what transformers 5 made of them.
+"""RoPE in a config.json: `rope_theta` and `rope_scaling`, and their successor in transformers 5.
 
 There `rope_parameters` holds the base and the scaling, once for all layers or once for each kind of layer.
 """
@@ -68,13 +68,13 @@ def read_rope(raw: Mapping[str, Any], layer_types: Iterable[Any]) -> tuple[Any, 
 
 
 def write_rope(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
-    """The keys, old and new, that say this of all layers."""
+    """The keys, old and new, for this base and scaling in all layers."""
     old = None if scaling is None else {"rope_type": "llama3", **vars(scaling)}
     return {_THETA: theta, _OLD: old, _NEW: {_THETA: theta, **(old or {"rope_type": "default"})}}
 
 
 def _entries(value: Any, key: str, kinds: list[str]) -> list[tuple[str, Mapping[str, Any]]]:
-    """What `key` holds for the kinds of layers that there are, each with its place."""
+    """The entries in `key` for the kinds of layers that exist, each with its place for messages."""
     if not isinstance(value, Mapping):
         raise ConfigError(f"{key} is {value!r}, not an object")
     nested = [name for name, entry in value.items() if isinstance(entry, Mapping) or name.endswith("_attention")]

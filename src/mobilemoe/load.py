@@ -30,7 +30,7 @@ Message = dict[str, str]
 
 
 class Backend(Protocol):
-    """What computes: the native engine, or the PyTorch model."""
+    """What computes: the native engine or the PyTorch model."""
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]: ...
 
@@ -52,12 +52,11 @@ def load(
 ) -> Model:
     """Loads a Hub id, a folder, a training run's folder, or a bundled model ("nano").
 
-    The native engine runs INT4 weights with `activations` "int8" (its default) or "fp32" (exact, slow), keys and
-    values in `kv` "int8", "fp16" or "fp32" (default: as the activations), on `threads` (default: one for each core that
-    this process may use).
-    BF16 weights need quantize="int4", which rounds them to nearest, or backend="torch", which computes in fp32, on a
-    GPU where there is one, and needs the extra.
-    Raises ModelNotFoundError, UsageError, ConfigError, CheckpointError, MissingExtraError.
+    The native engine runs INT4 weights. `activations` are "int8" (its default) or "fp32" (exact, slow); keys and values
+    are kept in `kv` "int8", "fp16" or "fp32" (default: as the activations). `threads` is by default one for each core
+    that this process may use. BF16 weights need quantize="int4", which rounds them to nearest, or backend="torch",
+    which needs the extra and computes in fp32, on a GPU if there is one. Raises ModelNotFoundError, UsageError,
+    ConfigError, CheckpointError, MissingExtraError.
     """
     if backend not in ("native", "torch"):
         raise UsageError(f"backend is {backend!r}, but must be 'native' or 'torch'")
@@ -83,7 +82,7 @@ def _load_torch(folder: Path) -> Model:
     except ImportError:
         raise MissingExtraError("computing with PyTorch", "torch") from None
     with Checkpoint.open(folder) as checkpoint:
-        with torch.device("meta"):  # no memory and no random numbers for weights that are read anyway
+        with torch.device("meta"):  # the weights are read from the file: allocate and initialise nothing
             torch_model = MobileMoE(checkpoint.config)
         torch_model.to_empty(device="cpu")
         torch_model.load_weights(checkpoint.weight)
@@ -92,9 +91,9 @@ def _load_torch(folder: Path) -> Model:
 
 
 class Model:
-    """A model that writes text. The tokenizer is read when it is first needed: `logits` works without one.
+    """A model that writes text. The tokenizer is read at first use, so that `logits` works without one.
 
-    `engine` is the native engine where that computes, None where PyTorch does.
+    `engine` is the native engine, or None where PyTorch computes.
     """
 
     def __init__(self, folder: Path, config: ModelConfig, backend: Backend, *, engine: Engine | None = None) -> None:
@@ -137,11 +136,11 @@ class Model:
         return encode_chat(self.tokenizer, self._template, messages or (), add_generation_prompt=True)
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """logits_TV: after each of the T ids, what comes next. Raises UsageError for ids that cannot be."""
+        """logits_TV of the next token, after each of the T ids. Raises UsageError for ids outside the vocabulary."""
         return self.backend.logits(ids)
 
     def loglikelihood(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
-        """log P(continuation | context) in nats, and whether greedy decoding would give just that; ids both."""
+        """log P(continuation | context) in nats, and whether greedy decoding would give just that. Both are ids."""
         return self.loglikelihoods([(context, continuation)])[0]
 
     def loglikelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
@@ -158,7 +157,7 @@ class Model:
         logprobs: int | None = None,
         **sampling: Any,
     ) -> Stream:
-        """The continuation, piece by piece as it is made; `sampling` are the fields of `Sampling`.
+        """The continuation, piece by piece as it is generated; `sampling` are the fields of `Sampling`.
 
         With `logprobs`, the stream's `choices` have the log-probability of each token and of that many likeliest ones.
         """
@@ -181,7 +180,7 @@ class Model:
         stop: str | Sequence[str] = (),
         **sampling: Any,
     ) -> str:
-        """The continuation alone, as one text; arguments as for `stream`."""
+        """The continuation as one text; the arguments are those of `stream`."""
         stream = self.stream(prompt, messages=messages, max_new_tokens=max_new_tokens, stop=stop, **sampling)
         return "".join(stream)
 
@@ -193,7 +192,7 @@ class Model:
         stop: str | Sequence[str] = (),
         **sampling: Any,
     ) -> list[str]:
-        """The continuations of several prompts, computed together; each as `generate` gives it."""
+        """The continuations of several prompts, computed together; each equals what `generate` gives for it alone."""
         if isinstance(prompts, str):
             raise UsageError("prompts is one text, but must be a list of them")
         if not prompts:

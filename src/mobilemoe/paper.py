@@ -92,7 +92,7 @@ class Mark:
 
 
 def average_marks() -> list[Mark]:
-    """The averages over the 14, those of a series from the smallest model on."""
+    """The averages over the 14 benchmarks; within a series from the smallest model to the largest."""
     return [
         _mark(series, model, score, series in _IN_INT4)
         for series, models in _AVERAGES.items()

@@ -1,4 +1,4 @@
-"""The models that have a name, and `derive`, which builds a family member from the paper's dials."""
+"""The models that have a name, and `derive`, which builds a family member from a number of active parameters."""
 
 from __future__ import annotations
 
@@ -38,10 +38,11 @@ def family_member(
     rope_scaling: RopeScaling | None = None,
     **other: Any,
 ) -> ModelConfig:
-    """The member of width `hidden_size` under the general rule of spec section 1.
+    """The member of width `hidden_size` by the general rule of spec section 1.
 
-    expansion: E, routed capacity over the dense FFN's; granularity: g, how finely experts are cut; shared: fuse g/2
-    of the g active slots into one always-on expert. E = 1 is the dense FFN of width 4d.
+    expansion: E, the routed capacity divided by that of the dense FFN. granularity: g, how finely experts are cut.
+    shared: whether g/2 of the g active slots are fused into one expert that is always on. E = 1 is the dense FFN of
+    width 4d.
     """
     d_ff = 4 * hidden_size
     if expansion < 1 or granularity < 1:
@@ -76,9 +77,10 @@ def family_member(
 
 
 def family_experts(hidden_size: C, expansion: C, granularity: C, shared: C) -> dict[str, C]:
-    """The config fields of a mixture's experts by spec section 1: g/2 of the active slots are fused if `shared` is 1.
+    """The config fields of a mixture's experts by spec section 1, as numbers, or as arrays with an entry for each
+    model.
 
-    Of numbers, or of arrays with an entry for each model.
+    If `shared` is 1, g/2 of the active slots are fused.
     """
     width, fused = 4 * hidden_size // granularity, granularity // 2 * shared
     return {
@@ -90,7 +92,7 @@ def family_experts(hidden_size: C, expansion: C, granularity: C, shared: C) -> d
 
 
 def family_kv_heads(heads: int) -> int:
-    """The number of KV heads for so many query heads: the largest up to 4 that divides them (spec section 1)."""
+    """The family's number of KV heads: the largest up to 4 that divides the query heads (spec section 1)."""
     return max(kv for kv in (1, 2, 3, 4) if heads % kv == 0)
 
 
@@ -103,11 +105,11 @@ def family_knobs(
 
 
 def derive(active: float, expansion: int = 8, granularity: int = 8, shared: bool = True, **other: Any) -> ModelConfig:
-    """The family member whose active parameters (embedding counted once) come nearest to `active`.
+    """The family member whose number of active parameters (embedding counted once) is nearest to `active`.
 
-    `other` are the further arguments of `family_member`: layers, vocab_size, rope_scaling, config fields. Widths tried
-    are the multiples of 32 below 256 and of 64 from there to 8192. Raises ConfigError if no width comes within a
-    factor of two, which happens when the vocabulary alone is larger than `active`.
+    `other` are further arguments of `family_member`: layers, vocab_size, rope_scaling, config fields. The widths tried
+    are multiples of 32 below 256, and of 64 from there to 8192. Raises ConfigError if no width comes within a factor of
+    two, which happens when the vocabulary alone is larger than `active`.
     """
     widths = [*range(32, 256, 32), *range(256, 8193, 64)]
     candidates = [

@@ -1,4 +1,4 @@
-"""From logits to the next token: bias, penalties, then greedy or temperature, top-k, top-p and min-p.
+"""From logits to the next token: bias, penalties, then greedy choice or temperature, top-k, top-p and min-p.
 
 Legend: V vocabulary. The steps are applied in this order, as in most runtimes. The native engine has
 its own sampler with the same rules; `Sampler` here serves the PyTorch model.
@@ -24,8 +24,8 @@ _NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_pen
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to choose: temperature 0 is greedy; top_k 0, top_p 1, min_p 0, repetition_penalty 1 and the other penalties
-    0 are off.
+    """The rules for choosing a token. Temperature 0 is greedy; top_k 0, top_p 1, min_p 0, repetition_penalty 1 and 0
+    for the other penalties mean off.
 
     `repetition_penalty` divides positive and multiplies negative logits of ids seen, the prompt's included;
     `presence_penalty` is subtracted once, `frequency_penalty` once per occurrence, from logits of generated ids.
@@ -62,7 +62,7 @@ class Sampling:
         for name, holds, rule in rules:
             if not holds:
                 raise UsageError(f"{name} is {getattr(self, name)}, but {rule}")
-        given: Any = self.logit_bias  # by anybody
+        given: Any = self.logit_bias  # the annotation is not enforced
         for token, bias in given.items():
             if not (isinstance(token, Integral) and isinstance(bias, Real) and math.isfinite(bias)):
                 raise UsageError(f"logit_bias has {token!r}: {bias!r}, but must be of token ids and finite numbers")
@@ -114,7 +114,7 @@ class Sampler:
         return token
 
     def _change(self, scores_V: npt.NDArray[np.float64]) -> None:
-        """Bias, then the penalty of CTRL (arXiv 1909.05858), then those of OpenAI's interface."""
+        """Applies the bias, then the penalty of CTRL (arXiv 1909.05858), then those of OpenAI's interface."""
         sampling = self._sampling
         for token, bias in sampling.logit_bias.items():
             scores_V[token] += bias

@@ -1,4 +1,4 @@
-"""From chosen tokens to text, token by token: UTF-8 that never breaks, stop texts, and the streams of a model."""
+"""Turns chosen tokens into text, token by token: whole UTF-8 characters, stop texts, and the stream of a model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mobilemoe.tokenizer import StreamDecoder, Tokenizer
 class Writer:
     """The text of one sequence: at most `max_new_tokens` tokens, up to a stop id or stop text.
 
-    `new_tokens` is how many there are, `finished` why the text ended (None while it goes on).
-    Raises UsageError for stop texts that cannot be.
+    `new_tokens` is their number so far, `finished` the reason why the text ended (None while it goes on). Raises
+    UsageError for impossible stop texts.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Writer:
         self.finished: Literal["stop", "length"] | None = None
 
     def push(self, token: int) -> str:
-        """The text that is certain with one more token; sets `finished` with the last one."""
+        """Takes one more token and returns the text that is now certain; sets `finished` with the last token."""
         self.new_tokens += 1
         if token in self._stop_ids:
             self.finished = "stop"
@@ -45,7 +45,7 @@ class Writer:
         return self._release(text)
 
     def _release(self, text: str) -> str:
-        """What may be shown of the held text: all before a stop string, and nothing that may become one."""
+        """The part of the held text that may be shown: what precedes a stop text, and nothing that may become one."""
         text = self._held + text
         found = [place for place in map(text.find, self._stop) if place >= 0]
         if found:
@@ -62,8 +62,8 @@ class Writer:
 class Batch(Protocol):
     """Texts that a backend continues together, numbered 0, 1, 2 ...
 
-    `step` gives their next tokens; of one whose prompt takes several steps, nothing yet. One that has left goes no
-    further.
+    `step` gives the next token of each, or nothing yet for a text whose prompt takes several steps. `leave` ends a
+    text.
     """
 
     def step(self) -> list[tuple[int, Choice]]: ...
@@ -72,11 +72,11 @@ class Batch(Protocol):
 
 
 class Stream(Iterator[str]):
-    """Pieces of the continuation that `batch` gives to its text 0; beside them what it took.
+    """The pieces of the continuation of text 0 in `batch`, with statistics.
 
-    `finished` is None while it goes on, then "stop" (a stop token or string) or "length". `prefill_seconds` (up to the
-    first token) and `decode_seconds` are wall-clock time in the model, without the caller's. `choices` are the tokens
-    so far, with log-probabilities if these were asked for.
+    `finished` is None while the text goes on, then "stop" (a stop token or text) or "length". `prefill_seconds` (up to
+    the first token) and `decode_seconds` are wall-clock time in the model, without the caller's. `choices` are the
+    tokens so far, with log-probabilities if these were asked for.
     """
 
     def __init__(self, batch: Batch, writer: Writer, prompt_tokens: int) -> None:
@@ -113,7 +113,7 @@ class Stream(Iterator[str]):
 
 
 def write_all(batch: Batch, writers: Sequence[Writer]) -> list[str]:
-    """The whole texts of a batch, each as it would be alone."""
+    """The complete texts of a batch, each as it would be alone."""
     texts = [""] * len(writers)
     while not all(writer.finished for writer in writers):
         for number, choice in batch.step():

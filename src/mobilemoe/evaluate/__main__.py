@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's own command, to which the model "mobilemoe" is known.
+"""The command of lm-evaluation-harness with the model "mobilemoe" registered.
 
 python -m mobilemoe.evaluate --model mobilemoe --model_args pretrained=nano,threads=2 --tasks piqa
 """
@@ -9,7 +9,7 @@ from mobilemoe.errors import MissingExtraError, MobileMoEError
 
 
 def main() -> None:
-    """Runs the command on this process's arguments; an error of ours is one line and its exit status."""
+    """Runs the command with this process's arguments; one of our errors is one line and its exit status."""
     try:
         try:
             from lm_eval.__main__ import cli_evaluate

@@ -1,4 +1,4 @@
-"""A suite of benchmarks on one model, by lm-evaluation-harness's own evaluation."""
+"""Evaluates one model on a suite of benchmarks, with lm-evaluation-harness's own evaluation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A suite whose data are at hand: `tasks` as `build.build_tasks` gives them, and why others are `missing`."""
+    """A suite whose data are available: `tasks` as `build.build_tasks` gives them, and why others are `missing`."""
 
     suite: str
     benchmarks: tuple[Benchmark, ...]
@@ -36,10 +36,10 @@ class Prepared:
 
 
 def prepare(suite: str, *, data_dir: Path | None = None, allow_code: bool = False) -> Prepared:
-    """A suite, or the benchmarks of a comma-separated list; with data from a folder instead of the Hub if one is given.
+    """A suite, or the benchmarks of a comma-separated list, with data from a folder if one is given, else from the Hub.
 
-    allow_code: whether code that a model writes may be run. UsageError for unknown names, DataError if no benchmark's
-    data can be read.
+    allow_code: whether programs that a model writes may be run. UsageError for unknown names, DataError if no
+    benchmark's data can be read.
     """
     benchmarks = find_benchmarks(suite, data_dir)
     with quiet():
@@ -61,13 +61,14 @@ def evaluate(
     chat: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> Results:
-    """Scores of `model` on a suite; its scored examples as JSONL.
+    """The scores of `model` on a suite; its scored examples are written as JSONL.
 
-    examples: the file for them, a line each: benchmark, id, correct (the main metric's value for it), tokens (of its
-    longest request, answer included). limit: examples of each benchmark, the first ones, of its tasks about as many
-    each. chat: whether prompts are put as conversations; by default those of benchmarks that ask for it, if the model
-    has a chat template. `on_progress` is that of `HarnessModel`. Items that cannot be put to this model are left out,
-    and the benchmark's note says so; one of which nothing is left is missing. DataError if all are.
+    examples: the file for them, with a line for each: benchmark, id, correct (the main metric's value for it), tokens
+    (of its longest request, answer included). limit: the number of examples of each benchmark, the first ones, divided
+    about equally among its tasks. chat: whether prompts are put as conversations; by default those of benchmarks that
+    ask for it, if the model has a chat template. `on_progress` is that of `HarnessModel`. Items that cannot be put to
+    this model are left out, and the benchmark's note says so; a benchmark without any other items is missing. DataError
+    if all are.
     """
     began = time.perf_counter()
     model.on_progress = on_progress
@@ -114,7 +115,7 @@ def evaluate(
 
 
 def prompts(model: HarnessModel, prepared: Prepared, count: int) -> dict[str, list[list[int]]]:
-    """Ids of the first `count` different prompts of each benchmark, as an evaluation has put them to `model`."""
+    """Ids of the first `count` different prompts of each benchmark, as an evaluation puts them to `model`."""
     found: dict[str, list[list[int]]] = {}
     for name, tasks in prepared.tasks.items():
         each = tasks if isinstance(tasks, list) else [tasks]
@@ -130,7 +131,7 @@ def _nothing_of(suite: str, missing: Mapping[str, str]) -> DataError:
 
 
 def _unscored(model: HarnessModel, parts: Mapping[str, Part]) -> str:
-    """How many items of a benchmark were left out, and why; "" for none."""
+    """How many items of a benchmark were left out, and why; empty for none."""
     lengths = [length for part in parts.values() for length in part.unscorable]
     if not lengths:
         return ""
@@ -151,12 +152,12 @@ def _in_chat(model: HarnessModel, benchmarks: Sequence[Benchmark]) -> set[str]:
 
 
 def _parts(name: str, found: Any) -> Parts:
-    """The tasks of a benchmark under names of their own: that of the benchmark, and of the task if it has several."""
+    """The tasks of a benchmark under unique names: the benchmark's, followed by the task's if there are several."""
     return {f"{name}/{task.task_name}": task for task in found} if isinstance(found, list) else {name: found}
 
 
 def _row(benchmark: Benchmark, parts: Mapping[str, Part]) -> Row:
-    """Scores of a benchmark: of several tasks the mean over all their examples, with a pooled standard error."""
+    """The scores of a benchmark; for several tasks the mean over all their examples, with a pooled standard error."""
     first, *others = parts.values()
     sizes = [part.size for part in parts.values()]
     row: Row = {}

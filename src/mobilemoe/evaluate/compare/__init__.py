@@ -1,1 +1,1 @@
-"""Differences that can be trusted: paired scores, overlap with training text, and what compression changed."""
+"""Compares models reliably: paired scores, overlap with training text, and what compression changed."""

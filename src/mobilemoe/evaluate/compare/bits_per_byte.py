@@ -1,4 +1,4 @@
-"""Bits per byte: how many bits a model needs for each byte of a text; it compares models of any tokenizer."""
+"""Bits per byte: the bits that a model needs for each byte of a text. It compares models with different tokenizers."""
 
 from __future__ import annotations
 
@@ -41,12 +41,13 @@ S = TypeVar("S", bound=Score)
 def score_file(
     model: Model, path: Path | str, *, window: int | None = None, on_text: Callable[[int], None] | None = None
 ) -> dict[str, Score]:
-    """Scores of a JSONL file's texts by their "domain" (else "source", else "text"), and "all".
+    """Scores of the texts in a JSONL file by their "domain" (else "source", else "text"), and for "all" of them.
 
-    A line is read as training reads it (`document_of_row`). Of "text" every token is scored, and of "messages" what the
-    chat template writes, control tokens included, over the bytes of their contents. A text stands behind BOS, or behind
-    end-of-text where there is no BOS; one longer than `window` tokens (default: the model's context) is scored in
-    windows that each begin anew behind it. `on_text` hears how many are done. The file may be compressed (.gz, .zst).
+    A line is read as training reads it (`document_of_row`). Of "text" every token is scored. Of "messages" everything
+    that the chat template writes is scored, control tokens included, over the bytes of the contents. A text follows
+    BOS, or end-of-text where there is no BOS. A text longer than `window` tokens (default: the model's context) is
+    scored in windows that each follow that token. `on_text` is told how many texts are done. The file may be compressed
+    (.gz, .zst).
     """
     window = model.config.max_position_embeddings if window is None else window
     check_window(window, model.config.max_position_embeddings)
@@ -64,7 +65,7 @@ def score_file(
 def sum_by_domain(
     path: Path, kind: type[S], score: Callable[[str, Document], S], on_text: Callable[[int], None] | None
 ) -> dict[str, S]:
-    """Sums, and "all", of what `score(place, document)` says of each document of a JSONL file, by its domain."""
+    """The sums of `score(place, document)` over the documents of a JSONL file, by domain and for "all"."""
     found: dict[str, S] = defaultdict(kind)
     done = 0
     for place, row in read_rows(path):
@@ -83,27 +84,27 @@ def sum_by_domain(
 
 
 def check_window(window: int, longest: int) -> None:
-    """UsageError for a window that leaves nothing to score, or is longer than what the model can take."""
+    """UsageError for a window that leaves nothing to score, or is longer than the model's context."""
     if not 2 <= window <= longest:
         raise UsageError(f"the window is {window}, but must be from 2 to {longest}")
 
 
 def targets_of(ids: Sequence[int], window: int) -> Iterator[list[int]]:
-    """What is scored behind ids[0] in each window of at most `window` ids."""
+    """The ids after ids[0] that each window of at most `window` ids scores."""
     for at in range(1, len(ids), window - 1):
         yield list(ids[at : at + window - 1])
 
 
 def _bits(model: Model, ids: list[int], window: int) -> float:
-    """-log2 of the probability of ids[1:] behind ids[0], in windows that each begin anew behind it."""
+    """-log2 of the probability of ids[1:] given ids[0], in windows that each begin with ids[0]."""
     windows = [(ids[:1], targets) for targets in targets_of(ids, window)]
     return -sum(logprob for logprob, _ in model.loglikelihoods(windows)) / math.log(2)
 
 
 def encode_document(model: Model, place: str, document: Document) -> tuple[list[int], int]:
-    """The ids of a document, behind one that is not scored, and the bytes of its text; DataError names a bad `place`.
+    """The ids of a document, after one that is not scored, and the bytes of its text. DataError names a bad `place`.
 
-    That one is BOS, else end-of-text, else the control token with which the chat template begins.
+    The first id is BOS, else end-of-text, else the control token with which the chat template begins.
     """
     messages, text = document.messages, document.text
     tokenizer = model.tokenizer

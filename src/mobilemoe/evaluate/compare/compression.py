@@ -1,4 +1,4 @@
-"""What compression costs: models of one shape and tokenizer beside the parent that they were made from.
+"""What compression costs: compares models with the parent of the same shape and tokenizer that they were made from.
 
 C models, L MoE layers, T tokens, A active experts per token, V vocabulary.
 """
@@ -29,10 +29,11 @@ Choices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Cost:
-    """A model beside its parent on the texts of a domain; `divergence` is KL(parent || model) in nats per token.
+    """A model compared with its parent on the texts of a domain; `divergence` is KL(parent || model) in nats per token.
 
-    agreement: the share of tokens with the same likeliest next one. shared_L, jaccard_L: by layer, what part of a
-    token's experts both chose, and what both chose over what either did; means over tokens, None where not compared.
+    agreement: the share of tokens for which both have the same likeliest next token. shared_L, jaccard_L: for each
+    layer the share of a token's experts that both chose, and the experts that both chose over those that either chose;
+    means over tokens, None where they were not compared.
     """
 
     bits_per_byte: float
@@ -43,7 +44,7 @@ class Cost:
 
     @property
     def shared(self) -> float | None:
-        """Mean over layers."""
+        """The mean of `shared_L` over layers."""
         return None if self.shared_L is None else float(np.mean(self.shared_L))
 
     def as_json(self) -> dict[str, Any]:
@@ -59,10 +60,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Compression:
-    """What `compression_table` found; costs by model, then by domain, "all" among them.
+    """The result of `compression_table`: costs by model, then by domain and for "all".
 
     parent_bits_per_byte, tokens: by domain. without_experts: why a model's expert choices were not compared.
-    benchmarks: by model, its scores less the parent's; empty until `with_benchmarks`.
+    benchmarks: by model, its scores minus the parent's; empty until `with_benchmarks`.
     """
 
     parent_bits_per_byte: dict[str, float]
@@ -84,11 +85,11 @@ class Compression:
 
     @property
     def heads(self) -> list[str]:
-        """Those of `rows`."""
+        """The headings of `rows`."""
         return ["", "parent", *self.costs]
 
     def rows(self) -> Iterator[list[str]]:
-        """One table: what is measured downwards, the parent and its models side by side."""
+        """A table with one row for each quantity, and a column for the parent and for each of its models."""
         domains = sorted(self.tokens, key=lambda name: (name != "all", name))
         for domain in domains:
             costs = [each[domain] for each in self.costs.values()]
@@ -120,7 +121,7 @@ class Compression:
             yield [name, " / ".join(parents), *cells]
 
     def with_benchmarks(self, differences: Mapping[str, Comparison]) -> Compression:
-        """The same with `differences` to the parent's scores, of models named here; UsageError for another name."""
+        """The same with `differences` to the parent's scores, for models named here; UsageError for another name."""
         for name in differences:
             if name not in self.costs:
                 raise UsageError(f"{name!r} has results, but is none of the models: {', '.join(self.costs)}")
@@ -136,12 +137,13 @@ def compression_table(
     window: int | None = None,
     on_text: Callable[[int], None] | None = None,
 ) -> Compression:
-    """Costs of `models`, by their names, over a JSONL file's texts: lines, windows and errors as in `score_file`.
+    """The costs of `models`, by name, over the texts of a JSONL file: lines, windows and errors are those of
+    `score_file`.
 
-    One pass over the text, with the parent computed once for all. The default window is the shortest context, but no
-    more than half a GB of logits each. With `experts` choices of experts are compared too, those of the PyTorch models:
-    one that runs on the native engine is read a second time for them, and what it is in fp32 is compared.
-    UsageError if the models do not read a text as the same tokens.
+    The text is read once, and the parent computed once for all models. The default window is the shortest context, but
+    at most half a GB of logits for each model. With `experts` the choices of experts are compared too, as the PyTorch
+    models make them: for this a model that runs on the native engine is read a second time, and computed in fp32.
+    UsageError if the models do not encode a text to the same tokens.
     """
     if not models:
         raise UsageError("there is no model to compare with the parent: give at least one")
@@ -184,14 +186,14 @@ def compression_table(
 
 
 def overlap(ours_LTA: Choices, theirs_LTA: Choices) -> Array:
-    """Sums over tokens, by layer, of |both| / A and of |both| / |either|, as [2, L]."""
+    """Sums over tokens, by layer, of |both| / A and of |both| / |either|: [2, L]."""
     active = ours_LTA.shape[2]
     both_LT = (ours_LTA[..., :, None] == theirs_LTA[..., None, :]).sum(axis=(2, 3))
     return np.array([(both_LT / active).sum(axis=1), (both_LT / (2 * active - both_LT)).sum(axis=1)])
 
 
 def _overlaps(parent_LTA: Choices | None, models: Sequence[Choices | None]) -> Array | float:
-    """`overlap` of each model as [C, 2, L]; zeros for one that is not compared, 0.0 if none is."""
+    """`overlap` for each model: [C, 2, L]. Zeros for a model that is not compared, 0.0 if none is."""
     if parent_LTA is None:
         return 0.0
     nothing = np.zeros((2, len(parent_LTA)))
@@ -200,7 +202,7 @@ def _overlaps(parent_LTA: Choices | None, models: Sequence[Choices | None]) -> A
 
 @dataclass
 class _Sums(Score):
-    """A score of the parent, with sums of each model; 0.0 stands for an array of zeros."""
+    """A score of the parent, with sums for each model; 0.0 stands for an array of zeros."""
 
     bits_C: Any = 0.0
     nats_C: Any = 0.0
@@ -219,7 +221,7 @@ class _Sums(Score):
 
 
 class _Reader:
-    """A model's logits_TV and, if wanted, its experts_LTA: from one forward pass where it is a PyTorch model."""
+    """Gives a model's logits_TV and, if wanted, its experts_LTA; a PyTorch model gives both in one forward pass."""
 
     def __init__(self, model: Model, with_experts: bool) -> None:
         self._model = model

@@ -1,9 +1,10 @@
-"""Which test items a training text holds: runs of 13 words, found by streaming the text past those of the tests.
+"""Finds test items in a training text: runs of 13 words that occur in both. The text is streamed.
 
-The method is that of GPT-3 (arXiv 2005.14165, appendix C) with n fixed: words in lower case without punctuation, an
-item counts as found if any 13 words in a row of any of its texts occur in training. A text of 8 to 12 words is looked
-for whole, a shorter one says nothing, and neither does what more than 50 items share: the wording of the task. Found
-items are suspects, not proof: a saying or a template may be in both. Only hashes of the tests' words are in memory.
+The method is that of GPT-3 (arXiv 2005.14165, appendix C) with n fixed: words are compared in lower case without
+punctuation, and an item counts as found if any 13 consecutive words of any of its texts occur in training. A text of 8
+to 12 words must occur as a whole, and a shorter one is ignored. So is a run that more than 50 items share, because it
+is the wording of the task. A found item is a suspect and no proof: a saying or a template may be in both. Only hashes
+of the tests' words are in memory.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ _SPARSE = 16  # places of the filter for each run: about one foreign place in 16
 
 @dataclass(frozen=True)
 class Overlap:
-    """Of a benchmark's `items`, `checked` were long enough to be looked for; `found` are the ids of those found."""
+    """A benchmark has `items`; `checked` of them were long enough to be looked for, and `found` are the ids of those
+    found.
+    """
 
     items: int
     checked: int
@@ -50,7 +53,7 @@ class Overlap:
 
     @property
     def share(self) -> float | None:
-        """Of the items that could be looked for."""
+        """The share of the checked items that were found."""
         return len(self.found) / self.checked if self.checked else None
 
     def as_json(self) -> dict[str, Any]:
@@ -59,7 +62,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Clean:
-    """A benchmark's mean over all examples and over those that were not found in training, with its standard error."""
+    """A benchmark's mean over all examples, and over those not found in training, with its standard error."""
 
     examples: int
     score: float
@@ -73,10 +76,10 @@ def find_overlaps(
     training: Iterable[str],
     on_progress: Callable[[int], None] | None = None,
 ) -> dict[str, Overlap]:
-    """For each benchmark the items that `training` holds.
+    """The items of each benchmark that `training` contains.
 
-    benchmarks: by name, by id, the texts of an item, such as `task_items` gives. training: texts, such as those of
-    `training_texts`, each read once. `on_progress` hears the characters that have passed.
+    benchmarks: by name and by id, the texts of an item, as `task_items` gives them. training: texts, such as those of
+    `training_texts`, which are each read once. `on_progress` is told how many characters have been read.
     """
     owners = [(name, key) for name, items in benchmarks.items() for key in items]
     runs = _Runs([texts for items in benchmarks.values() for texts in items.values()])
@@ -104,7 +107,7 @@ def find_overlaps(
 
 
 def task_items(tasks: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
-    """The items of `build.build_tasks`, by benchmark, with the ids that `run.evaluate` gives to its examples."""
+    """The items of `build.build_tasks`, by benchmark, with the ids that `run.evaluate` gives their examples."""
     items: dict[str, dict[str, list[str]]] = {}
     for name, found in tasks.items():
         parts = {f"{task.task_name}/": task for task in found} if isinstance(found, list) else {"": found}
@@ -115,7 +118,7 @@ def task_items(tasks: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
 
 
 def doc_texts(doc: Any) -> list[str]:
-    """Every string in a test item as the data set has it, at any depth, each a text of its own."""
+    """Every string in a test item of the data set, at any depth, as a separate text."""
     if isinstance(doc, str):
         return [doc]
     parts: Iterable[Any] = doc.values() if isinstance(doc, Mapping) else doc if isinstance(doc, list | tuple) else ()
@@ -125,7 +128,7 @@ def doc_texts(doc: Any) -> list[str]:
 def training_texts(paths: Sequence[Path]) -> Iterator[str]:
     """The texts and messages of files (JSONL, plain text, parquet; .gz and .zst) and of recipes (.toml), one by one.
 
-    Of a recipe all sources are read, its held-out documents included. DataError for what is not there or holds no text.
+    All sources of a recipe are read, with its held-out documents. DataError for what does not exist or holds no text.
     """
     for path in paths:
         empty = True
@@ -142,7 +145,7 @@ def training_texts(paths: Sequence[Path]) -> Iterator[str]:
 
 
 def scores_without(examples: Examples, overlaps: Mapping[str, Overlap]) -> dict[str, Clean]:
-    """Scores with and without the examples that were found, of each benchmark that was both scored and checked."""
+    """Scores with and without the examples that were found, for each benchmark that was both scored and checked."""
     cleaned = {}
     for name in sorted(examples.keys() & overlaps.keys()):
         scores, found = examples[name], set(overlaps[name].found)
@@ -179,7 +182,7 @@ def _sources(path: Path) -> list[Source]:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """`text` cut behind a line or word every _PIECE characters or so."""
+    """`text`, cut at a line or word about every _PIECE characters."""
     start = 0
     while start < len(text):
         cut = _SPACE.search(text, start + _PIECE)
@@ -193,7 +196,7 @@ def _words(text: str) -> list[str]:
 
 
 def _hashes(words: Sequence[str]) -> Hashes:
-    """Python's own 64-bit hashes: keyed anew in each process, so that no text can be made to collide."""
+    """Python's 64-bit hashes, whose key is new in each process, so that no text can be made to collide."""
     return np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
 
 
@@ -208,7 +211,7 @@ def _beginnings(words: Hashes) -> Hashes:
 
 
 def _longer(words: Hashes, places: Places, grams: Hashes) -> Iterator[tuple[int, Places, Hashes]]:
-    """From the hashes of LEAST_WORDS words at `places`, for each length to WORDS: length, places, their hashes."""
+    """Extends the hashes of LEAST_WORDS words at `places` to each length up to WORDS: length, places, hashes."""
     for length in range(LEAST_WORDS, WORDS + 1):
         if length > LEAST_WORDS:
             fits = places + length <= len(words)
@@ -218,7 +221,7 @@ def _longer(words: Hashes, places: Places, grams: Hashes) -> Iterator[tuple[int,
 
 
 class _Runs:
-    """The hashed runs of words of all items; `scan` marks those that a text has."""
+    """The hashed runs of words of all items; `scan` marks those that occur in a text."""
 
     def __init__(self, items: Sequence[Sequence[str]]) -> None:
         texts = [(item, _hashes(_words(text))) for item, texts in enumerate(items) for text in texts]
@@ -255,13 +258,13 @@ class _Runs:
         return np.bincount(self._owners, minlength=self._items) > 0
 
     def found(self) -> NDArray[np.bool_]:
-        """Of the runs that several items have only the first was marked."""
+        """Ids of the items that were found. Where several items have one run, only the first was marked."""
         found = self._found[np.searchsorted(self._grams, self._grams)]
         return np.bincount(self._owners[found], minlength=self._items) > 0
 
 
 def _without_wording(grams: Hashes, owners: Places) -> tuple[Hashes, Places]:
-    """Pairs of a run and an item that has it, each once, by run, without those that more than MOST_ITEMS share."""
+    """Pairs of a run and an item that has it, each once, by run, without runs that more than MOST_ITEMS items share."""
     order = np.argsort(grams, kind="stable")  # so that the items of a run stay in order
     grams, owners = grams[order], owners[order]
     once = np.ones(len(grams), bool)

@@ -1,4 +1,4 @@
-"""Logits of models beside their parent's, token by token: log-probabilities, divergence and agreement.
+"""Compares the logits of models with their parent's, token by token: log-probabilities, divergence and agreement.
 
 C models, T tokens, V vocabulary, R rows: some of the T tokens.
 """
@@ -24,7 +24,7 @@ _BLOCK = 2**18  # logits of each model that are worked on at a time: three array
 
 
 def choose_window(models: Sequence[Model], window: int | None) -> int:
-    """`window`, checked, or the longest that all `models` can take; UsageError if they cannot share a tokenizer."""
+    """`window`, checked, or the longest that all `models` can take; UsageError if their tokenizers differ."""
     longest = min(model.config.max_position_embeddings for model in models)
     size = models[0].config.vocab_size
     for model in models:
@@ -39,7 +39,7 @@ def choose_window(models: Sequence[Model], window: int | None) -> int:
 
 
 def encode_for_all(models: Sequence[Model], place: str, document: Document) -> tuple[list[int], int]:
-    """`encode_document`, the same for all `models`; else UsageError."""
+    """The document as ids, which must be the same for all `models`; else UsageError."""
     first, *others = (encode_document(model, place, document) for model in models)
     if any(ids != first[0] for ids, _ in others):
         raise UsageError(f"{place}: the models read this text as different tokens and cannot be compared")
@@ -47,13 +47,13 @@ def encode_for_all(models: Sequence[Model], place: str, document: Document) -> t
 
 
 def windows_of(ids: Sequence[int], window: int) -> Iterator[tuple[list[int], list[int]]]:
-    """What each window of at most `window` ids is computed from, beginning with ids[0], and what follows each id."""
+    """For each window of at most `window` ids: the ids that are computed, beginning with ids[0], and the targets."""
     for targets in targets_of(ids, window):
         yield [ids[0], *targets[:-1]], targets
 
 
 def bits(logprobs: NDArray[np.float64]) -> float:
-    """Of all the tokens together, from nats."""
+    """Converts nats to bits, summed over all tokens."""
     return -float(logprobs.sum()) / math.log(2)
 
 
@@ -69,11 +69,11 @@ class LogitsComparison(NamedTuple):
 def compare_logits(
     parent_TV: NDArray[np.float32], models: Sequence[NDArray[np.float32]], targets: Sequence[int]
 ) -> LogitsComparison:
-    """Each of `models` (logits_TV) beside the parent, whose distribution is computed once for all.
+    """Compares each of `models` (logits_TV) with the parent, whose distribution is computed once for all of them.
 
-    With u = logits - largest logit and Z = sum exp(u): KL = sum exp(u_p) (u_p - u_q) / Z_p - log Z_p + log Z_q. What
-    is done V times for a token is done in fp32, whose roundings leave 1e-7 nats in a token and 1e-8 in a mean, and the
-    rest in float64. NumPy lets go of the interpreter while it computes, so that threads share the rows.
+    With u = logits - largest logit and Z = sum exp(u): KL = sum exp(u_p) (u_p - u_q) / Z_p - log Z_p + log Z_q. What is
+    done V times for a token is done in fp32, whose rounding errors are 1e-7 nats in a token and 1e-8 in a mean; the
+    rest is done in float64. NumPy releases the interpreter's lock while it computes, so threads share the rows.
     """
     targets_T, count = np.asarray(targets), len(models)
     shape = count, len(targets_T)
@@ -122,7 +122,7 @@ def _compare_rows(
 
 
 def _below_top(logits_RV: NDArray[np.float32], out_RV: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Writes logits less the largest of each row, and gives the places of those."""
+    """Writes the logits minus the largest of each row, and returns the indices of the largest."""
     top_R: NDArray[np.int64] = logits_RV.argmax(axis=1)
     np.subtract(logits_RV, np.take_along_axis(logits_RV, top_R[:, None], axis=1), out=out_RV)
     return top_R

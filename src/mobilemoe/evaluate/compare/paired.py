@@ -1,4 +1,4 @@
-"""Two models over the same examples: by how much one is better, and how sure that is."""
+"""Compares two models over the same examples: how much better one is, and how certain that is."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _DRAWN = 2**20  # counts that are drawn together
 
 @dataclass(frozen=True)
 class Difference:
-    """A's mean less B's over the `examples` that both have answered; `only_a` and `only_b` have no partner.
+    """A's mean minus B's over the `examples` that both have answered; `only_a` and `only_b` are examples of one alone.
 
     low, high: the 95% interval. share: the two-sided share of resamples in which the better model is not better, at
-    least 2 / (resamples + 1). wins, losses: examples in which A scores higher, lower.
+    least 2 / (resamples + 1). wins, losses: examples in which A scores higher, or lower.
     """
 
     examples: int
@@ -51,7 +51,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Average:
-    """The unweighted mean of several benchmarks' differences, whatever their metrics are."""
+    """The unweighted mean of the differences of several benchmarks, whatever their metrics."""
 
     benchmarks: tuple[str, ...]
     difference: float
@@ -76,7 +76,7 @@ class Comparison:
 
 
 def read_examples(path: Path | str) -> Examples:
-    """The scores of a JSONL of {"benchmark", "id", "correct"}. DataError for other lines and for an id met twice."""
+    """The scores in a JSONL of {"benchmark", "id", "correct"}. DataError for other lines and for a repeated id."""
     examples: Examples = {}
     for place, entry in read_rows(Path(path)):
         benchmark, key, score = (entry.get(name) for name in ("benchmark", "id", "correct"))
@@ -120,11 +120,11 @@ def paired(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
-    """A's scores less B's with paired-bootstrap intervals, for each benchmark that both have.
+    """A's scores minus B's with paired-bootstrap intervals, for each benchmark that both have.
 
-    Examples are matched by id and drawn with replacement, `resamples` times: percentile intervals, which are too narrow
-    for fewer than about 30 examples. `left_out` names benchmarks that must not be compared and why (`unlike`).
-    `average` adds the mean over the benchmarks, in which metrics that differ are mixed: only where that is wanted.
+    Examples are matched by id and drawn with replacement, `resamples` times. The percentile intervals are too narrow
+    for fewer than about 30 examples. `left_out` names benchmarks that must not be compared, and why (`unlike`).
+    `average` adds the mean over the benchmarks, which mixes metrics where they differ.
     """
     rng = np.random.default_rng(seed)
     differences, drawn = {}, []
@@ -161,7 +161,7 @@ def paired(
 def _resample(gains: Array, resamples: int, rng: np.random.Generator) -> Array:
     """Means of `gains` [n] drawn n times with replacement, for each resample.
 
-    How often each distinct value comes up is all that a mean needs, and there are few: -1, 0 and 1 for most metrics.
+    A mean needs only how often each distinct value is drawn, and there are few: -1, 0 and 1 for most metrics.
     """
     values, counts = np.unique(gains, return_counts=True)
     n, together = len(gains), max(1, _DRAWN // len(values))

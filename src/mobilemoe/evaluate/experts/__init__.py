@@ -1,1 +1,1 @@
-"""Which experts a text goes to, and what changes when they are left out."""
+"""Which experts a text is routed to."""

@@ -1,4 +1,4 @@
-"""Which experts a benchmark's prompts use, how many of them a prompt touches, and what those weigh in memory.
+"""Which experts a benchmark's prompts use, how many experts a prompt touches, and how much memory these take.
 
 L MoE layers, T tokens, A active experts per token, E experts, P prompts, W windows of a prompt's tokens.
 """
@@ -35,8 +35,10 @@ _COLUMNS = 3  # of layers in a picture
 
 @dataclass(frozen=True)
 class BenchmarkUse:
-    """What the prompts of one benchmark used: `tokens_P` of each, how often each expert of a layer was chosen, and how
-    many different experts each prompt and each full window of WINDOW consecutive tokens touched in each layer."""
+    """The expert use of one benchmark: the tokens of each prompt, `tokens_P`, how often each expert of a layer was
+    chosen, and how many different experts each prompt, and each full window of WINDOW consecutive tokens, touched in
+    each layer.
+    """
 
     tokens_P: Ints
     load_LE: Ints
@@ -46,15 +48,16 @@ class BenchmarkUse:
 
 @dataclass(frozen=True)
 class ExpertUse:
-    """What `count_experts` found, by benchmark."""
+    """The result of `count_experts`, by benchmark."""
 
     config: ModelConfig
     benchmarks: dict[str, BenchmarkUse]
 
     def chance(self, tokens: Ints) -> NDArray[np.float64]:
-        """Different experts, over all layers, that a router which draws A of E evenly for each token would touch.
+        """The different experts, summed over layers, that a router which draws A of E uniformly for each token would
+        touch.
 
-        E (1 - (1 - A/E)^T) in a layer: an expert is missed by a token with probability 1 - A/E, T times in a row.
+        This is E (1 - (1 - A/E)^T) in a layer: a token misses an expert with probability 1 - A/E, T times in a row.
         """
         c = self.config
         missed = (1 - c.num_experts_per_tok / c.num_local_experts) ** tokens
@@ -63,18 +66,18 @@ class ExpertUse:
 
     @property
     def expert_bytes(self) -> int:
-        """Of one routed expert in the INT4 file."""
+        """Bytes of one routed expert in the INT4 file."""
         parts = accounting.parts(self.config)
         return sum(part.int4_bytes // part.count for part in parts if part.name.startswith("routed experts"))
 
     @property
     def always_bytes(self) -> int:
-        """Of the weights that every token reads, whatever its experts are."""
+        """Bytes of the weights that every token reads, whatever its experts are."""
         c = self.config
         return accounting.decode_bytes(c) - c.num_hidden_layers * c.num_experts_per_tok * self.expert_bytes
 
     def share_of_file(self, distinct: float) -> float:
-        """Of the INT4 file's payload that is read with so many different experts over all layers."""
+        """The share of the INT4 file's payload that is read with so many different experts, summed over layers."""
         return (self.always_bytes + distinct * self.expert_bytes) / accounting.int4_file_bytes(self.config)
 
     def as_json(self) -> dict[str, Any]:
@@ -121,12 +124,13 @@ def count_experts(
     *,
     on_prompt: Callable[[int], None] | None = None,
 ) -> ExpertUse:
-    """Counts over each benchmark's prompts (ids), each computed whole; of one too long, the end that fits counts.
+    """Counts the experts of each benchmark's prompts (ids), each computed as a whole; of a longer one, the end that
+    fits.
 
-    A token's experts do not depend on those after it, so that a prompt's windows show what decoding that text would
-    touch. The choices are those of the PyTorch model with the same weights (see `torch_model`): it needs the extra.
-    `on_prompt` hears how many are done. DataError for a benchmark without prompts or with an empty one, UsageError for
-    a dense model.
+    The experts of a token do not depend on later tokens, so the windows of a prompt show what decoding that text would
+    touch. The choices are those of the PyTorch model with the same weights (see `torch_model`), which needs the extra.
+    `on_prompt` is told how many are done. DataError for a benchmark without prompts or with an empty one, UsageError
+    for a dense model.
     """
     config = model.config
     if not config.is_moe:
@@ -159,10 +163,10 @@ def count_experts(
 
 
 def torch_model(model: Model) -> MobileMoE:
-    """The PyTorch form of a model; of one that runs natively, read anew from its INT4 folder, in fp32.
+    """The PyTorch form of a model. A model that runs natively is read again from its INT4 folder, and computes in fp32.
 
-    The native engine does not tell its choices. They are the same but for near ties, which int8 activations may
-    decide otherwise. UsageError for BF16 weights that were rounded while loading, MissingExtraError without torch.
+    The native engine does not report its choices. They are the same except for near ties, which int8 activations may
+    decide differently. UsageError for BF16 weights that were rounded while loading, MissingExtraError without torch.
     """
     backend = model.backend
     if model.engine:
@@ -177,7 +181,7 @@ def torch_model(model: Model) -> MobileMoE:
 
 
 def choose_experts(model: MobileMoE, ids: Sequence[int]) -> tuple[NDArray[np.float32], Ints]:
-    """logits_TV and each layer's chosen experts_LTA, in one forward pass."""
+    """logits_TV and the chosen experts_LTA of each layer, from one forward pass."""
     import torch
 
     with torch.inference_mode():
@@ -195,9 +199,9 @@ def _used(experts_LTA: Ints, config: ModelConfig) -> NDArray[np.bool_]:
 
 
 def draw_load(use: ExpertUse) -> bytes:
-    """A PNG with a map for each layer: benchmarks below each other, experts side by side, the most used first.
+    """A PNG with a map for each layer: a row for each benchmark and a column for each expert, the most used first.
 
-    Colour is the share of the benchmark's choices over an even share, from 1/8 to 8; grey was never chosen.
+    Colour is the share of the benchmark's choices over a uniform share, from 1/8 to 8; grey experts were never chosen.
     """
     layers, names = use.config.num_hidden_layers, list(use.benchmarks)
     columns = min(_COLUMNS, layers)
@@ -224,7 +228,7 @@ def draw_load(use: ExpertUse) -> bytes:
 
 
 def draw_distinct(use: ExpertUse) -> bytes:
-    """A PNG: for each prompt the different experts that it touches, over its tokens, beside the line of chance."""
+    """A PNG: the different experts that each prompt touches, over its number of tokens, with the line of chance."""
     total = use.config.num_hidden_layers * use.config.num_local_experts
     figure = _figure_kind()(figsize=(8, 5), layout="constrained")
     from matplotlib import colormaps
@@ -259,7 +263,7 @@ HEADS = (
 
 
 def table_rows(use: ExpertUse) -> list[list[str]]:
-    """A line for each benchmark, below HEADS."""
+    """A row for each benchmark, under HEADS."""
     rows = []
     for name, each in use.as_json()["benchmarks"].items():
         prompt, window = each["prompt"], each["decode_window"]
@@ -276,7 +280,7 @@ def table_rows(use: ExpertUse) -> list[list[str]]:
 
 
 def section(use: ExpertUse) -> Section:
-    """The table and both pictures, for the page of a report."""
+    """The table and both pictures, for a report's page."""
     c = use.config
     what = (
         f"Of {c.num_hidden_layers * c.num_local_experts:,} routed experts ({c.num_local_experts} in each of "

@@ -1,4 +1,4 @@
-"""Which experts a given text goes to, for any checkpoint: what `RouterHealth` counts, without training."""
+"""Which experts the tokens of a text go to, for any checkpoint: the counts of `RouterHealth` without training."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ WINDOW = 1024  # tokens that are computed together at most; a longer text goes o
 
 
 def text_routing(folder: Path, text: str) -> RouterHealth:
-    """What the model in `folder` (INT4 or BF16) does with `text`, or with what the file behind an @ holds.
+    """Routes `text`, or the text of the file named after an @, through the model in `folder` (INT4 or BF16).
 
-    Domains are those of a JSONL file's lines ("domain", else "source"); anything else is one text.
-    Raises UsageError for a model without experts or an empty text, DataError for a file that cannot be read.
+    Domains are those of the lines of a JSONL file ("domain", else "source"); anything else is one text. Raises
+    UsageError for a model without experts or an empty text, DataError for a file that cannot be read.
     """
     named = (
         list(_read_file(Path(text[1:]))) if text.startswith("@") else [("text", Document(text, None, "text", "text"))]

@@ -1,6 +1,6 @@
-"""A GGUF file, run by llama.cpp through llama-cpp-python, as a `Scorer`: the same suites for models of other runtimes.
+"""A GGUF file as a `Scorer`, run by llama.cpp through llama-cpp-python: the same suites for models of other runtimes.
 
-T tokens, V vocabulary, C chosen: the tokens of a continuation.
+T tokens, V vocabulary, C the tokens of a continuation.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class GgufScorer:
     """A `Scorer` of a GGUF file. A context is computed once for all its continuations.
 
     Nothing else is shared: llama.cpp's logits depend on how tokens are cut into batches (by .2 nats with Q4_K weights),
-    and a score must not depend on what was asked before.
-    Raises CheckpointError for a file that llama.cpp cannot read, MissingExtraError without llama-cpp-python.
+    and a score must not depend on earlier requests. Raises CheckpointError for a file that llama.cpp cannot read,
+    MissingExtraError without llama-cpp-python.
     """
 
     def __init__(self, path: Path | str, *, threads: int | None = None) -> None:
@@ -138,7 +138,7 @@ class GgufScorer:
         return Answer(text, len(made), True)
 
     def _forward(self, ids: Sequence[int], begin: int, last: int) -> NDArray[np.float32]:
-        """logits_CV behind each of the `last` tokens of `ids`, which stand behind the first `begin` held tokens."""
+        """logits_CV after each of the `last` tokens of `ids`, which follow the first `begin` tokens in the cache."""
         check_ids(ids, self._vocab_size, self.context - begin)
         api, context, wanted = self._api, self._llama.ctx, len(ids) - last
         api.llama_memory_seq_rm(api.llama_get_memory(context), 0, begin, -1)
@@ -166,7 +166,7 @@ def _score(logits_CV: NDArray[np.float32], chosen_C: NDArray[np.int64]) -> tuple
 
 
 def _sizes(shapes: Mapping[str, Sequence[int]], metadata: Mapping[str, str]) -> dict[str, int]:
-    """Parameters, those that one token uses, and FLOPs of a decoded token, counted as `accounting` does."""
+    """Parameters, active parameters, and FLOPs of a decoded token, counted as in `accounting`."""
     architecture = metadata["general.architecture"]
     experts = int(metadata.get(f"{architecture}.expert_count", 0)) or 1
     used = int(metadata.get(f"{architecture}.expert_used_count", 0)) or 1

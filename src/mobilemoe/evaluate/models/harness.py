@@ -1,6 +1,6 @@
-"""Models of ours, and any other `Scorer`, as a model of lm-evaluation-harness.
+"""Models of `mobilemoe.load`, and any other `Scorer`, as a model of lm-evaluation-harness.
 
-Texts are encoded, cut and scored as by the harness's own Hugging Face model, so that scores can be compared.
+Texts are encoded, cut and scored as in the harness's own Hugging Face model, so that scores can be compared.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ Encoded = tuple[Any, list[int], list[int]]  # the request as text (None for a wi
 
 
 class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
-    """lm_eval's three questions (log-likelihood, rolling log-likelihood, generation) put to a model.
+    """Answers the three requests of lm_eval (log-likelihood, rolling log-likelihood, generation) with a model.
 
-    `left_truncations` counts requests that lost their beginning, `token_cap_hits` answers that ended only because
-    they had used up their tokens. A continuation of no token, or of more than the context, is a DataError; where
-    `unscorable` is a dictionary, such requests are kept there with their tokens, given a log-likelihood of minus
-    infinity, and their items are to be left out.
+    `left_truncations` counts requests that lost their beginning, `token_cap_hits` answers that ended only because they
+    reached their most tokens. A continuation of no token, or of more tokens than the context, is a DataError. If
+    `unscorable` is a dictionary, such requests are kept there with their tokens instead, and get a log-likelihood of
+    minus infinity; their items are to be left out.
     """
 
     def __init__(
@@ -55,11 +55,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         device: object = None,
         **options: Any,
     ) -> None:
-        """`pretrained` and `options` as for `mobilemoe.load`; or a model, loaded already, which takes no options.
+        """`pretrained` and `options` are those of `mobilemoe.load`; or `pretrained` is a loaded model, which takes no
+        options.
 
-        Finished requests are kept in `cache_dir` (default: the user's cache). `on_progress` hears how many different
-        requests are done, of how many, and of which kind. Batch sizes and device, which lm_eval's command always gives,
-        change nothing: the engine chooses its own.
+        Finished requests are kept in `cache_dir` (default: the user's cache). `on_progress` is told how many different
+        requests are done, of how many, and of which kind. Batch sizes and device, which lm_eval's command always
+        passes, change nothing: the engine chooses its own.
         """
         super().__init__()
         if options and not isinstance(pretrained, str | Path):
@@ -93,11 +94,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return str(self.scorer.model["name"]).replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template's source, if one is to be used; models of ours have one at most."""
+        """The source of the template, if one is to be used; models of ours have at most one."""
         return self.scorer.template() if chat_template else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as text; without the generation prompt it ends inside its last message, to be continued."""
+        """The conversation as text. Without the generation prompt it ends inside its last message, to be continued."""
         text = self.scorer.render(chat_history, add_generation_prompt=add_generation_prompt)
         if add_generation_prompt:
             return text
@@ -105,12 +106,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return text[: text.rindex(last) + len(last)]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """The ids of a text, behind BOS unless it is written there already, as a chat template does."""
+        """The ids of a text, after BOS unless the text begins with it, as that of a chat template does."""
         bos = not string.startswith(self._prefix) if add_special_tokens is None else add_special_tokens
         return self.scorer.encode(string, bos=bos)
 
     def tokens_of(self, arguments: tuple[Any, ...]) -> int:
-        """How many tokens a request that was answered has, its answer included; `arguments` are the Instance's."""
+        """The number of tokens of an answered request, its answer included; `arguments` are the Instance's."""
         return self._tokens[_texts(arguments)]
 
     def unscorable_of(self, requests: Sequence[tuple[Any, ...]]) -> int | None:
@@ -127,9 +128,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return found
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """log P(text) in nats of each request, in windows of the context's length that overlap as little as may be.
+        """log P(text) in nats of each request, in windows of the context's length with the least possible overlap.
 
-        As the Hugging Face model does, a tokenizer's BOS is scored too, behind another one.
+        As in the Hugging Face model, a tokenizer's BOS is scored too, after another one.
         """
         counts: list[int] = []
         windows: list[Encoded] = []
@@ -184,7 +185,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return pair
 
     def _tell_encoded(self) -> None:
-        """A run that goes on encodes all its requests again before it finds what is answered already."""
+        """Reports progress of encoding: a continued run encodes all requests again before it looks up their answers."""
         self._encoded += 1
         if self._encoded % _TOGETHER == 0:
             self._tell(self._encoded, self._to_encode, "encoding")

@@ -1,4 +1,4 @@
-"""What an evaluation asks of a model, `Scorer`, and the models of `mobilemoe.load` in that shape."""
+"""`Scorer`: what evaluation asks of a model; and `ModelScorer`, the models of `mobilemoe.load` in that form."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class Answer:
 
 
 class Scorer(Protocol):
-    """What `HarnessModel` needs of a model. Results must depend on `settings` and the arguments, on nothing else.
+    """What `HarnessModel` needs of a model. Results must depend on `settings` and the arguments alone.
 
-    context: the most tokens of one text. prefix_id: stands before a text without context: BOS, or the end-of-text id of
-    a model without one. settings: JSON values by name; results that are kept are found again by their hash.
-    model, engine: the facts that `results.Results` gives under these names; None for those not known.
+    context: the most tokens of one text. prefix_id: the token before a text without context, which is BOS, or the
+    end-of-text id of a model without one. settings: JSON values by name; kept results are found by their hash. model,
+    engine: the facts that `results.Results` gives under these names; None for those not known.
     """
 
     context: int
@@ -62,14 +62,13 @@ class Scorer(Protocol):
     engine: Mapping[str, Any]
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
-        """Ids of a text, control names in it being control ids (chat templates write them), behind BOS if `bos`.
-
-        A model without BOS gives none.
+        """Ids of a text, after BOS if `bos` and the model has one. Names of control tokens, as chat templates write
+        them, become control ids.
         """
         ...
 
     def token_text(self, token: int) -> str:
-        """How the id is written, control ids too."""
+        """The text of the id, also of a control id."""
         ...
 
     def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
@@ -81,14 +80,14 @@ class Scorer(Protocol):
         ...
 
     def loglikelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
-        """log P(continuation | context) in nats of each (context, continuation), and whether greedy decoding gives it.
+        """log P(continuation | context) in nats of each (context, continuation), and whether it is the greedy one.
 
-        Together they have at most `context` + 1 ids, and neither is empty.
+        The two together have at most `context` + 1 ids, and neither is empty.
         """
         ...
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
-        """The answers with the places of their prompts, each as soon as it is whole."""
+        """The answers with the indices of their prompts, each as soon as it is complete."""
         ...
 
 
@@ -151,7 +150,7 @@ class ModelScorer:
                     yield from _step(batch, running)
 
     def _generate_natively(self, engine: Engine, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
-        """One joins as soon as another has ended, so that the engine always has enough to do."""
+        """A text joins the batch as soon as another has ended, so that the engine always has enough to do."""
         batch, running = engine.batch(), dict[int, _Running]()
         waiting = enumerate(prompts)
         while True:
@@ -164,7 +163,7 @@ class ModelScorer:
             yield from _step(batch, running)
 
     def _session(self, engine: Engine, prompt: Prompt) -> Session:
-        """A session with what the prompt shares with the one before it, such as the same examples."""
+        """A session with the prefix that the prompt shares with the one before it, such as the same examples."""
         base = self._base = engine.session() if self._base is None else self._base
         shared = min(common_prefix(base.tokens, prompt.ids), len(prompt.ids) - 1)
         base.truncate(shared)
@@ -176,7 +175,7 @@ class ModelScorer:
 
 
 def decode_ms(scorer: Scorer) -> float | None:
-    """Milliseconds that one more token takes behind a short prompt, the middle of three trials, one text at a time.
+    """Milliseconds for one more token after a short prompt: the median of three trials, one text at a time.
 
     None if the model ends its text at once.
     """
@@ -201,7 +200,7 @@ class _Running:
 
 
 def _step(batch: Batch, running: dict[int, _Running]) -> Iterator[tuple[int, Answer]]:
-    """One more token of each; those that end leave `running`."""
+    """Computes one more token of each text; those that end leave `running`."""
     for number, choice in batch.step():
         one = running[number]
         one.text += one.writer.push(choice.token)

@@ -1,7 +1,7 @@
-"""Finished requests on disk, so that a run that was killed goes on where it was, to the same scores.
+"""Finished requests on disk, so that a killed evaluation continues where it was, and reaches the same scores.
 
 lm_eval's own cache pickles into SQLite, commits request by request and never keeps sampled answers; this one is JSONL,
-appended a batch at a time.
+to which a batch is appended at a time.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ MAX_BYTES = 2**32  # of one file; an evaluation in full leaves some megabytes
 
 
 def digest(value: Any) -> str:
-    """32 hex digits that stand for a JSON value."""
+    """32 hex digits that identify a JSON value."""
     return sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
 
 
 class Store:
-    """Results of requests by key, for one model under one group of settings; `put` returns when they are on disk.
+    """Results of requests by key, for one model with one set of settings; `put` returns when they are on disk.
 
-    The folder is named by a hash of `settings`, inside `folder` (default: the user's cache; where that cannot be used
-    the user gets a line, and nothing is kept). Several processes may write at a time. DataError where nothing can be
-    written into `folder`, or others may write there too.
+    The folder is named by a hash of `settings`, inside `folder` (default: the user's cache; where that cannot be used,
+    a line says so and nothing is kept). Several processes may write at the same time. DataError where nothing can be
+    written into `folder`, or where other users may write.
     """
 
     def __init__(self, settings: Mapping[str, Any], folder: Path | None = None) -> None:
@@ -61,7 +61,7 @@ class Store:
         return self._results[key]
 
     def put(self, results: Mapping[str, Any]) -> None:
-        """Keeps JSON values, all of them by one write."""
+        """Keeps JSON values, all of them in one write."""
         self._results |= results
         if self._path is None:
             return

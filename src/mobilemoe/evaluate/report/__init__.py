@@ -1,1 +1,1 @@
-"""Scores as people read them: fronts, pictures, a page and the model's card."""
+"""The report on scores: Pareto fronts, pictures, a page and the model card."""

@@ -1,4 +1,4 @@
-"""Results in words: the facts and scores of tables, and a model card in Markdown that is made of them."""
+"""Results in words: facts and scores for tables, and a model card in Markdown made of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OUR_CHOICE = "* The paper does not say with how many shots it measured this benc
 
 
 def model_card(every: Sequence[Results]) -> str:
-    """The card of one model, of which each suite's results may be given. UsageError for several models."""
+    """The card of one model, from the results of one or more suites. UsageError for several models."""
     first = every[0]
     for results in every:
         if results.model["hash"] != first.model["hash"]:
@@ -59,7 +59,7 @@ def _suite(results: Results) -> Iterator[str]:
 
 
 def model_facts(results: Results) -> dict[str, str]:
-    """By name, each with its unit; what is not known is a dash."""
+    """The facts by name, each with its unit; a dash for what is not known."""
     model = results.model
     return {
         "parameters": _known(model["parameters"], lambda count: f"{count:,}"),
@@ -73,7 +73,7 @@ def model_facts(results: Results) -> dict[str, str]:
 
 
 def engine(results: Results) -> str:
-    """What the scores were made with, in a few words."""
+    """What computed the scores, in a few words."""
     of = results.engine
     threads = f"{of['threads']} threads" if of.get("threads") else ""
     parts = [f"{of['backend']} engine", f"{of['activations']} activations" if of.get("activations") else "", threads]
@@ -81,7 +81,7 @@ def engine(results: Results) -> str:
 
 
 def extent(results: Results) -> str:
-    """Whether all examples were asked."""
+    """Whether all examples were used."""
     if results.limit is None:
         return "All examples."
     return f"Only the first {results.limit} examples of each benchmark."
@@ -101,7 +101,7 @@ def examples(results: Results, benchmark: str) -> str:
 
 
 def shots(results: Results, benchmark: str) -> str:
-    """Their number, with a star where it is our choice."""
+    """The number of shots, with a star where it is our choice."""
     row = results.results[benchmark]
     return f"{row['shots']}{'' if row['published'] else '*'}"
 
@@ -121,7 +121,7 @@ def other_metrics(results: Results, benchmark: str) -> str:
 
 
 def notes(results: Results) -> list[str]:
-    """What a reader of some scores must know, such as that the data are not those of published numbers."""
+    """What a reader of these scores must know, such as that the data differ from those of published numbers."""
     return [f"{name}: {row['note']}" for name, row in results.results.items() if row.get("note")]
 
 
@@ -135,7 +135,7 @@ def counts(results: Results) -> list[str]:
 
 
 def command(results: Results) -> str:
-    """The call that gives these results again; --data names a folder of test sets where there is no network."""
+    """The command that reproduces these results; --data names a folder of test sets where there is no network."""
     parts = ["mobilemoe", "eval", str(results.model["name"]), "--suite", results.suite]
     if results.limit is not None:
         parts += ["--limit", str(results.limit)]
@@ -155,6 +155,6 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(text: Any) -> str:
-    """A name as it is: one line in which nothing is Markdown."""
+    """The name on one line, with Markdown escaped."""
     line = " ".join(str(text).split())
     return "".join(f"\\{letter}" if letter in r"\`*[]<>|" else letter for letter in line)

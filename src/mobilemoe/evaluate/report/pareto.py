@@ -1,4 +1,4 @@
-"""Several results side by side: which scores may be averaged, what they cost, and which models lie on the front."""
+"""Results side by side: which scores may be averaged, what the models cost, and which lie on the Pareto front."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ FOURTEEN = frozenset(benchmark.name for benchmark in SUITES["foundation"])
 
 @dataclass(frozen=True)
 class Cost:
-    """What accuracy is set against: of a result (None: not known) and of a published mark, in the units of `label`."""
+    """A cost that accuracy is drawn against: that of a result (None: not known), and of a published mark, in the units
+    of `label`.
+    """
 
     name: str
     label: str
@@ -60,7 +62,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Average:
-    """Mean scores over `benchmarks`, by label; `metric` is that of them all, or says that several are mixed."""
+    """Mean scores over `benchmarks`, by label; `metric` names their metric, or says that several are mixed."""
 
     benchmarks: tuple[str, ...]
     metric: str
@@ -68,7 +70,7 @@ class Average:
 
 
 def main_score(results: Results, benchmark: str) -> Score:
-    """Of the benchmark's main metric."""
+    """The score in the benchmark's main metric."""
     row = results.results[benchmark]
     metric = row["main_metric"]
     stderr = row.get(f"{metric}_stderr")
@@ -76,7 +78,9 @@ def main_score(results: Results, benchmark: str) -> Score:
 
 
 def in_common(every: Mapping[str, Results]) -> tuple[list[str], dict[str, str]]:
-    """The benchmarks that all results have alike, in the first one's order, and why others are left out."""
+    """The benchmarks that all results have with the same settings, in the first result's order, and why others are left
+    out.
+    """
     first, *others = every.values()
     reasons: dict[str, str] = {}
     for other in others:
@@ -87,9 +91,8 @@ def in_common(every: Mapping[str, Results]) -> tuple[list[str], dict[str, str]]:
 def average(every: Mapping[str, Results], *, mixed: bool = False) -> tuple[Average | None, dict[str, str]]:
     """Means over the benchmarks in common, and why others are left out; None where there is no such benchmark.
 
-    Metrics that differ are not averaged unless `mixed`: else only those benchmarks count whose metric is the commonest.
-    acc and acc_norm are both accuracies. The standard error is that of the items, as if the benchmarks were all there
-    are.
+    Different metrics are averaged only if `mixed`; else only the benchmarks with the most common metric count. acc and
+    acc_norm are both accuracies. The standard error is that of the items, for these benchmarks alone.
     """
     names, reasons = in_common(every)
     first = next(iter(every.values()))
@@ -122,7 +125,7 @@ def _mean(scores: Sequence[Score]) -> Score:
 
 
 def without_marks(mean: Average | None) -> str:
-    """Why the published averages over the 14 cannot stand beside this one; "" if they can."""
+    """Why the published averages over the 14 benchmarks cannot be compared with this one; empty if they can."""
     if mean is not None and set(mean.benchmarks) == FOURTEEN:
         return ""
     count = 0 if mean is None else len(FOURTEEN.intersection(mean.benchmarks))
@@ -133,9 +136,9 @@ def without_marks(mean: Average | None) -> str:
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Of points (cost, score) by label those that no other beats, from the cheapest on.
+    """The points (cost, score), by label, that no other point dominates, the cheapest first.
 
-    Beaten is a point if another costs no more and scores no less, and is better in one of the two.
+    A point is dominated if another costs no more and scores no less, and is better in one of the two.
     """
 
     def beaten(label: str) -> bool:
@@ -146,7 +149,7 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def fronts(every: Mapping[str, Results], mean: Average) -> dict[str, list[str]]:
-    """The front of each cost that is known of a result at least."""
+    """The front for each cost that at least one result has."""
     found = {}
     for cost in COSTS:
         costs = {label: cost.of(results) for label, results in every.items()}
@@ -157,7 +160,9 @@ def fronts(every: Mapping[str, Results], mean: Average) -> dict[str, list[str]]:
 
 
 def labels(names: Sequence[tuple[str, Results]]) -> dict[str, Results]:
-    """Results, given with their files' names, by the model's name, and by the file's too where a model is met twice."""
+    """Results, which come with the names of their files, by the model's name; with the file's name too where a model
+    comes twice.
+    """
     met = Counter(results.model["name"] for _, results in names)
     labelled = {}
     for file, results in names:

@@ -18,9 +18,9 @@ _LINE = 40  # characters of a cell's line
 
 
 def write_report(every: Mapping[str, Results], path: Path | str, *, mixed: bool = False) -> list[Path]:
-    """Writes the page of results by label, and its pictures as PNG in a folder beside it; gives all files.
+    """Writes the page of results by label, and its pictures as PNG in a folder beside it; returns all files.
 
-    `mixed` averages over benchmarks whose metrics differ. MissingExtraError without matplotlib.
+    `mixed` averages over benchmarks with different metrics. MissingExtraError without matplotlib.
     """
     pictures.drawing()
     path = Path(path)
@@ -135,7 +135,7 @@ def _single(every: Mapping[str, Results]) -> Iterator[Section]:
 
 
 def _benchmarks(some: Iterable[Results]) -> list[str]:
-    """All that one of the results has, each once."""
+    """All benchmarks that any of the results has, each once."""
     return list(dict.fromkeys(name for results in some for name in results.results))
 
 

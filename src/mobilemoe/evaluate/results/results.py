@@ -49,12 +49,12 @@ class Results:
     """Scores of one model on one suite; what is not known is None.
 
     model: name, hash, parameters, active_parameters, int4_bytes, flops_per_token (of a decoded token, without
-    attention), quantization, context in tokens. engine: backend, activations, kv, threads, version.
-    results: by benchmark, its main_metric, each metric's mean (0 to 1 for shares) and its standard error as
-    "<metric>_stderr", n examples, shots, the task's version, whether the paper published the shots, the Hub's data sets
-    as "ORG/NAME@COMMIT", and for a benchmark of several tasks its `parts`. missing: by benchmark, why it was not run.
+    attention), quantization, context in tokens. engine: backend, activations, kv, threads, version. results: by
+    benchmark, its main_metric, each metric's mean (0 to 1 for shares) and its standard error as "<metric>_stderr", n
+    examples, shots, the task's version, whether the paper published the shots, the Hub's data sets as
+    "ORG/NAME@COMMIT", and the `parts` of a benchmark with several tasks. missing: by benchmark, why it was not run.
     counts: left_truncations (requests that lost their beginning) and token_cap_hits (answers cut short). examples: the
-    name of the JSONL beside the file.
+    name of the JSONL file beside it.
     """
 
     model: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Rows of a JSONL that another program wrote: each field as it must be, or a sentence that says the rule."""
+"""Checks rows of a JSONL file that another program wrote: each field is as required, or a sentence names the rule."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Row = dict[str, Any]
 
 
 class FieldError(ValueError):
-    """A field is missing or not what it must be; the text names it, its value and the rule."""
+    """A field is missing or not as required; the text names it, its value and the rule."""
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """The objects of a JSONL file (also .gz and .zst), each with its place for sentences: "FILE, line 3".
+    """The objects of a JSONL file (also .gz and .zst), each with its place for messages: "FILE, line 3".
 
     Raises DataError for a file that cannot be read, and for a line that is no JSON object.
     """
@@ -66,12 +66,12 @@ def whole_number(row: Row, name: str, least: int, most: int) -> int:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether it is a number, not NaN, and not so large that sums and squares of such are infinite."""
+    """Whether it is a number, not NaN, and small enough for sums and squares to be finite."""
     return isinstance(value, int | float) and abs(value) <= _LARGEST
 
 
 def label(row: Row, name: str, choices: list[str]) -> int:
-    """Which of the choices is right, counted from 0. That of a hidden test set, -1, is refused as such."""
+    """The index of the right choice, from 0. The -1 of a hidden test set is refused as such."""
     if _value(row, name) in (-1, "-1", ""):
         raise FieldError(f"{name!r} is {row[name]!r}: this part of the data hides its labels and cannot be scored")
     return whole_number(row, name, 0, len(choices) - 1)

@@ -1,8 +1,8 @@
-"""Benchmarks from a folder of JSONL files, as lm_eval's own tasks: only where the items come from differs.
+"""Benchmarks from a folder of JSONL files, as lm_eval's own tasks: only the source of the items differs.
 
-Each row is put back into the fields of the data set that lm_eval's task expects, so that prompt, choices, filters and
-metrics are the task's own. Shots that upstream draws from a training split are the first other items of the file
-itself, never the item that is asked; shots that the task brings along stay.
+Each row is converted to the fields of the data set that lm_eval's task expects, so that prompt, choices, filters and
+metrics are the task's own. Where upstream draws its shots from a training split, the first other items of the file are
+taken, and never the item in question; shots that are part of the task stay.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ NO_HUB = "the Hub cannot be reached"
 
 
 class Unavailable(Exception):  # noqa: N818 - no error: such a benchmark is listed as missing, with this reason
-    """A benchmark's data, or what it needs besides, cannot be had here."""
+    """A benchmark's data, or another requirement of it, are not available here."""
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A benchmark's file: a row in the fields of lm_eval's task, and what of the task's config changes with it.
+    """The file of a benchmark: its rows in the fields of lm_eval's task, and the changes to the task's config.
 
-    alike: whether all rows have equally many choices, so that guessing is right equally often; part: which task of a
-    group a row is of; split: which part of the data set, of which `needs` must be there.
+    alike: whether all rows have the same number of choices, so that guessing is right equally often. part: the task of
+    a group that a row belongs to. split: the part of the data set that it belongs to; the splits in `needs` must exist.
     """
 
     name: str
@@ -53,7 +53,7 @@ class LocalFile:
 
 
 def _choose(row: Row) -> Row:
-    """A question, its choices and which of them is right, under our names."""
+    """A question, its choices and the index of the right one, under our names."""
     choices = texts(row, "choices", 2, len(_LETTERS))
     return {"query": text(row, "query"), "choices": choices, "gold": label(row, "gold", choices)}
 
@@ -87,7 +87,7 @@ def _piqa(row: Row) -> Row:
 
 
 def _winogrande(row: Row) -> Row:
-    """The two contexts fill a gap that stands at the beginning: lm_eval joins them to the same texts as upstream's."""
+    """The two contexts fill a gap at the beginning of the text: lm_eval joins them to the same texts as upstream's."""
     first, second = contexts = texts(row, "context_options", 2, 2)
     return {
         "sentence": f"_ {text(row, 'continuation')}",
@@ -214,10 +214,10 @@ Splits = dict[str, list[Row]]
 
 
 def read_items(name: str, data_dir: Path) -> dict[str, Splits]:
-    """Rows by the part of the benchmark `name` ("" for one of no parts) and by split, in the fields of lm_eval's tasks.
+    """Rows by part of the benchmark `name` ("" if it has no parts) and by split, in the fields of lm_eval's tasks.
 
-    Every row is checked before any is returned: a field is there, of its kind and in its range, and no other is kept.
-    Raises Unavailable, which names the file that was looked for, or DataError, with the line, if that is damaged.
+    Every row is checked before any is returned: required fields exist, with the right type and range, and no others are
+    kept. Raises Unavailable, naming the file that was looked for, or DataError, with the line, for a damaged file.
     """
     if name == BBH:
         return _read_bbh(data_dir / BBH)
@@ -250,12 +250,12 @@ def _check_alike(row: Row, place: str, first: Row) -> None:
 
 
 def config_of(name: str) -> dict[str, Any]:
-    """What changes in the config of lm_eval's task when it reads this benchmark's file."""
+    """The changes to the config of lm_eval's task when it reads this benchmark's file."""
     return FILES[name].config if name in FILES else {}
 
 
 def has_stem_alone(data_dir: Path) -> bool:
-    """Whether the folder has the STEM part of MMLU and not MMLU itself."""
+    """Whether the folder has the STEM part of MMLU without MMLU itself."""
     return (data_dir / FILES["mmlu_stem"].name).is_file() and not (data_dir / FILES["mmlu"].name).exists()
 
 

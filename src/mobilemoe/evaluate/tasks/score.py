@@ -1,4 +1,4 @@
-"""lm_eval's own evaluation of tasks that were built: requests put to a model, and what it makes of the answers."""
+"""Runs lm_eval's own evaluation of tasks: requests are put to a model, and the answers are scored."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeErr
 class Part:
     """lm_eval's results of one task: means and standard errors by name, over `size` examples, which are `samples`.
 
-    unscorable: for each item that was left out, the tokens of an answer that the model cannot be asked for.
+    unscorable: for each item that was left out, the tokens of an answer that the model cannot score.
     """
 
     metrics: dict[str, float | None]
@@ -42,7 +42,7 @@ class Part:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without lm_eval's own bars and notes, and with what tasks print on standard error: the output is ours."""
+    """Silences lm_eval's bars and notes, and what tasks print on standard error."""
     logger = logging.getLogger("lm_eval")
     level, bar = logger.level, lm_eval_task.tqdm
     logger.setLevel(logging.ERROR)
@@ -58,7 +58,9 @@ def quiet() -> Iterator[None]:
 def score_all(
     model: HarnessModel, parts: Mapping[str, Parts], limit: int | None, chat: bool, missing: dict[str, str]
 ) -> dict[str, Part]:
-    """Results of the tasks of all benchmarks; one whose task fails in lm_eval's code goes into `missing`, no other."""
+    """The results of the tasks of all benchmarks. A benchmark whose task fails in lm_eval's code goes into `missing`
+    alone.
+    """
     try:
         return _run(model, parts, limit, chat)
     except _FAULTS:
@@ -120,7 +122,7 @@ def _score(
 
 
 def _counts(tasks: Mapping[str, Any], limit: int) -> dict[str, int]:
-    """How many examples of each task make up `limit`: of all as many, as far as they go."""
+    """How many examples of each task make up `limit`: equally many of each, as far as they go."""
     sizes = {key: len(task.eval_docs) for key, task in tasks.items()}
     counts = dict.fromkeys(sizes, 0)
     for _ in range(min(limit, sum(sizes.values()))):
@@ -129,7 +131,7 @@ def _counts(tasks: Mapping[str, Any], limit: int) -> dict[str, int]:
 
 
 def _metrics(scores: Mapping[str, Any]) -> dict[str, float | None]:
-    """Means and standard errors by name: "acc" for lm_eval's "acc,none", else with the filter's: "f1,first-line"."""
+    """Means and standard errors by name: "acc" for lm_eval's "acc,none", else with the filter: "f1,first-line"."""
     metrics: dict[str, float | None] = {}
     for key, value in scores.items():
         if key not in _FACTS:

@@ -1,4 +1,4 @@
-"""Intervals by resampling the runs: all resamples are fitted together, in chunks that fit the cache."""
+"""Intervals by resampling the runs. All resamples are fitted together, in chunks that fit the cache."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def bootstrap(
 
 
 def draws(runs: int, free: int) -> int:
-    """How many of n runs one resample draws for p parameters: n - 2p, where that leaves twice as many as parameters.
+    """The number of runs, out of n, in one resample for p parameters: n - 2p, if that is at least twice p.
 
-    Drawing m of n widens every interval by about sqrt(n / m). One p is that of the residuals' n - p degrees of
-    freedom; the second is a choice, made by trying 0 to 3 on synthetic sweeps. On sweeps drawn afresh, 100 each, 90%
-    intervals then held the truth on average 90% (210 runs) to 99% (62 runs) of the time, and one constant or
-    prediction alone at least 85%: on few runs they are too wide, on many about right.
+    Drawing m of n widens every interval by about sqrt(n / m). One p accounts for the n - p degrees of freedom of the
+    residuals; the second is a choice, made by trying 0 to 3 on synthetic sweeps. On 100 new sweeps of each size, 90%
+    intervals then contained the truth in 90% (210 runs) to 99% (62 runs) of the cases on average, and for any one
+    constant or prediction in at least 85%: on few runs they are too wide, on many about right.
     """
     return max(runs - 2 * free, min(runs, 2 * free))

@@ -21,7 +21,7 @@ Predictor = Callable[[Points], Array]
 
 @dataclass(frozen=True)
 class Row:
-    """One model of the loss. `parameters` that were fitted; errors in nats a token; bic: lower is better."""
+    """One model of the loss: how many `parameters` were fitted, errors in nats a token, and BIC (lower is better)."""
 
     name: str
     rival: bool  # a simple baseline, not a law
@@ -35,7 +35,8 @@ class Row:
 
 
 def compare(runs: Runs, holdout: float | None = None, seed: int = 0) -> list[Row]:
-    """The forms whose knobs vary in `runs`, and the rivals, the best by BIC first. Runs that repeat data are left out.
+    """The forms whose knobs vary in `runs`, and the baselines, the best by BIC first. Runs that repeat data are left
+    out.
 
     holdout: share of the runs, those of the largest compute, that each model predicts from the others; None as `fit`.
     """

@@ -41,7 +41,7 @@ class Holdout:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A law fitted to `runs`, and how well. Errors are in nats a token, `predicted` minus the loss."""
+    """A law fitted to `runs`, and how good the fit is. Errors are in nats a token, `predicted` minus measured loss."""
 
     law: Law
     runs: Runs  # the runs that it was fitted to
@@ -71,7 +71,8 @@ class Fit:
 def bic(predicted: Array, loss: Array, parameters: int) -> float:
     """Schwarz's criterion of ln L; lower is better.
 
-    Residuals are taken as Laplace's: beyond its first thousandth Huber's loss is the likelihood of that distribution.
+    Residuals are taken to follow Laplace's distribution, whose likelihood is the Huber loss beyond its first
+    thousandth.
     """
     scale = max(float(np.abs(np.log(predicted / loss)).mean()), 1e-12)
     return float(2 * len(loss) * (1 + np.log(2 * scale)) + parameters * np.log(len(loss)))
@@ -160,7 +161,7 @@ def registered(runs: Runs) -> NDArray[np.bool_] | None:
 def split(runs: Runs, share: float | None) -> tuple[Runs, Runs]:
     """The runs without, and the ones with, the largest compute 6 N D; runs of equal compute stay together.
 
-    share None: those that the table registered, and where it does not, HOLDOUT of the runs.
+    share None: the runs that the table marks as held out are split off, or without marks the share HOLDOUT.
     """
     if share is None and (marks := registered(runs)) is not None:
         return runs.at(~marks), runs.at(marks)

@@ -42,17 +42,17 @@ class Form:
     formula: str
     parameters: tuple[str, ...]
     source: str
-    knob: Knob | None = None  # what x is; None: the form has no x
+    knob: Knob | None = None  # the quantity x; None: the form has no x
     columns: tuple[str, ...] = ()  # the columns it needs besides n_active and tokens
 
     def full(self, theta: Array) -> Array:
-        """`theta` [..., parameters of this form] as [..., all of NAMES]."""
+        """Expands `theta` [..., parameters of this form] to [..., all of NAMES]."""
         whole = np.tile(BLANK, (*theta.shape[:-1], 1))
         whole[..., [INDEX[name] for name in self.parameters]] = theta
         return whole
 
     def loss(self, theta: Array, points: Points) -> Array:
-        """Nats a token of `theta` [..., parameters] at `points`: shape [..., *points' shape]."""
+        """The loss in nats a token of `theta` [..., parameters] at `points`: shape [..., *points' shape]."""
         whole = self.full(np.asarray(theta, np.float64))
         spread = whole.reshape(*whole.shape[:-1], *(1 for _ in points.shape), len(NAMES))
         parts = terms(self, spread, points)
@@ -61,7 +61,7 @@ class Form:
 
 
 class Terms(NamedTuple):
-    """The parts of the law at some points, for the loss and for its derivatives."""
+    """The parts of the law at some points, from which the loss and its derivatives are computed."""
 
     size: Array  # the term of N
     data: Array  # the term of D
@@ -71,7 +71,7 @@ class Terms(NamedTuple):
 
 
 def terms(form: Form, whole: Array, points: Points) -> Terms:
-    """`whole` [..., NAMES] with axes that broadcast against the points' before the last."""
+    """The terms of `whole` [..., NAMES], whose axes before the last broadcast against those of the points."""
     A, delta, alpha, gamma, kappa, phi, sigma, B, omega, beta, zeta, _, E_max = np.moveaxis(whole, -1, 0)
     log_g = np.log(points.granularity)
     if form.knob == "experts":
@@ -91,13 +91,16 @@ def terms(form: Form, whole: Array, points: Points) -> Terms:
 
 
 def effective_experts(experts: Any, E_max: Any = E_MAX) -> Array:
-    """Ê of spec section 4 with E_start 1: 1 for a dense model, and it saturates at E_max."""
+    """Ê of spec section 4 with E_start 1: it is 1 for a dense model, and saturates at E_max."""
     result: Array = 1 / (1 / (experts - 1 + 1 / (1 - 1 / E_max)) + 1 / E_max)
     return result
 
 
 def in_units(theta: Array, form: Form, n_unit: float, d_unit: float) -> Array:
-    """The same law when N is counted in `n_unit` and D in `d_unit` of the units that `theta` [..., P] is for."""
+    """The parameters of the same law for N in multiples of `n_unit` and D in multiples of `d_unit`.
+
+    `theta` [..., P] are the parameters for the units as they are.
+    """
     place = {name: form.parameters.index(name) for name in form.parameters}
     changed = np.array(theta, np.float64)
     for factor, power, main, cross, unit in (

@@ -57,7 +57,7 @@ def problem_of(form: Form, runs: Runs) -> tuple[Problem, list[str]]:
 
 
 def _terms_of(form: Form, column: str) -> set[str]:
-    """The parameters of the form that do nothing while `column` does not vary."""
+    """The parameters of the form that have no effect while `column` does not vary."""
     names = {"granularity": {"kappa", "phi"}, "shared": {"sigma"}}.get(column, set())
     if column == form.knob:
         names = names | {"delta", "gamma", "omega", "zeta", "E_max"}

@@ -37,7 +37,9 @@ class Law:
     samples: Array | None = None  # [S, P]: bootstrap draws of the parameters, in the form's order
     prior: str = ""  # what in it is assumed and not measured
     counts_embedding: bool | None = None  # does n_active count the embedding? None: unknown
-    forecast_rmse: float | None = None  # of runs held out, by a fit to the others, nats a token; None: not tried
+    forecast_rmse: float | None = (
+        None  # in nats a token, for held-out runs that a fit to the others predicts; None: not tried
+    )
 
     def __post_init__(self) -> None:
         names = self._form.parameters
@@ -51,7 +53,7 @@ class Law:
             raise UsageError(f"the domain names {sorted(unknown)[0]!r}, which is none of {', '.join(FIELDS)}")
 
     def check(self) -> None:
-        """DataError unless the law and all its samples give a loss at the ends of its domain."""
+        """DataError unless the law and all its samples give a finite loss at the ends of its domain."""
         low, high = ([self.domain.get(name, (1.0, 1.0))[end] for name in FIELDS] for end in (0, 1))
         ends = Points(**dict(zip(FIELDS, np.array([low, high], np.float64).T, strict=True)))
         thetas = self.theta[None] if self.samples is None else np.vstack([self.theta, self.samples])
@@ -79,13 +81,13 @@ class Law:
 
     @property
     def interval_kind(self) -> str:
-        """What `interval` gives: "bootstrap", or "RMSE of the fit" where there are no samples."""
+        """What `interval` is based on: "bootstrap", or "RMSE of the fit" where there are no samples."""
         return "RMSE of the fit" if self.samples is None else "bootstrap"
 
     def interval(self, points: Points, level: float = 0.9) -> tuple[Array, Array]:
         """The interval of the law's loss at `points` with probability `level`; without samples the loss -/+ the RMSE.
 
-        It is the interval of the curve, not of one more run, which scatters about it by the RMSE.
+        It is the interval of the curve, and not of one more run, which scatters around the curve by the RMSE.
         """
         if not 0 < level < 1:
             raise UsageError(f"level is {level}, but must lie between 0 and 1")
@@ -130,7 +132,7 @@ class Law:
                 )
 
     def known(self, column: str, values: Sequence[int]) -> tuple[int, ...]:
-        """Those of `values` that the law can choose among: inside its domain, where it has a term for `column`.
+        """Those of `values` that the law can choose among: inside its domain, if it has a term for `column`.
 
         For a column without a term only one value is known: that of its runs, or else the family's, or, for a law
         without any such term, that of dense models.
@@ -142,12 +144,12 @@ class Law:
         return (FAMILY_KNOBS[column] if columns or column != "experts" else DENSE[0],)
 
     def plain_counts(self) -> dict[str, float]:
-        """The parameters for N and D in plain counts, as Chinchilla's are usually written."""
+        """The parameters for N and D in plain counts, as Chinchilla's are usually given."""
         changed = in_units(self.theta, self._form, 1 / BILLION, 1 / BILLION)
         return dict(zip(self._form.parameters, map(float, changed), strict=True))
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` reads them. Samples keep seven digits."""
+        """The law as JSON values, which `from_json` reads. Samples keep seven digits."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values["domain"] = {column: list(ends) for column, ends in self.domain.items()}
         if self.samples is not None:
@@ -156,7 +158,7 @@ class Law:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """UsageError or DataError if these are not the values of a law."""
+        """The law from JSON values; UsageError or DataError if they are not those of a law."""
         known = {item.name for item in fields(cls)}
         if missing := {"form", "parameters", "rmse", "domain", "source"} - values.keys():
             raise DataError(f"a law needs the entry {sorted(missing)[0]!r}")
@@ -180,7 +182,7 @@ class Law:
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """The law of a file that `save` or `mobilemoe fit --out` wrote; DataError if it holds none."""
+        """Reads a law that `save` or `mobilemoe fit --out` wrote; DataError if the file holds none."""
         try:
             law = cls.from_json(read_json(path, DataError))
             law.check()

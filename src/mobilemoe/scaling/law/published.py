@@ -18,7 +18,7 @@ _PRIOR_SIGMA = 0.02  # some .006 nats at E = 8: the paper says that sharing help
 
 
 def _in_billions(form: str, parameters: dict[str, float]) -> dict[str, float]:
-    """Constants for plain counts, as these papers give them, for N and D in 1e9."""
+    """Converts constants for plain counts, as these papers give them, to constants for N and D in 1e9."""
     theta = np.array([parameters[name] for name in FORMS[form].parameters])
     return dict(zip(FORMS[form].parameters, map(float, in_units(theta, FORMS[form], BILLION, BILLION)), strict=True))
 
@@ -56,7 +56,7 @@ _LAWS: dict[str, Law] = {
 
 
 def published(name: str) -> Law:
-    """A published law: paper-E, paper-joint (with a labelled prior), chinchilla; else UsageError."""
+    """The published law of this name: paper-E, paper-joint (with a labelled prior), chinchilla; else UsageError."""
     try:
         return _LAWS[name]
     except KeyError:

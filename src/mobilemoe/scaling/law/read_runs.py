@@ -24,16 +24,19 @@ _FLAGS = {"true": 1.0, "yes": 1.0, "y": 1.0, "t": 1.0, "false": 0.0, "no": 0.0, 
 
 
 def read_runs(path: Path | str, columns: Mapping[str, str] | None = None, only: Sequence[str] = ()) -> Runs:
-    """The runs of a CSV file with a header. `columns` maps our names (COLUMNS) to the file's.
+    """Reads the runs in a CSV file with a header.
 
-    `only`: those whose id or block one of these patterns matches, as `mobilemoe sweep --only` takes them.
+    Needed are loss and two of n_active, tokens and flops (the third follows from C = 6 N D). n_active and tokens are
+    plain counts where the column has values from 1e5 on, else billions; smaller numbers of tokens are plain counts if
+    the compute says so. Without an experts column E is n_total / n_active, if there is an n_total. Rows without a
+    usable number are left out, and `notes` says so.
 
     Needed: loss and two of n_active, tokens, flops (the third is D = C / (6 N)). n_active and tokens are plain counts
     if the column has values from 1e5 on, else billions; a smaller number of tokens is a count if the compute shows it.
     Without an experts column E is n_total / n_active if there is an n_total. Rows without a usable number are left out
     and listed in `notes`. DataError and UsageError say what to change.
     """
-    with np.errstate(all="ignore"):  # of cells that hold no usable number
+    with np.errstate(all="ignore"):  # some cells hold no usable number
         return _Reader(read_table(path), dict(columns or {}), tuple(only)).runs()
 
 
@@ -67,7 +70,7 @@ class _Reader:
         if flops is not None:
             tokens = self._in_billions(n_active, tokens, flops)
         values = {"n_active": n_active, "tokens": tokens, **self._knobs(n_active)}
-        if "experts" in values:  # by definition: there is nothing to cut or to share
+        if "experts" in values:  # a dense model has granularity 1 and no shared expert by definition
             dense = values["experts"] == 1
             values |= {name: np.where(dense, LEAST[name], values[name]) for name in values.keys() & {*FIELDS[3:]}}
         usable = self._usable(loss, values)
@@ -96,7 +99,9 @@ class _Reader:
         return None if theirs is None else self.numbers[theirs]
 
     def _flags(self, ours: str) -> Array | None:
-        """The column as 0 and 1, in words or numbers; NaN where it is empty. DataError for anything else."""
+        """The column as 0 and 1, which may be written in words or numbers; NaN where it is empty. DataError for
+        anything else.
+        """
         theirs = self._source(ours)
         if theirs is None:
             return None
@@ -109,7 +114,7 @@ class _Reader:
         return flags
 
     def _count(self, ours: str) -> Array | None:
-        """The column in 1e9, whichever of the two units it is in."""
+        """The column in 1e9, whichever of the two units it has."""
         values = self._numbers(ours)
         if values is None:
             return None
@@ -185,7 +190,7 @@ class _Reader:
                 rule = "a number above 0" if positive else f"a number of at least {LEAST[name]:g}"
                 self.notes.append(f"{count(len(bad))} left out: {name} is not {rule} ({self._cells(name, bad)})")
             usable &= good
-        rate = self._numbers("rate")  # of a sweep's trials: the learning rate over its rule's
+        rate = self._numbers("rate")  # in a sweep: the learning rate divided by the rule's
         if rate is not None and np.any(rate == 1):
             other = np.isfinite(rate) & (rate != 1)
             trials = np.flatnonzero(usable & other)
@@ -200,7 +205,7 @@ class _Reader:
         return usable
 
     def _asked_for(self) -> NDArray[np.bool_]:
-        """The rows that `only` picks: all of them without it. UsageError for a pattern that matches none."""
+        """The rows that `only` selects, or all of them without it. UsageError for a pattern that matches none."""
         ids, theirs = self._named(), self._source("block")
         blocks = [""] * len(ids) if theirs is None else self.table.texts(theirs)
         asked = np.full(len(ids), not self.only)
@@ -217,8 +222,8 @@ class _Reader:
     def _drop_doubles(self, places: NDArray[np.intp], loss: Array, values: Mapping[str, Array]) -> NDArray[np.intp]:
         """Keeps the last of the rows with equal id and knobs: it is a run that was repeated or written twice.
 
-        Rows without an id are the same run where all of their cells are equal, but for those of a running number; 5e7
-        is equal to 50000000.
+        Rows without an id are the same run if all their cells are equal, except for a running number; 5e7 equals
+        50000000.
         """
         names, ids = self._named(), self._ids()
         compared = [self._comparable(name) for name in self.table.header if name and not name.startswith("Unnamed:")]
@@ -245,7 +250,7 @@ class _Reader:
         return [text if np.isnan(number) else float(number) for number, text in zip(numbers, texts, strict=True)]
 
     def _named(self) -> list[str]:
-        """The ids of the table, empty where it has none."""
+        """The ids in the table, empty where it has none."""
         theirs = self._source("id")
         return [""] * len(self.table.rows) if theirs is None else self.table.texts(theirs)
 
@@ -274,7 +279,7 @@ class _Reader:
         )
 
     def _cells(self, ours: str, places: NDArray[np.intp]) -> str:
-        """The lines of these rows, and what the column says there if it is in the table."""
+        """The lines of these rows, with the text of the column where the table has it."""
         theirs = self._source(ours)
         texts = [""] * len(self.table.rows) if theirs is None else self.table.texts(theirs)
         said = (f": {texts[place]!r}" if theirs else "" for place in places)

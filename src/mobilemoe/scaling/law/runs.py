@@ -97,7 +97,7 @@ class Runs:
 
 
 def few(items: Iterable[str], most: int = 3) -> str:
-    """The first of the names, for a sentence."""
+    """The first names of a list, for a sentence."""
     listed = list(items)
     return ", ".join(listed[:most]) + (", ..." if len(listed) > most else "")
 

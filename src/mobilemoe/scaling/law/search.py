@@ -20,7 +20,7 @@ POLISHED = 2  # the best of these, which L-BFGS refines
 
 
 def search(problem: Problem, seed: int) -> tuple[Array, float, bool]:
-    """Coordinates of the least misfit that was found, that misfit, and whether the search settled there."""
+    """The coordinates with the least misfit that was found, that misfit, and whether the search converged there."""
     ones = np.ones((1, len(problem.runs)))
     near = descend(problem, _starts(problem, seed), ones, steps=40)
     ended = descend(problem, near.x[np.argsort(near.misfit)[:FINALISTS]], ones, steps=400, tolerance=1e-7)
@@ -30,7 +30,10 @@ def search(problem: Problem, seed: int) -> tuple[Array, float, bool]:
 
 
 def _starts(problem: Problem, seed: int) -> Array:
-    """Coordinates [STARTS, free]: exponents drawn at random, the factors A, B, c by non-negative least squares."""
+    """Coordinates [STARTS, free] to start from: random exponents, with the best factors A, B, c for them.
+
+    The factors come from non-negative least squares.
+    """
     try:
         from scipy.optimize import nnls
     except ImportError:
@@ -56,7 +59,7 @@ def _starts(problem: Problem, seed: int) -> Array:
 
 
 def polish(problem: Problem, x: Array, settled: bool) -> tuple[Array, float, bool]:
-    """L-BFGS on the Huber loss itself, with its own derivatives: the end, its misfit, and whether it settled."""
+    """L-BFGS on the Huber loss, with exact derivatives: the end point, its misfit, and whether it converged."""
     from scipy.optimize import minimize
 
     ones = np.ones((1, len(problem.runs)))

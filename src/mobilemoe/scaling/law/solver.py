@@ -31,7 +31,7 @@ LONGEST_STEP = 1.0  # in any coordinate
 
 @dataclass(frozen=True)
 class Problem:
-    """One form against some runs; `free` are the parameters that are fitted, the others have no effect."""
+    """One form and some runs; `free` are the parameters to fit, and the others have no effect."""
 
     form: Form
     runs: Runs
@@ -71,7 +71,7 @@ class Problem:
     # Coordinates
 
     def coordinates(self, theta: Array) -> Array:
-        """[..., the form's parameters] in 1e9 and nats as [..., free]."""
+        """Converts [..., the form's parameters] for 1e9 and nats to coordinates [..., free]."""
         inner = self.form.full(in_units(theta, self.form, *self.units))
         inner[..., [INDEX["A"], INDEX["B"], INDEX["c"]]] /= self.scale
         inner[..., INDEX["kappa"]] = -np.log1p(-inner[..., INDEX["kappa"]])
@@ -80,7 +80,7 @@ class Problem:
         return np.clip(inner[..., [INDEX[name] for name in self.free]], *self.walls)
 
     def whole(self, x: Array) -> Array:
-        """Coordinates [..., free] as values [..., NAMES] in the runs' own units."""
+        """Converts coordinates [..., free] to values [..., NAMES] in the runs' own units."""
         values = np.tile(BLANK, (*x.shape[:-1], 1))
         for place, name in enumerate(self.free):
             coordinate = x[..., place]
@@ -92,7 +92,7 @@ class Problem:
         return values
 
     def theta(self, x: Array) -> Array:
-        """Coordinates [..., free] as [..., the form's parameters] in 1e9 and nats."""
+        """Converts coordinates [..., free] to [..., the form's parameters] for 1e9 and nats."""
         values = self.whole(x)
         values[..., [INDEX["A"], INDEX["B"], INDEX["c"]]] *= self.scale
         inner = values[..., [INDEX[name] for name in self.form.parameters]]
@@ -101,14 +101,14 @@ class Problem:
     # Misfit
 
     def residuals(self, x: Array) -> Array:
-        """ln of the law minus ln of the loss: [S, free] to [S, runs]."""
+        """ln(predicted / measured loss): from [S, free] to [S, runs]."""
         whole = self.whole(x)[:, None, :]
         parts = terms(self.form, whole, self.points)
         result: Array = np.log(parts.size + parts.data + whole[..., INDEX["c"]]) - self.log_loss
         return result
 
     def slopes(self, x: Array) -> tuple[Array, Array]:
-        """`residuals`, and their derivatives by the coordinates: [S, free, runs]."""
+        """`residuals`, and their derivatives with respect to the coordinates: [S, free, runs]."""
         whole = self.whole(x)[:, None, :]
         parts, points = terms(self.form, whole, self.points), self.points
         loss = parts.size + parts.data + whole[..., INDEX["c"]]
@@ -142,7 +142,7 @@ class Problem:
 
 
 def _saturation(experts: Array, E_max: Array, log_x: Array) -> Array:
-    """The derivative of ln Ê by ln E_max."""
+    """The derivative of ln Ê with respect to ln E_max."""
     m = 1 / E_max
     start = 1 / (1 - m)
     result: Array = np.exp(log_x) * m * (1 - start**2 / (experts - 1 + start) ** 2)
@@ -150,7 +150,7 @@ def _saturation(experts: Array, E_max: Array, log_x: Array) -> Array:
 
 
 def misfit(residuals: Array, weights: Array) -> Array:
-    """The Huber loss of [S, runs], each run counted `weights` times, summed: [S]."""
+    """The sum of the Huber loss of [S, runs], where each run counts `weights` times: [S]."""
     size = np.abs(residuals)
     each = np.where(size <= HUBER, size**2 / 2, HUBER * (size - HUBER / 2))
     result: Array = (weights * each).sum(1)
@@ -159,7 +159,7 @@ def misfit(residuals: Array, weights: Array) -> Array:
 
 @dataclass(frozen=True)
 class Descent:
-    """Where each start ended: coordinates [S, free], misfit [S], and whether it had settled."""
+    """Where each start ended: coordinates [S, free], misfit [S], and whether it had converged."""
 
     x: Array
     misfit: Array
@@ -167,10 +167,10 @@ class Descent:
 
 
 def descend(problem: Problem, starts: Array, weights: Array, steps: int = 200, tolerance: float = 1e-6) -> Descent:
-    """From each of `starts` [S, free] down the misfit in which run j counts `weights` [S or 1, runs] times.
+    """Minimises the misfit from each of `starts` [S, free]; run j counts `weights` [S or 1, runs] times.
 
-    Iteratively reweighted least squares makes the Huber loss quadratic, and Levenberg's damping keeps each step a
-    descent. A start has settled when three steps in a row win less than `tolerance` of the misfit.
+    Iteratively reweighted least squares makes the Huber loss quadratic, and Levenberg's damping makes each step go
+    down. A start has converged when three steps in a row gain less than `tolerance` of the misfit.
     """
     x = np.array(starts, np.float64)
     weights = np.broadcast_to(weights, (len(x), len(problem.runs)))

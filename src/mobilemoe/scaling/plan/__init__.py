@@ -1,1 +1,3 @@
-"""From a device's limits to an architecture: the space of shapes, its candidates, the choice and its reasons."""
+"""Chooses an architecture within the limits of a device: the space of shapes, the candidates, the choice and its
+reasons.
+"""

@@ -80,7 +80,7 @@ LIMITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One architecture, the best of its E, g, s and bits. Bytes, seconds, plain counts; losses in nats a token."""
+    """The best architecture of its E, g, s and bits. Bytes, seconds and plain counts; losses in nats a token."""
 
     config: ModelConfig
     experts: int
@@ -118,7 +118,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Candidates, one a place of every array; `block` and `place` say where the shape is: shapes[block].x[place]."""
+    """Candidates, one at each place of the arrays; its shape is shapes[block] at `place`."""
 
     shapes: tuple[Shapes, ...]
     block: NDArray[np.int64]
@@ -149,12 +149,12 @@ class Table:
 
     @property
     def prior(self) -> Array:
-        """Stated assumptions in nats that rank models beside the law's loss."""
+        """Stated assumptions in nats, which are added to the law's loss when models are ranked."""
         bits = sum(cost * (self.weight_bits == bits) for bits, cost in WEIGHT_BITS_PRIOR.items())
         return cast(Array, bits + FINEST_PRIOR * (self.granularity >= FINEST))
 
     def tokens(self, constraints: Constraints) -> Array:
-        """D of each candidate: what is given, or what the training FLOPs allow, C / (6 N_act)."""
+        """D of each candidate: the given number, or what the training FLOPs allow, C / (6 N_act)."""
         if constraints.train_flops is not None:
             return constraints.train_flops / (6 * self.n_active)
         return np.full(len(self), constraints.tokens or DEFAULT_TOKENS)
@@ -169,7 +169,7 @@ class Table:
         )
 
     def allowed(self, constraints: Constraints, without: str = "") -> Mask:
-        """Which candidates keep to every limit; one may be left out."""
+        """Which candidates keep to every limit, except for the limit `without`."""
         allowed = np.ones(len(self), bool)
         for name, limit in LIMITS.items():
             bound, values = getattr(constraints, name), getattr(self, limit.column)
@@ -182,7 +182,7 @@ class Table:
         return np.asarray((self.vocab_size == config.vocab_size) & (self.tied == config.tie_word_embeddings))
 
     def take(self, mask: Mask) -> Table:
-        """The candidates of the mask."""
+        """The candidates that the mask selects."""
         kept = {field.name: getattr(self, field.name)[mask] for field in fields(self) if field.name != "shapes"}
         return Table(shapes=self.shapes, **kept)
 
@@ -240,7 +240,7 @@ def _columns(
 
 
 def groups(table: Table) -> Iterator[NDArray[np.int64]]:
-    """The places of the models that share E, g, s and bits."""
+    """The places of the models that share E, g, s and bits, group by group."""
     names = ("experts", "granularity", "shared", "weight_bits", "kv_bits")
     _, group = np.unique(np.stack([getattr(table, name) for name in names]), axis=1, return_inverse=True)
     order = np.argsort(group, kind="stable")

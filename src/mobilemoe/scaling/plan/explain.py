@@ -37,7 +37,7 @@ class Relief(NamedTuple):
 
 
 def amount(limit: str, value: float, beside: float = 0) -> str:
-    """A limit's value in the units that people use, and in those of the larger value that it stands beside."""
+    """The value of a limit in the usual units; beside a larger value, in the units of that."""
     if limit == "memory":
         return f"{value / 1e9:.2f} GB" if max(value, beside) >= 1e9 else f"{value / 1e6:.0f} MB"
     if limit == "decode":
@@ -50,12 +50,15 @@ def amount(limit: str, value: float, beside: float = 0) -> str:
 
 
 def given(constraints: Constraints) -> list[str]:
-    """The limits that are set."""
+    """The names of the limits that are set."""
     return [name for name in LIMITS if getattr(constraints, name) is not None]
 
 
 def reliefs(table: Table, law: Law, constraints: Constraints) -> Iterator[Relief]:
-    """Relaxes each limit and the training budget by 10% in turn; the models can be compared, and one of them fits."""
+    """Relaxes each limit and the training budget by 10% in turn.
+
+    The models of `table` must be comparable, and one of them must keep to all limits.
+    """
     now = _least_score(table, law, constraints)
     budget = "tokens" if constraints.train_flops is None else "train_flops"
     for name in [*given(constraints), budget]:

@@ -21,12 +21,12 @@ from mobilemoe.scaling.plan.explain import Relief, compare, notes, relaxations, 
 from mobilemoe.scaling.plan.space import Space, config_of
 
 DEFAULT_LAW = "paper-joint"
-LEVEL = 0.9  # of the losses' intervals
+LEVEL = 0.9  # probability of the intervals of the losses
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What `plan` found. `candidates` are ranked, the best first, for each vocabulary and tying in turn.
+    """The result of `plan`. `candidates` are ranked, the best first, for each vocabulary and tying in turn.
 
     reliefs: the effect on the first of relaxing each limit by 10%. runner_up: why the second lost. infeasible: empty,
     or one sentence for each limit with the least by which it must be relaxed. table, losses: all models considered.
@@ -45,7 +45,7 @@ class Plan:
     seconds: float
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for `mobilemoe plan --json`, without the table."""
+        """The plan as JSON values for `mobilemoe plan --json`, without the table."""
         return {
             "candidates": [candidate.as_json() for candidate in self.candidates],
             "notes": list(self.notes),
@@ -71,8 +71,8 @@ def plan(
 ) -> Plan:
     """Ranks the architectures of `space` that keep to `constraints` by the loss of `law` (default: paper-joint).
 
-    One candidate for each E, g, s and number of bits: the least loss, and within TOLERANCE of it the nearest to the
-    family's depth and heads; `top` of them. UsageError for a limit on speed without a device.
+    There is one candidate for each E, g, s and number of bits: among those within TOLERANCE of the least loss, the one
+    nearest to the family's depth and heads. `top` of them are given. UsageError for a limit on speed without a device.
     """
     started = time.perf_counter()
     law, space = law or published(DEFAULT_LAW), space or Space()
@@ -108,7 +108,7 @@ def plan(
 
 
 def _rank(table: Table, losses: Array, constraints: Constraints, law: Law) -> list[Candidate]:
-    """The best of each E, g, s and bits, the least loss first."""
+    """The best candidate of each E, g, s and bits, the least loss first."""
     scores = losses + table.prior
     best = []
     for places in groups(table):

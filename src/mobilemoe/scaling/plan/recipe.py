@@ -21,7 +21,7 @@ MOST_ROWS = 2048  # a batch of 4.2 M tokens, as in recipes/S-pretrain.toml
 LEAST_STEPS = 10_000  # shorter trainings take smaller batches to have that many steps: our choice
 MICRO_BATCH = 8
 WARMUP = 2000
-LINE = 116  # letters of a comment
+LINE = 116  # the longest line of a comment, in characters
 
 # Sets of recipes/S-pretrain.toml in the paper's shares of the kinds of text (spec section 5).
 _MIXTURE = """\
@@ -39,7 +39,7 @@ mixture = [
 
 
 def recipe_text(plan: Plan, name: str) -> str:
-    """The TOML of the first candidate; `name` is the run's. The plan must have a candidate."""
+    """The TOML for the first candidate, which the plan must have; `name` is the name of the run."""
     winner = plan.candidates[0]
     rows, steps = batch(winner.tokens)
     lines = [
@@ -74,7 +74,7 @@ def recipe_text(plan: Plan, name: str) -> str:
 
 
 def batch(tokens: float) -> tuple[int, int]:
-    """(rows of a batch, steps): the largest power of two up to MOST_ROWS that leaves LEAST_STEPS."""
+    """(rows of a batch, steps) for so many tokens: the largest power of two up to MOST_ROWS that leaves LEAST_STEPS."""
     rows = MOST_ROWS
     while rows > 1 and tokens < LEAST_STEPS * rows * SEQUENCE:
         rows //= 2

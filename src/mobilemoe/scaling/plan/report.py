@@ -25,7 +25,7 @@ ROOM = 0.12  # nats that are shown above the best loss
 
 
 class Axis(NamedTuple):
-    """A cost that loss is drawn against. `values` are in the axis' units, and `limit` is in them too."""
+    """A cost that loss is drawn against; `values` and `limit` are in the units of the axis."""
 
     column: str
     label: str
@@ -34,7 +34,7 @@ class Axis(NamedTuple):
 
 
 def axes_of(plan: Plan) -> list[Axis]:
-    """Memory and FLOPs, and with a device the milliseconds of a decoded token and of the first one."""
+    """Memory and FLOPs; with a device also the milliseconds of a decoded token and of the first one."""
     table, limits = plan.table, plan.constraints
     axes = [
         Axis("memory", "memory, weights and KV cache (GB)", table.memory / 1e9, _scaled(limits.memory, 1e-9)),
@@ -64,7 +64,7 @@ def front(costs: Array, losses: Array) -> tuple[Array, Array]:
 
 
 def draw(plan: Plan) -> bytes:
-    """A PNG with one panel for each cost, in each the best loss within all limits but the panel's own."""
+    """A PNG with a panel for each cost: the best loss within all limits except the limit on that cost."""
     axes = axes_of(plan)
     figure = drawing()(figsize=(12, 4.9 * len(axes) / 2), layout="constrained")
     for panel, axis in zip(np.ravel(figure.subplots(len(axes) // 2, 2)), axes, strict=True):
@@ -127,7 +127,7 @@ def _limits(constraints: Constraints) -> str:
 
 
 def relief_text(relief: Relief) -> str:
-    """One line of the sensitivity."""
+    """One line of the sensitivity section."""
     to = amount(relief.limit, relief.relaxed_to)
     relaxed = f"10% on {relief.limit.replace('_', ' ')} ({to})"
     if abs(relief.buys) < 5e-5:
@@ -162,7 +162,7 @@ def row(rank: int, c: Candidate) -> Iterator[str]:
 
 
 def write_report(plan: Plan, path: Path | str) -> None:
-    """Writes the page, its picture inside."""
+    """Writes the page with its picture inside."""
     found = bullets(plan.infeasible, "loud")
     if plan.candidates:
         rows = [[*row(rank, candidate)] for rank, candidate in enumerate(plan.candidates, 1)]

@@ -65,15 +65,16 @@ class Shapes:
         return self.is_moe
 
     def window(self, layer: int) -> None:
-        """All layers attend to everything."""
+        """None: every layer attends to all tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
     """What may vary. E = 1 is the dense model, with g = 1 and s = 0; an odd g has no shared expert.
 
-    `ratios` are of width to layers, `head_dims` the width of a head. KV heads are up to 8 that divide the query heads,
-    2 to 8 of which share one, and the family's own number. Raises UsageError for a value that no model can have.
+    `ratios` are width over layers, `head_dims` the widths of a head. The number of KV heads divides the query heads, is
+    at most 8, and leaves 2 to 8 query heads for each; the family's own number is always among them. Raises UsageError
+    for a value that no model can have.
     """
 
     experts: tuple[int, ...] = EXPERTS
@@ -113,7 +114,7 @@ class Space:
         )
 
     def shapes(self) -> Iterator[Shapes]:
-        """Every model of the space, dense and MoE, tied and untied apart."""
+        """Every model of the space; dense models and mixtures, and tied and untied ones, come separately."""
         geometries = np.array(list(self._geometries()), dtype=np.int64)
         moe = [knobs for knobs in family_knobs(self.experts, self.granularities, self.shared) if knobs != DENSE]
         for tied in self.tied:
@@ -166,7 +167,7 @@ def _shapes(geometries: IntArray, knobs: list[tuple[int, int, int]], tied: bool)
 
 
 def departure(shapes: Shapes) -> NDArray[np.float64]:
-    """How far depth and heads are from the family's habits, in doublings; 0 for the family itself.
+    """How far depth and heads are from the family's, in doublings; 0 for the family itself.
 
     No law here depends on depth or heads, so they only decide among models of equal predicted loss.
     """
@@ -180,7 +181,9 @@ def departure(shapes: Shapes) -> NDArray[np.float64]:
 
 
 def config_of(shapes: Shapes, index: int, context: int) -> ModelConfig:
-    """The model at `index` with the family's RoPE, and its control ids where the vocabulary is the family's."""
+    """The config of the model at `index`, with the family's RoPE; with its control ids if the vocabulary is the
+    family's.
+    """
     s = shapes
     vocab_size = int(s.vocab_size[index])
     config = family_member(

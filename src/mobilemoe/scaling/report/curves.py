@@ -65,7 +65,7 @@ def _memory_curves(scene: Scene, flops: float) -> bytes:
 
 
 def _against_dense(scene: Scene, flops: float) -> str:
-    """A table of the best model in a few memories, and a sentence that says whether mixtures beat the dense model."""
+    """A table of the best model at several memories, and a sentence on whether mixtures beat the dense model."""
     rows, gains = [], []
     for memory in _memories(scene):
         found = scene.within(memory, flops)

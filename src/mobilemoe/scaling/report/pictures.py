@@ -39,7 +39,7 @@ def drawing() -> type[Figure]:
 
 
 def draw(paint: Callable[[Axes], None]) -> bytes:
-    """The PNG of one panel that `paint` fills."""
+    """The PNG of one panel, which `paint` fills."""
     figure = drawing()(figsize=(5.2, 4.2), layout="constrained")
     axes = figure.subplots()
     paint(axes)
@@ -100,7 +100,7 @@ def residuals(axes: Axes, fit: Fit, column: str) -> None:
 
 
 def compute_optima(scene: Scene) -> tuple[Array, list[Optimum]]:
-    """Training budgets over the runs' range and STRETCH beyond, and the optimum at each."""
+    """Training budgets from below to above the runs' range by a factor STRETCH, and the optimum at each."""
     flops = np.geomspace(scene.flops[0] / STRETCH, scene.flops[1] * STRETCH, BUDGETS)
     found = [scene.optimum(scene.law_for_bands, budget) for budget in flops]
     return flops, found
@@ -189,7 +189,7 @@ def _colour(experts: float) -> str:
 
 
 def _by_experts(experts: Array) -> Iterable[tuple[str, str, Mask]]:
-    """Label, colour and mask of the runs nearest to each of the paper's E; an E that is none of them is "about" one."""
+    """Label, colour and mask of the runs nearest to each E of the paper; the label says "about" for any other E."""
     nearest = np.abs(np.log(experts[:, None] / SWEPT["experts"])).argmin(axis=1)
     for place in np.unique(nearest):
         value, chosen = SWEPT["experts"][place], nearest == place
@@ -221,7 +221,7 @@ def _memory(axes: Axes) -> None:
 
 
 def _sparse_ticks(axis: Axis) -> None:
-    """Plain numbers at powers of ten, and where there are few of those also at 2 and 5 times them."""
+    """Labels the powers of ten with plain numbers, and if there are few of them also 2 and 5 times these."""
     low, high = axis.get_view_interval()
     axis.set_major_formatter("{x:g}")
     few = high / low < 300

@@ -50,8 +50,8 @@ def write_report(
 ) -> list[Path]:
     """Writes the page of a fit or a law, and with `pngs` its pictures into a folder beside it. Returns all files.
 
-    comparison: of `compare.compare`, for the table of BIC. vocab_size and context: of the family's members, whose
-    memory the curves are drawn over. MissingExtraError without matplotlib or scipy.
+    comparison: the rows of `compare.compare`, for the table of BIC. vocab_size and context: those of the family's
+    members, over whose memory the curves are drawn. MissingExtraError without matplotlib.
     """
     pictures.drawing()
     path = Path(path)
@@ -81,7 +81,7 @@ def write_report(
 
 
 def _scene(law: Law, fit: Fit | None, vocab_size: int, context: int) -> Scene | None:
-    """The lines of the curves; None where the law has no domain, or no member of the family is near it."""
+    """The scene of the curves; None where the law has no domain, or no member of the family is near it."""
     if not {"n_active", "tokens"} <= law.domain.keys():
         return None
     granularity = min(known_values(law, "granularity"), key=lambda g: abs(np.log(g / FAMILY_KNOBS["granularity"])))

@@ -1,4 +1,4 @@
-"""What the curves of a report are drawn for: a law, the lines of its (E, g, s), and the ranges that are shown."""
+"""What the curves of a report show: a law, a line for each (E, g, s), and the ranges of the axes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STRETCH = 3.0  # curves go so far beyond the domain, to show where it ends
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What curves are drawn for: a law, a line for each E, all but the dense with one g and s, and a family."""
+    """A law, the family, and a line for each E; all lines but the dense one have the same g and s."""
 
     law: Law
     experts: Sequence[int]
@@ -51,7 +51,7 @@ class Scene:
 
     @property
     def law_for_bands(self) -> Law:
-        """The law with as many samples as a picture needs."""
+        """The law with no more samples than a picture needs."""
         samples = self.law.samples
         return self.law if samples is None else replace(self.law, samples=samples[:DRAWN_SAMPLES])
 
@@ -60,7 +60,7 @@ class Scene:
         return optimum(law, train_flops=flops, choices=list(self.lines))
 
     def within(self, memory_bytes: float, flops: float) -> Optimum:
-        """The optimum within the device's memory; its intervals are not drawn from samples."""
+        """The optimum within the device's memory; its intervals come from the RMSE, not from samples."""
         return optimum(
             replace(self.law, samples=None),
             memory_bytes=memory_bytes,
@@ -71,7 +71,9 @@ class Scene:
         )
 
     def sizes(self, knobs: Knobs) -> Array:
-        """N along the line of `knobs`: the domain and STRETCH beyond, where the family has members. May be empty."""
+        """N along the line of `knobs`: the domain and a factor STRETCH beyond it, where the family has members. May be
+        empty.
+        """
         low, high = self.law.domain["n_active"]
         least, most = self.lines[knobs].range
         start, end = max(low / STRETCH, least), min(high * STRETCH, most)
@@ -87,7 +89,7 @@ class Scene:
         return [float(np.exp(low + share * (high - low))) for share in shares]
 
     def levels(self, shares: Sequence[float]) -> list[float]:
-        """Losses that these shares of the domain's models stay below."""
+        """The losses below which these shares of the models in the domain lie."""
         n, tokens = (np.geomspace(*self.law.domain[name], 30) for name in ("n_active", "tokens"))
         losses = [self.law.loss(self.points(knobs, n[:, None], tokens)) for knobs in self.lines]
         return [float(level) for level in np.quantile(losses, shares)]

@@ -1,4 +1,4 @@
-"""Numbers of a report as people read them."""
+"""Formats the numbers of a report."""
 
 from __future__ import annotations
 
