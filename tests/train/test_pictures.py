@@ -48,7 +48,7 @@ def test_the_routing_is_drawn_as_ratios_one_map_for_the_load_and_one_for_each_do
     draw_routing(report, tmp_path / "router.png")
     assert colours((tmp_path / "router.png").read_bytes()) > 50
     shown = maps(figures[0])
-    assert list(shown) == ["load / mean", *(f"{name}: share / share of all" for name in ("books", "code", "none"))]
+    assert list(shown) == ["all: load / mean", "books", "code", "none"]
     all_of_it, of_books, of_code, of_none = shown.values()
     np.testing.assert_allclose(all_of_it, [[1.5, 1.5, 0], [0.75, 0.75, 1.5]])
     np.testing.assert_allclose(of_books, [[2, 0, np.nan], [1, 1, 1]])
@@ -62,7 +62,7 @@ def test_the_routing_is_drawn_as_ratios_one_map_for_the_load_and_one_for_each_do
 def test_one_domain_needs_no_map_of_its_own(tmp_path, figures):
     load = [[4, 4, 0], [2, 2, 4]]
     draw_routing({"load": load, "load_by_domain": {"text": load}}, tmp_path / "router.png")
-    assert list(maps(figures[0])) == ["load / mean"]
+    assert list(maps(figures[0])) == ["all: load / mean"]
 
 
 def test_without_matplotlib_a_run_does_not_begin(tmp_path, monkeypatch):
