@@ -8,7 +8,7 @@ from config_cases import refusal
 from mobilemoe.accounting import active_parameters
 from mobilemoe.config import RopeScaling
 from mobilemoe.errors import UsageError
-from mobilemoe.presets import PRESETS, derive, family_member, preset
+from mobilemoe.presets import PRESETS, derive, family_knobs, family_member, preset
 
 
 def test_the_published_dials_give_60_experts_of_which_4_and_a_shared_one_of_four_widths():
@@ -111,3 +111,10 @@ def test_an_unknown_preset_lists_the_known_ones():
 )
 def test_dials_that_give_no_model_are_refused_by_name(make, words):
     assert words in refusal(make)
+
+
+def test_each_choice_of_e_g_and_s_is_a_model_and_comes_once():
+    knobs = list(family_knobs([1, 8], [1, 3, 8], [0, 1]))
+    assert knobs == [(1, 1, 0), (8, 1, 0), (8, 3, 0), (8, 8, 0), (8, 8, 1)]
+    for expansion, granularity, shared in knobs:
+        family_member(384, expansion=expansion, granularity=granularity, shared=bool(shared))
