@@ -269,6 +269,16 @@ def test_calls_that_cannot_mean_anything_are_refused():
         plan(Constraints(), top=0)
 
 
+@pytest.mark.parametrize(
+    "limits", [{"train_flops": 1e-300}, {"train_flops": 1.0}, {"train_flops": 1e12}, {"tokens": 1}]
+)
+def test_a_budget_of_next_to_no_tokens_is_refused(limits):
+    with pytest.raises(
+        UsageError, match=r"tokens to train on at most, but a plan needs 1,000,000: raise --train-flops"
+    ):
+        plan(Constraints(**limits))
+
+
 # ---- the recipe and the report
 
 

@@ -21,6 +21,7 @@ from mobilemoe.scaling.plan.explain import Relief, compare, notes, relaxations, 
 from mobilemoe.scaling.plan.space import Space, config_of
 
 DEFAULT_LAW = "paper-joint"
+LEAST_TOKENS = 1e6  # where no law says anything of fewer, and losses would be printed in hundreds of digits
 LEVEL = 0.9  # probability of the intervals of the losses
 
 
@@ -72,7 +73,8 @@ def plan(
     """Ranks the architectures of `space` that keep to `constraints` by the loss of `law` (default: paper-joint).
 
     There is one candidate for each E, g, s and number of bits: among those within TOLERANCE of the least loss, the one
-    nearest to the family's depth and heads. `top` of them are given. UsageError for a limit on speed without a device.
+    nearest to the family's depth and heads. `top` of them are given. UsageError for a limit on speed without a device,
+    and for a budget of next to no tokens.
     """
     started = time.perf_counter()
     law, space = law or published(DEFAULT_LAW), space or Space()
@@ -82,6 +84,11 @@ def plan(
         raise UsageError(f"top is {top}, but must be at least 1")
     known = space.known_to(law)
     table = tabulate(known, law, device, constraints)
+    if len(table) and (most := float(table.tokens(constraints).max())) < LEAST_TOKENS:
+        raise UsageError(
+            f"there are {most:.3g} tokens to train on at most, but a plan needs {LEAST_TOKENS:,.0f}: raise "
+            "--train-flops (6 for each active parameter and token) or --tokens"
+        )
     losses = law.loss(table.points(constraints))
     ranked: list[list[Candidate]] = []
     for tied in known.tied:
