@@ -1,1 +1,1 @@
-"""What can be scored: our own engines, any file that llama.cpp reads, and both as lm-evaluation-harness sees them."""
+"""The models that can be scored: our engines and GGUF files, and how lm-evaluation-harness sees them."""

@@ -1,4 +1,4 @@
-"""The pictures of a report: scores over what they cost, the front, and the paper's points in grey."""
+"""The pictures of a report: scores over costs, the Pareto front, and the paper's points in grey."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What evaluation reads and writes: rows of JSONL, results.json, examples."""
+"""The files that evaluation reads and writes: rows of JSONL, results, examples."""

@@ -1,4 +1,4 @@
-"""What an evaluation found, as a JSON file, with its scored examples in a JSONL beside it."""
+"""The results of an evaluation: a JSON file, and the scored examples in a JSONL beside it."""
 
 from __future__ import annotations
 

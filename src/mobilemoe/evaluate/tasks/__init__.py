@@ -1,1 +1,1 @@
-"""The benchmarks as tasks of lm-evaluation-harness: built here, and code scored in our sandbox."""
+"""Builds the benchmarks as tasks of lm-evaluation-harness, and runs generated code in a sandbox."""

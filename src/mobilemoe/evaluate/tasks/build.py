@@ -1,4 +1,4 @@
-"""From a suite to lm_eval's tasks: what can be had here, and why the rest is missing."""
+"""Builds lm_eval's tasks for a suite, with the reason for each that is missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def build_tasks(
 
     With `data_dir` the items are those of its files (local.py), without it lm_eval fetches them from the Hub.
     Benchmarks of code are built only with `allow_code`, and where the sandbox works. A benchmark's limit is applied.
-    A damaged file is such a reason, with the line. Raises MissingExtraError, and UsageError if `data_dir` is no folder.
+    A damaged file is a reason, with the line. Raises MissingExtraError, and UsageError if `data_dir` is no folder.
     """
     if data_dir is not None and not data_dir.is_dir():
         raise UsageError(f"{data_dir} is no folder of benchmark data")

@@ -1,4 +1,4 @@
-"""HumanEval and MBPP with lm_eval's prompts, and the programs run in our sandbox instead of in this process."""
+"""HumanEval and MBPP with lm_eval's prompts, but the programs run in a sandbox instead of in this process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _mbpp_shots(docs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 _METRICS = {"metric_list": [{"metric": "pass_at_1", "aggregation": "mean", "higher_is_better": True}]}
-# What replaces every function that the configs of lm_eval name: those run the code in a process without walls.
+# What replaces every function that the configs of lm_eval name: those run the code without isolation.
 CODE: dict[str, dict[str, Any]] = {
     "humaneval": {**_METRICS, "process_results": humaneval_results, "filter_list": None},
     "mbpp": {

@@ -30,12 +30,12 @@ FOLDERS = Path(lm_eval.tasks.__file__).parent
 
 
 class HubUnreachable(Unavailable):
-    """No network: what is not in the Hub's cache already cannot be had."""
+    """No network, so only what the Hub's cache has is available."""
 
 
 @contextmanager
 def cache_alone() -> Iterator[None]:
-    """Within it the Hub's clients do not try the network, as with HF_HUB_OFFLINE=1."""
+    """A context in which the Hub's clients do not use the network, as with HF_HUB_OFFLINE=1."""
     before = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
@@ -59,7 +59,7 @@ class LocalTask(ConfigurableTask):  # type: ignore[misc]
 def build_task(benchmark: Benchmark, data_dir: Path | None) -> Any:
     """lm_eval's task for `benchmark`, or a list of them for a group; each its first `limit` items if there is a limit.
 
-    Raises Unavailable for what cannot be had, DataError for a damaged file of `data_dir`.
+    Raises Unavailable for missing data, DataError for a damaged file of `data_dir`.
     """
     # An index of one folder: that of all of lm_eval's tasks takes ten seconds.
     manager = TaskManager(include_defaults=False, include_path=str(FOLDERS / benchmark.folder))

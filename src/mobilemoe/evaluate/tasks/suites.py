@@ -1,4 +1,4 @@
-"""The benchmarks, pinned: which task of lm-evaluation-harness, how many shots, which metric is the main one.
+"""The benchmarks: for each the pinned task of lm-evaluation-harness, the number of shots and the main metric.
 
 Tasks, prompts, filters and versions are those of lm_eval 0.4.13. The paper publishes shots for its seven 0-shot rows
 alone (spec section 6: `published`); all other shots are our choice.
@@ -23,7 +23,7 @@ class Benchmark:
     task: its name in lm_eval, of the `version` it has there, found in `folder` of lm_eval's tasks; None if it has none.
     metric: the main one, with the filter behind a comma where the task has several. published: whether the paper gives
     these shots. chat: whether it asks for an instruct model, by its chat template. limit: at most so many examples.
-    note: what a reader of the number must know.
+    note: what a reader of the score must know.
     """
 
     name: str

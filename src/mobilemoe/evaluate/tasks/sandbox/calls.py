@@ -1,9 +1,9 @@
 """The system calls that a program in the sandbox may make, as a filter for the kernel (seccomp, in classic BPF).
 
 The list is closed: files, memory, signals, time, threads, processes and sockets of this machine's own kind (AF_UNIX).
-All else fails as a call that the kernel does not have: networks of every family, io_uring, keys, ptrace, bpf,
-userfaultfd, perf, memory that no limit counts (memfd, System V), namespaces, mounts, modules, and what later kernels
-bring. Calls through the 32-bit entries, whose numbers mean something else, end the program.
+Every other call fails as if the kernel did not have it: networks of every family, io_uring, keys, ptrace, bpf,
+userfaultfd, perf, memory that no limit counts (memfd, System V), namespaces, mounts, modules, and calls of later
+kernels. Calls through the 32-bit entries, whose numbers mean something else, end the program.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The files that a Python interpreter needs to run a program, and no others: what the sandbox shows of this machine."""
+"""Finds the files that a Python interpreter needs to run a program; the sandbox shows no others."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """The inner half of sandbox.py: a program of its own, started by file name in a bare interpreter (no site packages).
 
-It reads one JSON job from stdin, walls itself in with Linux namespaces and starts the untrusted program there, which
+It reads one JSON job from stdin, isolates itself with Linux namespaces and starts the untrusted program there, which
 can make only the system calls of the job's filter. The processes are nested: this launcher (its death kills all below),
 process 1 of a new process namespace (its end kills whatever the program left behind, and the program cannot signal it),
-the program. Ends with SETUP_FAILED and a line on stderr if the kernel refuses any of the walls: the program is not
-started then.
+the program. Ends with SETUP_FAILED and a line on stderr if the kernel refuses any part of the isolation; then the
+program is not started.
 """
 
 import contextlib
@@ -167,7 +167,7 @@ def start_program(job: dict, source: int) -> None:  # type: ignore[type-arg]
 
 
 def run(job: dict) -> None:  # type: ignore[type-arg]
-    """Builds the walls, then waits for the program behind them."""
+    """Sets up the isolation, then waits for the program in it."""
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.syscall(job["keyctl"], KEYCTL_JOIN_SESSION_KEYRING, None)  # not of a kernel that has no keys
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -1,11 +1,11 @@
-"""Runs code that a model wrote, where it can do no harm: no network, no files but its own, limits on all it uses.
+"""Runs code that a model wrote, in isolation: no network, no files but its own, limits on all resources.
 
-The walls are Linux namespaces (inside.py builds them): its network has no device, it sees an empty folder in
+The isolation uses Linux namespaces (see inside.py): the network has no device, and the program sees an empty folder in
 memory (64 MiB, gone afterwards), the interpreter's own files, read-only (files.py), and no process but its own,
 16 at most, which all end with it. Of system calls it has only what programs need (calls.py): sockets of this
-machine's kind alone, no keys, no memory that no limit counts. All this needs a kernel that lets this user make user
-namespaces; where it does not, code is not run at all. What the walls cannot do: code that searches the interpreter's
-own frames for the token of `run_code` can claim to have passed its tests. It still cannot leave.
+machine's kind alone, no keys, no memory that no limit counts. All this needs a kernel that lets this user create
+user namespaces; otherwise no code is run. One thing is not prevented: code that searches the interpreter's own frames
+for the token of `run_code` can claim to have passed its tests. It still cannot leave the sandbox.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STRENGTH = (
     "interpreter's own beside it, read-only, no sight of other processes; limits on seconds, memory, output, files and "
     "processes"
 )
-# What the sandbox is tried on before it is trusted: each of these must end as it says.
+# The sandbox is tested with these programs before it is trusted; each must end as stated.
 _TRIALS = {
     "import collections, functools, hashlib, heapq, itertools, json, math, random, re, socket, string, typing\n"
     "with open('kept', 'w') as file: file.write('x' * 2**16)\n"
@@ -51,7 +51,7 @@ Failure = Literal["error", "time", "output"]
 
 
 class SandboxError(MobileMoEError):
-    """This machine cannot wall code in, so none is run."""
+    """This machine cannot isolate code, so none is run."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class Outcome:
 
 
 def run_code(program: str, *, seconds: float, memory_bytes: int) -> Outcome:
-    """Runs the Python text `program`, tests at its end, in a fresh interpreter behind the walls.
+    """Runs the Python text `program`, tests at its end, in a new interpreter in isolation.
 
     `seconds` are of wall-clock, `memory_bytes` of address space of each of its processes with the 64 MiB that its
     folder may take. A failed test, an exception, any exit before the end and a signal are all "error"; more than 64 KiB
     of output is "output".
-    Raises SandboxError if the walls cannot be built.
+    Raises SandboxError if the isolation cannot be set up.
     """
     calls = calls_of(platform.machine())
     if sys.platform != "linux" or calls is None:
@@ -115,7 +115,7 @@ def run_code(program: str, *, seconds: float, memory_bytes: int) -> Outcome:
 
 @cache
 def sandbox_strength() -> str:
-    """What is in force here, in words. Raises SandboxError, with the mend, where code cannot be walled in."""
+    """The protections in force, in words. Raises SandboxError, with the remedy, if code cannot be isolated."""
     for program, failure in _TRIALS.items():
         outcome = run_code(program, seconds=20, memory_bytes=2**29)
         if outcome.failure != failure:
