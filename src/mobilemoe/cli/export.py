@@ -1,4 +1,4 @@
-"""`mobilemoe export`: a model as other runtimes take it."""
+"""`mobilemoe export`: writes a model for another runtime."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ FORMATS = ("gguf", "glm4moe")
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="The model: folder, bundled or Hub id.")],
-    to: Annotated[str, typer.Option(help="gguf (llama.cpp) or glm4moe (transformers, vLLM, SGLang, MLX-LM).")],
-    out: Annotated[Path, typer.Option(help="The file (gguf) or folder to make; it must not exist.")],
+    model: Annotated[str, typer.Argument(help="The model to read: a folder, nano, or a Hub id.")],
+    to: Annotated[str, typer.Option(help="gguf (llama.cpp), or glm4moe (transformers, vLLM, SGLang, MLX-LM).")],
+    out: Annotated[Path, typer.Option(help="The file (gguf) or folder (glm4moe) to create; it must not exist.")],
     type: Annotated[
         str | None,
-        typer.Option(help="Of gguf: q4_0, q8_0 or bf16; q4_0 for INT4 models and bf16 for others unless said."),
+        typer.Option(help="Type of gguf weights: q4_0, q8_0 or bf16 (default: q4_0 for INT4 models, else bf16)."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Write a model in a format that another runtime loads as it is, and report the error that this added.
+    """Write a model in a format that another runtime loads, and report the error that this adds.
 
-    gguf runs in stock llama.cpp and llama-cpp-python. INT4 weights whose groups lie along the input become Q4_0 bit for
-    bit; experts grouped along their output are rounded anew, so q8_0 is the better type for them. glm4moe is a BF16
+    gguf runs in unmodified llama.cpp and llama-cpp-python. INT4 weights with groups along the input become Q4_0 bit for
+    bit; experts grouped along their output are rounded again, so q8_0 is the better type for them. glm4moe is a BF16
     checkpoint of transformers' Glm4MoeForCausalLM.
 
     Example: mobilemoe export nano --to gguf --out nano.gguf

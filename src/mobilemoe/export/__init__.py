@@ -1,1 +1,1 @@
-"""Models of ours as other runtimes take them: GGUF for llama.cpp, and a stock transformers architecture."""
+"""Writes models for other runtimes: GGUF for llama.cpp, and an architecture of transformers."""
