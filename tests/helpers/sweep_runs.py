@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mobilemoe.sweep.grid import load_grid
+from mobilemoe.sweep.table import read_rows
 from places import HELDOUT, TRAINING_TEXT
 
 GRID = f"""
@@ -142,3 +144,17 @@ def forked_sweep(grid_path):
     parent.stdin.close()
     parent.wait()
     parent.stdout.close()
+
+
+CLOCK = ("seconds", "tokens_per_second", "code")  # columns that another call may fill otherwise
+
+
+@pytest.fixture(scope="module")
+def grid(grid_path):
+    return lambda *overrides: load_grid(grid_path, overrides)
+
+
+def losses(out: Path) -> dict[str, dict[str, str]]:
+    """The rows of runs.csv by id, without what a clock says."""
+    rows = read_rows(out / "runs.csv")
+    return {row["id"]: {name: row[name] for name in row if name not in CLOCK} for row in rows}

@@ -7,10 +7,9 @@ import time
 import pytest
 
 from mobilemoe.sweep.grid import load_grid
-from mobilemoe.sweep.rates import best_rates, fit_rule
 from mobilemoe.sweep.runs import grid_runs
-from mobilemoe.sweep.table import read_rows
 from mobilemoe.sweep.units import own_costs, units
+from sweep_runs import losses
 
 pytest_plugins = ["sweep_runs"]
 
@@ -20,12 +19,6 @@ WSD = (
     *("blocks.all.tokens=[640,1024,2048]", "blocks.all.experts=[2]"),
 )
 SHORT, MIDDLE, LONG = (f"d32x1-e2g2s1-t{tokens}" for tokens in (640, 1024, 2048))
-CLOCK = ("seconds", "tokens_per_second", "code")
-
-
-def losses(out):
-    rows = read_rows(out / "runs.csv")
-    return {row["id"]: {name: row[name] for name in row if name not in CLOCK} for row in rows}
 
 
 @pytest.fixture(scope="module")
@@ -127,39 +120,3 @@ def test_a_trunk_that_goes_wrong_is_the_failure_of_all_its_runs(forked_sweep, tm
     ended = forked_sweep(tmp_path, *WSD, "blocks.all.rates=[1e20]")
     assert sorted(ended["failed"]) == sorted(f"{name}-rate1e20" for name in (SHORT, MIDDLE, LONG))
     assert ended["left"] == []
-
-
-# The best learning rate.
-
-
-def row(width, rate, loss, experts=1, factor=1.0):
-    knobs = {"experts": experts, "granularity": 1, "shared": 0, "hidden_size": width, "tokens": 1000}
-    return {name: str(value) for name, value in (knobs | {"learning_rate": rate, "rate": factor, "loss": loss}).items()}
-
-
-def test_the_best_rate_is_the_lowest_point_of_a_parabola():
-    import math
-
-    def loss(rate, best):
-        return 3 + 0.1 * math.log(rate / best) ** 2
-
-    rows = []
-    for experts, shift in ((1, 1.0), (8, 1.2)):
-        for width in (128, 256, 512):
-            best = shift * 4e-3 * (256 / width) ** 0.7
-            rule = 3e-3 * (256 / width) ** 0.7
-            rows += [row(width, rule * f, loss(rule * f, best), experts, f) for f in (0.5, 1, 2)]
-    found = best_rates(rows)
-    assert [(best.arm, best.hidden_size) for best in found[:3]] == [("dense", 128), ("dense", 256), ("dense", 512)]
-    assert found[1].rate == pytest.approx(4e-3)
-    assert found[1].inside
-    assert found[1].gain == pytest.approx(0.1 * math.log(4 / 3) ** 2)
-    rule = fit_rule(found[:3], 256, 0.5)
-    assert (rule.learning_rate, rule.width_exponent) == (pytest.approx(4e-3, rel=1e-3), pytest.approx(0.7, abs=1e-3))
-    assert fit_rule(found, 256, 0.5).spread == pytest.approx(1.2**0.5)
-    assert fit_rule(found[1:2], 256, 0.5).width_exponent == 0.5
-
-
-def test_an_end_of_the_rates_is_said_to_be_one():
-    (best,) = best_rates([row(256, rate, 3 + rate) for rate in (0.1, 0.2, 0.4)])
-    assert (best.rate, best.inside) == (pytest.approx(0.1), False)

@@ -77,6 +77,16 @@ def test_a_descent_never_ends_above_its_start_and_says_whether_it_settled(proble
     assert long.misfit.max() < 1.001 * long.misfit.min()  # all in one valley
 
 
+def test_no_step_climbs_from_wherever_it_starts(problem):
+    low, high = problem.walls
+    anywhere = np.random.default_rng(2).uniform(low, high, (20, len(low)))
+    before = misfit(problem.residuals(anywhere), ONES)
+    for steps in (1, 2, 3, 5, 9, 17):
+        after = descend(problem, anywhere, ONES, steps=steps).misfit
+        assert np.all(after <= before)
+        before = after
+
+
 def test_no_step_is_longer_than_the_longest_in_any_coordinate(problem, starts):
     far = np.clip(starts + 3, *problem.walls)
     once = descend(problem, far, ONES, steps=1)

@@ -1,0 +1,174 @@
+"""The crew around the workers: what it takes up, on which GPU, how fast it thinks it is, and how it ends."""
+
+import os
+import signal
+
+import pytest
+
+from mobilemoe import accounting
+from mobilemoe.errors import DataError, TrainError, UsageError
+from mobilemoe.sweep import crew
+from mobilemoe.sweep.crew import _Crew, _gpus, _interrupts, _last_line, choose, flops_per_second, sweep
+from mobilemoe.sweep.runs import grid_runs
+from mobilemoe.sweep.table import add_row
+from mobilemoe.sweep.worker import record_failure
+from refusals import refusal
+
+pytest_plugins = ["sweep_runs"]
+
+TWO_BLOCKS = ("blocks.more={sizes=[{hidden_size=64}],tokens=[256,1024],experts=[1]}",)
+
+
+def finished_row(run) -> dict:
+    return run.columns | {"loss": 1.0, "key": run.key}
+
+
+def test_patterns_are_taken_in_their_order_and_of_each_the_longest_first(grid):
+    both = grid(*TWO_BLOCKS)
+    assert [run.id for run in choose(both)] == [run.id for run in grid_runs(both)]
+    chosen = choose(both, ("more", "*-dense-t*"))
+    assert [run.id for run in chosen] == [
+        *("d64x2-dense-t1024", "d64x2-dense-t256"),
+        *("d32x1-dense-t512", "d32x1-dense-t256"),
+    ]
+    assert len({run.id for run in choose(both, ("all", "*"))}) == 6  # each once, however often it is matched
+
+
+def test_a_pattern_without_a_run_is_named(grid):
+    assert "no run and no block 'al'" in refusal(lambda: choose(grid(), ("all", "al")), UsageError)
+
+
+def test_the_machines_speed_is_what_the_grid_says_or_what_a_plan_expects(grid, monkeypatch):
+    assert flops_per_second(grid("scaling.flops_per_second=3e12"), []) == 3e12
+    monkeypatch.setattr(crew, "expected_speed", lambda recipe, config, device, processes: (1000.0, "made up"))
+    run = grid_runs(grid())[0]
+    assert flops_per_second(grid(), [run]) == 1000 * accounting.training_flops_per_token(run.config, 32)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "3,5"}, ["3", "5"]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, ["0", "1", "2"]),
+        ({}, ["0", "1", "2"]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b", "LOCAL_RANK": "1"}, ["GPU-b"]),
+        ({"LOCAL_RANK": "4"}, ["1"]),
+    ],
+)
+def test_gpus_are_those_that_may_be_seen_and_under_torchrun_the_ranks_own(monkeypatch, environment, expected):
+    monkeypatch.setattr(crew.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(crew.torch.cuda, "device_count", lambda: 3)
+    for name in ("CUDA_VISIBLE_DEVICES", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert _gpus() == expected
+
+
+def test_without_a_gpu_there_is_none_whatever_the_environment_says(monkeypatch):
+    monkeypatch.setattr(crew.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert _gpus() == []
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The environments that workers would have been started with, and their commands."""
+    calls = []
+
+    class Popen:
+        def __init__(self, command, *, env, **_):
+            calls.append((command, env))
+            self.stdout = open(os.devnull, "rb")  # noqa: SIM115 - as long as the worker
+
+        def kill(self):
+            self.stdout.close()
+
+        wait = kill
+
+    monkeypatch.setattr(crew.subprocess, "Popen", Popen)
+    monkeypatch.setattr(crew.selectors.DefaultSelector, "register", lambda *_: None)
+    return calls
+
+
+def crew_of(grid, out, count: int, gpus=(), only=False) -> _Crew:
+    out.mkdir(exist_ok=True)
+    runs = grid_runs(grid())
+    return _Crew(out, runs, only=only, count=count, gpus=[*gpus], on_event=lambda event, so_far: None)
+
+
+def test_workers_share_the_gpus_there_and_back_and_the_cores_evenly(grid, tmp_path, started, monkeypatch):
+    monkeypatch.setenv("RANK", "7")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {*range(12)}, raising=False)
+    hands = crew_of(grid, tmp_path, 6, gpus=("0", "1"))
+    for number in range(6):
+        hands._start(number)
+    hands.end()
+    assert [env["CUDA_VISIBLE_DEVICES"] for _, env in started] == ["0", "1", "1", "0", "0", "1"]
+    assert {env["OMP_NUM_THREADS"] for _, env in started} == {"2"}
+    assert not any({"RANK", "WORLD_SIZE"} & env.keys() for _, env in started)  # a worker is no process of torchrun
+    assert (tmp_path / "logs" / "worker-7-0.log").exists()
+
+
+def test_a_setting_of_threads_is_kept(grid, tmp_path, started, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    hands = crew_of(grid, tmp_path, 1)
+    hands._start(0)
+    hands.end()
+    assert started[0][1]["OMP_NUM_THREADS"] == "5"
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_a_worker_hears_its_folder_the_first_unit_and_the_runs_that_were_asked_for(grid, tmp_path, started, only):
+    hands = crew_of(grid, tmp_path, 1, only=only)
+    hands._start(0, "d32x1-dense-t256")
+    hands.end()
+    command = started[0][0]
+    at = command.index("mobilemoe.sweep.worker")
+    assert command[at + 1 : at + 3] == [str(tmp_path), "d32x1-dense-t256"]
+    assert command[at + 3 :] == ([run.id for run in grid_runs(grid())] if only else [])
+
+
+def test_a_summary_counts_a_run_by_its_own_key(grid, tmp_path):
+    first, second, third, last = grid_runs(grid())
+    hands = crew_of(grid, tmp_path, 1)
+    assert hands.summary().left == (first.id, second.id, third.id, last.id)
+    add_row(tmp_path / "runs.csv", finished_row(first))
+    add_row(tmp_path / "runs.csv", finished_row(second) | {"key": "of another recipe"})
+    record_failure(tmp_path, third, "it went\n wrong")
+    found = hands.summary()
+    assert (found.finished, found.failed, found.left) == ((first.id,), (third.id,), (second.id, last.id))
+    hands.end()
+
+
+def test_a_finished_run_of_another_recipe_stops_a_sweep_before_anything_is_written(grid, tmp_path):
+    run = grid_runs(grid())[0]
+    add_row(tmp_path / "runs.csv", finished_row(run) | {"key": "of another recipe"})
+    sentence = refusal(lambda: sweep(grid(), tmp_path), TrainError)
+    assert f"holds {run.id} as another recipe trained it" in sentence
+    assert not (tmp_path / "grid.json").exists()
+
+
+def test_data_that_are_nowhere_stop_a_sweep_before_anything_is_written(grid, tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        sweep(grid("data.path=/nowhere"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_last_line_of_a_log_is_what_a_worker_died_of(tmp_path):
+    log = tmp_path / "worker.log"
+    log.write_bytes(b"Traceback\n  File\nValueError: no \xff\n\n")
+    assert _last_line(log) == "ValueError: no \ufffd"
+    log.write_text("\n")
+    assert _last_line(log) == "it said nothing"
+
+
+def test_interrupts_are_collected_and_the_handlers_put_back():
+    before = [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)]
+    with _interrupts() as seen:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+    assert seen == [signal.SIGINT, signal.SIGTERM]
+    assert [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)] == before
