@@ -17,7 +17,7 @@ import zstandard
 from mobilemoe.data import retry, shards
 from mobilemoe.data.config import DataConfig, SourceConfig
 from mobilemoe.data.mixture import build_sources, open_source
-from mobilemoe.data.sources import Document, HubSource, LocalSource, document_of_row, is_held_out, messages_as_stored
+from mobilemoe.data.sources import Document, LocalSource, document_of_row, messages_as_stored
 from mobilemoe.errors import DataError
 
 ROWS = [{"text": f"Document {i}: naïve 🙂\n" * 20, "source": f"book {i}", "license": "MIT"} for i in range(300)]
@@ -373,37 +373,3 @@ def test_an_endless_line_is_refused_before_it_fills_the_memory(tmp_path, name, m
     write(tmp_path / name, b"x" * 10_000)
     with pytest.raises(DataError, match="longer than 1000 bytes"):
         read_all(LocalSource(tmp_path, "*"))
-
-
-def test_a_hub_dataset_streams_the_same_documents(tmp_path):
-    for number in range(3):
-        write(tmp_path / f"{number}.jsonl", LINES)
-    files = [str(tmp_path / f"{number}.jsonl") for number in range(3)]
-    source = open_source(SourceConfig(name="a", weight=1, hub="json", data_files=files), tmp_path)
-    assert len(source.shards) == 3
-    assert [d.text for d in source.documents(2)] == [row["text"] for row in ROWS]
-    assert source.fingerprint != HubSource("json", data_files=files[:2]).fingerprint
-
-
-def test_a_hub_dataset_that_cannot_be_opened_or_read_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="cannot be opened"):
-        HubSource("json", data_files=str(tmp_path / "missing.jsonl"))
-    (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n{"text": \n')
-    with pytest.raises(DataError, match="cannot be read"):
-        read_all(HubSource("json", data_files=str(tmp_path / "bad.jsonl")))
-
-
-def test_the_held_out_split_is_a_stable_fraction():
-    documents = [Document("x", None, source=f"book {i}", key="k") for i in range(20_000)]
-    held = [d.source for d in documents if is_held_out(d, 0.01)]
-    assert 150 < len(held) < 250
-    assert held[:2] == ["book 19", "book 146"]  # the same on every machine, or a checkpoint's validation text leaks
-    assert not any(is_held_out(d, 0.0) for d in documents)
-
-
-def test_another_answer_to_the_same_question_is_on_the_same_side():
-    for number in range(300):
-        asked = {"role": "user", "content": f"What is {number}?"}
-        answers = [[asked, {"role": "assistant", "content": answer}] for answer in ("Odd.", "Even.")]
-        sides = {is_held_out(Document(None, messages, "s", "k"), 0.5) for messages in answers}
-        assert len(sides) == 1
