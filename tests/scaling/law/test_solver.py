@@ -19,14 +19,14 @@ def problem() -> Problem:
 def starts(problem) -> np.ndarray:
     """Coordinates near the truth, and further and further from it."""
     x = problem.coordinates(joint_law().theta)
-    return np.clip(x + np.random.default_rng(0).normal(0, [[0.0], [0.05], [0.2]], (3, len(x))), *problem.walls)
+    return np.clip(x + np.random.default_rng(0).normal(0, [[0.0], [0.05], [0.2]], (3, len(x))), *problem.bounds)
 
 
 ONES = np.ones((1, 210))
 
 
 def test_any_coordinates_within_the_walls_are_a_law_with_a_loss(problem):
-    low, high = problem.walls
+    low, high = problem.bounds
     x = np.random.default_rng(1).uniform(low, high, (200, len(low)))
     theta = problem.theta(x)
     place = {name: theta[:, problem.form.parameters.index(name)] for name in ("A", "B", "c", "phi", "kappa")}
@@ -46,7 +46,7 @@ def test_coordinates_and_constants_are_two_ways_to_say_the_same(problem):
 def test_constants_beyond_the_walls_are_taken_to_the_wall(problem):
     theta = joint_law().theta
     theta[problem.form.parameters.index("alpha")] = 50
-    _, high = problem.walls
+    _, high = problem.bounds
     at = problem.free.index("alpha")
     assert problem.coordinates(theta)[at] == high[at]
 
@@ -88,13 +88,13 @@ def test_no_step_climbs_from_wherever_it_starts(problem):
 
 
 def test_no_step_is_longer_than_the_longest_in_any_coordinate(problem, starts):
-    far = np.clip(starts + 3, *problem.walls)
+    far = np.clip(starts + 3, *problem.bounds)
     once = descend(problem, far, ONES, steps=1)
     assert np.abs(once.x - far).max() <= LONGEST_STEP + 1e-12
 
 
 def test_a_descent_leaves_its_starts_alone_and_stays_within_the_walls(problem, starts):
-    low, high = problem.walls
+    low, high = problem.bounds
     kept = starts.copy()
     ended = descend(problem, starts, ONES, steps=50)
     np.testing.assert_array_equal(starts, kept)

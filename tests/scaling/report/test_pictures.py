@@ -61,9 +61,9 @@ def test_every_run_is_a_point_of_its_e_at_its_measured_and_predicted_loss(fitted
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("measured loss (nats per token)", "predicted loss")
 
 
-def test_foretold_runs_are_drawn_as_they_were_foretold(fitted, axes):
+def test_held_out_runs_are_drawn_as_they_were_predicted(fitted, axes):
     held = fitted.holdout
-    pictures.foretold(axes, held)
+    pictures.predicted(axes, held)
     assert curve(axes, "held-out runs") == list(zip(held.loss, held.predicted, strict=True))
 
 

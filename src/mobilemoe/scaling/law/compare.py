@@ -60,8 +60,8 @@ def compare(runs: Runs, holdout: float | None = None, seed: int = 0) -> list[Row
         if made is None:
             continue
         predicted, parameters = made[0](once.points), made[1]
-        foretold = rival(rest) if large is not None else None
-        error = None if foretold is None or large is None else _rmse(foretold[0](large.points), large.loss)
+        refitted = rival(rest) if large is not None else None
+        error = None if refitted is None or large is None else _rmse(refitted[0](large.points), large.loss)
         rows.append(
             Row(name, True, parameters, _rmse(predicted, once.loss), bic(predicted, once.loss, parameters), error)
         )

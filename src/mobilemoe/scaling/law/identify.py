@@ -80,7 +80,7 @@ def doubts(problem: Problem, x: Array) -> list[str]:
     _, slopes = problem.slopes(x[None])
     _, sizes, directions = np.linalg.svd(slopes[0].T, full_matrices=False)
     names = [problem.free[np.abs(row).argmax()] for row in directions[sizes < FAINT * sizes[0]]]
-    low, high = problem.walls
+    low, high = problem.bounds
     names += [name for name, at, a, b in zip(problem.free, x, low, high, strict=True) if min(at - a, b - at) < 1e-6]
     if names := sorted({*names}, key=problem.free.index):
         said.append(

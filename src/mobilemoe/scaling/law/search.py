@@ -55,7 +55,7 @@ def _starts(problem: Problem, seed: int) -> Array:
         found, off[row] = nnls(design, np.ones(len(loss)))
         x[row, factors] = np.log(np.maximum(found, 1e-3))
     best = x[np.argsort(off)[:STARTS]]
-    return np.clip(best, *problem.walls)
+    return np.clip(best, *problem.bounds)
 
 
 def polish(problem: Problem, x: Array, settled: bool) -> tuple[Array, float, bool]:
@@ -71,7 +71,7 @@ def polish(problem: Problem, x: Array, settled: bool) -> tuple[Array, float, boo
         pull = np.clip(residuals[0], -HUBER, HUBER)
         return float(misfit(residuals, ones)[0]) / unit, slopes[0] @ pull / unit
 
-    bounds: Any = list(zip(*problem.walls, strict=True))
+    bounds: Any = list(zip(*problem.bounds, strict=True))
     ended = minimize(value, x, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 300, "ftol": 1e-12})
     after = float(ended.fun) * unit
     if after < before:

@@ -64,7 +64,7 @@ class Problem:
         return result
 
     @cached_property
-    def walls(self) -> tuple[Array, Array]:
+    def bounds(self) -> tuple[Array, Array]:
         low, high = np.array([_WALLS[name] for name in self.free], float).T
         return low, high
 
@@ -77,7 +77,7 @@ class Problem:
         inner[..., INDEX["kappa"]] = -np.log1p(-inner[..., INDEX["kappa"]])
         logs = [INDEX[name] for name in LOGS]
         inner[..., logs] = np.log(np.maximum(inner[..., logs], 1e-300))
-        return np.clip(inner[..., [INDEX[name] for name in self.free]], *self.walls)
+        return np.clip(inner[..., [INDEX[name] for name in self.free]], *self.bounds)
 
     def whole(self, x: Array) -> Array:
         """Converts coordinates [..., free] to values [..., NAMES] in the runs' own units."""
@@ -188,7 +188,7 @@ def descend(problem: Problem, starts: Array, weights: Array, steps: int = 200, t
         diagonal += damping[going, None] * diagonal + 1e-9 * diagonal.max(1, keepdims=True) + 1e-300
         step = np.linalg.solve(curve, downhill)[:, :, 0]
         step *= np.minimum(1, LONGEST_STEP / np.maximum(np.abs(step).max(1, keepdims=True), 1e-300))
-        tried = np.clip(x[going] + step, *problem.walls)
+        tried = np.clip(x[going] + step, *problem.bounds)
         reached = misfit(problem.residuals(tried), weights[going])
         won = best[going] - reached
         good = won >= 0

@@ -60,7 +60,7 @@ def measured(axes: Axes, fit: Fit) -> None:
     _diagonal(axes)
 
 
-def foretold(axes: Axes, holdout: Holdout) -> None:
+def predicted(axes: Axes, holdout: Holdout) -> None:
     """Predicted against measured loss of runs that were not fitted."""
     axes.plot(holdout.loss, holdout.predicted, "o", ms=5, color="tab:red", label="held-out runs")
     _diagonal(axes)

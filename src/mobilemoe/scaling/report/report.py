@@ -172,7 +172,7 @@ def _of_fit(fit: Fit, comparison: Sequence[Row]) -> Iterator[Section]:
             f"<p>A fit without the {len(held.ids)} {_held(held)} predicts them with an RMSE of "
             f"{held.rmse:.4f} and a mean absolute error of {held.mae:.4f} nats: that is how well the law reaches "
             "beyond its runs, which is what it is for.</p>",
-            [("holdout", "held-out runs", pictures.draw(lambda axes: pictures.foretold(axes, held)))],
+            [("holdout", "held-out runs", pictures.draw(lambda axes: pictures.predicted(axes, held)))],
         )
     if comparison:
         yield _comparison(comparison)
@@ -199,10 +199,10 @@ def _comparison(compared: Sequence[Row]) -> Section:
     cells = []
     for row in sorted(compared, key=lambda row: row.bic):
         held = row.holdout_rmse
-        foretold = "" if held is None or not np.isfinite(held) else f"{held:.4f}"
+        predicted_rmse = "" if held is None or not np.isfinite(held) else f"{held:.4f}"
         name = f"{row.name} (plain rival)" if row.rival else row.name
         cells.append(
-            (name, f"{row.parameters}", f"{row.rmse:.4f}", foretold, f"{row.bic:.1f}", f"{row.bic - best:.1f}")
+            (name, f"{row.parameters}", f"{row.rmse:.4f}", predicted_rmse, f"{row.bic:.1f}", f"{row.bic - best:.1f}")
         )
     return Section(
         "Which form the runs support",
