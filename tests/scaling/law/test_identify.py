@@ -82,7 +82,7 @@ def test_directions_that_the_runs_leave_open_are_doubted_by_name():
 def test_a_parameter_at_the_end_of_its_search_is_doubted():
     problem = Problem(FORMS["joint"], RUNS, FORMS["joint"].parameters)
     x = problem.coordinates(joint_law().theta)
-    x[problem.free.index("gamma")] = problem.walls[1][problem.free.index("gamma")]
+    x[problem.free.index("gamma")] = problem.bounds[1][problem.free.index("gamma")]
     assert "gamma" in doubts(problem, x)[0]
 
 

@@ -78,7 +78,7 @@ def test_a_descent_never_ends_above_its_start_and_says_whether_it_settled(proble
 
 
 def test_no_step_climbs_from_wherever_it_starts(problem):
-    low, high = problem.walls
+    low, high = problem.bounds
     anywhere = np.random.default_rng(2).uniform(low, high, (20, len(low)))
     before = misfit(problem.residuals(anywhere), ONES)
     for steps in (1, 2, 3, 5, 9, 17):
