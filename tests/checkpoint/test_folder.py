@@ -2,62 +2,21 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from checkpoint_models import EXPERTS, MICRO, SHAPES, logical, refusal, rewrite
 from mobilemoe.checkpoint import (
     Checkpoint,
     convert,
     int4,
     save_checkpoint,
     tensor_table,
-    weights,
     write_random,
-    write_safetensors,
 )
-from mobilemoe.checkpoint.container import SafetensorsFile
 from mobilemoe.checkpoint.writing import stored_config
 from mobilemoe.errors import CheckpointError, UsageError
-from mobilemoe.presets import family_member
-
-MICRO = family_member(64, expansion=2, granularity=4, layers=2, vocab_size=96)
-SHAPES = {
-    "family": MICRO,
-    "dense": family_member(64, expansion=1, layers=2, vocab_size=96),
-    "untied softmax, no shared expert": dataclasses.replace(
-        MICRO, tie_word_embeddings=False, router_score="softmax", intermediate_size_mlp=0, qk_norm="projection_weight"
-    ),
-}
-EXPERTS = "model.layers.1.feed_forward.experts"
-
-
-def logical(config, seed: int = 0) -> dict[str, np.ndarray]:
-    """Weights that bf16 holds exactly."""
-    rng = np.random.default_rng(seed)
-    return {
-        name: int4.from_bf16(int4.to_bf16(rng.standard_normal(weight.shape).astype(np.float32)))
-        for name, weight in weights(config).items()
-    }
-
-
-def rewrite(folder: Path, change) -> None:
-    """Replaces the tensors of a BF16 folder by what `change` makes of them: {name: (dtype, array)}."""
-    path = folder / "model.safetensors"
-    with SafetensorsFile(path) as file:
-        tensors = {name: (info.dtype, file.array(name).copy()) for name, info in file.tensors.items()}
-    change(tensors)
-    write_safetensors(path, {name: (dtype, a.shape) for name, (dtype, a) in tensors.items()}, lambda n: tensors[n][1])
-
-
-def refusal(folder: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        Checkpoint.open(folder)
-    text = str(caught.value)
-    assert str(folder) in text
-    assert len(text.splitlines()) == 1
-    return text
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -105,60 +64,6 @@ def test_gate_is_the_first_half_and_inputs_come_first(tmp_path):
             packed = checkpoint.array(f"{EXPERTS}.gate_up_qweight")
             assert np.argwhere(packed).tolist() == [list(at)]
             assert packed[at] == (0x07 if axis == "out" else 0x70)
-
-
-@pytest.mark.parametrize("format", ["int4", "bf16"])
-def test_shards_hold_the_same_model(tmp_path, format):
-    given = logical(MICRO)
-    save_checkpoint(tmp_path / "one", MICRO, given.__getitem__, format=format)
-    save_checkpoint(tmp_path / "many", MICRO, given.__getitem__, format=format, shard_bytes=40_000)
-    with Checkpoint.open(tmp_path / "one") as one, Checkpoint.open(tmp_path / "many") as many:
-        assert len(many.files) > 3
-        assert many.files[0].name == f"model-00001-of-{len(many.files):05d}.safetensors"
-        for name in one.names:
-            np.testing.assert_array_equal(one.weight(name), many.weight(name))
-        assert set(many.verify().values()) == {True}
-        assert "model.safetensors.index.json" in many.verify()
-
-
-@pytest.fixture
-def sharded(tmp_path):
-    save_checkpoint(tmp_path / "m", MICRO, logical(MICRO).__getitem__, format="bf16", shard_bytes=40_000)
-    return tmp_path / "m"
-
-
-def edit_index(folder: Path, change) -> None:
-    path = folder / "model.safetensors.index.json"
-    index = json.loads(path.read_text())
-    change(index["weight_map"])
-    path.write_text(json.dumps(index))
-
-
-def test_a_missing_shard_is_named(sharded):
-    shards = sorted(sharded.glob("*.safetensors"))
-    shards[0].unlink()
-    assert f"{shards[0].name} does not exist" in refusal(sharded)
-
-
-def test_a_tensor_in_two_shards_is_named(sharded):
-    shards = sorted(sharded.glob("*.safetensors"))
-    shards[1].write_bytes(shards[0].read_bytes())
-    with SafetensorsFile(shards[0]) as file:
-        name = next(iter(file.tensors))
-    text = refusal(sharded)
-    assert "repeats tensors of another shard" in text
-    assert name in text
-
-
-@pytest.mark.parametrize("shard", ["../x.safetensors", "a/b.safetensors", "a\\b.safetensors", "x.bin", 3, ""])
-def test_an_index_cannot_lead_elsewhere(sharded, shard):
-    edit_index(sharded, lambda names: names.update({"model.norm.weight": shard}))
-    assert "not a file of its folder" in refusal(sharded)
-
-
-def test_an_index_that_does_not_fit_is_refused(sharded):
-    edit_index(sharded, lambda names: names.pop("model.norm.weight"))
-    assert "not in the index: 'model.norm.weight'" in refusal(sharded)
 
 
 def test_every_missing_and_unknown_tensor_is_reported(tmp_path):
@@ -299,69 +204,6 @@ def test_what_cannot_be_saved_is_refused_by_name(tmp_path):
         with pytest.raises(UsageError):
             save_checkpoint(tmp_path / "m", MICRO, given.__getitem__, **wrong)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_converting_int4_to_its_own_axis_copies_every_byte(tmp_path):
-    for axis in ("in", "out"):
-        write_random(tmp_path / axis, MICRO, seed=3, format="int4", group_axis=axis)
-        (tmp_path / axis / "tokenizer.json").write_text("{}")
-        (tmp_path / axis / "other.txt").write_text("")
-        report = convert(tmp_path / axis, tmp_path / f"{axis}2", format="int4", group_axis=axis)
-        assert report.lossless
-        before, after = ((tmp_path / name / "model.safetensors").read_bytes() for name in (axis, f"{axis}2"))
-        assert before == after
-        assert {path.name for path in (tmp_path / f"{axis}2").iterdir()} == {
-            "config.json",
-            "model.safetensors",
-            "tokenizer.json",
-        }
-
-
-def test_changing_the_axis_requantises_the_routed_experts_alone(tmp_path):
-    write_random(tmp_path / "out", MICRO, seed=3, format="int4", group_axis="out")
-    report = convert(tmp_path / "out", tmp_path / "in", format="int4", group_axis="in")
-    assert {kind for kind, error in report.kinds.items() if error.max_abs} == {"routed"}
-    assert 0.03 < report.kinds["routed"].relative_rms < 0.12
-    assert not report.lossless
-    with Checkpoint.open(tmp_path / "in") as checkpoint:
-        assert checkpoint.config.expert_group_axis == "in"
-
-
-def test_int4_to_bf16_reports_what_it_loses(tmp_path):
-    write_random(tmp_path / "m", MICRO, seed=3, format="int4")
-    report = convert(tmp_path / "m", tmp_path / "b", format="bf16")
-    assert not report.lossless
-    for kind in ("embedding", "attention", "routed", "shared"):
-        assert 1e-4 < report.kinds[kind].relative_rms < 2**-8
-        assert 0 < report.kinds[kind].max_abs < 2**-9 * 0.2
-    assert report.kinds["router"].max_abs == report.kinds["norm"].max_abs == 0
-    # The numbers are those of the files: bf16 rounding of the exact INT4 values.
-    with Checkpoint.open(tmp_path / "m") as source, Checkpoint.open(tmp_path / "b") as result:
-        w = source.weight("model.embed_tokens.weight")
-        np.testing.assert_array_equal(result.weight("model.embed_tokens.weight"), int4.from_bf16(int4.to_bf16(w)))
-        difference = result.weight("model.embed_tokens.weight") - w
-        assert report.kinds["embedding"].max_abs == np.abs(difference).max()
-        want = np.linalg.norm(difference) / np.linalg.norm(w)
-        assert report.kinds["embedding"].relative_rms == pytest.approx(want, rel=1e-5)
-
-
-def test_bf16_to_int4_and_on_is_stable(tmp_path):
-    write_random(tmp_path / "b", SHAPES["untied softmax, no shared expert"], seed=3, format="bf16")
-    report = convert(tmp_path / "b", tmp_path / "q", format="int4", group_axis="in")
-    assert 0.05 < report.kinds["head"].relative_rms < 0.12
-    assert convert(tmp_path / "q", tmp_path / "q2", format="int4", group_axis="in").lossless
-
-
-def test_scales_that_are_not_numbers_are_loaded_but_not_copied(tmp_path):
-    write_random(tmp_path / "m", MICRO, seed=3, format="int4")
-    name = "model.layers.0.self_attn.q_proj"
-    scale = np.full((64, 2), np.nan, np.float16)
-    rewrite(tmp_path / "m", lambda tensors: tensors.update({f"{name}.weight_scale": ("F16", scale)}))
-    with Checkpoint.open(tmp_path / "m") as checkpoint:
-        assert np.isnan(checkpoint.weight(f"{name}.weight")).all()
-    with pytest.raises(CheckpointError, match=r"q_proj\.weight_scale' holds NaN or infinity"):
-        convert(tmp_path / "m", tmp_path / "n", format="int4")
-    assert not (tmp_path / "n").exists()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
