@@ -54,17 +54,20 @@ TEST(no_matrix_product_is_faster_than_the_integer_peak) {
   grid::for_each_isa([&](const Kernels& kernels) {
     if (kernels.multiply_adds == nullptr) return;
     const std::vector<uint8_t> in = grid::prepared(kernels, Form::blocks, x, kGroups * kGroup, stride);
-    const double peak = integer_peak(pool, kernels, 0.05);
-    double best = 1e9;
-    for (int repeat = 0; repeat < 50; ++repeat) {
-      const auto multiply = kernels.matmul[Form::blocks];
-      best = std::min(best, seconds_of([&] {
-                        multiply(w.matrix, 0, kPanels, in.data(), stride, kRows, y.data(), kPanels * kPanel);
-                      }));
-    }
     const double products = double{kRows} * kPanels * kPanel * kGroups * kGroup;
-    CHECK(products / best < 1.2 * peak);
-    CHECK(products / best > 0.02 * peak);
+    const auto multiply = kernels.matmul[Form::blocks];
+    double peak = 0, fastest = 0;
+    // On a busy machine either may be interrupted in every one of its passes: both are measured until they agree.
+    for (int round = 0; round < 20 && (peak == 0 || fastest >= 1.2 * peak); ++round) {
+      peak = std::max(peak, integer_peak(pool, kernels, 0.05));
+      for (int repeat = 0; repeat < 50; ++repeat) {
+        const double seconds =
+            seconds_of([&] { multiply(w.matrix, 0, kPanels, in.data(), stride, kRows, y.data(), kPanels * kPanel); });
+        fastest = std::max(fastest, products / seconds);
+      }
+    }
+    CHECK(fastest < 1.2 * peak);
+    CHECK(fastest > 0.02 * peak);
   });
 }
 
