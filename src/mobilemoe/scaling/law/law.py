@@ -151,6 +151,7 @@ class Law:
     def as_json(self) -> dict[str, Any]:
         """The law as JSON values, which `from_json` reads. Samples keep seven digits."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values["parameters"] = dict(self.parameters)
         values["domain"] = {column: list(ends) for column, ends in self.domain.items()}
         if self.samples is not None:
             values["samples"] = [[float(f"{value:.7g}") for value in row] for row in self.samples]
