@@ -52,6 +52,7 @@ template <class Dot>
 struct Peak {
   using V = __m256i;
   static constexpr int kProducts = 32;
+  static constexpr int kChains = 9;  // of ten GCC stores some on the stack in every round
   static V fill(int8_t x) { return _mm256_set1_epi8(x); }
   static V dot(V acc, V a, V b) { return Dot::add(acc, a, b); }
   static void hide(V& v) { __asm__ volatile("" : "+x"(v)); }

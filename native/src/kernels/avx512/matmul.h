@@ -15,6 +15,7 @@ constexpr int kPrefetch = 16 * kRun;  // bytes to prefetch ahead; at the end of 
 struct Peak {
   using V = __m512i;
   static constexpr int kProducts = 64;
+  static constexpr int kChains = 12;
   static V fill(int8_t x) { return _mm512_set1_epi8(x); }
   static V dot(V acc, V a, V b) { return _mm512_dpbusd_epi32(acc, a, b); }
   static void hide(V& v) { __asm__ volatile("" : "+v"(v)); }

@@ -30,6 +30,7 @@ struct Sdot {
   struct Peak {
     using V = int32x4_t;
     static constexpr int kProducts = 16;
+    static constexpr int kChains = 12;
     static V fill(int8_t x) { return vreinterpretq_s32_s8(vdupq_n_s8(x)); }
     static V dot(V acc, V a, V b) { return vdotq_s32(acc, vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b)); }
     static void hide(V& v) { __asm__ volatile("" : "+w"(v)); }
