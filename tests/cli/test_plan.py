@@ -152,7 +152,7 @@ def test_the_picture_shows_the_first_choice_and_the_limits_over_four_costs(mobil
             assert [x for x, _ in curve(axes, "limit")] == pytest.approx([limit, limit])
         assert axes.get_ylabel() == "loss (nats per token)"
     assert [axes.get_xlabel().split(",")[0] for axes in figure.axes] == [
-        *("memory", "GFLOPs per decoded token", "ms per decoded token behind 4", "ms to the first token"),
+        *("memory", "GFLOPs per decoded token", "ms per decoded token after 4", "ms to the first token"),
     ]
 
 

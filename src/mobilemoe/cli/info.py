@@ -162,7 +162,7 @@ def _print(config: ModelConfig, values: dict[str, Any]) -> None:
         "KV cache per token, int8": f"{values['kv_bytes_per_token']:,} B",
         f"KV cache of {context:,} tokens": f"{values['kv_bytes'] / 1e6:,.1f} MB",
         "FLOPs per decoded token": f"{values['decode_flops_per_token'] / 1e9:.3f} G",
-        f"    behind {context:,} tokens": f"{values['decode_flops_at_context'] / 1e9:.3f} G",
+        f"    after {context:,} tokens": f"{values['decode_flops_at_context'] / 1e9:.3f} G",
         f"FLOPs of a prefill of {context:,}": f"{values['prefill_flops'] / 1e9:,.1f} G",
         f"FLOPs per trained token at {context:,}": f"{values['training_flops_per_token'] / 1e9:.3f} G",
     }

@@ -142,7 +142,7 @@ def _check_arguments(arguments: list[str]) -> None:
         option, equals, value = argument.partition("=") if argument.startswith("--") else (argument, "", argument)
         if not value and (equals or not argument) and arguments[0] not in ("run", "chat"):
             before = arguments[place - 1] if place else ""
-            name = option or (before if before.startswith("--") else f"the argument behind {before or 'mobilemoe'}")
+            name = option or (before if before.startswith("--") else f"the argument after {before or 'mobilemoe'}")
             raise UsageError(f"{name} is empty")
 
 

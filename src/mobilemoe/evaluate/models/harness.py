@@ -205,7 +205,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
                 self._tokens[texts] = self.unscorable[texts] = len(continuation)
                 keys.append(None)
                 continue
-            # One token more than the context holds: behind the last nothing is asked for.
+            # One token more than the context holds, because no logits are needed after the last one.
             cut = max(0, len(context) + len(continuation) - self.max_length - 1)
             self.left_truncations += cut > 0
             pair = context[cut:], continuation

@@ -69,7 +69,7 @@ class Store:
         try:
             with open(self._path, "ab+", opener=partial(os.open, mode=0o600)) as file:
                 if file.tell() and not self._ends_a_line():
-                    lines = "\n" + lines  # behind a line that a kill tore
+                    lines = "\n" + lines  # after a line that a kill cut off
                 file.write(lines.encode())
                 file.flush()
                 os.fsync(file.fileno())

@@ -21,7 +21,7 @@ class Benchmark:
     """One row of a results table.
 
     task: its name in lm_eval, of the `version` it has there, found in `folder` of lm_eval's tasks; None if it has none.
-    metric: the main one, with the filter behind a comma where the task has several. published: whether the paper gives
+    metric: the main one, followed by a comma and the filter if the task has several. published: whether the paper gives
     these shots. chat: whether it asks for an instruct model, by its chat template. limit: at most so many examples.
     note: what a reader of the score must know.
     """

@@ -137,7 +137,7 @@ class Table:
     weights: Array  # bytes
     kv: Array  # bytes at `context`
     flops: Array  # of one decoded token, without attention
-    decode: Array  # tokens/s behind `context` tokens; nan without a device
+    decode: Array  # tokens/s after `context` tokens; nan without a device
     ttft: Array  # s; nan without a device
 
     def __len__(self) -> int:

@@ -215,8 +215,8 @@ def notes(
     )
     if device is not None:
         yield (
-            f"device {device.name}: {device.source}; decode speed behind {constraints.context:,} tokens, first token "
-            f"behind a prompt of {constraints.prompt:,}"
+            f"device {device.name}: {device.source}; decode speed after {constraints.context:,} tokens, first token "
+            f"after a prompt of {constraints.prompt:,}"
         )
         if space.weight_bits != (4,) or space.kv_bits != (8,):
             yield (

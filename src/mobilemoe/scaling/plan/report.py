@@ -43,7 +43,7 @@ def axes_of(plan: Plan) -> list[Axis]:
     if plan.device is not None:
         slowest = None if limits.decode is None else 1e3 / limits.decode
         axes += [
-            Axis("decode", f"ms per decoded token behind {limits.context:,}", 1e3 / table.decode, slowest),
+            Axis("decode", f"ms per decoded token after {limits.context:,}", 1e3 / table.decode, slowest),
             Axis(
                 "ttft", f"ms to the first token, prompt {limits.prompt:,}", 1e3 * table.ttft, _scaled(limits.ttft, 1e3)
             ),
