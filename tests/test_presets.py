@@ -1,4 +1,4 @@
-"""Promises of presets: they are the published models, and dials give families by the papers' rule."""
+"""Promises of presets: they are the published models, and `family_member` follows the papers' rules."""
 
 import dataclasses
 

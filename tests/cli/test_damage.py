@@ -168,7 +168,7 @@ def faults_of(ended: dict[str, Any], damage: Damage, target: Target, folder: Pat
     """What is wrong with how a call has ended, in words; None if nothing is."""
     said, status = ended["stderr"].strip(), ended["status"]
     if status is None:
-        return f"hung for {damage_server.WALL:.0f} s"
+        return f"hung for {damage_server.TIMEOUT:.0f} s"
     if "Traceback" in said:
         return "traceback: " + said.splitlines()[-1][:200]
     if status not in (0, 1, 2):

@@ -1,4 +1,4 @@
-"""What a GGUF file holds; that llama.cpp computes the same is in test_gguf_runtime.py (`make test-doors`)."""
+"""What a GGUF file holds; that llama.cpp computes the same is in test_gguf_runtime.py (`make test-runtimes`)."""
 
 import dataclasses
 import json

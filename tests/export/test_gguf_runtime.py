@@ -1,4 +1,4 @@
-"""Stock llama.cpp computes what our engine computes from the same weights. `make test-doors`."""
+"""Stock llama.cpp computes what our engine computes from the same weights. `make test-runtimes`."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from mobilemoe.hub import find_model
 from mobilemoe.tokenizer import Tokenizer
 from places import HELDOUT
 
-pytestmark = pytest.mark.doors
+pytestmark = pytest.mark.runtimes
 
 PROMPTS = [
     *("The old man looked at the sea and", "An economy is", "def add(a, b):", "Once upon a time there was", "In 1848"),

@@ -3,7 +3,7 @@
 Reads JSON lines {arguments, folder, stdin, unreadable, most_bytes, cache} and answers {status, seconds} once the call
 has ended; its standard streams are the files stdin, stdout and stderr of `folder`. `unreadable`: it runs without root's
 right to read what nobody may read. `most_bytes`: of any file that it writes. `cache`: the user's cache, in `folder`.
-Status None: it was killed, at WALL.
+Status None: it was killed, at TIMEOUT.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import typer
 import mobilemoe
 from mobilemoe.cli import main as cli_main
 
-WALL = 40.0  # seconds; the tests themselves look at the processor's
+TIMEOUT = 40.0  # seconds of wall-clock time; the tests themselves limit the CPU time
 MEMORY = 4 * 2**30  # bytes beyond what is mapped already
 _ROOT = Path(mobilemoe.__file__).parent
 
@@ -90,10 +90,10 @@ def run(order: dict) -> None:
 
 
 def watch(child: int) -> dict:
-    """Waits for the call's end, not longer than WALL."""
+    """Waits for the call's end, not longer than TIMEOUT."""
     began = time.monotonic()
     watched = os.pidfd_open(child)
-    ended = select.select([watched], [], [], WALL)[0]
+    ended = select.select([watched], [], [], TIMEOUT)[0]
     os.close(watched)
     if not ended:
         os.killpg(child, signal.SIGKILL)

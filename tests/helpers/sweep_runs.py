@@ -54,7 +54,7 @@ from pathlib import Path
 import torch._dynamo  # what torch would import at the first step, once for all
 from mobilemoe.data import loader
 from mobilemoe.errors import MobileMoEError
-from mobilemoe.sweep import crew
+from mobilemoe.sweep import worker_pool
 from mobilemoe.sweep import worker
 from mobilemoe.sweep.grid import load_grid
 
@@ -93,13 +93,13 @@ def run(order):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             workers.append(self.pid)
-    crew.subprocess.Popen = Counted
+    worker_pool.subprocess.Popen = Counted
     options = {"only": tuple(order["only"]), "processes": order["processes"]}
     hear = lambda event, so_far: say(event | {"worker": workers[-1]})
     say({"event": "begun", "process": os.getpid()})
     try:
         grid = load_grid(order["grid"], tuple(order["overrides"]))
-        summary = crew.sweep(grid, Path(order["out"]), on_event=hear, **options)
+        summary = worker_pool.sweep(grid, Path(order["out"]), on_event=hear, **options)
         return {"finished": summary.finished, "failed": summary.failed, "left": summary.left, "workers": len(workers)}
     except MobileMoEError as fault:
         return {"error": str(fault), "workers": len(workers)}

@@ -4,9 +4,9 @@ import pytest
 
 from mobilemoe import accounting
 from mobilemoe.errors import ConfigError, UsageError
-from mobilemoe.sweep.crew import choose
 from mobilemoe.sweep.grid import load_grid
 from mobilemoe.sweep.runs import grid_runs
+from mobilemoe.sweep.worker_pool import choose
 from places import RECIPES
 
 pytest_plugins = ["sweep_runs"]

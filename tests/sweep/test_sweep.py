@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from mobilemoe.errors import MachineError, TrainError
-from mobilemoe.sweep.crew import sweep
 from mobilemoe.sweep.faults import machine_fault
 from mobilemoe.sweep.runs import grid_runs
 from mobilemoe.sweep.table import add_row, read_rows
+from mobilemoe.sweep.worker_pool import sweep
 from sweep_runs import losses
 
 pytest_plugins = ["sweep_runs"]
@@ -130,7 +130,7 @@ def test_a_run_that_fails_is_recorded_and_the_others_end(forked_sweep, tmp_path)
 
 
 def test_a_fault_of_the_machine_stops_the_sweep_and_is_no_runs(forked_sweep, done, tmp_path):
-    """A file that cannot be written, as on a full disk; then a process that was killed, as where memory runs out."""
+    """First a file cannot be written, as on a full disk; then a process is killed, as happens when memory runs out."""
     (tmp_path / "documents").write_text("in the way")
     stopped = forked_sweep(tmp_path, processes=2)
     assert "the same command goes on from there" in stopped["error"]
@@ -142,7 +142,7 @@ def test_a_fault_of_the_machine_stops_the_sweep_and_is_no_runs(forked_sweep, don
             os.kill(event["worker"], signal.SIGKILL)
 
     killed = forked_sweep(tmp_path, hear=kill)
-    assert "was killed, as where memory runs out" in killed["error"]
+    assert "was killed, as happens when memory runs out" in killed["error"]
     assert not (tmp_path / "failures.csv").exists()
     assert len(forked_sweep(tmp_path)["finished"]) == 4
     assert losses(tmp_path) == losses(done[0])

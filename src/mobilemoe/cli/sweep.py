@@ -16,9 +16,9 @@ from mobilemoe.cli.options import JsonOption, SetOption, plain_console, print_js
 from mobilemoe.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from mobilemoe.sweep.crew import Summary
     from mobilemoe.sweep.grid import Grid
     from mobilemoe.sweep.runs import Run
+    from mobilemoe.sweep.worker_pool import Summary
 
 
 def sweep(
@@ -49,20 +49,20 @@ def sweep(
     Example: mobilemoe sweep recipes/sweep/tiny.toml --processes 2
     """
     try:
-        from mobilemoe.sweep import crew
+        from mobilemoe.sweep import worker_pool
         from mobilemoe.sweep.grid import load_grid
         from mobilemoe.sweep.units import own_costs
     except ModuleNotFoundError as missing:
         raise MissingExtraError(f"a sweep ({missing.name})", "train") from None
     loaded = load_grid(grid, tuple(set_ or ()))
     names = tuple(only or ())
-    runs = crew.choose(loaded, names)
+    runs = worker_pool.choose(loaded, names)
     folder = out or Path("runs") / loaded.name
     if rates:
         _print_rates(loaded, folder / "runs.csv", json)
         return
     if list_:
-        speed = crew.flops_per_second(loaded, runs)
+        speed = worker_pool.flops_per_second(loaded, runs)
         costs = own_costs(runs)
         values = [
             run.columns | {"own_tokens": costs[run.id][0], "expected_seconds": costs[run.id][1] / speed} for run in runs
@@ -73,7 +73,7 @@ def sweep(
             _print(values)
         return
     report = _Report(runs, quiet=json)
-    summary = crew.sweep(loaded, folder, only=names, processes=processes, on_event=report.hear)
+    summary = worker_pool.sweep(loaded, folder, only=names, processes=processes, on_event=report.hear)
     table = folder / "runs.csv"
     if json:
         print_json(dataclasses.asdict(summary) | {"table": str(table)})

@@ -113,7 +113,7 @@ class Trainer:
             if stopping and world.any(fault is not None):
                 if fault is not None:
                     raise fault
-                world.wait()  # until the process that has the error ends this one (parallel/fellows.py)
+                world.wait()  # until the process that has the error ends this one (parallel/rank_failure.py)
         finally:
             loader.close()
             if report is not None:

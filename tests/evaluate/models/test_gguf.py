@@ -1,4 +1,4 @@
-"""A GGUF file under the same suites: llama.cpp's own numbers, whatever was computed before. `make test-doors`."""
+"""A GGUF file under the same suites: llama.cpp's own numbers, whatever was computed before. `make test-runtimes`."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from mobilemoe.errors import CheckpointError, MissingExtraError
 from mobilemoe.evaluate.models.scorer import Prompt
 
-pytestmark = pytest.mark.doors
+pytestmark = pytest.mark.runtimes
 TEXTS = ("The capital of France is", "The capital of France", "Two and two are", "def add(a, b):\n    return")
 
 

@@ -246,10 +246,10 @@ def test_code_is_run_only_where_it_is_allowed(folder, monkeypatch):
     assert all("--allow-code" in missing[name] for name in ("humaneval", "mbpp"))
 
     def refuse():
-        raise sandbox.SandboxError("no walls here")
+        raise sandbox.SandboxError("no isolation here")
 
     monkeypatch.setattr(build, "sandbox_strength", refuse)
-    assert build_tasks(code, folder, True) == ({}, {"humaneval": "no walls here", "mbpp": "no walls here"})
+    assert build_tasks(code, folder, True) == ({}, {"humaneval": "no isolation here", "mbpp": "no isolation here"})
 
 
 def test_code_never_runs_in_this_process(folder):

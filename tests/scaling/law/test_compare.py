@@ -41,7 +41,7 @@ def test_the_log_linear_rival_is_not_moved_by_a_wild_run():
     np.testing.assert_allclose(RIVALS["log-linear"](runs_with(wild))[0](E_SWEEP), truth, rtol=2e-3)
 
 
-def test_a_chinchilla_for_each_kind_foretells_its_kinds_and_no_other():
+def test_a_chinchilla_for_each_kind_predicts_its_kind_and_no_other():
     kinds = E_SWEEP.at(np.isin(E_SWEEP.experts, (1, 8)))
     runs = runs_of(published("paper-E"), kinds)
     predict, parameters = RIVALS["chinchilla per kind"](runs)
@@ -87,7 +87,7 @@ def test_only_forms_whose_knob_varies_are_compared_the_best_first():
         assert row.holdout_rmse is None or row.holdout_rmse > 0
 
 
-def test_without_a_holdout_nothing_is_foretold():
+def test_without_a_holdout_nothing_is_predicted():
     assert {row.holdout_rmse for row in compare(RUNS.at(E_SWEEP.experts == 1), holdout=0)} == {None}
 
 

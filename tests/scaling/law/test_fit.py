@@ -1,4 +1,4 @@
-"""A fit finds the truth it was made from, holds what the runs cannot say, and foretells what it has not seen."""
+"""A fit finds the truth it was made from, holds what the runs cannot say, and predicts runs that it has not seen."""
 
 import numpy as np
 import pytest
@@ -123,7 +123,7 @@ def test_too_few_runs_or_values_are_refused_in_a_sentence():
         assert next(iter(wrong)) in refusal(lambda wrong=wrong: fit(runs, **wrong))
 
 
-def test_the_runs_of_largest_compute_are_foretold_by_a_fit_that_never_saw_them():
+def test_the_runs_of_largest_compute_are_predicted_by_a_fit_that_never_saw_them():
     runs = runs_of(joint_law(), noise=0.002)
     rest, large = split(runs, 0.2)
     assert rest.flops.max() < large.flops.min()
@@ -135,7 +135,7 @@ def test_the_runs_of_largest_compute_are_foretold_by_a_fit_that_never_saw_them()
     assert fit(runs, holdout=0.2).holdout.rmse == pytest.approx(0.5, abs=0.01)
 
 
-def test_runs_that_the_table_registers_are_those_foretold():
+def test_runs_that_the_table_registers_are_those_predicted():
     runs = runs_of(joint_law(), noise=0.002)
     held_out = runs.points.tokens == runs.points.tokens.min()
     registered = Runs(**vars(runs) | {"held_out": held_out})

@@ -178,7 +178,7 @@ SWEEP = (
 )
 
 
-def test_runs_that_a_table_registers_to_be_foretold_are_marked(table):
+def test_runs_that_a_table_registers_to_be_predicted_are_marked(table):
     assert table(SWEEP).held_out.tolist() == [False, True, False]
     assert table(GOOD).held_out is None
     assert table(SWEEP).at([1, 2]).held_out.tolist() == [True, False]

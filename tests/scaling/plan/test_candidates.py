@@ -129,12 +129,12 @@ def test_only_models_of_the_same_vocabulary_and_tying_are_comparable(table):
     assert not np.any((others.vocab_size == config.vocab_size) & (others.tied == config.tie_word_embeddings))
 
 
-def test_groups_part_the_table_by_dials_and_bits(table):
+def test_groups_part_the_table_by_design_choices_and_bits(table):
     found = [*groups(table)]
     names = ("experts", "granularity", "shared", "weight_bits", "kv_bits")
-    dials = [{tuple(getattr(table, name)[place] for name in names) for place in places} for places in found]
-    assert all(len(group) == 1 for group in dials)
-    assert len(set.union(*dials)) == len(found)
+    values = [{tuple(getattr(table, name)[place] for name in names) for place in places} for places in found]
+    assert all(len(group) == 1 for group in values)
+    assert len(set.union(*values)) == len(found)
     assert sorted(np.concatenate(found)) == [*range(len(table))]
 
 

@@ -27,7 +27,7 @@ from mobilemoe.errors import ConfigError
 from mobilemoe.model import MobileMoE
 from mobilemoe.model.block import MoE
 from mobilemoe.train.parallel.expert_parallel import ParallelExperts
-from mobilemoe.train.parallel.fellows import ending_together
+from mobilemoe.train.parallel.rank_failure import stop_all_on_failure
 from mobilemoe.train.recipe import Recipe
 
 _Value = TypeVar("_Value")
@@ -97,7 +97,7 @@ def join(recipe: Recipe) -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    with ending_together(rank, size):
+    with stop_all_on_failure(rank, size):
         groups = recipe.distributed.replicate
         mesh = init_device_mesh(device.type, (groups, size // groups), mesh_dim_names=("replicate", "shard"))
         yield World(rank, size, device, mesh)

@@ -36,7 +36,7 @@ from mobilemoe.sweep.worker import GRID, record_failure, settled
 from mobilemoe.train.estimate import expected_speed
 
 PROCESSES_OF_A_GPU = 4  # small models leave a GPU idle between their kernels
-PATIENCE = 120.0  # seconds that workers get to save their current runs
+SAVE_SECONDS = 120.0  # how long workers may take to save their current runs
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -89,7 +89,7 @@ def sweep(
     """Trains the runs of `grid` that are not finished in `out`, several `processes` at once, until none is left.
 
     Runs that failed before are left out, unless `only` names them or their block. `processes` are by default 4 for each
-    GPU, or 1. `on_event` is told of each run that starts, finishes (with its row) or fails (with the reason). An
+    GPU, or 1. `on_event` is called for each run that starts, finishes (with its row) or fails (with the reason). An
     interrupt (Ctrl-C, SIGTERM) saves the current runs and returns; a second one does not wait. Raises TrainError if
     `out` holds finished runs of another grid, or if no worker can start. Raises MachineError if a fault of the machine
     stopped a worker, after the current runs were saved; such runs do not count as failed.
@@ -97,21 +97,21 @@ def sweep(
     chosen = choose(grid, only)
     visible = _gpus()
     count = processes or max(1, PROCESSES_OF_A_GPU * len(visible))
-    build_sources(grid.data, Path.cwd())  # a wrong path is one sentence, and not one for every run
+    build_sources(grid.data, Path.cwd())  # so that a wrong path is reported once, and not for every run
     _refuse_other(out, grid_runs(grid))
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / GRID, grid.model_dump(mode="json"))
     if only:
         remove_rows(out / FAILURES, {run.id for run in chosen})
     with _interrupts() as interrupted:
-        crew = _Crew(out, chosen, only=bool(only), count=count, gpus=visible, on_event=on_event)
+        pool = _WorkerPool(out, chosen, only=bool(only), count=count, gpus=visible, on_event=on_event)
         try:
-            crew.work(interrupted)
+            pool.work(interrupted)
         finally:
-            crew.end()
-    if crew.halted is not None:
-        raise MachineError(f"the sweep has stopped, and the same command goes on from there: {crew.halted}")
-    return crew.summary()
+            pool.end()
+    if pool.halted is not None:
+        raise MachineError(f"the sweep has stopped, and the same command goes on from there: {pool.halted}")
+    return pool.summary()
 
 
 def _refuse_other(out: Path, runs: list[Run]) -> None:
@@ -131,18 +131,18 @@ class _Worker:
     number: int
     process: subprocess.Popen[bytes]
     log: Path
-    said: IO[bytes] = field(init=False)
+    output: IO[bytes] = field(init=False)
     unread: bytes = b""  # the beginning of a line whose end has not arrived
     started: str | None = None
-    ever: bool = False
+    reported: bool = False  # whether it has reported anything
 
     def __post_init__(self) -> None:
         assert self.process.stdout is not None  # a pipe
-        self.said = self.process.stdout
+        self.output = self.process.stdout
 
 
-class _Crew:
-    """The workers of one sweep. Each ends when it finds nothing to do; one that crashes is replaced."""
+class _WorkerPool:
+    """The worker processes of one sweep. A worker ends when no run is left for it; one that crashes is replaced."""
 
     def __init__(
         self,
@@ -170,18 +170,18 @@ class _Crew:
         return Summary(finished, failed, left, time.monotonic() - self.began)
 
     def work(self, interrupted: list[int]) -> None:
-        """Runs until every worker has ended. The first interrupt asks them to stop, the second one kills them."""
+        """Runs until every worker has ended. The first interrupt asks the workers to stop, the second kills them."""
         left = units(self.runs[name] for name in self.summary().left)
         for number, unit in zip(range(self.count), left, strict=False):
             self._start(number, unit.id)
         asked, deadline = 0, float("inf")
         while self.workers:
             for key, _ in self.selector.select(timeout=0.2):
-                self._hear(key.data, stopping=asked > 0)
+                self._read_events(key.data, stopping=asked > 0)
             signals = max(len(interrupted), int(self.halted is not None))
             if signals > asked:
                 asked = signals
-                deadline = time.monotonic() + PATIENCE
+                deadline = time.monotonic() + SAVE_SECONDS
                 for worker in self.workers:
                     worker.process.send_signal(signal.SIGTERM if asked == 1 else signal.SIGKILL)
             if time.monotonic() > deadline:
@@ -192,7 +192,7 @@ class _Crew:
         for worker in self.workers:
             worker.process.kill()
             worker.process.wait()
-            worker.said.close()
+            worker.output.close()
         self.selector.close()
 
     def _start(self, number: int, first: str = "") -> None:
@@ -200,10 +200,10 @@ class _Crew:
         threads = str(max(1, len(os.sched_getaffinity(0)) // self.count))
         for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
             environment.setdefault(name, threads)
-        # As `train` does: giving activations back to the system in each step costs a fifth of the time.
+        # As `train` does: returning the memory of activations to the system in each step costs a fifth of the time.
         environment |= {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
         if self.gpus:
-            # There and back, as the longest units come first: the first GPU shares the longest with the shortest.
+            # Forwards, then backwards: the longest units come first, so one GPU gets the longest and the shortest.
             environment["CUDA_VISIBLE_DEVICES"] = [*self.gpus, *self.gpus[::-1]][number % (2 * len(self.gpus))]
         rank = os.environ.get("RANK", "0")
         log = self.out / "logs" / f"worker-{rank}-{number}.log"
@@ -217,19 +217,19 @@ class _Crew:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                start_new_session=True,  # Ctrl-C reaches the sweep alone, which then asks the workers to stop
+                start_new_session=True,  # Ctrl-C reaches only the sweep, which then asks the workers to stop
             )
         worker = _Worker(number, process, log)
         self.workers.append(worker)
-        self.selector.register(worker.said, selectors.EVENT_READ, worker)
+        self.selector.register(worker.output, selectors.EVENT_READ, worker)
 
-    def _hear(self, worker: _Worker, stopping: bool) -> None:
+    def _read_events(self, worker: _Worker, stopping: bool) -> None:
         """Reads what a worker reports, or notices that it has ended."""
-        said = os.read(worker.said.fileno(), 2**16)
-        if not said:
-            self._bury(worker, stopping)
+        received = os.read(worker.output.fileno(), 2**16)
+        if not received:
+            self._ended(worker, stopping)
             return
-        *lines, worker.unread = (worker.unread + said).split(b"\n")
+        *lines, worker.unread = (worker.unread + received).split(b"\n")
         for event in map(json.loads, lines):
             if event["event"] == "stuck":
                 raise TrainError(event["reason"])
@@ -237,25 +237,25 @@ class _Crew:
                 self.halted = f"{worker.started}: {event['reason']}" if worker.started else event["reason"]
                 worker.started = None
                 continue
-            worker.ever = True
+            worker.reported = True
             worker.started = event["id"] if event["event"] == "started" else None
             self.on_event(event, self.summary())
 
-    def _bury(self, worker: _Worker, stopping: bool) -> None:
+    def _ended(self, worker: _Worker, stopping: bool) -> None:
         """Records how a worker ended, and starts another one if it crashed."""
-        self.selector.unregister(worker.said)
+        self.selector.unregister(worker.output)
         self.workers.remove(worker)
-        worker.said.close()
+        worker.output.close()
         status = worker.process.wait()
         if status == 0 or stopping or self.halted is not None:
             return
-        if not worker.ever:
+        if not worker.reported:
             raise TrainError(f"a worker could not start ({_last_line(worker.log)}): see {worker.log}")
         if (
             worker.started is not None and worker.started in self.summary().left
         ):  # the run may have ended in the last lines that it wrote
-            if status == -signal.SIGKILL:  # the system killed it: it is no fault of the run
-                self.halted = f"the process of {worker.started} was killed, as where memory runs out"
+            if status == -signal.SIGKILL:  # the system killed it: that is not the fault of the run
+                self.halted = f"the process of {worker.started} was killed, as happens when memory runs out"
                 return
             reason = f"its process ended with {f'signal {-status}' if status < 0 else f'status {status}'}"
             record_failure(self.out, self.runs[worker.started], reason)
@@ -275,12 +275,12 @@ def _gpus() -> list[str]:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "its log is empty"
 
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM."""
+    """While the context lasts, SIGINT and SIGTERM are added to the list that it gives, and do nothing else."""
     seen: list[int] = []
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(kind, lambda number, _: seen.append(number)) for kind in kinds]

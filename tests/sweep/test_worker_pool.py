@@ -1,4 +1,4 @@
-"""The crew around the workers: what it takes up, on which GPU, how fast it thinks it is, and how it ends."""
+"""The pool of workers: which runs it chooses, on which GPU, which speed it expects, and how it ends."""
 
 import os
 import signal
@@ -7,11 +7,11 @@ import pytest
 
 from mobilemoe import accounting
 from mobilemoe.errors import DataError, TrainError, UsageError
-from mobilemoe.sweep import crew
-from mobilemoe.sweep.crew import _Crew, _gpus, _interrupts, _last_line, choose, flops_per_second, sweep
+from mobilemoe.sweep import worker_pool
 from mobilemoe.sweep.runs import grid_runs
 from mobilemoe.sweep.table import add_row
 from mobilemoe.sweep.worker import record_failure
+from mobilemoe.sweep.worker_pool import _gpus, _interrupts, _last_line, _WorkerPool, choose, flops_per_second, sweep
 from refusals import refusal
 
 pytest_plugins = ["sweep_runs"]
@@ -40,7 +40,7 @@ def test_a_pattern_without_a_run_is_named(grid):
 
 def test_the_machines_speed_is_what_the_grid_says_or_what_a_plan_expects(grid, monkeypatch):
     assert flops_per_second(grid("scaling.flops_per_second=3e12"), []) == 3e12
-    monkeypatch.setattr(crew, "expected_speed", lambda recipe, config, device, processes: (1000.0, "made up"))
+    monkeypatch.setattr(worker_pool, "expected_speed", lambda recipe, config, device, processes: (1000.0, "made up"))
     run = grid_runs(grid())[0]
     assert flops_per_second(grid(), [run]) == 1000 * accounting.training_flops_per_token(run.config, 32)
 
@@ -56,8 +56,8 @@ def test_the_machines_speed_is_what_the_grid_says_or_what_a_plan_expects(grid, m
     ],
 )
 def test_gpus_are_those_that_may_be_seen_and_under_torchrun_the_ranks_own(monkeypatch, environment, expected):
-    monkeypatch.setattr(crew.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(crew.torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(worker_pool.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(worker_pool.torch.cuda, "device_count", lambda: 3)
     for name in ("CUDA_VISIBLE_DEVICES", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -66,7 +66,7 @@ def test_gpus_are_those_that_may_be_seen_and_under_torchrun_the_ranks_own(monkey
 
 
 def test_without_a_gpu_there_is_none_whatever_the_environment_says(monkeypatch):
-    monkeypatch.setattr(crew.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(worker_pool.torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert _gpus() == []
 
@@ -86,15 +86,15 @@ def started(monkeypatch):
 
         wait = kill
 
-    monkeypatch.setattr(crew.subprocess, "Popen", Popen)
-    monkeypatch.setattr(crew.selectors.DefaultSelector, "register", lambda *_: None)
+    monkeypatch.setattr(worker_pool.subprocess, "Popen", Popen)
+    monkeypatch.setattr(worker_pool.selectors.DefaultSelector, "register", lambda *_: None)
     return calls
 
 
-def crew_of(grid, out, count: int, gpus=(), only=False) -> _Crew:
+def pool_of(grid, out, count: int, gpus=(), only=False) -> _WorkerPool:
     out.mkdir(exist_ok=True)
     runs = grid_runs(grid())
-    return _Crew(out, runs, only=only, count=count, gpus=[*gpus], on_event=lambda event, so_far: None)
+    return _WorkerPool(out, runs, only=only, count=count, gpus=[*gpus], on_event=lambda event, so_far: None)
 
 
 def test_workers_share_the_gpus_there_and_back_and_the_cores_evenly(grid, tmp_path, started, monkeypatch):
@@ -102,10 +102,10 @@ def test_workers_share_the_gpus_there_and_back_and_the_cores_evenly(grid, tmp_pa
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {*range(12)}, raising=False)
-    hands = crew_of(grid, tmp_path, 6, gpus=("0", "1"))
+    pool = pool_of(grid, tmp_path, 6, gpus=("0", "1"))
     for number in range(6):
-        hands._start(number)
-    hands.end()
+        pool._start(number)
+    pool.end()
     assert [env["CUDA_VISIBLE_DEVICES"] for _, env in started] == ["0", "1", "1", "0", "0", "1"]
     assert {env["OMP_NUM_THREADS"] for _, env in started} == {"2"}
     assert not any({"RANK", "WORLD_SIZE"} & env.keys() for _, env in started)  # a worker is no process of torchrun
@@ -114,17 +114,17 @@ def test_workers_share_the_gpus_there_and_back_and_the_cores_evenly(grid, tmp_pa
 
 def test_a_setting_of_threads_is_kept(grid, tmp_path, started, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    hands = crew_of(grid, tmp_path, 1)
-    hands._start(0)
-    hands.end()
+    pool = pool_of(grid, tmp_path, 1)
+    pool._start(0)
+    pool.end()
     assert started[0][1]["OMP_NUM_THREADS"] == "5"
 
 
 @pytest.mark.parametrize("only", [False, True])
-def test_a_worker_hears_its_folder_the_first_unit_and_the_runs_that_were_asked_for(grid, tmp_path, started, only):
-    hands = crew_of(grid, tmp_path, 1, only=only)
-    hands._start(0, "d32x1-dense-t256")
-    hands.end()
+def test_a_worker_is_told_its_folder_the_first_unit_and_the_requested_runs(grid, tmp_path, started, only):
+    pool = pool_of(grid, tmp_path, 1, only=only)
+    pool._start(0, "d32x1-dense-t256")
+    pool.end()
     command = started[0][0]
     at = command.index("mobilemoe.sweep.worker")
     assert command[at + 1 : at + 3] == [str(tmp_path), "d32x1-dense-t256"]
@@ -133,14 +133,14 @@ def test_a_worker_hears_its_folder_the_first_unit_and_the_runs_that_were_asked_f
 
 def test_a_summary_counts_a_run_by_its_own_key(grid, tmp_path):
     first, second, third, last = grid_runs(grid())
-    hands = crew_of(grid, tmp_path, 1)
-    assert hands.summary().left == (first.id, second.id, third.id, last.id)
+    pool = pool_of(grid, tmp_path, 1)
+    assert pool.summary().left == (first.id, second.id, third.id, last.id)
     add_row(tmp_path / "runs.csv", finished_row(first))
     add_row(tmp_path / "runs.csv", finished_row(second) | {"key": "of another recipe"})
     record_failure(tmp_path, third, "it went\n wrong")
-    found = hands.summary()
+    found = pool.summary()
     assert (found.finished, found.failed, found.left) == ((first.id,), (third.id,), (second.id, last.id))
-    hands.end()
+    pool.end()
 
 
 def test_a_finished_run_of_another_recipe_stops_a_sweep_before_anything_is_written(grid, tmp_path):
@@ -162,7 +162,7 @@ def test_the_last_line_of_a_log_is_what_a_worker_died_of(tmp_path):
     log.write_bytes(b"Traceback\n  File\nValueError: no \xff\n\n")
     assert _last_line(log) == "ValueError: no \ufffd"
     log.write_text("\n")
-    assert _last_line(log) == "it said nothing"
+    assert _last_line(log) == "its log is empty"
 
 
 def test_interrupts_are_collected_and_the_handlers_put_back():
