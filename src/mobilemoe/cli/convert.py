@@ -20,7 +20,9 @@ FORMATS = ("bf16", "int4", "engine")
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="The model to read: a folder, nano, or a Hub id.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="The model to read: a folder, nano, a Hub id, or a GGUF file.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to create; it must not exist.")],
     format: Annotated[str, typer.Option(help="What to write: bf16, int4, or engine (INT4, laid out for the engine).")],
     group_axis: GroupAxisOption = "in",
@@ -30,11 +32,28 @@ def convert(
 
     The format "engine" keeps every INT4 weight exactly, in the order in which the native engine reads them.
 
-    Example: mobilemoe convert nano nano-bf16 --format bf16
+    SRC may also be a GGUF file that `mobilemoe export` wrote: its Q4_0 weights become INT4 bit for bit.
+
+    Examples: mobilemoe convert nano nano-bf16 --format bf16; mobilemoe convert nano.gguf nano-again --format int4
     """
     if format not in FORMATS:
         raise UsageError(f"--format is {format!r}, but must be one of {', '.join(FORMATS)}")
-    write(newest_model(find_model(source)), target, format, group_axis, json)
+    if Path(source).is_file():
+        read_back(Path(source), target, format, group_axis, json)
+    else:
+        write(newest_model(find_model(source)), target, format, group_axis, json)
+
+
+def read_back(source: Path, target: Path, format: str, group_axis: str, json: bool) -> None:
+    """Converts a model of another runtime and prints the report."""
+    if format == "engine":
+        raise UsageError(f"--format engine is not written from {source} in one step: convert it to int4 first")
+    from mobilemoe.imports.gguf import convert_gguf
+
+    report = convert_gguf(
+        source, target, format=cast(checkpoint.Format, format), group_axis=cast(GroupAxis, group_axis)
+    )
+    print_report(target, report, json)
 
 
 def write(source: Path, target: Path, format: str, group_axis: str, json: bool) -> None:

@@ -13,7 +13,7 @@ from mobilemoe.checkpoint import Checkpoint, Differences, Report
 from mobilemoe.config import GROUP_SIZE
 from mobilemoe.errors import CheckpointError, MissingExtraError, UsageError
 from mobilemoe.export.gguf_blocks import TYPES, Type, decode, encode, q4_0
-from mobilemoe.export.gguf_layout import Tensor, architecture, metadata, tensors
+from mobilemoe.export.gguf_layout import Tensor, architecture, metadata, scaling_metadata, tensors
 from mobilemoe.export.gguf_vocabulary import add_vocabulary
 from mobilemoe.export.stock import matrix
 from mobilemoe.files import atomic_file, read_text, refuse_existing
@@ -48,6 +48,8 @@ def write_gguf(folder: Path, path: Path, type: Type | None = None) -> Report:
         _add_general(writer, folder, type)
         for key, value in metadata(config, arch).items():
             _add(writer, f"{arch}.{key}", value)
+        for key, value in scaling_metadata(config).items():
+            _add(writer, key, value)
         add_vocabulary(writer, folder, config)
         layout = list(tensors(config))
         for tensor in layout:

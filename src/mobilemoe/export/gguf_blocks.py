@@ -56,6 +56,7 @@ def decode(data: npt.NDArray[Any], type: Type) -> npt.NDArray[np.float32]:
         return int4.dequantize(*from_q4_0(data))
     if type == "bf16":
         return int4.from_bf16(data.view(np.uint16))
-    from gguf import GGMLQuantizationType, quants
-
-    return np.asarray(quants.dequantize(data, GGMLQuantizationType.Q8_0), np.float32)
+    each = data.reshape(*data.shape[:-1], -1, 2 + GROUP_SIZE)  # Q8_0: an fp16 scale and 32 bytes
+    scales = np.ascontiguousarray(each[..., :2]).view(np.float16).astype(np.float32)
+    w: npt.NDArray[np.float32] = each[..., 2:].view(np.int8) * scales
+    return w.reshape(*data.shape[:-1], -1)

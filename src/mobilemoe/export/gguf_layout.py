@@ -20,6 +20,7 @@ from mobilemoe.export.stock import check_family, output_rows
 
 Architecture = Literal["glm4moe", "exaone-moe"]
 SIGMOID = 2  # llama.cpp's number of the gating function
+SCALING_KEYS = "mobilemoe.rope_scaling"  # before the names of RopeScaling: from its factors it could not be told
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,12 @@ def metadata(config: ModelConfig, arch: Architecture) -> dict[str, Any]:
         keys["attention.sliding_window"] = 2 * config.max_position_embeddings
         keys["attention.sliding_window_pattern"] = [True] * config.num_hidden_layers
     return keys
+
+
+def scaling_metadata(config: ModelConfig) -> dict[str, float]:
+    """Keys of our own, which llama.cpp passes over, from which `imports` knows the scaling of RoPE again."""
+    scaling = {} if config.rope_scaling is None else vars(config.rope_scaling)
+    return {f"{SCALING_KEYS}.{name}": float(value) for name, value in scaling.items()}
 
 
 def tensors(config: ModelConfig) -> Iterator[Tensor]:

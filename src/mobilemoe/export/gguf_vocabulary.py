@@ -15,7 +15,7 @@ from mobilemoe.tokenizer.pipeline import SPLIT_PATTERN
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-NORMAL, CONTROL, UNUSED = 1, 3, 5  # llama.cpp's kinds of token
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's kinds of token
 
 
 def add_vocabulary(writer: GGUFWriter, folder: Path, config: ModelConfig) -> None:
@@ -33,7 +33,8 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, config: ModelConfig) -> Non
     tokens, kinds = [], []
     for id in range(config.vocab_size):
         tokens.append(added.get(id, names.get(id, f"[PAD{id}]")))
-        kinds.append(CONTROL if id in tokenizer.special_ids else NORMAL if id in names or id in added else UNUSED)
+        ordinary = USER_DEFINED if id in added else NORMAL if id in names else UNUSED
+        kinds.append(CONTROL if id in tokenizer.special_ids else ordinary)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list(tokens)
