@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from mobilemoe.checkpoint import Checkpoint, int4, write_random
-from mobilemoe.config import ModelConfig
 from mobilemoe.config_rope import RopeScaling
 from mobilemoe.errors import TokenizerError, UsageError
 from mobilemoe.export.gguf import write_gguf
@@ -15,6 +14,7 @@ from mobilemoe.export.gguf_blocks import decode, encode, from_q4_0, q4_0
 from mobilemoe.export.gguf_layout import architecture, rope_factors, tensors
 from mobilemoe.hub import find_model
 from mobilemoe.tokenizer import Tokenizer
+from model_configs import GROUPED_QUERIES
 
 gguf = pytest.importorskip("gguf")
 
@@ -25,17 +25,9 @@ def scaling(factor: float, original: int, low: float, high: float) -> RopeScalin
     )
 
 
-TINY = ModelConfig(
+TINY = dataclasses.replace(
+    GROUPED_QUERIES,
     vocab_size=16_400,  # some ids more than nano's tokenizer has
-    hidden_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    intermediate_size=32,
-    intermediate_size_mlp=64,
-    num_local_experts=6,
-    num_experts_per_tok=2,
     eos_token_id=(16379, 16382, 16383),
 )
 SCALED = dataclasses.replace(TINY, rope_scaling=scaling(16.0, 64, 1.0, 1.0))

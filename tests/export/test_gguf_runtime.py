@@ -7,11 +7,11 @@ import pytest
 
 import mobilemoe
 from mobilemoe.checkpoint import write_random
-from mobilemoe.config import ModelConfig
 from mobilemoe.config_rope import RopeScaling
 from mobilemoe.export.gguf import write_gguf
 from mobilemoe.hub import find_model
 from mobilemoe.tokenizer import Tokenizer
+from model_configs import GROUPED_QUERIES
 from places import HELDOUT
 
 pytestmark = pytest.mark.runtimes
@@ -22,12 +22,11 @@ PROMPTS = [
     *("A triangle has", "“Come in,” said", "for i in range(10):", "The king's daughter", "Chapter 1\n\n"),
     *("Light travels", "My dear friend,", "The first rule of", "To install it,", "If you want to learn"),
 ]
-FAMILY = ModelConfig(
+FAMILY = dataclasses.replace(
+    GROUPED_QUERIES,
     vocab_size=16_384,
     hidden_size=128,
     num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
     head_dim=64,
     intermediate_size=64,
     intermediate_size_mlp=256,

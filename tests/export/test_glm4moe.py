@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from mobilemoe.checkpoint import Checkpoint, SafetensorsFile, write_random
-from mobilemoe.config import FULL, SLIDING, ModelConfig
+from mobilemoe.config import FULL, SLIDING
 from mobilemoe.config_rope import RopeScaling
 from mobilemoe.errors import CheckpointError, UsageError
 from mobilemoe.export.glm4moe import write_glm4moe
 from mobilemoe.model import MobileMoE
+from model_configs import GROUPED_QUERIES
 
 transformers = pytest.importorskip("transformers")
 
@@ -22,20 +23,7 @@ def scaling(factor: float, original: int, low: float, high: float) -> RopeScalin
     )
 
 
-SHARED = ModelConfig(
-    vocab_size=128,
-    hidden_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    intermediate_size=32,
-    intermediate_size_mlp=64,
-    num_local_experts=6,
-    num_experts_per_tok=2,
-    max_position_embeddings=256,
-    eos_token_id=(5, 7),
-)
+SHARED = dataclasses.replace(GROUPED_QUERIES, vocab_size=128, max_position_embeddings=256, eos_token_id=(5, 7))
 DENSE = {"ffn_type": "dense", "intermediate_size_mlp": 0, "num_local_experts": 0, "num_experts_per_tok": 0}
 CASES = {
     "shared": SHARED,

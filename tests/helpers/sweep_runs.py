@@ -10,22 +10,15 @@ import pytest
 
 from mobilemoe.sweep.grid import load_grid
 from mobilemoe.sweep.table import read_rows
-from places import HELDOUT, TRAINING_TEXT
+from places import HELDOUT
+from recipe_text import data_table
 
 GRID = f"""
 name = "tiny"
 tokenizer.path = "nano"
 model.preset = "micro"
 
-[data]
-path = {json.dumps(str(TRAINING_TEXT))}
-seed = 1
-piece_chars = 2000
-mixture = [
-  {{ name = "books", files = "books-*.jsonl", weight = 0.6 }},
-  {{ name = "code", files = "code-*.jsonl", weight = 0.4 }},
-]
-
+{data_table({"books": 0.6, "code": 0.4})}
 [train]
 steps = 4
 batch_size = 2

@@ -17,7 +17,7 @@ from mobilemoe.train.loop import train
 from mobilemoe.train.metrics import read_metrics
 from mobilemoe.train.recipe import TrainTable, load_recipe
 from mobilemoe.train.step import Stepper
-from places import TRAINING_TEXT
+from recipe_text import data_table
 
 RECIPE = f"""
 name = "tiny"
@@ -37,15 +37,7 @@ intermediate_size_mlp = 32
 num_local_experts = 6
 num_experts_per_tok = 2
 
-[data]
-path = {json.dumps(str(TRAINING_TEXT))}
-seed = 1
-piece_chars = 2000
-mixture = [
-  {{ name = "books", files = "books-*.jsonl*", weight = 0.6 }},
-  {{ name = "chat", files = "chat-*.jsonl*", weight = 0.4 }},
-]
-
+{data_table({"books": 0.6, "chat": 0.4})}
 [train]
 steps = 10
 batch_size = 2

@@ -11,33 +11,23 @@ from glm import glm
 from mobilemoe.config import ModelConfig, RopeScaling
 from mobilemoe.model import MobileMoE
 from mobilemoe.presets import family_member
+from model_configs import GROUPED_QUERIES
 
 FAMILY = family_member(64, vocab_size=128, layers=3)
-GROUPED_QUERIES = ModelConfig(
-    vocab_size=128,
-    hidden_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=32,
-    intermediate_size=16,
-    intermediate_size_mlp=64,
-    num_local_experts=12,
-    num_experts_per_tok=4,
+WIDE_HEADS = dataclasses.replace(
+    GROUPED_QUERIES, vocab_size=128, head_dim=32, intermediate_size=16, num_local_experts=12, num_experts_per_tok=4
 )
 # theta 500,000 over heads of 32 has wavelengths on both sides of each of these contexts.
 CASES = {
     "plain": FAMILY,
     "released-scaling": dataclasses.replace(FAMILY, rope_scaling=RopeScaling()),
     "blended-scaling": dataclasses.replace(FAMILY, rope_scaling=RopeScaling(high_freq_factor=4.0)),
-    "grouped-queries": GROUPED_QUERIES,
-    "short-scaling": dataclasses.replace(
-        GROUPED_QUERIES, rope_scaling=RopeScaling(original_max_position_embeddings=64)
-    ),
-    "no-qk-norm": dataclasses.replace(GROUPED_QUERIES, qk_norm="none"),
-    "head-weight": dataclasses.replace(GROUPED_QUERIES, qk_norm="head_weight"),
-    "no-renormalisation": dataclasses.replace(GROUPED_QUERIES, norm_topk_prob=False),
-    "untied": dataclasses.replace(GROUPED_QUERIES, tie_word_embeddings=False),
+    "grouped-queries": WIDE_HEADS,
+    "short-scaling": dataclasses.replace(WIDE_HEADS, rope_scaling=RopeScaling(original_max_position_embeddings=64)),
+    "no-qk-norm": dataclasses.replace(WIDE_HEADS, qk_norm="none"),
+    "head-weight": dataclasses.replace(WIDE_HEADS, qk_norm="head_weight"),
+    "no-renormalisation": dataclasses.replace(WIDE_HEADS, norm_topk_prob=False),
+    "untied": dataclasses.replace(WIDE_HEADS, tie_word_embeddings=False),
 }
 
 

@@ -61,7 +61,7 @@ def _passages(document: Document) -> Iterator[Passage]:
 
 
 def about_passage(random: Random, passage: Passage, other: Passage) -> list[Exchange]:
-    """One to three questions about `passage`; what it does not say is asked of `other`."""
+    """One to three questions about `passage`; some are about `other`, so that `passage` does not answer them."""
     text = " ".join(passage.sentences)
     here, there = _telling(passage.sentences), _telling(other.sentences)
     unsaid = [word for word in there if word.lower() not in text.lower()]
@@ -90,7 +90,7 @@ def about_passage(random: Random, passage: Passage, other: Passage) -> list[Exch
 
 
 def _telling(sentences: Sequence[str]) -> dict[str, str]:
-    """Long words that stand once in all, with their sentences; not those that begin one."""
+    """Long words that occur only once in the passage, not at the beginning of a sentence; with their sentences."""
     every = Counter(word.lower() for sentence in sentences for word in _WORD.findall(sentence))
     return {
         word: sentence

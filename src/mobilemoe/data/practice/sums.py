@@ -37,7 +37,7 @@ def short_sum(random: Random) -> Exchange:
 
 
 def sum_and_another(random: Random) -> list[Exchange]:
-    """A sum, and one that goes on from its result."""
+    """A sum, and a second one that continues with its result."""
     a, b = random.randint(1, 50), random.randint(1, 40)
     word, c = random.choice(("plus", "minus")), random.randint(1, 40)
     if word == "minus" and c > a + b:

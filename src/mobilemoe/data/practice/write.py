@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 
 from mobilemoe.chat import Message
+from mobilemoe.data.practice.facts import FACTS
 from mobilemoe.data.practice.passages import about_passage, read_passages
 from mobilemoe.data.practice.reading import reading
 from mobilemoe.data.practice.sums import (
@@ -26,16 +27,11 @@ from mobilemoe.data.practice.sums import (
     two_steps,
 )
 from mobilemoe.data.practice.words import (
-    ANIMALS,
-    COLOURS,
-    FOODS,
     GOODBYES,
     GREETINGS,
     NAMES,
-    PETS,
     PLACES,
     THANKS,
-    WORK,
 )
 from mobilemoe.errors import DataError
 from mobilemoe.files import refuse_existing, write_atomic
@@ -108,25 +104,24 @@ def _reading(random: Random) -> list[Message]:
 
 
 def _remembering(random: Random) -> list[Message]:
-    """The user tells something and asks for it later, or for what was not told."""
-    told = random.sample(_TELLINGS, random.randint(1, 3))
+    """The user states facts and asks for them later, or asks for one that was not stated."""
+    stated = random.sample(FACTS, random.randint(1, 3))
     exchanges: list[Exchange] = []
     asked: list[Exchange] = []
-    for values, ways, reply, questions, answer, _ in told:
-        value = random.choice(values)
-        exchanges.append((random.choice(ways).format(value), reply.format(value)))
+    for fact in stated:
+        value = random.choice(fact.values)
+        exchanges.append((random.choice(fact.statements).format(value), fact.reply.format(value)))
         if random.random() < 0.15:
-            value = random.choice([other for other in values if other != value])
-            exchanges.append((f"Sorry, I meant {value}.", f"Thank you, I will go by that: {answer.format(value)}"))
-        asked.append((random.choice(questions), answer.format(value)))
+            value = random.choice([other for other in fact.values if other != value])
+            exchanges.append((f"Sorry, I meant {value}.", f"Thank you, I will go by that: {fact.answer.format(value)}"))
+        asked.append((random.choice(fact.questions), fact.answer.format(value)))
     if random.random() < 0.4:
         exchanges.append(random.choice((plain_sum, about_numbers))(random))
     random.shuffle(asked)
     exchanges += asked[: random.randint(1, len(asked))]
-    untold = [telling for telling in _TELLINGS if telling not in told]
     if random.random() < 0.35:
-        *_, questions, _, what = random.choice(untold)
-        exchanges.append((random.choice(questions), f"You have not told me {what}. {ASK_AGAIN}"))
+        unknown = random.choice([fact for fact in FACTS if fact not in stated])
+        exchanges.append((random.choice(unknown.questions), f"You have not told me {unknown.name}. {ASK_AGAIN}"))
     return _with_manners(random, exchanges)
 
 
@@ -165,74 +160,6 @@ def _messages(system: list[str], exchanges: list[Exchange]) -> list[Message]:
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     return messages
 
-
-# Values; ways to tell one; the reply; questions for it; the answer; what it is.
-_TELLINGS: tuple[tuple[tuple[str, ...], tuple[str, ...], str, tuple[str, ...], str, str], ...] = (
-    (
-        NAMES,
-        ("My name is {}.", "I am {}.", "Hi, I'm {}", "my name is {}", "You can call me {}."),
-        "Nice to meet you, {}! I am nano.",
-        ("What is my name?", "what's my name", "Who am I?", "Do you know my name?"),
-        "Your name is {}.",
-        "your name",
-    ),
-    (
-        PLACES,
-        ("I live in {}.", "i live in {}", "My home is {}.", "I have just moved to {}."),
-        "I hope you like living in {}.",
-        ("Where do I live?", "where do i live", "Which city do I live in?"),
-        "You live in {}.",
-        "where you live",
-    ),
-    (
-        WORK,
-        ("I am {}.", "I work as {}.", "i am {}", "My job: I am {}."),
-        "It must be interesting to be {}.",
-        ("What is my job?", "what do i do for a living", "Do you remember my job?"),
-        "You are {}.",
-        "your job",
-    ),
-    (
-        COLOURS,
-        ("My favourite colour is {}.", "I like {} best of all colours.", "my favourite colour is {}"),
-        "Good choice, {} is a fine colour.",
-        ("What is my favourite colour?", "which colour do i like best", "Do you remember my favourite colour?"),
-        "Your favourite colour is {}.",
-        "your favourite colour",
-    ),
-    (
-        FOODS,
-        ("I like {}.", "My favourite food is {}.", "i love {}", "Today I will cook {}."),
-        "Many people like {}. I do not eat, because I am a language model.",
-        ("What food did I mention?", "which food do i like", "What was the food that I told you about?"),
-        "You told me about {}.",
-        "about any food",
-    ),
-    (
-        PETS,
-        ("My dog is called {}.", "I have a dog, {}.", "my dog's name is {}"),
-        "{} is a lovely name for a dog.",
-        ("What is my dog's name?", "what is my dog called", "Do you remember my dog's name?"),
-        "Your dog's name is {}.",
-        "the name of your dog",
-    ),
-    (
-        ANIMALS,
-        ("My favourite animal is the {}.", "Of all animals I like the {} best."),
-        "The {} is a good choice.",
-        ("What is my favourite animal?", "which animal do i like best"),
-        "Your favourite animal is the {}.",
-        "your favourite animal",
-    ),
-    (
-        tuple(str(age) for age in range(16, 90)),
-        ("I am {} years old.", "i'm {} years old", "My age is {}."),
-        "Thank you for telling me that you are {}.",
-        ("How old am I?", "what is my age", "Do you remember how old I am?"),
-        "You are {} years old.",
-        "your age",
-    ),
-)
 
 _LIMITS: tuple[tuple[tuple[str, ...], str], ...] = (
     (
