@@ -33,7 +33,7 @@ class DataError(MobileMoEError):
 
 
 class TrainError(MobileMoEError):
-    """A training run cannot start, go on or resume."""
+    """A training run cannot start, continue or resume."""
 
 
 class MachineError(TrainError):

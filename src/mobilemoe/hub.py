@@ -50,7 +50,7 @@ def split_revision(name: str) -> tuple[str, str | None]:
 
 
 def with_commit(name: str) -> str:
-    """A model's name that means the same files for ever: a Hub id gets the commit that it stands for now.
+    """A model's name that always means the same files: a Hub id gets the commit that it points to now.
 
     Raises as `find_model`, which it calls.
     """

@@ -14,7 +14,7 @@ from mobilemoe.tokenizer import StreamDecoder, Tokenizer
 class Writer:
     """The text of one sequence: at most `max_new_tokens` tokens, up to a stop id or stop text.
 
-    `new_tokens` is their number so far, `finished` the reason why the text ended (None while it goes on). Raises
+    `new_tokens` is their number so far, `finished` the reason why the text ended (None until then). Raises
     UsageError for impossible stop texts.
     """
 
@@ -74,7 +74,7 @@ class Batch(Protocol):
 class Stream(Iterator[str]):
     """The pieces of the continuation of text 0 in `batch`, with statistics.
 
-    `finished` is None while the text goes on, then "stop" (a stop token or text) or "length". `prefill_seconds` (up to
+    `finished` is None until the text ends, then "stop" (a stop token or text) or "length". `prefill_seconds` (up to
     the first token) and `decode_seconds` are wall-clock time in the model, without the caller's. `choices` are the
     tokens so far, with log-probabilities if these were asked for.
     """

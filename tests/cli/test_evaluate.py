@@ -126,7 +126,7 @@ def test_ctrl_c_says_that_nothing_is_lost(evaluate, tiny_folder, monkeypatch):
     monkeypatch.setattr(Model, "loglikelihoods", stop)
     ended = evaluate(tiny_folder)
     assert ended.status == 130
-    assert "goes on from there" in ended.err
+    assert "continues from there" in ended.err
 
 
 def test_a_folder_that_is_named_by_dots_is_called_by_its_name(evaluate, tmp_path, monkeypatch):

@@ -133,7 +133,7 @@ def test_a_fault_of_the_machine_stops_the_sweep_and_is_no_runs(forked_sweep, don
     """First a file cannot be written, as on a full disk; then a process is killed, as happens when memory runs out."""
     (tmp_path / "documents").write_text("in the way")
     stopped = forked_sweep(tmp_path, processes=2)
-    assert "the same command goes on from there" in stopped["error"]
+    assert "the same command continues from there" in stopped["error"]
     assert "documents" in stopped["error"]
     (tmp_path / "documents").unlink()
 

@@ -55,7 +55,7 @@ def test_a_damaged_checkpoint_is_refused_naming_the_folder_to_remove(damage, rec
     damage(newest)
     with pytest.raises(TrainError) as caught:
         train(recipe(), run)
-    assert f"remove {newest} to go on from the checkpoint before it" in str(caught.value)
+    assert f"remove {newest} to continue from the checkpoint before it" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 

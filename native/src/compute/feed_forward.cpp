@@ -147,7 +147,7 @@ void FeedForward::prefill(const LayerWeights& layer, int rows, float* x, const R
   });
 }
 
-// A counting sort: afterwards pair_of_[row][slot] is where the pair stands, and the pairs of expert e are
+// A counting sort: afterwards pair_of_[row][slot] is the place of the pair, and the pairs of expert e are
 // expert_begin_[e] .. expert_begin_[e + 1].
 void FeedForward::sort_pairs(int rows) {
   const int pairs = rows * active_;

@@ -60,7 +60,7 @@ class FeedForward {
   int active_, experts_, padded_experts_, hidden_;
 
   Rows<float> normed_, logits_, scores_, weights_;  // of each row: [hidden], [padded experts] twice, [active]
-  Rows<int> chosen_, pair_of_;                      // of each row, [active]: its experts, and where its pairs stand
+  Rows<int> chosen_, pair_of_;                      // of each row, [active]: its experts, and the places of its pairs
   std::vector<int> expert_begin_;                   // where the pairs of each expert begin, and where the last ones end
   Memory shared_, routed_;
   std::vector<Task> tasks_;

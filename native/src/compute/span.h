@@ -1,4 +1,4 @@
-// What a forward pass is made of: consecutive new tokens of several sequences. Their rows stand one after the other.
+// What a forward pass is made of: consecutive new tokens of several sequences. Their rows are consecutive.
 #pragma once
 
 #include <algorithm>

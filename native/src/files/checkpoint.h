@@ -14,7 +14,7 @@ namespace mobilemoe {
 
 struct Checkpoint {
   std::string place;        // the folder, for messages
-  std::string config_json;  // as it stands in the file
+  std::string config_json;  // as stored in the file
   Config config;
   Fingerprint fingerprint{}, origin{};
   Tensors tensors;  // exactly those that the config asks for, each of the right dtype and shape

@@ -1,5 +1,5 @@
 // Keys of other models' config.json. A key that asks for a computation that this engine does not do is refused by name,
-// never ignored. The C++ twin of mobilemoe.config_keys; a test of the Python package compares their verdicts.
+// never ignored. The C++ counterpart of mobilemoe.config_keys; a test of the Python package compares their verdicts.
 #pragma once
 
 #include <string>

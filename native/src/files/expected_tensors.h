@@ -1,4 +1,4 @@
-// What an INT4 checkpoint must hold: the C++ twin of mobilemoe.checkpoint.layout.
+// What an INT4 checkpoint must hold: the C++ counterpart of mobilemoe.checkpoint.layout.
 #pragma once
 
 #include <string>

@@ -12,7 +12,7 @@ namespace {
 
 constexpr size_t kPieceBytes = 1 << 20;  // about the size of a piece that a thread makes at a time
 
-// The output whose inputs stand in row r of a matrix.
+// The output whose weights are row r of a matrix.
 using RowAt = std::function<PackedRow(int)>;
 
 PackedRow row_of(const Packed& matrix, int row) { return {matrix.row_nibbles(row), matrix.row_scales(row)}; }

@@ -39,7 +39,7 @@ uint64_t count_bytes(const std::string& path, const std::string& name, uint64_t 
   return std::find(shape.begin(), shape.end(), 0) == shape.end() ? claimed : 0;
 }
 
-// `payload` are the bytes behind the header.
+// `payload` are the bytes after the header.
 Tensor read_entry(const std::string& path, const JsonMember& member, const uint8_t* payload, size_t payload_bytes) {
   const std::string& name = member.name;
   const Json *dtype = member.value.find("dtype"), *shape = member.value.find("shape");

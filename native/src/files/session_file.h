@@ -1,4 +1,4 @@
-// A sequence on disk, so that a conversation goes on after the program has ended.
+// A sequence on disk, so that a conversation can be continued after the program has ended.
 //
 // Bytes: 64 of header, the tokens, the blocks of keys and values in use by layer and head, and the SHA-256 of all that.
 #pragma once

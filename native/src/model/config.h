@@ -1,4 +1,4 @@
-// The config of a model, as config.json has it: the C++ twin of mobilemoe.config.ModelConfig (spec 3.3, 3.5).
+// The config of a model, as config.json has it: the C++ counterpart of mobilemoe.config.ModelConfig (spec 3.3, 3.5).
 #pragma once
 
 #include <cstdint>

@@ -66,11 +66,11 @@ int count_forks() {
   return forks;
 }
 
-struct ThreadPool::Crew {
-  explicit Crew(int threads);  // the caller is one of them
-  ~Crew() { join(); }
-  Crew(const Crew&) = delete;
-  Crew& operator=(const Crew&) = delete;
+struct ThreadPool::Workers {
+  explicit Workers(int threads);  // the caller is one of them
+  ~Workers() { join(); }
+  Workers(const Workers&) = delete;
+  Workers& operator=(const Workers&) = delete;
 
   void run(int count, Call each, const void* with);
   void take_tasks(int thread);
@@ -90,7 +90,7 @@ struct ThreadPool::Crew {
   std::atomic<bool> stop{false};
 };
 
-ThreadPool::Crew::Crew(int threads) {
+ThreadPool::Workers::Workers(int threads) {
   const auto refuse = [&] {
     join();
     throw Error(ErrorCode::memory, "the system refuses to start " + std::to_string(threads) + " threads");
@@ -105,7 +105,7 @@ ThreadPool::Crew::Crew(int threads) {
   }
 }
 
-void ThreadPool::Crew::join() {
+void ThreadPool::Workers::join() {
   {
     const std::lock_guard<std::mutex> lock(mutex);
     stop = true;
@@ -115,14 +115,14 @@ void ThreadPool::Crew::join() {
   workers.clear();
 }
 
-void ThreadPool::Crew::run(int count, Call each, const void* with) {
+void ThreadPool::Workers::run(int count, Call each, const void* with) {
   call = each;
   closure = with;
   tasks = count;
   next.store(0, std::memory_order_relaxed);
   ++epoch;
   if (asleep > 0) {
-    // Whoever counted itself as asleep holds the mutex until it waits: taking it means that none misses the call.
+    // A worker that counts itself as asleep holds the mutex until it waits: taking it means that none misses the call.
     {
       const std::lock_guard<std::mutex> lock(mutex);
     }
@@ -135,7 +135,7 @@ void ThreadPool::Crew::run(int count, Call each, const void* with) {
   while (!all_left()) std::this_thread::yield();  // with more threads than cores, they need this core to finish
 }
 
-void ThreadPool::Crew::take_tasks(int thread) {
+void ThreadPool::Workers::take_tasks(int thread) {
   const int count = tasks;
   for (;;) {
     const int task = next.fetch_add(1, std::memory_order_relaxed);
@@ -144,7 +144,7 @@ void ThreadPool::Crew::take_tasks(int thread) {
   }
 }
 
-void ThreadPool::Crew::work(int thread) {
+void ThreadPool::Workers::work(int thread) {
   uint32_t seen = 0;
   const auto has_work = [this, &seen] {
     const uint32_t now = epoch;
@@ -172,25 +172,25 @@ ThreadPool::ThreadPool(int threads, int cores)
     throw Error(ErrorCode::usage,
                 "threads is " + std::to_string(threads) + ", but must be between 1 and " + std::to_string(kMaxThreads));
   }
-  crew_ = std::make_unique<Crew>(running_);
+  workers_ = std::make_unique<Workers>(running_);
 }
 
 ThreadPool::~ThreadPool() { leave(); }
 
-// In a forked child, the parent's crew is abandoned: its threads do not exist here and cannot be joined, and its mutex
+// In a forked child, the parent's workers are abandoned: their threads do not exist here and cannot be joined, and their mutex
 // and condition variable may be in any state.
 void ThreadPool::leave() {
   if (forks_ == count_forks()) return;
-  [[maybe_unused]] const Crew* left = crew_.release();
+  [[maybe_unused]] const Workers* abandoned = workers_.release();
 }
 
 void ThreadPool::start(int tasks, Call call, const void* closure) {
   if (forks_ != count_forks()) {
     leave();
-    crew_ = std::make_unique<Crew>(running_);
+    workers_ = std::make_unique<Workers>(running_);
     forks_ = count_forks();
   }
-  crew_->run(tasks, call, closure);
+  workers_->run(tasks, call, closure);
 }
 
 }  // namespace mobilemoe

@@ -42,14 +42,14 @@ class ThreadPool {
 
  private:
   using Call = void (*)(const void*, int, int);
-  struct Crew;  // the workers, and what they and the caller share
+  struct Workers;  // the threads, and what they and the caller share
   void start(int tasks, Call call, const void* closure);
   void leave();
 
   const int threads_;
   const int running_;
-  std::unique_ptr<Crew> crew_;
-  int forks_;  // of this process when the crew was started: a forked child has none of its threads
+  std::unique_ptr<Workers> workers_;
+  int forks_;  // of this process when the workers were started: a forked child has none of their threads
 };
 
 }  // namespace mobilemoe

@@ -150,7 +150,7 @@ def write_safetensors(
     """Writes the tensors of `specs` atomically; `produce` is called for one at a time, in the file's order.
 
     BF16 tensors are produced as uint16. Adds "format": "pt" and the hashes that `verify` checks to `metadata`.
-    CheckpointError if an array is not what its spec says; any exception leaves nothing behind.
+    CheckpointError if an array is not what its spec says; after any exception there is no file.
     """
     entries: dict[str, Any] = {
         "__metadata__": {"format": "pt", **(metadata or {}), _PAYLOAD_KEY: _BLANK, _HEADER_KEY: _BLANK}

@@ -37,7 +37,7 @@ def write_random(
             drawers[name] = _drawer(weight, dtype, shape)
 
     def produce(name: str) -> Array:
-        # A stream of its own for every tensor: its values do not depend on the order in which files are written.
+        # Each tensor has its own random stream: its values do not depend on the order in which files are written.
         return drawers[name](np.random.default_rng([seed, zlib.crc32(name.encode())]))
 
     write_folder(folder, config, produce)

@@ -110,7 +110,7 @@ def evaluate(
             try:
                 found = run_suite(models, against, backend, load, settings, progress)
             except KeyboardInterrupt:
-                print("interrupted: finished requests are kept, the same command goes on from there", file=sys.stderr)
+                print("interrupted: finished requests are kept, the same command continues from there", file=sys.stderr)
                 raise typer.Exit(130) from None
             values |= found.as_json()
         if text is not None and against is not None:

@@ -82,7 +82,7 @@ def sweep(
     if summary.failed:
         print(f"{len(summary.failed)} failed, and --only NAME tries one again: {folder / 'failures.csv'}")
     if summary.left:
-        print(f"{len(summary.left)} are left; the same command goes on from there")
+        print(f"{len(summary.left)} are left; the same command continues from there")
     elif summary.finished:
         print(f"next: mobilemoe fit {table}")
 

@@ -109,7 +109,7 @@ def _run(stages: list[Stage], price: float | None, *, quiet: bool, skip: bool) -
             held_out = f", held-out text {result.validation['bits_per_byte']:.3f} bits per byte"
         ended.append({"name": name, **values, "folder": str(result.checkpoint)})
         if not result.finished:
-            say(f"saved after {result.steps} steps: {result.checkpoint}; the same command goes on from there")
+            say(f"saved after {result.steps} steps: {result.checkpoint}; the same command continues from there")
             return ended
         say(f"done after {result.steps} steps, loss {result.loss:.4f}{held_out}: {result.checkpoint}")
     last = stages[-1]

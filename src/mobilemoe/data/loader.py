@@ -156,7 +156,7 @@ class PackedLoader:
         if differences:
             raise DataError(
                 f"the loader's state belongs to other data: {'; '.join(differences)} (the hash is of the files' names "
-                "and sizes); a run goes on with the data that it began with: give other data a run of their own, with "
+                "and sizes); a run keeps the data that it began with: give other data a run of their own, with "
                 "another --out, or remove this one's folder"
             )
         try:
@@ -215,7 +215,7 @@ class _Queue:
 
     @property
     def position(self) -> Position:
-        """Of the next piece that `take` gives."""
+        """The position of the next piece that `take` gives."""
         return self._ready[0].position if self._ready else self._stream.position
 
     def seek(self, position: Position) -> None:

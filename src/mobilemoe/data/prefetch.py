@@ -55,7 +55,7 @@ class Prefetcher:
         return LeftOut(*self.state_dict()["left_out"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from `state`, whatever was handed out before."""
+        """Continues from `state`, whichever batches were given out before."""
         self.close()
         self._stopping.clear()
         self._ready = queue.Queue(DEPTH)
@@ -63,7 +63,7 @@ class Prefetcher:
         self._loader.load_state_dict(state)
 
     def close(self) -> None:
-        """Ends the thread; batches that nobody took are forgotten."""
+        """Ends the thread; batches that were not taken are dropped."""
         self._stopping.set()
         if self._thread is not None:
             while self._thread.is_alive():
@@ -76,6 +76,6 @@ class Prefetcher:
             try:
                 batch = next(self._loader)
                 self._ready.put((batch, self._loader.state_dict()))
-            except BaseException as fault:  # handed on to the thread that asked, which else would wait for ever
+            except BaseException as fault:  # raised where the batches are taken, which would else wait forever
                 self._ready.put(fault)
                 return

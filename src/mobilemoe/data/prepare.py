@@ -45,7 +45,7 @@ def prepare(
     shards NAME-00000.npz, ... (see `data.tokens`), with the assistant's runs marked, so that they serve either
     `train_on`. `prepared.json` holds the tokenizer's fingerprint, the chat template, the recipe's data table without
     its path, and by source the counts of documents, conversations, pieces and tokens, the documents of each licence,
-    and the shards. `on_progress` hears what is done to which source, and with how many of its tokens so far.
+    and the shards. `on_progress` is called with what is done, the source, and the tokens of it so far.
     Raises DataError if `out` exists, a source is empty or prepared already, or its name does not fit a file's.
     """
     encoder = Encoder(tokenizer, template)

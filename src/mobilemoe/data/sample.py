@@ -37,7 +37,7 @@ def write_sample(
     they teach has no run of 200 characters in common with any document of the train split: copied modules and pages
     made from one form would make a model look better than it is. For "train" `out` is a new folder with a file
     `NAME-00.jsonl` for each source. An excerpt is one piece of at most `config.piece_chars` characters. `on_progress`
-    hears how many documents were looked at.
+    is called with the number of documents looked at.
     Raises DataError if a source has nothing in the split, or the folder exists.
     """
     out = Path(out)

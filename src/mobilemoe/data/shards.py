@@ -113,7 +113,7 @@ def read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict
 
 
 def _damage(path: Path, number: int, fault: Exception) -> DataError:
-    """What pyarrow found wrong behind row `number`: it says much of it in the same kinds of exception."""
+    """What pyarrow found wrong after row `number`; it raises the same kinds of exception for many faults."""
     said = _one_line(fault)
     if "crypt" in said.lower():
         return DataError(f"{path} is encrypted: write it without ({said})")
@@ -179,7 +179,7 @@ def _open_plain(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _open_whole(path: Path) -> IO[bytes]:
-    """Opens a regular file, but not the few lines that stand for one kept elsewhere."""
+    """Opens a regular file, but not a Git LFS pointer, a few lines that replace a file kept elsewhere."""
     handle = open_regular(path, DataError)
     if handle.peek(len(LFS_START)).startswith(LFS_START):  # type: ignore[attr-defined]  # a BufferedReader
         handle.close()

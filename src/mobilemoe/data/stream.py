@@ -51,7 +51,7 @@ class StreamConfig:
 
 
 class PieceStream:
-    """Iterator over the pieces of one source's split, for ever; `position` is that of the next piece.
+    """Endless iterator over the pieces of one source's split; `position` is that of the next piece.
 
     Raises DataError when a whole epoch holds no document of the split.
     """
@@ -66,7 +66,7 @@ class PieceStream:
         return Position(*self._block_start, self._offset)
 
     def seek(self, position: Position) -> None:
-        """Goes on at `position`, taken from an equal stream. Raises DataError if it cannot be one of this stream."""
+        """Continues at `position`, which an equal stream gave. Raises DataError if it cannot be one of this stream."""
         if min(position) < 0:
             raise self._no_such_place(position)
         self._windows = self._cut_epoch(position.epoch)
@@ -157,7 +157,7 @@ class PieceStream:
             lanes[number].append(shard)
             sizes[number] += self.source.sizes[shard]
         readers = [self._read_lane(epoch, lane) for lane in lanes]
-        waiting = [(0.0, number) for number in range(len(lanes))]  # how much of a lane is read, in sizes of its own
+        waiting = [(0.0, number) for number in range(len(lanes))]  # the share of each lane that has been read
         while waiting:
             read, number = waiting[0]
             found = next(readers[number], None)
@@ -177,7 +177,7 @@ class PieceStream:
     def _order(self, count: int, *place: object) -> list[int]:
         """A permutation of range(count) that depends on seed, source name and place alone.
 
-        Sorting raw generator output, not `Generator.permutation`: NumPy promises only the former for ever.
+        Sorting raw generator output, not `Generator.permutation`: NumPy guarantees only the former across versions.
         """
         order: list[int] = np.argsort(np.random.PCG64(self._draw(*place)).random_raw(count), kind="stable").tolist()
         return order

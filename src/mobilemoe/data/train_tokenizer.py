@@ -12,7 +12,7 @@ from mobilemoe.errors import TokenizerError
 from mobilemoe.tokenizer import SPECIAL_NAMES, Tokenizer, add_specials, byte_level, no_panic
 
 BYTES = 256
-MOST_CHARS = 2**14  # of a text that are trained on together: without a limit, one endless word takes for ever
+MOST_CHARS = 2**14  # of a text that are trained on together: without a limit, one very long word would take hours
 
 
 def train_tokenizer(
@@ -20,7 +20,7 @@ def train_tokenizer(
 ) -> Tokenizer:
     """A tokenizer of exactly `vocab_size` ids: 256 bytes, merges learnt from `texts`, then `SPECIAL_NAMES`.
 
-    `on_progress` hears the UTF-8 bytes read so far after each text. The same texts give the same tokenizer.
+    `on_progress` is called after each text with the UTF-8 bytes read so far. The same texts give the same tokenizer.
     Raises TokenizerError if `vocab_size` leaves no room for a merge or the texts hold too few pairs to reach it.
     """
     smallest = BYTES + len(SPECIAL_NAMES) + 1

@@ -35,6 +35,6 @@ class Conversation:
     def _session_for(self, ids: Sequence[int]) -> Session:
         if self._latest is None:
             return self._engine.session()
-        if self._batch is not None and len(self._batch):  # its text may still go on
+        if self._batch is not None and len(self._batch):  # more text of it may follow
             return self._latest.fork(common_prefix(self._latest.tokens, ids))
         return self._latest

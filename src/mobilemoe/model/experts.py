@@ -1,4 +1,4 @@
-"""Routed experts: a reference loop, the grouped products that train, their twin in Triton kernels, and drop-and-pad.
+"""Routed experts: a reference loop, the grouped products for training, also as Triton kernels, and drop-and-pad.
 
 N tokens, D hidden, E experts, A active experts per token, F expert width, P = N A (token, expert) pairs, C capacity.
 """

@@ -61,7 +61,7 @@ def child_main(began: float) -> None:
 
 
 def _peak_rss_bytes() -> int:
-    """Of this process alone; on Linux, getrusage also covers the process that started it."""
+    """The peak memory of this process alone; on Linux, getrusage also counts the process that started it."""
     try:
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024

@@ -92,7 +92,7 @@ def work(out: Path, first: str, only: list[str]) -> int:
         grid = make_grid(read_json(out / GRID, ConfigError), str(out / GRID))
         tokenizer, template = open_tokenizer(grid.tokenizer.path)
         text = read_held_out(grid.heldout, grid.data, tokenizer, template, grid.train.sequence_length)
-    except MobileMoEError as fault:  # no run's own: none could be made
+    except MobileMoEError as fault:  # not the fault of a run: no run could be set up
         _say({"event": "stuck", "reason": str(fault)})
         return 1
     runs = {run.id: run for run in grid_runs(grid)}
@@ -129,7 +129,7 @@ def _work_through(out: Path, found: list[Unit], text: HeldOutRows, stop: list[in
         with claimed(out / "runs" / unit.id / ".claim") as mine:
             if not mine:
                 waits = True
-            elif left := _left(unit, settled(out)):  # now that nobody else can be at them
+            elif left := _left(unit, settled(out)):  # asked again, now that no other worker can take them
                 waits |= not _train_unit(out, Unit(unit.id, left), text, stop)
                 _release()
     return waits

@@ -110,7 +110,7 @@ def sweep(
         finally:
             pool.end()
     if pool.halted is not None:
-        raise MachineError(f"the sweep has stopped, and the same command goes on from there: {pool.halted}")
+        raise MachineError(f"the sweep has stopped, and the same command continues from there: {pool.halted}")
     return pool.summary()
 
 

@@ -139,7 +139,7 @@ def _model(model: _Object) -> models.BPE:
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, raw: Any) -> None:
-    """The tokens beside the model's, at the ids that the file gives them."""
+    """The added tokens, at the ids that the file gives them."""
     entries = [] if raw is None else raw
     if not isinstance(entries, list) or len(entries) > _MAX_ADDED:
         raise TokenizerError(f"its added_tokens are not a list of at most {_MAX_ADDED}")

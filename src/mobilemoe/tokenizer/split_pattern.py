@@ -1,4 +1,4 @@
-"""Checks that the regular expression by which a tokenizer splits text cannot take for ever.
+"""Checks that the regular expression by which a tokenizer splits text cannot take exponential time.
 
 The expressions of real tokenizers are alternatives of runs of characters, in which only single characters of a class
 repeat. Repeated groups of varying length are what makes an expression backtrack over a text again and again.

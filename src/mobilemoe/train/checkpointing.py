@@ -81,7 +81,7 @@ class Draft:
         for old in step_folders(self.run)[: -self.keep]:
             doomed = old.with_name(
                 f".{old.name}.old.part"
-            )  # renamed first, so that nobody sees a checkpoint that is half removed
+            )  # renamed first, so that no reader sees a checkpoint that is half removed
             old.rename(doomed)
             shutil.rmtree(doomed)
 
@@ -118,7 +118,7 @@ def restore(run: Path, model: MobileMoE, optimizer: torch.optim.Optimizer) -> di
     """Puts back the newest checkpoint and returns its state, or None if there is none yet.
 
     Each process reads its own part, so the run may have another number of processes than the one that saved it.
-    Raises TrainError if the checkpoint is damaged: after removing it, the run goes on from the one before.
+    Raises TrainError if the checkpoint is damaged: after removing it, the run continues from the one before.
     """
     folders = step_folders(run)
     if not folders:
@@ -137,7 +137,7 @@ def restore(run: Path, model: MobileMoE, optimizer: torch.optim.Optimizer) -> di
             restore_moments(model, optimizer, _read(folder, _OPTIMIZER), state.get("updates", state["step"]))
             _restore_weights(model, checkpoint, folder, state)
     except (CheckpointError, ConfigError) as fault:
-        raise TrainError(f"{fault}: remove {folder} to go on from the checkpoint before it") from None
+        raise TrainError(f"{fault}: remove {folder} to continue from the checkpoint before it") from None
     return state
 
 

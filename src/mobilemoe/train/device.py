@@ -66,8 +66,8 @@ def _precision_of(run: Path) -> Precision | None:
 def faster_precision(device_type: str) -> Precision:
     """bf16 on a GPU; on a CPU the one whose matrix products are faster, which takes about 0.2 s to measure.
 
-    The CPU's feature flags do not tell: a library may be told not to use its bf16 units, and without such units bf16 is
-    emulated, at half the speed of fp32 with AVX-512 and at a hundredth with AVX2.
+    The CPU's feature flags do not show it: a library may be set not to use the bf16 units, and without such units bf16
+    is emulated, at half the speed of fp32 with AVX-512 and at a hundredth with AVX2.
     """
     if device_type != "cpu":
         return "bf16"

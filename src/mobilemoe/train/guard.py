@@ -52,7 +52,7 @@ class SpikeGuard:
             raise TrainError(
                 f"{self._skipped} steps in a row were skipped up to step {step}, whose gradient norm is {norm:.3g} "
                 f"(the median of the steps taken is {median:.3g}, spike_factor {self._factor:g}): remove the newest "
-                "checkpoints to go on from before the loss rose, and lower train.learning_rate or raise "
+                "checkpoints to continue from before the loss rose, and lower train.learning_rate or raise "
                 "train.spike_factor"
             )
         return True

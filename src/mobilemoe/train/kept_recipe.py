@@ -15,7 +15,7 @@ from mobilemoe.train.recipe import Recipe
 
 RECIPE_FILE = "recipe.json"
 
-# What a run that goes on may change: how long, how fast and in how much memory it trains, how often it is saved and
+# What may change when a run is resumed: how long, how fast and in how much memory it trains, how often it is saved and
 # validated, and where its files lie.
 # Whether those are the same files is the loader's to say.
 _FREE = {
@@ -55,7 +55,7 @@ def refuse_other(recipe: Recipe, run: Path) -> None:
         each = (f"{entry} was {_said(before, entry)} and is {_said(now, entry)}" for entry in differing)
         raise TrainError(
             f"{run} was trained by another recipe: {', '.join(each)}; give this one another --out, "
-            f"or remove {run / RECIPE_FILE} to go on with the new numbers all the same"
+            f"or remove {run / RECIPE_FILE} to continue with the new numbers nevertheless"
         )
 
 

@@ -1,4 +1,4 @@
-"""Commits in place of what moves on the Hub: a run that goes on reads the models and data that it began with."""
+"""Fixes the commits of what a run reads from the Hub: a resumed run reads the models and data that it began with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mobilemoe.train.recipe import Recipe
 def pin(recipe: Recipe, run: Path) -> Recipe:
     """`recipe` with a commit in each name of the Hub: that which the run in `run` began with, or the newest.
 
-    Raises ModelNotFoundError or DataError where the Hub does not tell it.
+    Raises ModelNotFoundError or DataError where the Hub does not answer.
     """
     before = kept_recipe(run)
     kept: dict[str, Any] = {} if before is None else before.model_dump()

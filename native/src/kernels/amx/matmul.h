@@ -91,7 +91,7 @@ struct Prefetch {
 struct Output {
   float* y;
   size_t stride;
-  int second;   // where the second panel stands: 16, or 0 if it is the first again
+  int second;   // offset of the second panel: 16, or 0 if it is the first again
   bool is_sum;  // y holds the sum of the groups before
 };
 

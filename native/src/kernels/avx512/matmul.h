@@ -21,7 +21,7 @@ struct Peak {
   static void hide(V& v) { __asm__ volatile("" : "+v"(v)); }
 };
 
-// R rows of Blocks: the input of Axis::in. Only every third row has a pointer of its own; the two rows behind it are
+// R rows of Blocks: the input of Axis::in. Only every third row has its own pointer; the two rows after it are
 // addressed as that pointer plus one or two strides, which an instruction can do itself. A pointer for each row would
 // take more registers than there are.
 template <int R>
@@ -65,7 +65,7 @@ struct SliceRows {
 };
 
 // P panels times R rows: `groups` groups from `begin` on, added to what y holds if `go_on`. Panels of Axis::in share
-// the rows of `in`; for Axis::out every pair of panels has R rows of its own, as it has its own scales.
+// the rows of `in`; for Axis::out every pair of panels has its own R rows, as it has its own scales.
 //
 // With one row, as decoding wants it, the memory's speed is the limit: many panels at once are as many streams from
 // memory, and the panels that this thread is likely to take next are brought into L2. With more rows it is the

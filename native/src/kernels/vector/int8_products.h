@@ -122,7 +122,7 @@ struct Chunk {
   }
 };
 
-// The scales of a pair of panels come behind its nibbles, but are needed first.
+// The scales of a pair of panels follow its nibbles, but are needed first.
 inline __attribute__((always_inline)) void prefetch_scales(const Matrix& w, int panel) {
   const auto* scales = reinterpret_cast<const uint8_t*>(w.scales(panel));
   for (int group = 0; group < w.groups(); ++group) prefetch(scales + group * 2 * kGroup);

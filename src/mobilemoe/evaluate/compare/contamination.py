@@ -90,7 +90,7 @@ def find_overlaps(
             passed += len(piece)
             if len(words) >= _BATCH:
                 runs.scan(words)
-                words = words[1 - WORDS :]  # a run may go on in the next piece
+                words = words[1 - WORDS :]  # a run may continue in the next piece
                 if on_progress is not None:
                     on_progress(passed)
         words.append(_BREAK)

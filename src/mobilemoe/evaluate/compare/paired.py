@@ -102,7 +102,7 @@ def _unlike(name: str, a: Results, b: Results) -> str:
     for one in (a, b):
         if name not in one.results:
             return f"{one.model['name']} has no score: {one.missing.get(name, 'it was not asked for')}"
-    # n stands for the limit, of a call or of a suite: with the same n it is the same examples.
+    # With equal n the examples are the same, whether a call or a suite limited them.
     alike = {"main_metric": "main metrics", "shots": "shots", "version": "task versions", "n": "numbers of examples"}
     for field, what in alike.items():
         ours, theirs = a.results[name][field], b.results[name][field]

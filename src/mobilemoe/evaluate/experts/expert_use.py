@@ -105,7 +105,7 @@ class ExpertUse:
         }
 
     def _touched(self, distinct_NL: Ints, tokens_N: Ints) -> dict[str, Any]:
-        """Of prompts or windows: different experts over all layers, beside chance, and their share of the file."""
+        """Distinct experts of prompts or windows over all layers, the number by chance, and their share of the file."""
         distinct_N = distinct_NL.sum(axis=1)
         mean = float(distinct_N.mean())
         return {

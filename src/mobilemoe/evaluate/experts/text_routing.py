@@ -15,7 +15,7 @@ from mobilemoe.errors import DataError, UsageError
 from mobilemoe.model import MobileMoE
 from mobilemoe.train.health import RouterHealth
 
-WINDOW = 1024  # tokens that are computed together at most; a longer text goes on in a window of its own
+WINDOW = 1024  # tokens that are computed together at most; a longer text is cut into several windows
 
 
 def text_routing(folder: Path, text: str) -> RouterHealth:

@@ -157,7 +157,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             self._tell_encoded()
             key = digest(["generate", ids, max_new_tokens, stop, sampling])
             if sampling["temperature"]:
-                # Asked again, it is to give another sample; with a seed of its own each can be had a second time.
+                # A repeated request shall give another sample; with a seed for each, every sample can be reproduced.
                 asked[key] += 1
                 key = digest([key, asked[key]])
                 sampling["seed"] = int(key[:16], 16)
@@ -214,7 +214,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             pairs[key] = pair
             if texts is not None:
                 self._tokens[texts] = len(pair[0]) + len(continuation)
-        # Those that begin alike stand together: the engine computes what they share once.
+        # Sorted, so that texts with the same beginning are neighbours: the engine computes what they share once.
         waiting = sorted((key for key in pairs if key not in self._store), key=pairs.__getitem__)
         self._tell(len(pairs) - len(waiting), len(pairs), kind)
         for start in range(0, len(waiting), _TOGETHER):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours for all kinds of colour vision, less the yellow; each model has a shape of its own too.
+# Okabe and Ito's colours for all kinds of colour vision, without the yellow; each model also has its own marker.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 SHAPES = "oD^sPX*v"
 REFERENCE = {

@@ -122,7 +122,7 @@ def _score(
 
 
 def _counts(tasks: Mapping[str, Any], limit: int) -> dict[str, int]:
-    """How many examples of each task make up `limit`: equally many of each, as far as they go."""
+    """How many examples of each task make up `limit`: equally many of each, or all that a smaller task has."""
     sizes = {key: len(task.eval_docs) for key, task in tasks.items()}
     counts = dict.fromkeys(sizes, 0)
     for _ in range(min(limit, sum(sizes.values()))):

@@ -77,7 +77,7 @@ _ADVANCED = (
     _text("mmlu_pro", "mmlu_pro", 3.1, 5, "exact_match", chat=True),
     _choice("gpqa", "gpqa/zeroshot", 2.2, 0, "acc_norm", task="gpqa_main_zeroshot"),
 )
-# Of no suite: MMLU_STEM goes in beside MMLU where a folder has that part of it alone.
+# In no suite; it is added next to MMLU where a folder has only that part of MMLU.
 MMLU_STEM = _choice("mmlu_stem", "mmlu/default", 1.0, 5, "acc", note="18 of MMLU's 57 subjects: not MMLU's number")
 _OTHERS = (MMLU_STEM, _choice("commonsense_qa", "commonsense_qa", 0.0, 0, "acc"))
 BENCHMARKS = {benchmark.name: benchmark for benchmark in (*_FOUNDATION, *_ADVANCED, *_OTHERS)}

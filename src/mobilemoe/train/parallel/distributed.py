@@ -70,7 +70,7 @@ class World:
         return bool(count)
 
     def first(self, value: _Value) -> _Value:
-        """What the first process gives as `value`, in all of them."""
+        """Returns in every process the `value` that the first process passes."""
         if self.size == 1:
             return value
         given = [value]

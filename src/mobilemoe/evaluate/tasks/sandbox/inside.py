@@ -89,7 +89,7 @@ def change_root(visible: dict) -> None:  # type: ignore[type-arg]
     sources = {path: os.open(path, os.O_PATH) for path in visible["folders"] + visible["files"]}
     os.setresgid(USER, USER, USER)
     os.setresuid(USER, USER, USER)
-    # Changing the user made this process opaque to itself, and so /proc/self/fd unreadable.
+    # After a change of user the kernel no longer lets this process read its own /proc/self/fd.
     call("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
     mount_memory("/tmp", 2**20)
     for path, source in sources.items():
@@ -129,7 +129,7 @@ def make_read_only(path: str, flags: int) -> None:
 
 
 def set_limits(seconds: float, memory_bytes: int) -> None:
-    """Of each process, but for the number of processes; hard, so that nothing inside can raise them.
+    """Sets hard limits, which nothing inside can raise: for each process, and for the number of processes.
 
     What the folder may hold is memory too, and is taken off. Limits that hold already may be narrower.
     """
