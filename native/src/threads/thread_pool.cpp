@@ -177,8 +177,8 @@ ThreadPool::ThreadPool(int threads, int cores)
 
 ThreadPool::~ThreadPool() { leave(); }
 
-// In a forked child, the parent's workers are abandoned: their threads do not exist here and cannot be joined, and their mutex
-// and condition variable may be in any state.
+// In a forked child, the parent's workers are abandoned: their threads do not exist here and cannot be joined, and
+// their mutex and condition variable may be in any state.
 void ThreadPool::leave() {
   if (forks_ == count_forks()) return;
   [[maybe_unused]] const Workers* abandoned = workers_.release();
