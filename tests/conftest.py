@@ -1,4 +1,4 @@
-"""What all tests share: settings that are read when torch is imported, a cache of their own, a tiny model."""
+"""What all tests share: settings that are read when torch is imported, an empty cache, a tiny model."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The cache: no folder or file that others could have written is used, and what was used longest ago goes."""
+"""The cache: no folder or file that others could have written is used, and what was used longest ago is removed."""
 
 import json
 import os

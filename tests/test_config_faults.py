@@ -1,4 +1,4 @@
-"""Promises of config: whatever a file or a hand puts in, the fault is named in one line."""
+"""Promises of config: a fault in a file or in an argument is named in one line."""
 
 import dataclasses
 import json

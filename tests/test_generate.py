@@ -1,4 +1,4 @@
-"""The second of the two lines: what a loaded model writes, where it stops and what it refuses."""
+"""`generate`, the second line of the two-line API: what a loaded model writes, where it stops, what it refuses."""
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest

@@ -1,4 +1,4 @@
-"""The first of the two lines: what `load` finds, what it takes and what it refuses."""
+"""`load`, the first line of the two-line API: what it finds, what it accepts and what it refuses."""
 
 import shutil
 import time

@@ -1,4 +1,4 @@
-"""Sampling chooses as the formulas say, the same for the same seed, and never trips over odd logits or values."""
+"""Sampling chooses as the formulas say, the same for the same seed, and copes with any logits and values."""
 
 import math
 from collections import Counter

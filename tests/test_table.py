@@ -1,4 +1,4 @@
-"""Tables are read as spreadsheets and people write them, or refused with the line: never read otherwise in silence."""
+"""Tables are read as spreadsheets and people write them, or refused with the line, and never silently misread."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Where the compiled engine is missing, as on a machine that only trains: what PyTorch computes works all the same."""
+"""Without the compiled engine, as on a machine that only trains, everything that PyTorch computes still works."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Promises of templates that came with a model: no more time or memory than a prompt is worth, always a sentence."""
+"""A chat template that came with a model gets little time and memory, and every failure is one sentence."""
 
 import os
 import signal

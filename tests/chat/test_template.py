@@ -1,4 +1,4 @@
-"""Promises of `mobilemoe.chat`: the right prompt, no control ids from a message, no mischief from a template."""
+"""Promises of `mobilemoe.chat`: the right prompt, no control ids from a message's text, no harm from a template."""
 
 import json
 import re

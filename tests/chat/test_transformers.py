@@ -1,4 +1,4 @@
-"""The promise that a chat template writes, and marks as the assistant's, what it does in transformers."""
+"""A chat template gives the same text, and marks the same parts as the assistant's, as in transformers."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The container keeps what it is given, agrees with the safetensors package and believes nothing unchecked."""
+"""The container keeps what it is given, agrees with the safetensors package and checks everything that it reads."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""A checkpoint in another format: what can stay stays to the byte, what is lost is told."""
+"""A checkpoint in another format: unchanged parts stay equal byte for byte, and what is lost is reported."""
 
 import numpy as np
 import pytest

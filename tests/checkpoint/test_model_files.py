@@ -1,4 +1,4 @@
-"""Promises of everything that reads a model's folder: what is not the file that its name says is one sentence, soon."""
+"""Everything that reads a model's folder refuses a file that is not what its name says, soon and in one sentence."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Real pipes, encodings and signals: the console script in a process of its own."""
+"""Real pipes, encodings and signals: the console script in a separate process."""
 
 import json
 import os

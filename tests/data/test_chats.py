@@ -1,4 +1,4 @@
-"""Promises of data.chats: every conversation once, held-out ones never, longer ones made of whole ones of a kind."""
+"""Promises of data.chats: every conversation occurs once, held-out ones never, and joined ones are of one category."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The promise that what other programs write into data is read as it is meant, left out by rule, or named."""
+"""Data that other programs wrote are read as they are meant, left out by a stated rule, or refused by name."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""What is held out is the same on every machine, and no question stands on both sides."""
+"""What is held out is the same on every machine, and no question is on both sides."""
 
 from mobilemoe.data.sources import Document, is_held_out
 

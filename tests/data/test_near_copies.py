@@ -1,4 +1,4 @@
-"""Promises of data.near_copies: other numbers or one other word is a copy, the wording of a task is not."""
+"""A conversation with other numbers or one other word is a near duplicate; the wording of a task alone is not."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Promises of data.practice: right answers, answers that stand in the passage, nothing twice, the same for a seed."""
+"""Promises of data.practice: right answers, answers that are in the passage, no repetition, the same for a seed."""
 
 import json
 import re

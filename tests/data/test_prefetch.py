@@ -1,4 +1,4 @@
-"""Batches from a thread: the same ones, and a state that knows which of them were taken."""
+"""Batches that a thread prepares are the same ones, and the state counts only those that were taken."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Promises of data.retry: a passing fault costs a wait and no row; one that stays stops with the shard and row."""
+"""Promises of data.retry: a temporary fault costs time and no row; a lasting one stops with the shard and row."""
 
 import errno
 import json

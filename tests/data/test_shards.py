@@ -1,4 +1,4 @@
-"""Which files a pattern means: each once, in order, and nothing that only stands beside them."""
+"""Which files a pattern matches: each once, in order, and no hidden files, backups or checksums."""
 
 import os
 from glob import escape

@@ -1,4 +1,4 @@
-"""A batch computes what it must and no more, goes on after an interrupt, and samples as the rules say."""
+"""A batch computes nothing twice, continues after an interrupt, and samples as the rules say."""
 
 import math
 from collections import Counter

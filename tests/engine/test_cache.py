@@ -1,4 +1,4 @@
-"""Engine files: made once, kept in the cache, made again when damaged, and done without where nothing can be kept."""
+"""Engine files are made once, kept in the cache, and made again when damaged; models run without a cache too."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Models that differ in as little as can be are never taken for each other in the cache."""
+"""Models that differ only in weights, config or a link's target are never confused in the cache."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a text is continued with depends on nothing but the text: for every instruction set of this machine."""
+"""The continuation of a text depends only on the text, for every instruction set of this machine."""
 
 import subprocess
 import sys

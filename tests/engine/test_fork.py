@@ -1,4 +1,4 @@
-"""A process that forks after it has opened a model: parent and child both compute, and both come to an end."""
+"""A process that forks after it has opened a model: parent and child both compute, and both end."""
 
 import os
 import signal

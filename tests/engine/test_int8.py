@@ -1,4 +1,4 @@
-"""What int8 activations and an int8 cache cost: close to exact on random weights, next to nothing on real text.
+"""What int8 activations and an int8 cache cost: a small error on random weights, almost none on real text.
 
 T tokens, V vocabulary, L layers, A active experts per token.
 """

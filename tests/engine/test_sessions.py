@@ -1,4 +1,4 @@
-"""Sessions hold what they were given, refuse what cannot be, and come back from disk whole or not at all."""
+"""Sessions keep the tokens that they were given, refuse impossible calls, and are read back whole or not at all."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""An engine file that is written to while it is mapped ends in a sentence, not in a signal or in other words."""
+"""An engine file that is written to while it is mapped ends in a sentence, not in a signal or in wrong text."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What the tests of the engine's cache share: an empty cache, and how a model's logits are had (a pytest plugin)."""
+"""What the tests of the engine's cache share: an empty cache, and a model's logits (a pytest plugin)."""
 
 import pytest
 

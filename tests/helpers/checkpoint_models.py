@@ -1,4 +1,4 @@
-"""Small checkpoints for the tests of folders: their weights, how a file of theirs is changed, and what then is said."""
+"""Small checkpoints for the tests of folders: their weights, changes to their files, and the message of the refusal."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Models for the tests of the native engine, and what these tests ask of it again and again."""
+"""Models for the tests of the native engine, and the calls that these tests share."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The forward pass once more, in float64 NumPy, slow and from spec sections 2 and 3 alone.
+"""A second implementation of the forward pass, slow, in float64 NumPy, from spec sections 2 and 3 alone.
 
 It shares no code with the package: its own safetensors reader, its own INT4, one token, head and expert at a time.
 """

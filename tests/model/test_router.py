@@ -1,4 +1,4 @@
-"""The router's choice is sound whatever it is given: best first, the lowest index of equals, what is no number last."""
+"""The router's choice is defined for every input: best first, the lowest index of equal scores, NaN last."""
 
 import torch
 

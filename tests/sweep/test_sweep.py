@@ -1,4 +1,4 @@
-"""The promise of sweep: each run once, in the stated order, its row kept whatever happens to the others or to us."""
+"""Each run of a sweep is done once, in the stated order, and its row is kept whatever stops the others."""
 
 import csv
 import json

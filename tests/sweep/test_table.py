@@ -1,4 +1,4 @@
-"""The tables of a sweep: a row for each run, whole whoever else writes, and refused where they are others'."""
+"""The tables of a sweep: a whole row for each run, also with several writers; tables of another sweep are refused."""
 
 import csv
 import subprocess

@@ -1,4 +1,4 @@
-"""Promises of trunks: runs that share one are what each would be by itself, for less, whatever interrupts them."""
+"""Runs that share a trunk equal the same runs trained separately, at lower cost, whatever interrupts them."""
 
 import os
 import signal

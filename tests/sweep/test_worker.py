@@ -1,4 +1,4 @@
-"""What a worker takes up and writes down: runs settled by their key, failures in one line, the version of the code."""
+"""What a worker claims and records: runs settled by their key, failures in one line, the version of the code."""
 
 import pytest
 

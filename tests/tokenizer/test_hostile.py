@@ -1,4 +1,4 @@
-"""Promises about a tokenizer.json that came with a model: only known structures, no panic or abort, no endless work."""
+"""A tokenizer.json that came with a model: only known structures, no panic, no abort, no unbounded work."""
 
 import copy
 import json

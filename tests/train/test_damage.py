@@ -1,4 +1,4 @@
-"""The promise of train: a damaged checkpoint is refused by name, and the one before it serves."""
+"""The promise of train: a damaged checkpoint is refused by name, and the one before it is usable."""
 
 import shutil
 from pathlib import Path

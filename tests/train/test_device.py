@@ -1,4 +1,4 @@
-"""Promises of the device's part: the faster precision is found, also where units lie idle; a run keeps its own."""
+"""The faster precision is found, also where bf16 units are not used; a run keeps the one that it began with."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The promise of recipes/finetune.toml: a few lines of one's own, some minutes, and an INT4 model that knows them."""
+"""recipes/finetune.toml: from a few lines of text, in some minutes, comes an INT4 model that knows them."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A full disk ends a run with one sentence; what was saved stays, and with room again the run goes on bit for bit."""
+"""A full disk ends a run with one sentence; what was saved stays, and with space the run resumes bit for bit."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Training goes as it went: the losses of 50 steps are committed, and change only with a reason in LOG.md."""
+"""Training is unchanged: the losses of 50 steps are committed, and change only with a reason in LOG.md."""
 
 import json
 

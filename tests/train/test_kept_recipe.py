@@ -1,4 +1,4 @@
-"""Promises about a run's own recipe: no other trains on in its folder unseen, no two trainings share it."""
+"""A run's own recipe: no other one continues the run unnoticed, and no two processes train in its folder."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The promise of train: whatever kills a run, it goes on bit for bit, and no half checkpoint is ever seen."""
+"""The promise of train: whatever kills a run, it resumes bit for bit, and no partial checkpoint is ever seen."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Adapters: they begin as nothing, they alone learn, and folded into the weights they are what was trained."""
+"""Adapters begin without effect, only they are trained, and merged into the weights they compute the same."""
 
 import dataclasses
 

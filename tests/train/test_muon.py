@@ -1,4 +1,4 @@
-"""The promises of Muon: matrices step in all their directions alike, whatever else there is steps as under AdamW."""
+"""The promises of Muon: steps of matrices have singular values near one, and everything else is updated by AdamW."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Loss curve and routing are pictures, and a run that could not draw them does not begin."""
+"""Loss curve and routing are drawn, and a run that could not draw them does not begin."""
 
 import sys
 

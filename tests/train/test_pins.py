@@ -1,4 +1,4 @@
-"""Names of the Hub get commits when a run begins, and a run that goes on keeps them, whatever is published then."""
+"""Names on the Hub get commits when a run begins; a resumed run keeps them, whatever has been published since."""
 
 import json
 import sys

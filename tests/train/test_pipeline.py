@@ -1,4 +1,4 @@
-"""Promises of a pipeline: four stages, each from the last; finished ones are skipped, a started one goes on."""
+"""Promises of a pipeline: four stages, each from the last; finished ones are skipped, a started one is resumed."""
 
 import importlib.util
 import json

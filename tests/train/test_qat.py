@@ -1,4 +1,4 @@
-"""A model prepared for quantisation-aware training computes what its INT4 export computes, and learns to do it well."""
+"""A model prepared for quantisation-aware training computes what its INT4 export computes, and gains over rounding afterwards."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The promise of train: a run that was stopped goes on bit for bit, by the same recipe and no other."""
+"""The promise of train: a stopped run resumes bit for bit, with the same recipe and no other."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The promise that a chat template which a model was trained with goes with it, wherever the tokenizer kept it."""
+"""The chat template that a model was trained with is saved with it, wherever the tokenizer kept it."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The promise of train.validate_every: held-out loss and a sample of text, and nothing trained differently."""
+"""The promise of train.validate_every: held-out loss and a sample of text, and training is unchanged."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The promise of train: several processes learn what one would, and any number goes on where any other stopped."""
+"""Several processes learn what one would, and any number of them can resume what another number saved."""
 
 import shutil
 
