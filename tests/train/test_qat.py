@@ -1,4 +1,4 @@
-"""A model prepared for quantisation-aware training computes what its INT4 export computes, and gains over rounding afterwards."""
+"""A model prepared for quantisation-aware training computes what its INT4 export computes, and training it helps."""
 
 import copy
 
