@@ -58,6 +58,15 @@ def test_each_stage_starts_from_the_run_before_it_wherever_that_is(micro):
     assert named[1].recipe.model.init == "runs/first"
 
 
+def test_a_stage_that_is_distilled_from_its_parent_is_so_wherever_that_is(micro):
+    path = micro / "recipes" / "micro-qat.toml"
+    path.write_text(path.read_text() + 'distill_from = "runs/micro-sft"\n')
+    stages = pipeline("micro", out=micro / "else where")
+    assert stages[3].recipe.qat.distill_from == stages[3].recipe.model.init == str(stages[2].run)
+    path.write_text(path.read_text().replace('distill_from = "runs/micro-sft"', 'distill_from = "teacher"'))
+    assert pipeline("micro", out=micro / "else where")[3].recipe.qat.distill_from == "teacher"
+
+
 def test_an_override_goes_to_all_stages_or_to_the_one_it_names(micro):
     stages = pipeline(
         "micro", ("train.steps=7", "sft.train.steps=9", "pretrain.data.seed=5", "qat.qat.activations=none")

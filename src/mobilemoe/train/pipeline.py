@@ -75,8 +75,7 @@ def pipeline(name: str, overrides: tuple[str, ...] = (), out: Path = RUNS) -> li
         path = Path("recipes") / f"{name}-{stage}.toml"
         if not path.is_file():
             raise ConfigError(f"there is no {path}: a pipeline needs a recipe for each of {', '.join(STAGES)}")
-        # Before the user's own overrides, which win.
-        follow = (f"model.init={json.dumps(str(stages[-1].run))}",) if stages else ()
+        follow = _following(path, stages[-1].run) if stages else ()  # before the user's own overrides, which win
         recipe = load_recipe(path, (*follow, *_overrides_of(stage, overrides)))
         run = out / recipe.name
         if stages and recipe.model.init == str(stages[-1].run):
@@ -107,6 +106,14 @@ def check_origin(recipe: Recipe) -> None:
             f"{recipe.name} starts from {run}, which has done {done} of {steps} steps: finish that run first, "
             "or name one of its checkpoints' folders"
         )
+
+
+def _following(path: Path, before: Path) -> tuple[str, ...]:
+    """Entries by which a stage starts from the run `before`, and is distilled from it where its file names its parent."""
+    own, quoted = load_recipe(path), json.dumps(str(before))
+    teacher = own.qat and own.qat.distill_from
+    distilled = (f"qat.distill_from={quoted}",) if teacher and teacher == own.model.init else ()
+    return (f"model.init={quoted}", *distilled)
 
 
 def _newest_step(run: Path) -> int:
