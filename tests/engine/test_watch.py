@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mobilemoe.engine import Engine
-from mobilemoe.engine.cache import ENGINE_FILE, write_engine_folder
+from mobilemoe.engine.engine_file_cache import ENGINE_FILE, write_engine_folder
 from mobilemoe.errors import CheckpointError
 
 

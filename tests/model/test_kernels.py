@@ -87,7 +87,7 @@ def test_rows_and_swiglu_agree_with_plain_operations_in_values_and_gradients(ran
 
 @pytest.mark.parametrize(("rows", "tokens", "heads", "head_dim", "spare"), [(1, 1, 1, 8, 0), (2, 21, 3, 16, 32)])
 def test_heads_are_rotated_and_normed_as_in_plain_operations(random, rows, tokens, heads, head_dim, spare):
-    from mobilemoe.model.kernels.heads import rotate_and_norm
+    from mobilemoe.model.kernels.rope_qk_norm import rotate_and_norm
 
     table = rope_table(torch.linspace(1, 0.01, head_dim // 2), torch.arange(tokens).repeat(rows, 1), torch.float32)
     table = RopeTable(*(part.to(DEVICE) for part in table))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from mobilemoe import cache
+from mobilemoe import user_cache
 from mobilemoe.cli.options import JsonOption, plain_console, print_json
 from mobilemoe.errors import MobileMoEError, UsageError
 
@@ -28,8 +28,8 @@ def ls(json: JsonOption = False) -> None:
     size = sum(entry.bytes for entry in entries)
     if json:
         rows = [_values(entry) for entry in entries]
-        folder = str(cache.cache_folder().parent)
-        print_json({"folder": folder, "bytes": size, "limit": cache.limit(), "entries": rows})
+        folder = str(user_cache.cache_folder().parent)
+        print_json({"folder": folder, "bytes": size, "limit": user_cache.limit(), "entries": rows})
         return
     table = Table("name", "MB", "last used", "of")
     table.columns[1].justify = "right"
@@ -38,7 +38,7 @@ def ls(json: JsonOption = False) -> None:
         table.add_row(entry.name, f"{entry.bytes / 1e6:,.1f}", used, entry.model)
     if entries:
         plain_console(150).print(table)
-    print(f"{cache.cache_folder().parent}: {size / 1e6:,.1f} MB; the limit is {cache.limit() / 1e6:,.1f} MB")
+    print(f"{user_cache.cache_folder().parent}: {size / 1e6:,.1f} MB; the limit is {user_cache.limit() / 1e6:,.1f} MB")
 
 
 @app.command("rm")
@@ -63,7 +63,7 @@ def rm(
     gone = list(entries.values()) if all else [entries[name] for name in dict.fromkeys(names or ())]
     for entry in gone:
         entry.remove()
-    cache.clear_temporary()
+    user_cache.clear_temporary()
     size = sum(entry.bytes for entry in gone)
     if json:
         print_json({"removed": [entry.name for entry in gone], "bytes": size})
@@ -71,14 +71,14 @@ def rm(
         print(f"{len(gone)} removed, {size / 1e6:,.1f} MB")
 
 
-def _entries() -> list[cache.Entry]:
+def _entries() -> list[user_cache.Entry]:
     try:
-        return cache.entries()
+        return user_cache.entries()
     except OSError as fault:
         raise MobileMoEError(f"there is no cache that can be used: {fault}") from None
 
 
-def _values(entry: cache.Entry) -> dict[str, Any]:
+def _values(entry: user_cache.Entry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "path": str(entry.path),

@@ -71,8 +71,8 @@ def info(
 
 
 def _describe_engine(json: bool) -> None:
-    from mobilemoe.cache import usable_cache
     from mobilemoe.engine import Engine, instruction_sets
+    from mobilemoe.user_cache import usable_cache
 
     engine = Engine(find_model("nano"))  # opening a model chooses the instruction set
     known = instruction_sets()

@@ -14,7 +14,7 @@ from glob import escape
 from pathlib import Path
 
 from mobilemoe.chat import Message
-from mobilemoe.data.near_copies import near_copies, read_conversations
+from mobilemoe.data.near_duplicates import near_duplicates, read_conversations
 from mobilemoe.data.sources import Document, LocalSource, digest, is_held_out, messages_as_stored
 from mobilemoe.errors import DataError
 from mobilemoe.files import refuse_existing, write_atomic
@@ -60,7 +60,7 @@ def write_chats(
     Each conversation of `files` is held out or not by its question, as in training on `files` with this `holdout`, so
     no joined conversation contains a held-out one. Conversations that already have a system message or several turns
     are written unchanged. The same files (by name) and seed give the same bytes. Near copies of the conversations in
-    the file `apart_from` are left out (see `near_copies`).
+    the file `apart_from` are left out (see `near_duplicates`).
     Raises DataError if a file cannot be read or holds texts, or `out` exists.
     """
     out = Path(out)
@@ -78,7 +78,7 @@ def write_chats(
     if not counts["read"]:
         raise DataError(f"there is no conversation in {', '.join(map(str, files))}")
     if apart_from is not None:
-        copies = near_copies([document.messages or [] for document in kept], read_conversations(apart_from))
+        copies = near_duplicates([document.messages or [] for document in kept], read_conversations(apart_from))
         counts["near_copies"] = len(copies)
         kept = [document for place, document in enumerate(kept) if place not in copies]
     groups: dict[str, list[tuple[float, Document]]] = {}

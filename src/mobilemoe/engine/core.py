@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilemoe.config import ModelConfig
-from mobilemoe.engine.cache import check_source, open_model
+from mobilemoe.engine.engine_file_cache import check_source, open_model
 from mobilemoe.engine.native import native, our_errors
 from mobilemoe.engine.watch import Watch
 from mobilemoe.errors import UsageError

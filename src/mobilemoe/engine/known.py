@@ -17,11 +17,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from mobilemoe.cache import is_private, usable_cache
 from mobilemoe.checkpoint.folder import CONFIG, INDEX
 from mobilemoe.engine.native import native, our_errors
 from mobilemoe.errors import CheckpointError
 from mobilemoe.files import read_json, write_json
+from mobilemoe.user_cache import is_private, usable_cache
 
 _SAMPLES, _SAMPLE = 64, 4096  # the number of samples of a file, and the bytes of each
 _SETTLED = 2.0  # seconds after a change; a later change certainly gets another time

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mobilemoe.config import ModelConfig
 from mobilemoe.model import kernels
-from mobilemoe.model.cache import KVCache
+from mobilemoe.model.kv_cache import KVCache
 from mobilemoe.model.linear import linears
 from mobilemoe.model.norm import RMSNorm, rms_norm
 from mobilemoe.model.rope import RopeTable, apply_rope
@@ -65,15 +65,15 @@ def rotate_and_norm(x_BTHh: Tensor, rope: RopeTable, eps: float) -> Tensor:
     """RoPE, and then RMSNorm of each head without a weight."""
     head_dim = x_BTHh.shape[-1]
     if x_BTHh.dtype == torch.bfloat16 and head_dim & (head_dim - 1) == 0 and kernels.usable(x_BTHh):
-        from mobilemoe.model.kernels import heads
+        from mobilemoe.model.kernels import rope_qk_norm
 
         table_Nh = (part.flatten(0, 2) for part in rope)
-        return heads.rotate_and_norm(x_BTHh.flatten(0, 1), *table_Nh, eps).view(x_BTHh.shape)
+        return rope_qk_norm.rotate_and_norm(x_BTHh.flatten(0, 1), *table_Nh, eps).view(x_BTHh.shape)
     return rms_norm(apply_rope(x_BTHh, rope), None, eps)
 
 
 class Attention(nn.Module):
-    """q, k, v and o without bias; RoPE on adjacent pairs, then the weightless norm of each head."""
+    """q, k, v and o without bias; RoPE on adjacent pairs, then QK-norm, a weightless norm of each head."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()

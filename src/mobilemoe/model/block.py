@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mobilemoe.config import ModelConfig
 from mobilemoe.model.attention import Attention, Documents
-from mobilemoe.model.cache import KVCache
 from mobilemoe.model.experts import Experts
+from mobilemoe.model.kv_cache import KVCache
 from mobilemoe.model.linear import linears
 from mobilemoe.model.norm import RMSNorm
 from mobilemoe.model.rope import RopeTable

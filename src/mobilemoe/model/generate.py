@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from mobilemoe.ids import check_ids
-from mobilemoe.model.cache import KVCache
+from mobilemoe.model.kv_cache import KVCache
 from mobilemoe.model.transformer import MobileMoE
 from mobilemoe.sampling import Choice, Sampler, Sampling, with_logprobs
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mobilemoe.config import ModelConfig
 from mobilemoe.model.attention import Documents, documents, visible
 from mobilemoe.model.block import Block, MoE
-from mobilemoe.model.cache import KVCache
+from mobilemoe.model.kv_cache import KVCache
 from mobilemoe.model.norm import RMSNorm, at_least_fp32
 from mobilemoe.model.rope import rope_frequencies, rope_table
 from mobilemoe.model.router import Routing

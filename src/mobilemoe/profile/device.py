@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from mobilemoe import accounting
 from mobilemoe.accounting import C, IntArray, Shape
-from mobilemoe.cache import usable_cache
 from mobilemoe.config_rules import is_finite
 from mobilemoe.errors import ConfigError, UsageError
 from mobilemoe.files import read_toml, write_atomic
+from mobilemoe.user_cache import usable_cache
 
 Array = NDArray[np.float64]
 

@@ -12,12 +12,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from mobilemoe import accounting
-from mobilemoe.cache import prune, usable_cache
 from mobilemoe.checkpoint import write_random
 from mobilemoe.config import GroupAxis
 from mobilemoe.errors import CheckpointError, MobileMoEError
 from mobilemoe.files import scratch_folder
 from mobilemoe.presets import preset
+from mobilemoe.user_cache import prune, usable_cache
 
 _SEED = 1
 

@@ -17,9 +17,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from mobilemoe.cache import is_private, usable_cache
 from mobilemoe.errors import DataError
 from mobilemoe.files import open_regular, read_json, write_json
+from mobilemoe.user_cache import is_private, usable_cache
 
 MAX_BYTES = 2**32  # of one file; an evaluation in full leaves some megabytes
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from cached_engines import IDS, LOAD, files_in
 from mobilemoe.checkpoint import convert
-from mobilemoe.engine import Engine, cache
+from mobilemoe.engine import Engine, engine_file_cache
 from mobilemoe.engine.native import native
 from mobilemoe.errors import CheckpointError
 from mobilemoe.evaluate.models.scorer import ModelScorer
@@ -177,14 +177,14 @@ def test_weights_that_change_while_they_are_rounded_are_not_kept(tmp_path, kept,
         convert(folder, tmp_path / folder.name, format="bf16")
         folders.append(tmp_path / folder.name)
     weights, later = folders[0] / "model.safetensors", (folders[1] / "model.safetensors").read_bytes()
-    save = cache.save_checkpoint
+    save = engine_file_cache.save_checkpoint
 
     def save_and_change(*arguments, **options):
         save(*arguments, **options)
         replace_in_place(weights, later)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "save_checkpoint", save_and_change)
+        patch.setattr(engine_file_cache, "save_checkpoint", save_and_change)
         before = Engine(folders[0], quantize="int4").logits(IDS)
     assert "changed while it was read" in capsys.readouterr().err
     assert not files_in(kept)

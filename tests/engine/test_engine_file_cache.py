@@ -10,7 +10,7 @@ import pytest
 
 from cached_engines import IDS, LOAD, files_in
 from mobilemoe.checkpoint import convert
-from mobilemoe.engine import Engine, cache, cache_folder, is_whole, write_engine_folder
+from mobilemoe.engine import Engine, cache_folder, engine_file_cache, is_whole, write_engine_folder
 from mobilemoe.errors import CheckpointError, ConfigError, MobileMoEError, UsageError
 from tiny_model import write_model
 
@@ -21,8 +21,10 @@ pytest_plugins = ["cached_engines"]
 def rewrites(monkeypatch):
     """Notes every rewriting of a checkpoint."""
     calls = []
-    rewrite = cache._rewrite
-    monkeypatch.setattr(cache, "_rewrite", lambda folder, *rest: calls.append(folder) or rewrite(folder, *rest))
+    rewrite = engine_file_cache._rewrite
+    monkeypatch.setattr(
+        engine_file_cache, "_rewrite", lambda folder, *rest: calls.append(folder) or rewrite(folder, *rest)
+    )
     return calls
 
 
@@ -67,7 +69,7 @@ def test_what_was_read_once_is_not_read_again(tiny_folder, kept, monkeypatch, ex
     Engine(tiny_folder)
     Engine(tiny_folder)
     for name in ("checkpoint_fingerprint", "verify", "repack"):
-        monkeypatch.setattr(cache.native, name, None)  # whoever calls it fails
+        monkeypatch.setattr(engine_file_cache.native, name, None)  # whoever calls it fails
     np.testing.assert_array_equal(Engine(tiny_folder).logits(IDS), expected)
 
 
@@ -140,7 +142,7 @@ def test_without_a_cache_the_model_runs_all_the_same(tiny_folder, tmp_path, monk
         def rewrite(folder, path, origin):
             raise CheckpointError("no space left on device")
 
-        monkeypatch.setattr(cache, "_rewrite", rewrite)
+        monkeypatch.setattr(engine_file_cache, "_rewrite", rewrite)
     np.testing.assert_array_equal(Engine(tiny_folder).logits(IDS), expected)
     told = capsys.readouterr().err
     assert len(told.splitlines()) == 1
@@ -153,7 +155,7 @@ def test_without_a_home_there_is_no_cache(tiny_folder, monkeypatch, expected, ca
     def home():
         raise RuntimeError("no home folder")
 
-    monkeypatch.setattr(cache.Path, "home", home)
+    monkeypatch.setattr(engine_file_cache.Path, "home", home)
     np.testing.assert_array_equal(Engine(tiny_folder).logits(IDS), expected)
     assert len(capsys.readouterr().err.splitlines()) == 1
 

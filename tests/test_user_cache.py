@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mobilemoe import cache
+from mobilemoe import user_cache
 from mobilemoe.engine import Engine
 from mobilemoe.errors import UsageError
 from mobilemoe.evaluate.models.store import Store
@@ -35,21 +35,21 @@ def run_verb(*arguments, **environment):
 
 
 def test_the_cache_is_for_its_owner_alone(home):
-    folder = cache.usable_cache("engine")
-    assert folder == home / "mobilemoe/engine" == cache.cache_folder()
+    folder = user_cache.usable_cache("engine")
+    assert folder == home / "mobilemoe/engine" == user_cache.cache_folder()
     assert {path.stat().st_mode & 0o777 for path in (folder, folder.parent)} == {0o700}
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o733, 0o722])
 @pytest.mark.parametrize("place", ["home", "home/mobilemoe", "home/mobilemoe/engine", "."])
 def test_folders_that_others_may_write_are_not_used(home, tmp_path, mode, place):
-    cache.usable_cache("engine")
+    user_cache.usable_cache("engine")
     folder = tmp_path / place
     before = folder.stat().st_mode & 0o7777
     folder.chmod(mode)
     try:
         with pytest.raises(OSError, match="can be written by other users"):
-            cache.usable_cache("engine")
+            user_cache.usable_cache("engine")
     finally:
         folder.chmod(before)
 
@@ -57,42 +57,42 @@ def test_folders_that_others_may_write_are_not_used(home, tmp_path, mode, place)
 def test_a_folder_like_tmp_will_do_above_the_cache_and_not_as_the_cache(home):
     home.mkdir()
     home.chmod(0o1777)
-    folder = cache.usable_cache("engine")
+    folder = user_cache.usable_cache("engine")
     folder.chmod(0o1777)
     with pytest.raises(OSError, match="can be written by other users"):
-        cache.usable_cache("engine")
+        user_cache.usable_cache("engine")
 
 
 def test_a_link_to_a_place_that_others_may_write_is_not_used(home, tmp_path):
     target = tmp_path / "open/deep"
     target.mkdir(parents=True)
     home.symlink_to(target)
-    assert cache.usable_cache("engine").is_dir()
+    assert user_cache.usable_cache("engine").is_dir()
     target.parent.chmod(0o777)
     with pytest.raises(OSError, match="can be written by other users"):
-        cache.usable_cache("engine")
+        user_cache.usable_cache("engine")
 
 
 @as_root
 @pytest.mark.parametrize("place", ["home", "home/mobilemoe", "home/mobilemoe/engine"])
 def test_folders_of_others_are_not_used(home, tmp_path, place):
-    cache.usable_cache("engine")
+    user_cache.usable_cache("engine")
     os.chown(tmp_path / place, NOBODY, NOBODY)
     with pytest.raises(OSError, match="belongs to another user"):
-        cache.usable_cache("engine")
+        user_cache.usable_cache("engine")
 
 
 @as_root
 @pytest.mark.parametrize("sandboxed", [False, True])
 def test_nobody_owns_folders_above_the_cache_in_sandboxes_alone(home, monkeypatch, sandboxed):
-    cache.usable_cache("engine")
-    monkeypatch.setattr(cache, "_is_in_user_namespace", lambda: sandboxed)
+    user_cache.usable_cache("engine")
+    monkeypatch.setattr(user_cache, "_is_in_user_namespace", lambda: sandboxed)
     os.chown(home, 65534, 65534)
     if sandboxed:
-        assert cache.usable_cache("engine").is_dir()
+        assert user_cache.usable_cache("engine").is_dir()
     os.chown(home / "mobilemoe" if sandboxed else home, 65534, 65534)
     with pytest.raises(OSError, match="belongs to another user"):
-        cache.usable_cache("engine")
+        user_cache.usable_cache("engine")
 
 
 @as_root
@@ -100,7 +100,7 @@ def test_nothing_is_made_in_the_home_of_another(home):
     home.mkdir()
     os.chown(home, NOBODY, NOBODY)
     with pytest.raises(OSError, match="belongs to another user"):
-        cache.usable_cache("engine")
+        user_cache.usable_cache("engine")
     assert not list(home.iterdir())
 
 
@@ -108,7 +108,7 @@ def test_nothing_is_made_in_the_home_of_another(home):
 def test_an_engine_file_that_another_may_have_put_there_is_not_used(home, tmp_path, trick):
     mine, other = (write_model(tmp_path / f"{seed}", seed=seed) for seed in (1, 2))
     expected = Engine(mine).logits([1, 2, 3])
-    folder = cache.usable_cache("engine")
+    folder = user_cache.usable_cache("engine")
     (path,) = folder.glob("*.mobilemoe")
     Engine(other)
     (planted,) = set(folder.glob("*.mobilemoe")) - {path}
@@ -122,9 +122,9 @@ def test_an_engine_file_that_another_may_have_put_there_is_not_used(home, tmp_pa
             path.chmod(0o666)
         else:
             os.chown(path, NOBODY, NOBODY)
-    assert not cache.is_private(path)
+    assert not user_cache.is_private(path)
     np.testing.assert_array_equal(Engine(mine).logits([1, 2, 3]), expected)
-    assert cache.is_private(path)
+    assert user_cache.is_private(path)
 
 
 def unusable(tmp_path, monkeypatch, kind):
@@ -204,12 +204,12 @@ def test_a_home_that_cannot_be_entered_is_none(tmp_path, home):
 
 def fill(home, names):
     """Engine files of a megabyte each, the first used longest ago."""
-    folder = cache.usable_cache("engine")
+    folder = user_cache.usable_cache("engine")
     for age, name in enumerate(reversed(names)):
         path = folder / f"{name}.mobilemoe"
         path.write_bytes(bytes(1_000_000))
-        cache.about(path).write_text(json.dumps({"model": f"/models/{name}"}))
-        os.utime(cache.about(path), (1e9 - age, 1e9 - age))
+        user_cache.about(path).write_text(json.dumps({"model": f"/models/{name}"}))
+        os.utime(user_cache.about(path), (1e9 - age, 1e9 - age))
     return folder
 
 
@@ -217,9 +217,9 @@ def test_what_was_used_longest_ago_goes_first(home, monkeypatch):
     folder = fill(home, ["a", "b", "c", "d"])
     os.utime(folder / "a.json")  # used now
     monkeypatch.setenv("MOBILEMOE_CACHE_BYTES", "2.5e6")
-    cache.prune(folder / "b.mobilemoe")
+    user_cache.prune(folder / "b.mobilemoe")
     assert sorted(path.stem for path in folder.glob("*.mobilemoe")) == ["a", "b", "d"]
-    cache.prune(folder / "a.mobilemoe")
+    user_cache.prune(folder / "a.mobilemoe")
     assert sorted(path.name for path in folder.iterdir()) == ["a.json", "a.mobilemoe", "d.json", "d.mobilemoe"]
 
 
@@ -229,9 +229,9 @@ def test_a_new_engine_file_makes_room_for_itself(home, monkeypatch, tmp_path):
     (folder / ".a.mobilemoe.0123456789ab.part").write_bytes(b"of a killed process")
     model = write_model(tmp_path / "model", seed=1)
     Engine(model)
-    kept = [entry for entry in cache.entries() if entry.model == str(model)]
+    kept = [entry for entry in user_cache.entries() if entry.model == str(model)]
     assert len(kept) == 1
-    assert sum(entry.bytes for entry in cache.entries()) <= 14e6
+    assert sum(entry.bytes for entry in user_cache.entries()) <= 14e6
     assert not list(folder.glob(".*"))
 
 
@@ -246,15 +246,15 @@ def test_a_model_larger_than_the_limit_is_not_kept(home, monkeypatch, tmp_path, 
 def test_a_limit_that_is_none_is_refused(monkeypatch, nonsense):
     monkeypatch.setenv("MOBILEMOE_CACHE_BYTES", nonsense)
     with pytest.raises(UsageError, match="MOBILEMOE_CACHE_BYTES is"):
-        cache.limit()
+        user_cache.limit()
 
 
 def test_answers_of_evaluations_are_not_pruned(home, monkeypatch):
     Store({"model": "x"}).put({"a": 1})
     folder = fill(home, ["a", "b"])
     monkeypatch.setenv("MOBILEMOE_CACHE_BYTES", "0")
-    cache.prune(folder / "b.mobilemoe")
-    assert [entry.kind for entry in cache.entries()] == ["evaluate", "engine"]
+    user_cache.prune(folder / "b.mobilemoe")
+    assert [entry.kind for entry in user_cache.entries()] == ["evaluate", "engine"]
 
 
 # The verb
@@ -294,7 +294,7 @@ def test_verify_looks_into_the_engine_files_too(home, tmp_path):
     Engine(model)
     values = json.loads(run_verb("info", model, "--verify", "--json").stdout)
     assert values["verified"]
-    (path,) = cache.usable_cache("engine").glob("*.mobilemoe")
+    (path,) = user_cache.usable_cache("engine").glob("*.mobilemoe")
     data = path.read_bytes()
     path.write_bytes(data[:-400_000] + bytes(400_000))
     done = run_verb("info", model, "--verify")

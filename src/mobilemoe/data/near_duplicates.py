@@ -36,7 +36,7 @@ def read_conversations(path: Path | str) -> list[list[Message]]:
     return found
 
 
-def near_copies(
+def near_duplicates(
     training: Sequence[Iterable[Message]], held_out: Sequence[Iterable[Message]], share: float = SHARE
 ) -> dict[int, int]:
     """Which of `training` is a near copy of which of `held_out`, by their indices.

@@ -18,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mobilemoe import accounting
-from mobilemoe.cache import LIMIT_VARIABLE, about, clear_temporary, is_private, limit, prune, usable_cache
 from mobilemoe.checkpoint import Checkpoint, save_checkpoint
 from mobilemoe.checkpoint.companions import copy_companions
 from mobilemoe.checkpoint.folder import CONFIG, INDEX, WEIGHTS
@@ -27,6 +26,7 @@ from mobilemoe.engine.known import check_whole, fingerprint, stamp
 from mobilemoe.engine.native import native, our_errors
 from mobilemoe.errors import CheckpointError, UsageError
 from mobilemoe.files import atomic_folder, scratch_folder, write_json
+from mobilemoe.user_cache import LIMIT_VARIABLE, about, clear_temporary, is_private, limit, prune, usable_cache
 
 ENGINE_FILE = "model.mobilemoe"
 ROUNDED_AXIS: GroupAxis = "in"  # the group axis of BF16 experts that are rounded when they are opened

@@ -1,4 +1,4 @@
-"""RoPE and the weightless norm of each head, in one pass (spec section 2, point 4).
+"""RoPE and QK-norm, the weightless norm of each head, in one pass (spec section 2, point 4).
 
 N tokens, H heads, h head_dim (a power of two). A rotation keeps lengths, so the norm's factor comes from x itself:
 y = r R x with r = 1 / sqrt(mean(x^2) + eps), and dx = r R^T dy - x r^3 (R^T dy . x) / h.

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mobilemoe.data.chats import write_chats
-from mobilemoe.data.near_copies import near_copies, read_conversations
+from mobilemoe.data.near_duplicates import near_duplicates, read_conversations
 from mobilemoe.errors import DataError
 
 QUESTION = "A gardener plants 12 rows of 9 tulips along the old wall behind the house. How many tulips are there?"
@@ -17,23 +17,23 @@ def chat(question, answer="The answer is this."):
 
 def test_a_question_with_another_number_or_word_is_a_near_copy():
     changed = [QUESTION.replace("9", "8"), QUESTION.replace("tulips", "roses"), QUESTION.upper() + "!!"]
-    assert near_copies([chat(text) for text in changed], [chat(QUESTION)]) == {0: 0, 1: 0, 2: 0}
+    assert near_duplicates([chat(text) for text in changed], [chat(QUESTION)]) == {0: 0, 1: 0, 2: 0}
 
 
 def test_another_question_is_none_and_each_copy_names_its_own():
     held_out = [chat("Why does the moon seem larger when it stands low above the hills?"), chat(QUESTION)]
     training = [chat("How many tulips does a florist need for nine vases?"), chat(QUESTION + " Please explain.")]
-    assert near_copies(training, held_out) == {1: 1}
+    assert near_duplicates(training, held_out) == {1: 1}
 
 
 def test_the_wording_of_a_task_does_not_count():
     task = "Is the following statement true or false? Answer with yes or no and give a reason: "
     training = [chat(f"{task} number {n} is prime") for n in range(60)]
     held_out = [chat(f"{task} whales are fish that live in the deep sea")]
-    assert near_copies(training, held_out) == {}
+    assert near_duplicates(training, held_out) == {}
     few = [chat(f"{task} {animal} lay eggs") for animal in ("snakes", "geese", "ants")]
-    assert near_copies(training[:1], few) == {}
-    assert near_copies([chat(f"{task} whales are fish that live in the deep seas")], held_out) == {0: 0}
+    assert near_duplicates(training[:1], few) == {}
+    assert near_duplicates([chat(f"{task} whales are fish that live in the deep seas")], held_out) == {0: 0}
 
 
 def test_chats_leave_near_copies_out(tmp_path):
