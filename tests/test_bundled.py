@@ -52,7 +52,7 @@ def card() -> dict[str, float]:
 
 
 def test_held_out_bits_per_byte_are_those_of_the_model_card(nano: Model) -> None:
-    """Of all the text, by the engine in int8, which moved them by .0005 at most."""
+    """All of the text, with the engine in int8, which changed them by .0005 at most."""
     measured = {name: score.bits_per_byte for name, score in score_file(nano, HELDOUT, window=512).items()}
     assert measured == pytest.approx(card(), abs=0.002)
 

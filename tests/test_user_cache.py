@@ -167,7 +167,7 @@ def test_requests_without_a_cache_are_not_kept(tmp_path, monkeypatch, capsys, ki
 @as_root
 @pytest.mark.parametrize("home", ["/root", "closed", "read-only"])
 def test_a_home_that_cannot_be_entered_is_none(tmp_path, home):
-    """As containers are run with --user and the HOME of root."""
+    """This is how containers run with --user and the HOME of root."""
     base = Path(tempfile.mkdtemp(dir="/tmp"))
     base.chmod(0o755)
     try:

@@ -47,7 +47,7 @@ def test_nothing_depends_on_how_a_prompt_is_cut(make_engine, isa, kind, piece):
 @EACH_ISA
 @EACH_KIND
 def test_nothing_depends_on_the_instruction_set(monkeypatch, in_folder, out_folder, isa, kind):
-    """Of random ids, whose routing is close to ties: one last bit would send a token to other experts."""
+    """The ids are random, so routing is close to ties: a difference in the last bit would change experts."""
     for folder in (in_folder, out_folder):
         logits = []
         for name in ("scalar", isa):

@@ -53,7 +53,7 @@ def cosines(a_TV: np.ndarray, b_TV: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("axis", ["in", "out"])
 def test_int8_logits_of_eight_layers_point_where_exact_ones_do(axis, tmp_path):
-    """With the exact model's experts: under random weights a small error flips experts, and then everything."""
+    """The exact model's experts are forced: with random weights a small error changes experts, and then all logits."""
     config = family_member(256, layers=8, vocab_size=512)
     write_random(tmp_path / "model", config, seed=2, format="int4", group_axis=axis)
     ids = np.random.default_rng(2).integers(0, config.vocab_size, 64).tolist()

@@ -72,7 +72,7 @@ def write(name: str, count: int) -> ConfigurableTask:
 
 
 def our_tasks(*_):
-    """In place of a suite's: a task of choices, a group of two of unlike size, one of writing, and one without data."""
+    """Replaces a suite's tasks: one of choices, a group of two of unlike size, one of writing, one without data."""
     group = [choose("rivers", 30, shots=2), choose("towns", 5, shots=2)]
     return {"mills": choose("mills", 40), "places": group, "sands": write("sands", 9)}, {
         "lost": "there is no lost.jsonl"

@@ -26,7 +26,7 @@ def curve(axes, label: str) -> list[tuple[float, float]]:
 
 
 def labels(axes) -> list[str]:
-    """Of all that the legend names, in order."""
+    """The labels of the legend, in order."""
     return axes.get_legend_handles_labels()[1]
 
 

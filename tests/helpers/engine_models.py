@@ -31,7 +31,7 @@ def in_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def out_folder(tmp_path_factory) -> Path:
-    """In the released layout: groups along the output."""
+    """A model in the released layout, with groups along the output."""
     return write_small(tmp_path_factory.mktemp("models") / "out", "out")
 
 

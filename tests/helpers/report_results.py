@@ -14,7 +14,7 @@ METRICS |= {"drop": "f1", "hellaswag": "acc_norm", "piqa": "acc_norm", "arc_chal
 def results(
     name: str = "nano", *, score: float = 0.4, flops=2e7, size=19e6, ms=1.5, without=(), limit=None, suite="foundation"
 ) -> Results:
-    """Of the 14 but `without`, with scores near `score`."""
+    """Results on the 14 benchmarks except `without`, with scores near `score`."""
     draw, rows = random.Random(name), {}
     for benchmark in FOURTEEN:
         if benchmark not in without:

@@ -43,7 +43,7 @@ def made(config=FAMILY, seed=0, std=0.15) -> MobileMoE:
 
 
 def prepared(model: MobileMoE, **table) -> MobileMoE:
-    """With scales, where they are learnt, that have moved."""
+    """The model prepared for QAT, with learnt scales that differ from their initial values."""
     qat.prepare(model, QatTable(**table))
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():

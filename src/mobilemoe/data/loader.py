@@ -50,7 +50,7 @@ class LeftOut(NamedTuple):
     length: int = 0
 
     def __str__(self) -> str:
-        """In words; empty if there was none."""
+        """A sentence about the rows that were left out; empty if there were none."""
         if not self.rows:
             return ""
         return (
@@ -114,7 +114,7 @@ class PackedLoader:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """By source: `tokens` taken so far (those of the piece in progress included) and complete `epochs`."""
+        """What was read of each source: `tokens` so far (including the piece in progress) and complete `epochs`."""
         return {
             name: {"tokens": self._mixture.tokens[name], "epochs": queue.position.epoch}
             for name, queue in self._queues.items()

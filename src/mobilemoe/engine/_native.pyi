@@ -36,11 +36,11 @@ class Engine:
     def config_json(self) -> str: ...
     @property
     def fingerprint(self) -> bytes:
-        """Of the INT4 checkpoint that computes: its config and weights."""
+        """The hash of the config and weights of the INT4 checkpoint that computes."""
 
     @property
     def origin(self) -> bytes:
-        """Of the checkpoint that was rounded to that one; its own where nothing was rounded."""
+        """The hash of the checkpoint that was rounded to that one; equal to `fingerprint` where nothing was rounded."""
 
     @property
     def threads(self) -> int: ...
@@ -51,7 +51,7 @@ class Engine:
     @property
     def fp32(self) -> bool: ...
     def new_sequence(self, capacity: int = 0) -> Sequence:
-        """With room for `capacity` tokens; 0: the context."""
+        """An empty sequence of at most `capacity` tokens; 0 stands for the context."""
 
     def forward(
         self,
@@ -68,7 +68,7 @@ class Engine:
     def score(
         self, requests: _List[tuple[Sequence, _Ids, int]], targets: _Ids
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """As `forward`, but of each of the O targets its log-probability, and whether no token is likelier."""
+        """Like `forward`, but returns the log-probability of each of O targets, and whether no token is likelier."""
 
 class Sequence:
     """One text in progress; keeps its engine alive."""
@@ -127,4 +127,4 @@ def machine_speed(threads: int) -> tuple[float, float]:
     """Bytes read and int8 multiply-adds (0: not known) per second, by all threads; takes about 2 s and 1 GiB."""
 
 def checkpoint_fingerprint(folder: str) -> bytes:
-    """Of the config and the weights in `folder`, INT4 or not, which are all read."""
+    """The hash of the config and the weights in `folder`, INT4 or not; reads all of them."""

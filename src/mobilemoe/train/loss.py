@@ -62,7 +62,7 @@ def product_in_fp32(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _ChunkedCrossEntropy(_CrossEntropy):
-    """In plain PyTorch operations, on any device and in any precision."""
+    """The loss in plain PyTorch operations, on any device and in any precision."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:

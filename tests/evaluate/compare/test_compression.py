@@ -64,7 +64,7 @@ def test_each_model_costs_what_it_does_alone(found, parent, models, path):
 
 
 def chosen_sets(model, ids):
-    """By layer and token, as sets."""
+    """The experts of each layer and token, as sets."""
     with torch.inference_mode():
         _, routings = torch_model(model).hidden(torch.tensor([ids]))
     return [[set(experts) for experts in routing.experts_NA.tolist()] for routing in routings]

@@ -44,7 +44,7 @@ def path(tmp_path):
 
 
 def compare_file(model, parent, path, **options):
-    """Of one model, what the table says by domain, the parent's beside it."""
+    """What the table says of one model and of its parent, by domain."""
     found = compression_table(parent, {"model": model}, path, **options)
     return {
         domain: SimpleNamespace(

@@ -199,7 +199,7 @@ def test_too_few_others_to_take_shots_from_are_said(rows, tmp_path):
     write_rows(tmp_path / "nq_open.jsonl", *({**ASKED, "question": f"who ate {number}"} for number in rows))
     others = len({*rows}) - 1
     if others < 5:
-        assert f"has {others} other items for the 5 shots of one" in why_missing("nq_open", tmp_path)
+        assert f"needs 5 shots for each item, but has only {others} other items" in why_missing("nq_open", tmp_path)
     else:
         assert build_tasks((BENCHMARKS["nq_open"],), tmp_path, True)[0].keys() == {"nq_open"}
 

@@ -201,7 +201,7 @@ def test_all_models_of_equal_compute_spend_it(axes):
         assert not solid.all()
     assert axes.get_title() == "all trained with 7.0e+20 FLOPs"
     low, high = axes.get_ylim()
-    assert high - low <= 1.1 * pictures.ROOM
+    assert high - low <= 1.1 * pictures.LOSS_RANGE
 
 
 # The scene

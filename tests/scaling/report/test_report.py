@@ -55,7 +55,7 @@ class Page(HTMLParser):
 
 
 def runs(number: int = 60, **fixed: float) -> Runs:
-    """Of TRUTH with a little noise, over all knobs but the fixed ones."""
+    """Runs of TRUTH with a little noise, in which everything varies but the fixed fields."""
     draw = np.random.default_rng(0)
     experts = fixed.get("experts", draw.choice([1, 2, 4, 8], number)) * np.ones(number)
     granularity = np.where(experts > 1, fixed.get("granularity", draw.choice([1, 2, 8], number)), 1.0)

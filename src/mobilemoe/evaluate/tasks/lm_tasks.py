@@ -52,7 +52,7 @@ class LocalTask(ConfigurableTask):  # type: ignore[misc]
         super().__init__(config=config)
 
     def download(self, dataset_kwargs: Any = None, **kwargs: Any) -> None:
-        """In place of the Hub."""
+        """Takes the rows that were given, where lm_eval would download them from the Hub."""
         self.dataset = {name: datasets.Dataset.from_list(rows) for name, rows in self._splits.items()}
 
 
@@ -124,13 +124,13 @@ def _local_tasks(benchmark: Benchmark, manager: TaskManager, data_dir: Path) -> 
 
 
 def _check_shots(task: LocalTask, shots: int) -> None:
-    """Unavailable if an item has too few others to take its shots from; rows equal to it are no others."""
+    """Raises Unavailable if an item has too few others as its shots, not counting those that are equal to it."""
     if shots == 0:
         return
     copies = Counter(map(_key, task.sampler.df))
     others = copies.total() - max(copies[_key(doc)] for doc in task.eval_docs)
     if others < shots:
-        raise Unavailable(f"{task.config.task} has {others} other items for the {shots} shots of one")
+        raise Unavailable(f"{task.config.task} needs {shots} shots for each item, but has only {others} other items")
 
 
 def _key(doc: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 BUDGETS = 25  # along a curve over compute
-ROOM = 0.35  # nats shown above the lowest loss
+LOSS_RANGE = 0.35  # nats shown above the lowest loss
 NAMES = {"n_active": "active parameters", "tokens": "training tokens", "experts": "experts E"}
 NAMES |= {"granularity": "granularity g", "shared": "shared expert s"}
 
@@ -168,8 +168,8 @@ def equal_compute(axes: Axes, scene: Scene, flops: float) -> None:
         _line(axes, memory, losses, inside(scene.law, points), knobs)
         drawn.append(np.array([memory, losses]))
     memory, losses = np.concatenate(drawn, axis=1)
-    top = losses.min() + ROOM
-    axes.set_ylim(losses.min() - 0.05 * ROOM, min(top, losses.max()))
+    top = losses.min() + LOSS_RANGE
+    axes.set_ylim(losses.min() - 0.05 * LOSS_RANGE, min(top, losses.max()))
     axes.set_xlim(memory[losses <= top].min() / 1.1, memory[losses <= top].max() * 1.1)
     _memory(axes)
     axes.set_ylabel("loss (nats per token)")

@@ -59,7 +59,7 @@ _ALLOW, _KILL, _FAIL = 0x7FFF0000, 0x80000000, 0x00050000  # SECCOMP_RET_ALLOW, 
 
 @dataclass(frozen=True)
 class Calls:
-    """For one machine: `filter` is an array of struct sock_filter, `keyctl` the number of that call."""
+    """One kind of machine: the filter as an array of struct sock_filter, and the number of the call keyctl."""
 
     filter: bytes
     keyctl: int

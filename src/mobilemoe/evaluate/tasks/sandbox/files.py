@@ -45,14 +45,14 @@ class Visible:
 
 @cache
 def visible_files(python: str) -> Visible:
-    """What the interpreter `python` (a real path) needs. OSError if it cannot be found out."""
+    """The files that the interpreter `python` (a real path) needs. OSError if they cannot be listed."""
     try:
         done = subprocess.run(
             [python, "-I", "-S", "-B", "-c", _PROBE], capture_output=True, env={}, cwd="/", timeout=_SECONDS, check=True
         )
-        libraries, folders = json.loads(done.stdout.splitlines()[-1])  # a module may have spoken before
+        libraries, folders = json.loads(done.stdout.splitlines()[-1])  # a module may have printed something before
     except (subprocess.SubprocessError, ValueError, IndexError) as fault:
-        raise OSError(f"{python} does not tell what it consists of: {fault}") from None
+        raise OSError(f"the files that {python} needs cannot be listed: {fault}") from None
     links: dict[str, str] = {}
     whole = {_trace(folder, links) for folder in folders if os.path.isdir(folder)}
     roots = [folder for folder in sorted(whole) if not _within(folder, whole - {folder})]

@@ -147,7 +147,7 @@ def set_limits(seconds: float, memory_bytes: int) -> None:
 
 
 def refuse_calls(code: bytes) -> None:
-    """From here on only the system calls that the filter `code` lets through; never undone."""
+    """Refuses from now on all system calls but those that the filter `code` allows; this cannot be undone."""
 
     class Program(ctypes.Structure):
         _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_char_p)]
