@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
+from mobilemoe import paper
 from mobilemoe.presets import preset
-from mobilemoe.profile import paper
 from mobilemoe.profile.device import CONSTANTS, Device
 from mobilemoe.profile.fit_device import Timing, fit_device
 
@@ -20,7 +20,7 @@ THREADS = {"Galaxy S25": 4, "iPhone 16 Pro": 2}
 
 
 def timings(phone: str) -> Iterator[Timing]:
-    for (of, tokens, model), (first_token_s, decoded_per_s) in paper.MEASURED.items():
+    for (of, tokens, model), (first_token_s, decoded_per_s) in paper.PHONE_SPEEDS.items():
         if of == phone:
             shape = preset(model)
             yield Timing(model=model, shape=shape, kind="prefill", tokens=tokens, seconds=first_token_s)

@@ -26,6 +26,8 @@ def test_the_table_names_the_first_choice_and_all_that_it_rests_on(mobilemoe_cli
     assert "shared" in ended.out
     assert "runner-up:" in ended.out
     assert "10% on memory (1.10 GB)" in ended.out
+    assert "models are equivalent to it, within the law's error of 0.0076 (RMSE of its fit)" in ended.out
+    assert "process" in ended.out
     assert "galaxy-s25" in ended.out
     assert max(map(len, ended.out.split("models considered")[0].splitlines())) <= 120
 
@@ -36,6 +38,11 @@ def test_json_is_one_object_with_the_ranked_candidates(mobilemoe_cli):
     first = found["candidates"][0]
     assert first["memory"] <= 1e9
     assert first["low"] < first["loss"] < first["high"]
+    assert (found["memory_of"], found["speed_error"]) == ("process on galaxy-s25", 0.0973)
+    assert first["memory"] > 1.16 * first["weights"] > first["weights"] + first["kv"]
+    assert first["decode_least"] == pytest.approx(first["decode"] * (1 - 0.0973))
+    assert first["decode_least"] >= 40
+    assert found["equivalent"]["count"] > 1
     assert found["constraints"]["train_flops"] == 8e20
     assert found["considered"] >= 1e5
     assert found["seconds"] < 5
@@ -83,7 +90,18 @@ def test_wrong_calls_are_one_sentence_and_status_2(fails, arguments, words):
 
 def test_what_fits_nowhere_is_one_sentence_that_names_the_limit(fails):
     text = fails(1, "plan", "--memory", "10MB", "--decode", "40", "--device", "galaxy-s25")
-    assert "no candidate fits: the smallest that decodes at 40 tok/s needs 23 MB, 13 MB more than --memory" in text
+    assert "no candidate fits: the smallest that decodes at 40 tok/s needs 63 MB, 53 MB more than --memory" in text
+
+
+def test_memory_alone_is_refused_with_what_to_add(fails):
+    text = fails(2, "plan", "--memory", "2GB", "--device", "galaxy-s25")
+    assert "add --decode or --ttft with a --device, --flops or --train-flops" in text
+
+
+def test_few_tokens_are_not_shown_as_none(mobilemoe_cli):
+    out = mobilemoe_cli("plan", "--memory", "1GB", "--flops", "0.6e9", "--tokens", "100M").out
+    assert "100 M" in out
+    assert " 0 B" not in out
 
 
 def test_the_machine_s_own_profile_is_taken_where_no_device_is_named(mobilemoe_cli):
@@ -91,13 +109,13 @@ def test_the_machine_s_own_profile_is_taken_where_no_device_is_named(mobilemoe_c
     values = {**vars(phone), "name": "this-machine"}
     device_module.Device(**values).save(device_module.saved_path("this-machine"))
     assert mobilemoe_cli("plan", "--decode", "40", "--json").json["device"] == "this-machine"
-    assert mobilemoe_cli("plan", "--memory", "1GB", "--json").json["device"] is None
+    assert mobilemoe_cli("plan", "--memory", "1GB", "--flops", "0.6e9", "--json").json["device"] is None
 
 
 def test_a_fitted_law_is_read_from_its_file(mobilemoe_cli, tmp_path):
     published("paper-E").save(tmp_path / "law.json")
-    ours = mobilemoe_cli("plan", "--memory", "1GB", "--law", tmp_path / "law.json", "--json").json
-    theirs = mobilemoe_cli("plan", "--memory", "1GB", "--law", "paper-E", "--json").json
+    ours = mobilemoe_cli("plan", "--memory", "1GB", "--flops", "0.6e9", "--law", tmp_path / "law.json", "--json").json
+    theirs = mobilemoe_cli("plan", "--memory", "1GB", "--flops", "0.6e9", "--law", "paper-E", "--json").json
     assert ours["candidates"] == theirs["candidates"]
     assert {c["granularity"] for c in ours["candidates"]} <= {1, 8}  # which that law knows nothing of
 
@@ -105,7 +123,9 @@ def test_a_fitted_law_is_read_from_its_file(mobilemoe_cli, tmp_path):
 @pytest.mark.parametrize("options", [(), ("--vocabulary", "32000", "--tying", "untied", "--context", "16384")])
 def test_the_recipe_is_one_that_train_plans_with(mobilemoe_cli, tmp_path, options):
     path = tmp_path / "mine.toml"
-    found = mobilemoe_cli("plan", "--memory", "1.0GB", "--tokens", "100B", *options, "--write", path, "--json").json
+    found = mobilemoe_cli(
+        "plan", "--memory", "1.0GB", "--flops", "0.6e9", "--tokens", "100B", *options, "--write", path, "--json"
+    ).json
     first = found["candidates"][0]
     recipe = load_recipe(path)
     config = architecture(recipe.model)
@@ -123,7 +143,7 @@ def test_the_recipe_is_one_that_train_plans_with(mobilemoe_cli, tmp_path, option
 
 def test_a_dense_first_choice_is_a_recipe_too(mobilemoe_cli, tmp_path):
     path = tmp_path / "dense.toml"
-    mobilemoe_cli("plan", "--memory", "1GB", "--law", "chinchilla", "--write", path)
+    mobilemoe_cli("plan", "--memory", "1GB", "--flops", "0.6e9", "--law", "chinchilla", "--write", path)
     config = architecture(load_recipe(path).model)
     assert config.ffn_type == "dense"
     assert config.vocab_size == preset("S").vocab_size
@@ -143,7 +163,7 @@ def test_the_picture_shows_the_first_choice_and_the_limits_over_four_costs(mobil
     assert colours((tmp_path / "plan.png").read_bytes()) > 50
     of_page, figure = figures
     assert len(of_page.axes) == len(figure.axes) == 4
-    costs = (first["memory"] / 1e9, first["flops"] / 1e9, 1e3 / first["decode"], 1e3 * first["ttft"])
+    costs = (first["memory"] / 1e9, first["flops"] / 1e9, 1e3 / first["decode_least"], 1e3 * first["ttft_most"])
     limits = (1.0, None, 25.0, 3000.0)  # GB, none on FLOPs, ms a token at 40 tok/s, ms to the first token
     for axes, cost, limit in zip(figure.axes, costs, limits, strict=True):
         assert curve(axes, "first choice") == [(pytest.approx(cost), first["loss"])]
@@ -160,5 +180,5 @@ def test_the_page_names_the_candidates_that_the_verb_does(mobilemoe_cli, tmp_pat
     ended = mobilemoe_cli("plan", *ASKED, "--report", tmp_path / "plan.html", "--top", "3", "--json")
     text = (tmp_path / "plan.html").read_text()
     for candidate in ended.json["candidates"]:
-        assert f"{candidate['loss']:.4f}<br>" in text
+        assert f"{candidate['score']:.3f}<br>" in text
     assert text.count("<tr>") == 1 + 3

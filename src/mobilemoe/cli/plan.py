@@ -29,7 +29,10 @@ WIDTH = 120  # of the table where the output is no terminal
 
 def plan(
     memory: Annotated[
-        str | None, typer.Option(help="Memory for weights and KV cache, such as 1.0GB, 900MB or 1GiB.")
+        str | None,
+        typer.Option(
+            help="Memory of the process where the --device has it, else of weights and KV cache: 1.0GB, 900MB or 1GiB."
+        ),
     ] = None,
     decode: Annotated[
         float | None, typer.Option(help="Least decode speed in tokens per second, after --context tokens.")
@@ -75,7 +78,7 @@ def plan(
     Example: mobilemoe plan --memory 1.0GB --decode 40 --ttft 1.5 --device galaxy-s25 --train-flops 8e20
     """
     from mobilemoe.scaling.plan import report as plan_report
-    from mobilemoe.scaling.plan.candidates import Constraints
+    from mobilemoe.scaling.plan.limits import Constraints
     from mobilemoe.scaling.plan.plan import plan as make_plan
     from mobilemoe.scaling.plan.recipe import recipe_text
     from mobilemoe.scaling.plan.space import Space
@@ -164,22 +167,24 @@ def _device(name: str | None, needed: bool) -> Device | None:
 
 
 def _print(found: Plan) -> None:
-    from mobilemoe.scaling.plan.report import HEADINGS, relief_text, row
+    from mobilemoe.scaling.plan.report import equivalent_text, headings, relief_text, row
 
-    table = Table(*HEADINGS)
+    table = Table(*headings(found))
     for index, column in enumerate(table.columns):
         column.justify = "left" if index == 1 else "right"
     for rank, candidate in enumerate(found.candidates, 1):
-        table.add_row(*row(rank, candidate))
+        table.add_row(*row(rank, candidate, found.digits))
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
     console.print(table)
-    print(f"{len(found.table):,} models considered in {found.seconds:.1f} s; ! is outside the law's domain")
+    considered = f"{len(found.table):,} models considered in {found.seconds:.1f} s"
+    print(f"{considered}; = is equivalent to the best, ! is outside the law's domain")
+    print(equivalent_text(found))
     if found.runner_up:
         print(f"runner-up: {found.runner_up}")
     for relief in found.reliefs:
-        print(relief_text(relief))
+        print(relief_text(relief, found.digits))
     print()
     for note in found.notes:
         print(f"- {note}")

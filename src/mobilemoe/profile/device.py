@@ -30,6 +30,7 @@ Array = NDArray[np.float64]
 
 _SHIPPED = Path(__file__).parent / "devices"
 CONSTANTS = ("weight_bandwidth", "attention_rate", "prefill_linear_rate", "prefill_attention_rate", "routed_cost")
+OPTIONAL = ("error", "process_weights", "process_kv")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -75,6 +76,9 @@ class Device:
     single query meets the KV cache. prefill_linear_rate, prefill_attention_rate: FLOP/s of many tokens at once.
     routed_cost: the time for a routed expert's weight relative to any other weight's, because of routing, gathering
     and smaller products; 1 means no extra cost. Raises ConfigError for impossible values.
+
+    What is not known is None. error: the largest relative error of predicted seconds for a measurement that the fit had
+    not seen. process_weights, process_kv: bytes of the process for each byte of weights and of an int8 KV cache.
     """
 
     name: str
@@ -85,6 +89,9 @@ class Device:
     prefill_attention_rate: float
     routed_cost: float
     source: str
+    error: float | None = None
+    process_weights: float | None = None
+    process_kv: float | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -96,6 +103,14 @@ class Device:
             value = getattr(self, constant)
             if not is_finite(value) or value <= 0:
                 raise ConfigError(f"{self.name}: {constant} is {value!r}, but must be a positive, finite number")
+        for name in OPTIONAL:
+            value = getattr(self, name)
+            if value is not None and not (is_finite(value) and value > 0):
+                raise ConfigError(f"{self.name}: {name} is {value!r}, but must be a positive, finite number")
+        if self.error is not None and self.error >= 1:
+            raise ConfigError(f"{self.name}: error is {self.error!r}, but must be a share below 1")
+        if (self.process_weights is None) != (self.process_kv is None):
+            raise ConfigError(f"{self.name}: process_weights and process_kv must be given together")
 
     @overload
     def decode_seconds(self, shape: Shape[int], context: int) -> float: ...
@@ -120,10 +135,20 @@ class Device:
         linears = work.plain + self.routed_cost * work.routed
         return linears / self.prefill_linear_rate + work.attention / self.prefill_attention_rate
 
+    def process_bytes(self, weights: Any, kv: Any) -> Any:
+        """Peak memory of the process that runs a model: of weights and KV cache in bytes, as numbers or arrays.
+
+        Without a measurement it is their sum, which every process exceeds.
+        """
+        if self.process_weights is None or self.process_kv is None:
+            return weights + kv
+        return self.process_weights * weights + self.process_kv * kv
+
     def save(self, path: Path) -> None:
         """Writes the TOML file that `device` reads, atomically."""
         # Strings and numbers are written in TOML as in JSON.
-        lines = (f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in vars(self).items())
+        known = {name: value for name, value in vars(self).items() if value is not None}
+        lines = (f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in known.items())
         write_atomic(path, "".join(lines))
 
 
@@ -177,8 +202,8 @@ def _known() -> list[Path]:
 def _read(path: Path) -> Device:
     values = read_toml(path, ConfigError)
     names = {entry.name for entry in fields(Device)}
-    if values.keys() != names:
-        missing, unknown = sorted(names - values.keys()), sorted(values.keys() - names)
+    missing, unknown = sorted(names - values.keys() - {*OPTIONAL}), sorted(values.keys() - names)
+    if missing or unknown:
         wrong = f"lacks {', '.join(missing)}" if missing else f"has the unknown {', '.join(unknown)}"
         raise ConfigError(f"{path} is no device: it {wrong}")
     try:

@@ -15,7 +15,7 @@ from mobilemoe.scaling.law.law import Law
 from mobilemoe.scaling.law.published import published
 from mobilemoe.scaling.law.read_runs import read_runs
 from mobilemoe.scaling.law.runs import Points, Runs
-from mobilemoe.scaling.plan.candidates import Constraints
+from mobilemoe.scaling.plan.limits import Constraints
 from mobilemoe.scaling.plan.plan import Plan, plan
 from mobilemoe.scaling.plan.space import Space
 

@@ -8,17 +8,8 @@ import pytest
 from mobilemoe import accounting
 from mobilemoe.errors import UsageError
 from mobilemoe.scaling.law.published import published
-from mobilemoe.scaling.plan.candidates import (
-    DEFAULT_TOKENS,
-    FINEST_PRIOR,
-    MOST_CONTEXT,
-    MOST_PROMPT,
-    WEIGHT_BITS_PRIOR,
-    Constraints,
-    Table,
-    groups,
-    tabulate,
-)
+from mobilemoe.scaling.plan.candidates import FINEST_PRIOR, WEIGHT_BITS_PRIOR, Table, groups, tabulate
+from mobilemoe.scaling.plan.limits import DEFAULT_TOKENS, MOST_CONTEXT, MOST_PROMPT, Constraints
 from mobilemoe.scaling.plan.space import Space, config_of
 from refusals import refusal
 from scaling_runs import PHONE
@@ -64,6 +55,29 @@ def test_each_row_says_what_accounting_counts_of_that_model(table):
         assert table.ttft[row] == pytest.approx(PHONE.prefill_seconds(config, ASKED.prompt))
         if bits == 4:
             assert table.decode[row] == pytest.approx(1 / PHONE.decode_seconds(config, ASKED.context))
+
+
+def test_a_device_adds_the_process_s_memory_and_a_margin_to_speeds_where_it_knows_them(table):
+    assert np.array_equal(table.decode, table.decode_least)
+    assert np.array_equal(table.ttft, table.ttft_most)
+    known = dataclasses.replace(PHONE, error=0.2, process_weights=1.5, process_kv=4.0)
+    measured = tabulate(SPACE, LAW, known, ASKED)
+    np.testing.assert_allclose(measured.memory, 1.5 * table.weights + 4 * table.kv)
+    np.testing.assert_allclose(measured.decode_least, 0.8 * table.decode)
+    np.testing.assert_allclose(measured.ttft_most, table.ttft / 0.8)
+    assert np.array_equal(measured.decode, table.decode)
+    # 10 tokens/s predicted are 8 at worst, which a limit of 8.1 does not accept.
+    bound = float(measured.decode.max())
+    assert not measured.allowed(Constraints(decode=0.81 * bound)).any()
+    assert measured.allowed(Constraints(decode=0.79 * bound)).any()
+
+
+def test_the_family_s_depth_is_preferred_by_no_more_than_the_law_s_error(table):
+    preference = table.preference(0.01)
+    assert np.all(preference[table.departure == 0] == 0)
+    assert preference.max() == 0.01
+    small = table.departure < 1
+    np.testing.assert_allclose(preference[small], 0.01 * table.departure[small])
 
 
 def test_more_bits_decode_slower_by_their_bytes_alone(table):

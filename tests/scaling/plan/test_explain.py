@@ -2,13 +2,14 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 
 from mobilemoe.presets import preset
 from mobilemoe.scaling.law.published import published
-from mobilemoe.scaling.plan.candidates import Candidate, Constraints
-from mobilemoe.scaling.plan.explain import Relief, amount, compare, given, notes, relaxations, reliefs, title
+from mobilemoe.scaling.plan.candidates import Candidate
+from mobilemoe.scaling.plan.explain import Relief, amount, compare, relaxations, reliefs, title
+from mobilemoe.scaling.plan.limits import Constraints, given
+from mobilemoe.scaling.plan.notes import notes
 from mobilemoe.scaling.plan.plan import plan
 from mobilemoe.scaling.plan.report import relief_text
 from mobilemoe.scaling.plan.space import Space
@@ -27,11 +28,17 @@ FIRST = Candidate(
     low=2.39,
     high=2.41,
     prior=0.0,
+    preference=0.0,
+    score=2.40,
+    equivalent=False,
+    memory=0.6e9,
     weights=0.5e9,
     kv=0.1e9,
     flops=0.6e9,
     decode=50.0,
+    decode_least=45.0,
     ttft=1.0,
+    ttft_most=1.1,
     n_active=0.3e9,
     n_total=0.9e9,
     tokens=3e11,
@@ -41,7 +48,10 @@ FIRST = Candidate(
 
 
 def like(**changes) -> Candidate:
-    return dataclasses.replace(FIRST, **changes)
+    """The first with changes; its memory and score follow unless they are given."""
+    other = dataclasses.replace(FIRST, **changes)
+    follows = {"memory": other.weights + other.kv, "score": other.loss + other.prior}
+    return dataclasses.replace(other, **follows | changes)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +94,8 @@ def test_the_dials_in_words(candidate, words):
 
 def test_the_loser_is_told_its_gap_and_all_that_differs_by_a_percent():
     other = like(shared=0, loss=2.46, weights=0.6e9, decode=60.0, ttft=1.005, flops=0.5e9)
-    text = compare(FIRST, other)
-    assert text.startswith("E 8, g 8, no shared lost to E 8, g 8, shared by 0.0600 nats")
+    text = compare(FIRST, other, LAW)
+    assert text.startswith("E 8, g 8, no shared lost to E 8, g 8, shared by 0.060 nats")
     better, worse = text.partition("better: ")[2].split("; worse: ")
     assert better == "FLOPs a token -17%, decode speed +20%"
     assert worse == "memory +17%, weights +20%"
@@ -95,37 +105,42 @@ def test_the_loser_is_told_its_gap_and_all_that_differs_by_a_percent():
 
 
 def test_a_gap_of_the_priors_is_told_apart_from_that_of_the_law():
-    text = compare(FIRST, like(granularity=16, loss=2.395, prior=0.03))
-    assert "by 0.0250 nats (-0.0050 by the law, +0.0300 by the priors)" in text
+    text = compare(FIRST, like(granularity=16, loss=2.395, prior=0.03), LAW)
+    assert "by 0.025 nats (-0.005 by the law, +0.030 by the priors)" in text
 
 
-def test_a_gap_within_the_laws_interval_and_equals_are_said_to_be():
-    text = compare(FIRST, like(loss=2.405))
+def test_what_the_law_cannot_tell_apart_is_said():
+    text = compare(FIRST, like(loss=2.405, equivalent=True), LAW)
     assert "all else is equal to 1%" in text
-    assert text.endswith("the gap is smaller than the law's own interval")
-    assert "own interval" not in compare(FIRST, like(loss=2.42))
+    assert text.endswith("the law cannot tell the two apart")
+    assert "tell the two apart" not in compare(FIRST, like(loss=2.42), LAW)
+    equal = compare(FIRST, like(loss=2.4001, weights=0.7e9, score=2.4), LAW)
+    assert equal.startswith(
+        "E 8, g 8, shared scores as well as E 8, g 8, shared, which is cheaper in the tightest limit"
+    )
 
 
 def test_what_is_only_worse_is_better_in_nothing():
-    assert "better: nothing; worse: memory" in compare(FIRST, like(loss=2.5, kv=0.2e9))
-    assert "worse: nothing else" in compare(FIRST, like(loss=2.5, kv=0.05e9))
+    assert "better: nothing; worse: memory" in compare(FIRST, like(loss=2.5, kv=0.2e9), LAW)
+    assert "worse: nothing else" in compare(FIRST, like(loss=2.5, kv=0.05e9), LAW)
 
 
 def test_without_a_device_speeds_are_not_compared():
     slow = like(loss=2.5, decode=None, ttft=None)
-    assert "decode" not in compare(dataclasses.replace(slow, loss=2.4), slow)
+    assert "decode" not in compare(dataclasses.replace(slow, score=2.4), slow, LAW)
 
 
 @pytest.mark.parametrize(
     ("buys", "words"),
     [
-        (0.0123, "10% on train flops (8.8e+20 training FLOPs) buys 0.0123 nats"),
-        (4e-5, "10% on train flops (8.8e+20 training FLOPs) buys nothing: it does not bind"),
-        (-0.002, "costs, by a law that is outside its domain, 0.0020 nats"),
+        (0.0123, "10% on train flops (8.8e+20 training FLOPs) buys 0.012 nats"),
+        (4e-5, "10% on train flops (8.8e+20 training FLOPs) buys less than 0.001 nats"),
+        (0.0, "10% on train flops (8.8e+20 training FLOPs) buys nothing: it does not bind"),
+        (-0.002, "costs, by a law that is outside its domain, 0.002 nats"),
     ],
 )
 def test_what_a_tenth_more_buys_is_one_sentence(buys, words):
-    assert words in relief_text(Relief("train_flops", 8.8e20, buys))
+    assert words in relief_text(Relief("train_flops", 8.8e20, buys), 3)
 
 
 def test_a_tenth_more_of_what_does_not_bind_buys_nothing_and_less_decode_speed_is_more_room():
@@ -140,7 +155,7 @@ def test_a_tenth_more_of_what_does_not_bind_buys_nothing_and_less_decode_speed_i
 
 
 def test_an_infeasible_limit_is_told_by_how_much_and_the_helpless_ones_together():
-    table = plan(Constraints(), space=SPACE).table
+    table = plan(Constraints(flops=1e12), space=SPACE).table
     cheapest = table.memory.min()
     one = [*relaxations(table, Constraints(memory=1e6))]
     assert one == [
@@ -158,7 +173,7 @@ def said(space=SPACE, law=LAW, constraints=None, candidates=(FIRST,), dense=None
 
 def test_the_best_dense_model_is_told_beside_the_first_unless_it_is_the_first():
     dense = like(experts=1, granularity=1, shared=0, loss=2.45)
-    assert "the best dense model within the limits: 768 x 20, loss 2.4500, +0.0500 nats, 600 MB" in said(dense=dense)
+    assert "the best dense model within the limits: 768 x 20, loss 2.450, +0.050 nats, 600 MB" in said(dense=dense)
     assert "dense model" not in said(candidates=(dense,), dense=dense)
 
 
@@ -175,7 +190,7 @@ def test_what_is_known_of_the_law_is_said_and_what_is_not():
     known = dataclasses.replace(LAW, counts_embedding=True, forecast_rmse=0.0123, prior="")
     text = said(law=known)
     assert "counts the embedding is unknown" not in text
-    assert "with an RMSE of 0.0123 nats" in text
+    assert "the RMSE of its forecast, 0.012 nats" in text
     assert "prior in the law" not in text
 
 
@@ -185,7 +200,7 @@ def test_an_assumed_budget_is_said_and_a_given_one_is_not():
 
 
 def test_priors_are_said_where_they_rank():
-    assert "INT4 after QAT costs some" in said()
+    assert "a prior of 0.015 nats for INT4 after QAT" in said()
     assert "g = 16" not in said()
     finest = dataclasses.replace(SPACE, granularities=(8, 16), weight_bits=(4, 8), kv_bits=(8, 16))
     text = said(space=finest)
@@ -200,10 +215,26 @@ def test_a_winner_at_the_end_of_the_space_is_said_to_be_there():
     assert "as wide" not in said(space=dataclasses.replace(SPACE, widths=(512, 768, 1024)))
 
 
-def test_gaps_of_the_law_are_told_apart_by_their_sign():
-    scores = np.array([FIRST.score, like(prior=0.01).score])
-    assert np.diff(scores)[0] == pytest.approx(0.01)  # a score is the loss and the prior
-    assert FIRST.memory == 0.6e9  # weights and cache
+def test_a_margin_on_speeds_and_the_process_s_memory_are_said_where_they_are_known():
+    assert "limits on speed have no margin" in said(device=PHONE)
+    assert "a process takes more" in said(device=PHONE)
+    known = said(device=dataclasses.replace(PHONE, error=0.247, process_weights=1.2, process_kv=9.0))
+    assert "up to 24.7% off: a limit on decode or ttft counts as met only with that margin" in known
+    assert "memory = the process on phone: 1.2 bytes for each byte of weights" in known
+
+
+def test_other_vocabularies_are_not_compared_for_want_of_tokens_per_byte():
+    text = said(space=dataclasses.replace(SPACE, vocabularies=(32_000, 128_256)))
+    assert "bits per byte would compare them, but need the tokens per byte of each tokenizer" in text
+    assert "bits per byte" not in said()
+
+
+def test_memory_alone_is_loud():
+    assert "NOTHING LIMITS ACTIVE PARAMETERS" in said()
+    assert "NOTHING LIMITS" not in said(constraints=Constraints(tokens=3e11, flops=1e9))
+
+
+def test_a_candidate_is_json():
     values = FIRST.as_json()
     assert (values["memory"], values["score"]) == (FIRST.memory, FIRST.score)
     assert values["config"] == FIRST.config.to_dict()

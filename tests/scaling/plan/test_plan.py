@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,17 +13,18 @@ import pytest
 from mobilemoe import accounting
 from mobilemoe.errors import UsageError
 from mobilemoe.presets import preset
-from mobilemoe.profile.device import device
 from mobilemoe.scaling.law.published import published
 from mobilemoe.scaling.law.runs import Points
-from mobilemoe.scaling.plan.candidates import LIMITS, TOLERANCE, WEIGHT_BITS_PRIOR, Constraints
+from mobilemoe.scaling.plan.candidates import WEIGHT_BITS_PRIOR, tabulate
+from mobilemoe.scaling.plan.limits import LIMITS, Constraints
 from mobilemoe.scaling.plan.plan import plan
 from mobilemoe.scaling.plan.recipe import LEAST_STEPS, SEQUENCE, batch
 from mobilemoe.scaling.plan.report import front, write_report
 from mobilemoe.scaling.plan.space import Space
+from refusals import refusal
 from scaling_runs import PHONE
 
-HABIT = Space(ratios=(40,), head_dims=(64,))
+HABIT = Space(ratios=(40,), head_dims=(64,), widths=tuple(range(256, 4097, 64)))  # small steps, so that memory is used
 SMALL = Space(experts=(1, 2, 4, 8, 16), granularities=(1, 8, 16), widths=(512, 768, 1024, 1280))
 ASKED = Constraints(memory=1e9, decode=40, ttft=3, train_flops=8e20)
 JOINT, BY_EXPERTS = published("paper-joint"), published("paper-E")
@@ -66,15 +68,44 @@ def test_candidates_are_ranked_and_no_two_share_their_dials():
     assert len(plan(ASKED, device=PHONE, top=3).candidates) == 3
 
 
-def test_the_first_is_within_the_tolerance_of_the_best_of_a_search_one_by_one():
+def test_the_first_has_the_least_score_of_a_search_one_by_one_and_is_equivalent_to_the_best():
     found = plan(ASKED, device=PHONE, space=SMALL)
-    best = np.inf
-    for place in range(len(found.table)):
-        t = found.table
-        fits = t.memory[place] <= 1e9 and t.decode[place] >= 40 and t.ttft[place] <= 3
-        if fits:
-            best = min(best, found.losses[place] + (0.01 if t.granularity[place] == 16 else 0) + WEIGHT_BITS_PRIOR[4])
-    assert best <= found.candidates[0].score <= best + TOLERANCE
+    t, scores, predicted = found.table, [], []
+    for place in range(len(t)):
+        if t.memory[place] <= 1e9 and t.decode[place] >= 40 and t.ttft[place] <= 3:
+            prior = WEIGHT_BITS_PRIOR[4] + (0.01 if t.granularity[place] == 16 else 0)
+            predicted.append(found.losses[place] + prior)
+            scores.append(predicted[-1] + JOINT.rmse * min(1, t.departure[place]))
+    first = found.candidates[0]
+    assert first.score == pytest.approx(round(min(scores), 3))
+    assert first.loss + first.prior + first.preference == pytest.approx(first.score, abs=0.0006)
+    assert first.equivalent
+    assert first.loss + first.prior <= min(predicted) + JOINT.rmse
+    assert found.equivalent.least == pytest.approx(min(predicted))
+    assert found.equivalent.count == sum(value <= min(predicted) + JOINT.rmse for value in predicted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "decimals", "error"),
+    [({}, 3, 0.0076), ({"forecast_rmse": 0.0863}, 2, 0.0863), ({"rmse": 0.3}, 1, 0.3), ({"rmse": 0.0}, 4, 0.0)],
+)
+def test_the_law_s_error_says_who_is_equivalent_and_how_many_digits_a_loss_has(changes, decimals, error):
+    found = plan(ASKED, device=PHONE, space=SMALL, law=dataclasses.replace(JOINT, **changes))
+    assert (found.digits, found.equivalent.error) == (decimals, error)
+    assert found.equivalent.error_of == ("RMSE of its forecast" if "forecast_rmse" in changes else "RMSE of its fit")
+    assert all(c.score == round(c.score, decimals) for c in found.candidates)
+    allowed = found.table.allowed(ASKED)
+    predicted = (found.losses + found.table.prior)[allowed]
+    assert found.equivalent.count == (predicted <= predicted.min() + error).sum()
+
+
+def test_among_equal_scores_the_cheapest_in_the_tightest_limit_comes_first():
+    law = dataclasses.replace(JOINT, rmse=0.3)  # one decimal, so that many scores are equal
+    asked = Constraints(flops=1e9, tokens=3e11)
+    found = plan(asked, space=SMALL, law=law, top=100)
+    best = [c for c in found.candidates if c.score == found.candidates[0].score and c.equivalent]
+    assert len(best) > 3
+    assert [c.flops for c in best] == sorted(c.flops for c in best)
 
 
 def test_the_whole_space_takes_less_than_five_seconds():
@@ -88,7 +119,7 @@ def test_planning_needs_neither_torch_nor_scipy_nor_matplotlib():
     script = (
         "import sys\nfrom mobilemoe.scaling import Constraints, plan\n"
         "from mobilemoe.scaling.plan.recipe import recipe_text\n"
-        "recipe_text(plan(Constraints(memory=1e9)), 'x')\n"
+        "recipe_text(plan(Constraints(memory=1e9, flops=6e8)), 'x')\n"
         "print([name for name in ('torch', 'scipy', 'matplotlib', 'pydantic') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -101,7 +132,7 @@ def test_a_plan_is_json():
     assert values["candidates"][0]["memory"] == found.candidates[0].memory
     assert values["considered"] == len(found.table)
     assert values["device"] == "phone"
-    without = plan(Constraints(memory=1e9), space=SMALL).as_json()
+    without = plan(Constraints(memory=1e9, flops=6e8), space=SMALL).as_json()
     assert without["candidates"][0]["decode"] is None
     json.dumps(without, allow_nan=False)
 
@@ -109,29 +140,33 @@ def test_a_plan_is_json():
 # ---- what the law does not know
 
 
-def test_among_models_of_equal_loss_the_nearest_to_the_family_s_habits_is_taken():
+def test_each_candidate_has_the_least_score_of_its_dials_and_the_family_s_habits_where_limits_leave_room():
     found = plan(Constraints(flops=0.6e9, tokens=300e9))
-    table = found.table
-    allowed = table.allowed(found.constraints)
+    table, allowed = found.table, found.table.allowed(found.constraints)
+    scores = found.losses + table.prior + table.preference(JOINT.rmse)
     for c in found.candidates:
         same = (
             allowed & (table.experts == c.experts) & (table.granularity == c.granularity) & (table.shared == c.shared)
         )
-        equal = same & (found.losses <= found.losses[same].min() + TOLERANCE)
-        assert c.departure == table.departure[equal].min() < 0.3
-        assert c.loss == found.losses[equal & (table.departure == c.departure)].min()
+        assert c.score == pytest.approx(round(scores[same].min(), 3))
+        assert c.departure < 0.3
+
+
+def test_shapes_are_those_that_hardware_likes():
+    table = plan(ASKED, device=PHONE).table
+    assert not (table.width % 128).any()
+    assert min(shapes.num_key_value_heads.min() for shapes in table.shapes) == 2
 
 
 def test_a_departure_from_the_family_s_depth_is_said():
-    tight = plan(Constraints(memory=1e9, ttft=1.3, tokens=300e9), device=device("galaxy-s25"))
-    first = tight.candidates[0]
-    assert first.departure > 0.3
-    assert any("depth or heads are not the family's" in note for note in tight.notes)
+    shallow = plan(ASKED, device=PHONE, space=dataclasses.replace(HABIT, ratios=(60,)))
+    assert shallow.candidates[0].departure > 0.3
+    assert any("depth or heads are not the family's" in note for note in shallow.notes)
 
 
 def test_vocabularies_and_tying_are_ranked_apart():
     space = dataclasses.replace(SMALL, vocabularies=(64_000, 128_256), tied=(True, False))
-    found = plan(Constraints(memory=1e9), space=space, top=2)
+    found = plan(Constraints(memory=1e9, flops=6e8), space=space, top=2)
     kinds = [(c.config.vocab_size, c.config.tie_word_embeddings) for c in found.candidates]
     assert kinds == [(v, t) for t in (True, False) for v in (64_000, 128_256) for _ in range(2)]
     assert any("cannot be compared" in note for note in found.notes)
@@ -167,7 +202,7 @@ def test_a_law_without_the_embedding_is_asked_without_it():
 
 
 def test_what_lies_outside_the_law_is_loud():
-    far = plan(Constraints(memory=1e9, tokens=6e12), space=SMALL)
+    far = plan(Constraints(memory=1e9, flops=6e8, tokens=6e12), space=SMALL)
     assert all(c.outside for c in far.candidates)
     assert far.notes[0].startswith("OUTSIDE THE LAW'S DOMAIN")
     assert "6000B" in far.notes[0]
@@ -177,7 +212,7 @@ def test_what_lies_outside_the_law_is_loud():
 
 
 def test_what_is_assumed_is_said():
-    text = " ".join(plan(Constraints(memory=1e9), space=SMALL).notes)
+    text = " ".join(plan(Constraints(memory=1e9, flops=6e8), space=SMALL).notes)
     for words in (
         "500 B tokens are assumed",
         "prior in the law",
@@ -188,7 +223,7 @@ def test_what_is_assumed_is_said():
     ):
         assert words in text
     assert "best dense model" in text
-    assert "as wide as the space goes" in " ".join(plan(Constraints(tokens=3e11), space=SMALL).notes)
+    assert "as wide as the space goes" in " ".join(plan(Constraints(flops=9e9, tokens=3e11), space=SMALL).notes)
 
 
 # ---- what limits cost
@@ -197,12 +232,13 @@ def test_what_is_assumed_is_said():
 def test_more_of_a_limit_buys_what_a_plan_with_more_of_it_has():
     found = plan(ASKED, device=PHONE, space=SMALL)
     only_second = plan(
-        Constraints(memory=30e6), space=dataclasses.replace(SMALL, vocabularies=(256_000, 32_000), widths=(256, 512))
+        Constraints(memory=30e6, flops=9e9),
+        space=dataclasses.replace(SMALL, vocabularies=(256_000, 32_000), widths=(256, 512)),
     )
     assert {c.config.vocab_size for c in only_second.candidates} == {32_000}
     assert all(np.isfinite(relief.buys) for relief in only_second.reliefs)
     assert [relief.limit for relief in found.reliefs] == ["memory", "decode", "ttft", "train_flops"]
-    scores = found.losses + found.table.prior
+    scores = found.losses + found.table.prior + found.table.preference(JOINT.rmse)
     now = scores[found.table.allowed(ASKED)].min()
     for relief in found.reliefs[:3]:
         more = dataclasses.replace(ASKED, **{relief.limit: relief.relaxed_to})
@@ -216,7 +252,7 @@ def test_more_of_a_limit_buys_what_a_plan_with_more_of_it_has():
 def test_the_runner_up_is_told_why_it_lost():
     found = plan(Constraints(memory=1e9, flops=0.6e9, tokens=300e9), space=SMALL)
     first, second = found.candidates[:2]
-    assert f"by {second.score - first.score:.4f} nats" in found.runner_up
+    assert f"by {second.score - first.score:.3f} nats" in found.runner_up
     worse = found.runner_up.partition("worse: ")[2]
     assert ("memory" in worse) == (second.memory > 1.01 * first.memory)
 
@@ -296,7 +332,7 @@ def test_the_report_is_one_file_with_its_picture_inside(tmp_path):
     page = (tmp_path / "plan.html").read_text()
     assert "data:image/png;base64," in page
     assert "http" not in page
-    assert f"{found.candidates[0].loss:.4f}" in page
+    assert f"{found.candidates[0].score:.3f}" in page
     impossible = plan(Constraints(memory=1e6), space=SMALL)
     write_report(impossible, tmp_path / "none.html")
     assert "No candidate fits" in (tmp_path / "none.html").read_text()
@@ -355,11 +391,17 @@ def test_four_to_eight_experts_are_within_a_hundredth_of_the_best_under_memory_a
     assert least(found, experts=(32,)) > least(found, experts=(4, 6, 8))
 
 
+def searched(limits, law=JOINT, space=HABIT) -> SimpleNamespace:
+    """All models with their losses, also where a plan refuses to rank them."""
+    constraints, space = Constraints(**limits), space.known_to(law)
+    table = tabulate(space, law, None, constraints)
+    return SimpleNamespace(table=table, constraints=constraints, losses=law.loss(table.points(constraints)))
+
+
 @pytest.mark.parametrize("memory", [0.25e9, 0.5e9, 1e9, 2e9, 4e9])
 def test_at_equal_memory_moe_beats_dense_from_a_quarter_of_a_gigabyte_up(memory):
     for limits in ({"tokens": 100e9}, {"tokens": 500e9}, {"train_flops": 4e20}):
-        found = plan(Constraints(memory=memory, **limits), space=HABIT)
-        assert found.candidates[0].experts > 1
+        found = searched({"memory": memory, **limits})
         assert least(found, experts=(1,)) > least(found) + 0.01
 
 
@@ -370,9 +412,25 @@ def test_with_memory_as_the_only_limit_the_published_law_prefers_two_experts(mem
     Without a limit on compute fewer experts leave room for more active parameters, which the law rates higher; the
     dense model and E = 2 are then equal.
     """
-    found = plan(Constraints(memory=memory, tokens=500e9), law=BY_EXPERTS)
+    found = searched({"memory": memory, "tokens": 500e9}, law=BY_EXPERTS, space=Space())
     assert 0.02 < least(found, experts=(4,)) - least(found, experts=(2,)) < 0.04
     assert abs(least(found, experts=(1,)) - least(found, experts=(2,))) < 0.005
+
+
+@pytest.mark.parametrize("limits", [{"memory": 1e9}, {"memory": 2e9, "tokens": 3e11}, {"tokens": 3e11}])
+def test_memory_alone_is_refused_outside_the_law_s_domain_with_what_to_add(limits):
+    said = refusal(lambda: plan(Constraints(**limits)), UsageError)
+    assert "a limit on memory alone, or none, cannot rank architectures" in said
+    assert " outside its domain (n_active is" in said
+    assert "add --decode or --ttft with a --device, --flops or --train-flops" in said
+    assert plan(Constraints(**limits, flops=1e9)).candidates
+
+
+def test_memory_alone_ranks_inside_the_domain_with_a_loud_note_and_a_law_of_dense_models_always():
+    inside = plan(Constraints(memory=0.4e9, tokens=3e11))
+    assert not inside.candidates[0].outside
+    assert "NOTHING LIMITS ACTIVE PARAMETERS" in " ".join(inside.notes)
+    assert plan(Constraints(memory=1e9), law=published("chinchilla")).candidates[0].experts == 1
 
 
 def test_finer_than_eight_gains_less_than_a_hundredth_and_is_not_chosen():

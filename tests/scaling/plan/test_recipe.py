@@ -7,7 +7,7 @@ import pytest
 
 from mobilemoe.presets import preset
 from mobilemoe.profile.device import Device
-from mobilemoe.scaling.plan.candidates import Constraints
+from mobilemoe.scaling.plan.limits import Constraints
 from mobilemoe.scaling.plan.plan import Plan, plan
 from mobilemoe.scaling.plan.recipe import LEAST_STEPS, LINE, MOST_ROWS, SEQUENCE, batch, recipe_text
 from mobilemoe.scaling.plan.space import Space

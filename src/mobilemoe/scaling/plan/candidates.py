@@ -1,10 +1,10 @@
-"""Every model of a space with its costs and predicted loss, as arrays; and the limits that it must keep."""
+"""Every model of a space with its costs, as arrays; and one of them, as the plan gives it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,19 +12,14 @@ from numpy.typing import NDArray
 from mobilemoe import accounting
 from mobilemoe.accounting import WeightBits
 from mobilemoe.config import ModelConfig
-from mobilemoe.config_rules import is_finite
-from mobilemoe.errors import UsageError
 from mobilemoe.profile.device import Device
 from mobilemoe.scaling.law.law import Law
 from mobilemoe.scaling.law.runs import Points
+from mobilemoe.scaling.plan.limits import DEFAULT_TOKENS, LIMITS, Constraints
 from mobilemoe.scaling.plan.space import Shapes, Space, departure
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-
-MOST_PROMPT, MOST_CONTEXT = 2**20, 2**30  # tokens; with more, counts of FLOPs leave 64 bits
-DEFAULT_TOKENS = 500e9  # the longest of the paper's runs
-TOLERANCE = 0.005  # nats, below the RMSE of the paper's law: two models nearer than that count as equal
 
 # Stated assumptions, in nats a token, added to the law's loss where models are ranked.
 # Weights: INT4 costs the paper's models 2.3 to 2.8 points of their average (spec section 5); S to M to L are 8.9 and
@@ -32,50 +27,6 @@ TOLERANCE = 0.005  # nats, below the RMSE of the paper's law: two models nearer 
 WEIGHT_BITS_PRIOR: dict[int, float] = {4: 0.015, 8: 0.0, 16: 0.0}
 # g = 16: "costs ~50% more wall-clock for < 0.01 loss" (spec section 4), and training FLOPs do not see wall-clock.
 FINEST, FINEST_PRIOR = 16, 0.01
-
-
-@dataclass(frozen=True, kw_only=True)
-class Constraints:
-    """The limits; None means no limit. Raises UsageError for a value that is not a positive number.
-
-    memory: bytes of the weights' file and the KV cache of `context` tokens. decode: least tokens/s
-    after `context` tokens. ttft: most seconds to the first token, for a prompt of `prompt` tokens. flops: most per
-    decoded token, 2 N_act. Training has `tokens`, or those that `train_flops` = 6 N_act D allow, by default 500e9.
-    """
-
-    memory: float | None = None
-    decode: float | None = None
-    ttft: float | None = None
-    flops: float | None = None
-    prompt: int = 1024
-    context: int = 4096
-    train_flops: float | None = None
-    tokens: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and not (is_finite(value) and value > 0):
-                raise UsageError(f"{name.replace('_', '-')} is {value}, but must be a number above 0")
-        for name, most in (("prompt", MOST_PROMPT), ("context", MOST_CONTEXT)):
-            if getattr(self, name) > most:
-                raise UsageError(f"{name} is {getattr(self, name)}, but may be no more than {most}")
-        if self.train_flops is not None and self.tokens is not None:
-            raise UsageError("give either train-flops or tokens: the one follows from the other for each model")
-
-
-class Limit(NamedTuple):
-    """An upper or lower bound on a column of the table."""
-
-    column: str
-    at_most: bool
-
-
-LIMITS = {
-    "memory": Limit("memory", True),
-    "decode": Limit("decode", False),
-    "ttft": Limit("ttft", True),
-    "flops": Limit("flops", True),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,29 +42,27 @@ class Candidate:
     loss: float
     low: float
     high: float
-    prior: float  # added to the loss for ranking: stated assumptions, see `tabulate`
+    prior: float  # stated assumptions on bits and granularity, see Table.prior
+    preference: float  # for the family's depth and heads, see Table.preference
+    score: float  # loss + prior + preference, to the digits that the law's error warrants
+    equivalent: bool  # loss + prior within the law's error of the least
+    memory: float  # what the limit is held against: the process, where the device's profile has it, or weights + kv
     weights: float
     kv: float
     flops: float
     decode: float | None  # tokens/s
+    decode_least: float | None  # with the profile's error as a margin
     ttft: float | None
+    ttft_most: float | None
     n_active: float
     n_total: float
     tokens: float
     departure: float  # of depth and heads from the family's habits, in doublings
     outside: tuple[str, ...]  # in what respect it is outside the law's domain; empty: inside
 
-    @property
-    def memory(self) -> float:
-        return self.weights + self.kv
-
-    @property
-    def score(self) -> float:
-        return self.loss + self.prior
-
     def as_json(self) -> dict[str, Any]:
         values = {name: value for name, value in vars(self).items() if name != "config"}
-        return {**values, "memory": self.memory, "score": self.score, "config": self.config.to_dict()}
+        return {**values, "config": self.config.to_dict()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +75,7 @@ class Table:
     experts: Array
     granularity: Array
     shared: Array
+    width: Array
     vocab_size: Array
     tied: Array
     weight_bits: Array
@@ -136,22 +86,28 @@ class Table:
     n_law: Array  # N as the law counts it: without the embedding where its runs did
     weights: Array  # bytes
     kv: Array  # bytes at `context`
+    memory: Array  # bytes of the process where the device's profile has them, else weights + kv
     flops: Array  # of one decoded token, without attention
-    decode: Array  # tokens/s after `context` tokens; nan without a device
-    ttft: Array  # s; nan without a device
+    decode: Array  # tokens/s after `context` tokens; nan without a device, as the next three
+    decode_least: Array  # with the profile's error as a margin
+    ttft: Array  # s
+    ttft_most: Array
 
     def __len__(self) -> int:
         return len(self.place)
 
     @property
-    def memory(self) -> Array:
-        return self.weights + self.kv
-
-    @property
     def prior(self) -> Array:
-        """Stated assumptions in nats, which are added to the law's loss when models are ranked."""
+        """Stated assumptions in nats, which are added to the law's loss."""
         bits = sum(cost * (self.weight_bits == bits) for bits, cost in WEIGHT_BITS_PRIOR.items())
         return cast(Array, bits + FINEST_PRIOR * (self.granularity >= FINEST))
+
+    def preference(self, error: float) -> Array:
+        """What the family's depth and heads are preferred by, in nats: `error` for a departure of a doubling or more.
+
+        It never exceeds the law's error, so that it decides only among models that the law cannot tell apart.
+        """
+        return error * np.minimum(self.departure, 1)
 
     def tokens(self, constraints: Constraints) -> Array:
         """D of each candidate: the given number, or what the training FLOPs allow, C / (6 N_act)."""
@@ -211,18 +167,23 @@ def _columns(
     context = constraints.context
     flops = np.asarray(accounting.decode_flops(shapes), np.float64)
     embedding = 0 if law.counts_embedding is not False else shapes.vocab_size * shapes.hidden_size
+    weights = np.asarray(accounting.file_bytes(shapes, bits), np.float64)
+    kv = np.asarray(accounting.kv_bytes(shapes, context, kv_bits), np.float64)
+    memory, margin = weights + kv, 1.0
     decode = ttft = np.full(len(shapes), np.nan)
     if device is not None:
         # The profile is for INT4 weights; the time of others grows with their bytes.
         added = accounting.decode_bytes(shapes, 0, weight_bits=bits) - accounting.decode_bytes(shapes, 0)
         decode = np.asarray(1 / (device.decode_seconds(shapes, context) + added / device.weight_bandwidth))
         ttft = np.asarray(device.prefill_seconds(shapes, constraints.prompt))
+        memory, margin = device.process_bytes(weights, kv), 1 - (device.error or 0.0)
     return {
         "block": np.full(len(shapes), block),
         "place": np.arange(len(shapes)),
         "experts": shapes.experts.astype(np.float64),
         "granularity": shapes.granularity.astype(np.float64),
         "shared": shapes.shared.astype(np.float64),
+        "width": shapes.hidden_size.astype(np.float64),
         "vocab_size": shapes.vocab_size.astype(np.float64),
         "tied": np.full(len(shapes), float(shapes.tie_word_embeddings)),
         "weight_bits": np.full(len(shapes), float(bits)),
@@ -231,11 +192,14 @@ def _columns(
         "n_active": flops / 2,
         "n_total": np.asarray(accounting.total_parameters(shapes), np.float64),
         "n_law": flops / 2 - embedding,
-        "weights": np.asarray(accounting.file_bytes(shapes, bits), np.float64),
-        "kv": np.asarray(accounting.kv_bytes(shapes, context, kv_bits), np.float64),
+        "weights": weights,
+        "kv": kv,
+        "memory": memory,
         "flops": flops,
         "decode": decode,
+        "decode_least": decode * margin,
         "ttft": ttft,
+        "ttft_most": ttft / margin,
     }
 
 

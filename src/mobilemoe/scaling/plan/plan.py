@@ -1,12 +1,15 @@
-"""`plan`: ranks the best architectures for a device's limits and a training budget, and states what is unknown.
+"""`plan`: chooses an architecture within a device's limits and a training budget, and states what is unknown.
 
-A law depends on N_act, D, E, g and s, but not on depth, heads, vocabulary or bits. Therefore depth and heads only
-break ties of predicted loss (`TOLERANCE`), vocabularies and tying are ranked separately, and bits add a stated prior.
+A law depends on N_act, D, E, g and s, but not on depth, heads, vocabulary or bits, and it has an error. Every model
+gets one score, which depends on no limit: the law's loss, stated priors, and a preference for the family's depth and
+heads that never exceeds the law's error. The choice has the least score of all models within the limits, so that
+relaxing a limit never worsens it. Vocabularies and tying are ranked separately.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,8 +19,11 @@ from mobilemoe.errors import UsageError
 from mobilemoe.profile.device import Device
 from mobilemoe.scaling.law.law import Law
 from mobilemoe.scaling.law.published import published
-from mobilemoe.scaling.plan.candidates import TOLERANCE, Array, Candidate, Constraints, Table, groups, tabulate
-from mobilemoe.scaling.plan.explain import Relief, compare, notes, relaxations, reliefs
+from mobilemoe.scaling.plan.candidates import Array, Candidate, Mask, Table, tabulate
+from mobilemoe.scaling.plan.choice import Equivalent, Scores, ranked
+from mobilemoe.scaling.plan.explain import Relief, compare, memory_of, relaxations, reliefs
+from mobilemoe.scaling.plan.limits import Constraints
+from mobilemoe.scaling.plan.notes import notes
 from mobilemoe.scaling.plan.space import Space, config_of
 
 DEFAULT_LAW = "paper-joint"
@@ -29,11 +35,14 @@ LEVEL = 0.9  # probability of the intervals of the losses
 class Plan:
     """The result of `plan`. `candidates` are ranked, the best first, for each vocabulary and tying in turn.
 
-    reliefs: the effect on the first of relaxing each limit by 10%. runner_up: why the second lost. infeasible: empty,
-    or one sentence for each limit with the least by which it must be relaxed. table, losses: all models considered.
+    equivalent: the models that the law cannot tell from the best of the first vocabulary and tying; None if nothing
+    fits. reliefs: by how much the least score falls if a limit is relaxed by 10%. runner_up: why the second lost.
+    infeasible: empty, or one sentence for each limit with the least by which it must be relaxed. digits: decimals of a
+    loss that the law's error warrants. table, losses: all models considered.
     """
 
     candidates: tuple[Candidate, ...]
+    equivalent: Equivalent | None
     notes: tuple[str, ...]
     reliefs: tuple[Relief, ...]
     runner_up: str
@@ -41,6 +50,7 @@ class Plan:
     constraints: Constraints
     law: Law
     device: Device | None
+    digits: int
     table: Table
     losses: Array
     seconds: float
@@ -49,6 +59,7 @@ class Plan:
         """The plan as JSON values for `mobilemoe plan --json`, without the table."""
         return {
             "candidates": [candidate.as_json() for candidate in self.candidates],
+            "equivalent": None if self.equivalent is None else asdict(self.equivalent),
             "notes": list(self.notes),
             "sensitivity": [relief._asdict() for relief in self.reliefs],
             "runner_up": self.runner_up,
@@ -57,6 +68,8 @@ class Plan:
             "law": self.law.source,
             "interval": self.law.interval_kind,
             "device": None if self.device is None else self.device.name,
+            "speed_error": None if self.device is None else self.device.error,
+            "memory_of": memory_of(self.device),
             "considered": len(self.table),
             "seconds": self.seconds,
         }
@@ -72,9 +85,9 @@ def plan(
 ) -> Plan:
     """Ranks the architectures of `space` that keep to `constraints` by the loss of `law` (default: paper-joint).
 
-    There is one candidate for each E, g, s and number of bits: among those within TOLERANCE of the least loss, the one
-    nearest to the family's depth and heads. `top` of them are given. UsageError for a limit on speed without a device,
-    and for a budget of next to no tokens.
+    There is one candidate for each E, g, s and number of bits; `top` of them are given. UsageError for a limit on speed
+    without a device, for a budget of next to no tokens, and where nothing limits active parameters and the best model
+    lies outside the law's domain.
     """
     started = time.perf_counter()
     law, space = law or published(DEFAULT_LAW), space or Space()
@@ -89,67 +102,93 @@ def plan(
             f"there are {most:.3g} tokens to train on at most, but a plan needs {LEAST_TOKENS:,.0f}: raise "
             "--train-flops (6 for each active parameter and token) or --tokens"
         )
-    losses = law.loss(table.points(constraints))
-    ranked: list[list[Candidate]] = []
-    for tied in known.tied:
-        for vocabulary in known.vocabularies:
-            apart = table.allowed(constraints) & (table.vocab_size == vocabulary) & (table.tied == tied)
-            if apart.any():
-                ranked.append(_rank(table.take(apart), losses[apart], constraints, law))
-    candidates = [candidate for apart in ranked for candidate in apart[:top]]
-    first = ranked[0] if ranked else []
-    dense = next((candidate for candidate in first if candidate.experts == 1), None)
+    scores = Scores.of(table, law, constraints)
+    parts = [mask for mask in (apart & table.allowed(constraints) for apart in _apart(table, known)) if mask.any()]
+    if parts:
+        _refuse_what_the_law_cannot_rank(table, scores, parts[0], law, constraints, known)
+    lists = [_candidates(table, scores, mask, constraints, law) for mask in parts]
+    candidates = [candidate for listed in lists for candidate in listed[:top]]
+    first = lists[0] if lists else []
     return Plan(
         candidates=tuple(candidates),
-        notes=tuple(notes(known, law, device, constraints, candidates, dense)),
+        equivalent=_equivalent(table, scores, parts[0], law) if parts else None,
+        notes=tuple(notes(known, law, device, constraints, candidates, _dense(first))),
         reliefs=tuple(reliefs(table.take(table.comparable(first[0].config)), law, constraints)) if first else (),
-        runner_up=compare(first[0], first[1]) if len(first) > 1 else "",
+        runner_up=compare(first[0], first[1], law) if len(first) > 1 else "",
         infeasible=() if candidates else tuple(relaxations(table, constraints)),
         constraints=constraints,
         law=law,
         device=device,
+        digits=scores.digits,
         table=table,
-        losses=losses,
+        losses=scores.losses,
         seconds=time.perf_counter() - started,
     )
 
 
-def _rank(table: Table, losses: Array, constraints: Constraints, law: Law) -> list[Candidate]:
-    """The best candidate of each E, g, s and bits, the least loss first."""
-    scores = losses + table.prior
-    best = []
-    for places in groups(table):
-        equal = places[scores[places] <= scores[places].min() + TOLERANCE]
-        best.append(equal[np.lexsort((scores[equal], table.departure[equal]))[0]])
-    chosen = np.array(sorted(best, key=lambda place: scores[place]))
+def _apart(table: Table, space: Space) -> Iterator[Mask]:
+    """The models of each vocabulary and tying, whose losses cannot be compared with those of another."""
+    for tied in space.tied:
+        for vocabulary in space.vocabularies:
+            yield np.asarray((table.vocab_size == vocabulary) & (table.tied == tied))
+
+
+def _refuse_what_the_law_cannot_rank(
+    table: Table, scores: Scores, allowed: Mask, law: Law, constraints: Constraints, space: Space
+) -> None:
+    """UsageError if nothing charges for active parameters, and the least predicted loss is outside the law's domain."""
+    if constraints.limit_active or len(space.experts) == 1:
+        return
+    least = int(np.argmin(np.where(allowed, scores.predicted, np.inf)))
+    if outside := law.outside(table.points(constraints).at(least)):
+        where = outside[0].partition(" of the")[0]
+        raise UsageError(
+            "a limit on memory alone, or none, cannot rank architectures, since active parameters are then free: the "
+            f"law would choose E = {table.experts[least]:.0f} outside its domain ({where}); add --decode or --ttft with a "
+            "--device, --flops or --train-flops"
+        )
+
+
+def _equivalent(table: Table, scores: Scores, allowed: Mask, law: Law) -> Equivalent:
+    same = scores.equivalent(allowed)
+    return Equivalent.of(table.take(same), scores.predicted[same], law)
+
+
+def _dense(candidates: list[Candidate]) -> Candidate | None:
+    return next((candidate for candidate in candidates if candidate.experts == 1), None)
+
+
+def _candidates(table: Table, scores: Scores, allowed: Mask, constraints: Constraints, law: Law) -> list[Candidate]:
+    """The best candidate of each E, g, s and bits, the best first."""
+    chosen = np.array(ranked(table, scores, allowed, constraints))
     rows = table.take(chosen)
     points, tokens = rows.points(constraints), rows.tokens(constraints)
     low, high = law.interval(points, LEVEL)
-    return [
-        Candidate(
-            config=config_of(rows.shapes[rows.block[row]], int(rows.place[row]), constraints.context),
-            experts=int(rows.experts[row]),
-            granularity=int(rows.granularity[row]),
-            shared=int(rows.shared[row]),
-            weight_bits=int(rows.weight_bits[row]),
-            kv_bits=int(rows.kv_bits[row]),
-            loss=float(losses[chosen[row]]),
-            low=float(low[row]),
-            high=float(high[row]),
-            prior=float(rows.prior[row]),
-            weights=float(rows.weights[row]),
-            kv=float(rows.kv[row]),
-            flops=float(rows.flops[row]),
-            decode=_or_none(rows.decode[row]),
-            ttft=_or_none(rows.ttft[row]),
-            n_active=float(rows.n_active[row]),
-            n_total=float(rows.n_total[row]),
-            tokens=float(tokens[row]),
-            departure=float(rows.departure[row]),
-            outside=tuple(law.outside(points.at(row))),
+    preference, equivalent = rows.preference(scores.error), scores.equivalent(allowed)[chosen]
+    found = []
+    for row, place in enumerate(chosen):
+        values: dict[str, Any] = {name: int(getattr(rows, name)[row]) for name in _DIALS}
+        values |= {name: _or_none(getattr(rows, name)[row]) for name in (*_COLUMNS, *_SPEEDS)}
+        found.append(
+            Candidate(
+                config=config_of(rows.shapes[rows.block[row]], int(rows.place[row]), constraints.context),
+                loss=float(scores.losses[place]),
+                low=float(low[row]),
+                high=float(high[row]),
+                preference=float(preference[row]),
+                score=float(scores.rounded[place]),
+                equivalent=bool(equivalent[row]),
+                tokens=float(tokens[row]),
+                outside=tuple(law.outside(points.at(row))),
+                **values,
+            )
         )
-        for row in range(len(rows))
-    ]
+    return found
+
+
+_DIALS = ("experts", "granularity", "shared", "weight_bits", "kv_bits")
+_COLUMNS = ("prior", "memory", "weights", "kv", "flops", "n_active", "n_total", "departure")
+_SPEEDS = ("decode", "decode_least", "ttft", "ttft_most")
 
 
 def _or_none(value: float) -> float | None:

@@ -11,7 +11,8 @@ from mobilemoe import accounting
 from mobilemoe.config import ModelConfig
 from mobilemoe.presets import preset
 from mobilemoe.scaling.plan.candidates import Candidate
-from mobilemoe.scaling.plan.explain import amount, given, title
+from mobilemoe.scaling.plan.explain import amount, memory_of, title
+from mobilemoe.scaling.plan.limits import given
 from mobilemoe.scaling.plan.plan import Plan
 from mobilemoe.scaling.plan.space import VOCABULARY
 
@@ -85,16 +86,17 @@ def _comments(plan: Plan, c: Candidate) -> list[str]:
     limits = [f"{name} {amount(name, getattr(plan.constraints, name))}" for name in given(plan.constraints)]
     device = f", on {plan.device.name}" if plan.device else ""
     speed = "" if c.decode is None or c.ttft is None else f"{c.decode:.0f} tok/s, first token {c.ttft:.2f} s, "
-    budget = plan.constraints.train_flops
+    budget, places = plan.constraints.train_flops, plan.digits
     text = [
-        f"Made by `mobilemoe plan`: {title(c)}, the best of {len(plan.table):,} models.",
+        f"Made by `mobilemoe plan`: {title(c)}, chosen among {len(plan.table):,} models.",
         f"Limits: {', '.join(limits) or 'none'}{device}; prompt {plan.constraints.prompt:,}, "
         f"context {plan.constraints.context:,}.",
         f"Training: {c.tokens / 1e9:.4g} B tokens" + (f", of {budget:.3g} FLOPs." if budget else "."),
         f"It has {accounting.total_parameters(c.config) / 1e9:.3g} B parameters, {c.n_active / 1e9:.3g} B of them "
         f"active; {c.weight_bits}-bit weights of {amount('memory', c.weights)} and a KV cache of "
-        f"{amount('memory', c.kv)}.",
-        f"Expected: {speed}loss {c.loss:.3f} ({c.low:.3f} to {c.high:.3f}) nats a token before quantisation.",
+        f"{amount('memory', c.kv)}; memory is {amount('memory', c.memory)} ({memory_of(plan.device)}).",
+        f"Expected: {speed}loss {c.loss:.{places}f} ({c.low:.{places}f} to {c.high:.{places}f}) nats a token before "
+        "quantisation.",
         *(f"OUTSIDE THE LAW'S DOMAIN: {sentence}." for sentence in c.outside),
     ]
     return [f"# {line}" for sentence in text for line in textwrap.wrap(sentence, LINE)]

@@ -12,8 +12,9 @@ import numpy as np
 from mobilemoe.drawing import png
 from mobilemoe.files import write_atomic
 from mobilemoe.page import Section, bullets, page, table
-from mobilemoe.scaling.plan.candidates import Array, Candidate, Constraints
-from mobilemoe.scaling.plan.explain import Relief, amount, given, title
+from mobilemoe.scaling.plan.candidates import Array, Candidate
+from mobilemoe.scaling.plan.explain import Relief, amount, memory_of, title
+from mobilemoe.scaling.plan.limits import Constraints, given
 from mobilemoe.scaling.plan.plan import Plan
 from mobilemoe.scaling.report.pictures import drawing
 
@@ -37,15 +38,18 @@ def axes_of(plan: Plan) -> list[Axis]:
     """Memory and FLOPs; with a device also the milliseconds of a decoded token and of the first one."""
     table, limits = plan.table, plan.constraints
     axes = [
-        Axis("memory", "memory, weights and KV cache (GB)", table.memory / 1e9, _scaled(limits.memory, 1e-9)),
+        Axis("memory", f"memory, {memory_of(plan.device)} (GB)", table.memory / 1e9, _scaled(limits.memory, 1e-9)),
         Axis("flops", "GFLOPs per decoded token", table.flops / 1e9, _scaled(limits.flops, 1e-9)),
     ]
     if plan.device is not None:
         slowest = None if limits.decode is None else 1e3 / limits.decode
         axes += [
-            Axis("decode", f"ms per decoded token after {limits.context:,}", 1e3 / table.decode, slowest),
+            Axis("decode", f"ms per decoded token after {limits.context:,}", 1e3 / table.decode_least, slowest),
             Axis(
-                "ttft", f"ms to the first token, prompt {limits.prompt:,}", 1e3 * table.ttft, _scaled(limits.ttft, 1e3)
+                "ttft",
+                f"ms to the first token, prompt {limits.prompt:,}",
+                1e3 * table.ttft_most,
+                _scaled(limits.ttft, 1e3),
             ),
         ]
     return axes
@@ -116,8 +120,8 @@ def _place(c: Candidate, column: str) -> float:
     places = {
         "memory": c.memory / 1e9,
         "flops": c.flops / 1e9,
-        "decode": 1e3 / (c.decode or np.inf),
-        "ttft": 1e3 * (c.ttft or 0),
+        "decode": 1e3 / (c.decode_least or np.inf),
+        "ttft": 1e3 * (c.ttft_most or 0),
     }
     return places[column]
 
@@ -126,23 +130,57 @@ def _limits(constraints: Constraints) -> str:
     return ", ".join(f"{name} {amount(name, getattr(constraints, name))}" for name in given(constraints)) or "no limits"
 
 
-def relief_text(relief: Relief) -> str:
-    """One line of the sensitivity section."""
+def relief_text(relief: Relief, digits: int) -> str:
+    """One line of the sensitivity section; `digits` are the decimals that the law's error warrants."""
     to = amount(relief.limit, relief.relaxed_to)
     relaxed = f"10% on {relief.limit.replace('_', ' ')} ({to})"
-    if abs(relief.buys) < 5e-5:
+    if relief.buys == 0:
         return f"{relaxed} buys nothing: it does not bind"
     verb = "buys" if relief.buys > 0 else "costs, by a law that is outside its domain,"
-    return f"{relaxed} {verb} {abs(relief.buys):.4f} nats"
+    least = 10.0**-digits
+    if abs(relief.buys) < least:
+        return f"{relaxed} {verb} less than {least:.{digits}f} nats"
+    return f"{relaxed} {verb} {abs(relief.buys):.{digits}f} nats"
 
 
-HEADINGS = ("", "architecture", "loss", "memory\nweights + KV", "GFLOPs", "decode\n1st token", "N active\nN total", "D")
+def equivalent_text(plan: Plan) -> str:
+    """How many models the law cannot tell apart, and what they are like; empty if nothing fits."""
+    same = plan.equivalent
+    if same is None:
+        return ""
+    model = "model is" if same.count == 1 else "models are"
+    return (
+        f"best predicted loss {same.least:.{plan.digits}f} nats, priors included; {same.count:,} {model} equivalent to "
+        f"it, within the law's error of {same.error:.2g} ({same.error_of}): E {_span(*same.experts)}, "
+        f"g {_span(*same.granularity)}, width {_span(*same.width)}, "
+        f"N active {same.n_active[0] / 1e9:.3f} to {same.n_active[1] / 1e9:.3f} B"
+    )
 
 
-def row(rank: int, c: Candidate) -> Iterator[str]:
-    """The cells of one candidate under HEADINGS; the second line of a cell follows a newline."""
+def _span(low: int, high: int) -> str:
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def headings(plan: Plan) -> tuple[str, ...]:
+    """The headings of `row`; memory says what it is of."""
+    margin = "" if plan.device is None or plan.device.error is None else f"\n+-{plan.device.error:.0%}"
+    memory = "process\nweights + KV" if memory_of(plan.device).startswith("process") else "memory\nweights + KV"
+    return (
+        "",
+        "architecture",
+        "score\nlaw's loss",
+        memory,
+        "GFLOPs",
+        f"decode\n1st token{margin}",
+        "N active\nN total",
+        "D",
+    )
+
+
+def row(rank: int, c: Candidate, digits: int) -> Iterator[str]:
+    """The cells of one candidate under `headings`; the second line of a cell follows a newline."""
     config = c.config
-    yield f"{rank}{'!' if c.outside else ''}"
+    yield f"{rank}{'=' if c.equivalent else ''}{'!' if c.outside else ''}"
     ffn = f"{config.num_local_experts} x {config.intermediate_size}, top {config.num_experts_per_tok}"
     bits = "" if c.weight_bits == 4 else f", {c.weight_bits}-bit"
     bits += "" if c.kv_bits == 8 else f", KV {c.kv_bits}-bit"
@@ -153,30 +191,39 @@ def row(rank: int, c: Candidate) -> Iterator[str]:
         f"{config.hidden_size} x {config.num_hidden_layers} layers, "
         f"{config.num_attention_heads}/{config.num_key_value_heads} heads of {config.head_dim}"
     )
-    yield f"{c.loss:.4f}\n{c.low:.3f}-{c.high:.3f}"
+    yield f"{c.score:.{digits}f}\n{c.low:.{digits}f}-{c.high:.{digits}f}"
     yield f"{c.memory / 1e9:.3f} GB\n{c.weights / 1e9:.3f} + {c.kv / 1e9:.3f}"
     yield f"{c.flops / 1e9:.3f}"
     yield "-" if c.decode is None or c.ttft is None else f"{c.decode:.1f} tok/s\n{c.ttft:.2f} s"
     yield f"{c.n_active / 1e9:.3f} B\n{c.n_total / 1e9:.3f} B"
-    yield f"{c.tokens / 1e9:,.0f} B"
+    yield _tokens(c.tokens)
+
+
+def _tokens(count: float) -> str:
+    """Whole billions, but three digits of a smaller count."""
+    if count >= 1e10:
+        return f"{count / 1e9:,.0f} B"
+    return f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"
 
 
 def write_report(plan: Plan, path: Path | str) -> None:
     """Writes the page with its picture inside."""
     found = bullets(plan.infeasible, "loud")
     if plan.candidates:
-        rows = [[*row(rank, candidate)] for rank, candidate in enumerate(plan.candidates, 1)]
-        found = table(HEADINGS, rows, text=(1,))
+        rows = [[*row(rank, candidate, plan.digits)] for rank, candidate in enumerate(plan.candidates, 1)]
+        found = table(headings(plan), rows, text=(1,))
     intro = (
-        f"Limits: {_limits(plan.constraints)}. {len(plan.table):,} models considered. Losses in nats per token with "
-        f"their interval ({plan.law.interval_kind}); ! is outside the law's domain."
+        f"Limits: {_limits(plan.constraints)}. {len(plan.table):,} models considered. Scores and losses in nats "
+        f"per token, losses as their interval ({plan.law.interval_kind}); = is equivalent to the best, ! is outside "
+        "the law's domain."
     )
-    loud = [note for note in plan.notes if note.startswith("OUTSIDE")]
+    loud = [note for note in plan.notes if note.startswith(("OUTSIDE", "NOTHING LIMITS"))]
     notes = [note for note in plan.notes if note not in loud]
     sections = [
         Section("Candidates" if plan.candidates else "No candidate fits", f"<p>{escape(intro)}</p>{found}"),
+        Section("Equivalent", bullets([text] if (text := equivalent_text(plan)) else [])),
         Section("Runner-up", bullets([plan.runner_up] if plan.runner_up else [])),
-        Section("What 10% more would buy", bullets([relief_text(relief) for relief in plan.reliefs])),
+        Section("What 10% more would buy", bullets([relief_text(relief, plan.digits) for relief in plan.reliefs])),
         Section(
             "Loss against costs",
             "<p>Each panel shows the least loss within all limits but its own.</p>",

@@ -21,13 +21,14 @@ from mobilemoe.scaling.law.law import Law
 MOST = 2**24  # of any value; with more, counts of bytes leave 64 bits
 VOCABULARY = 128_256  # the family's (spec section 1)
 RATIO = 40  # of width to layers in the family (spec section 1)
-WIDTHS = (*range(256, 2048, 64), *range(2048, 4097, 128))
-RATIOS = (20, 25, 30, 35, 40, 45, 50, 60, 70, 80)
+WIDTHS = tuple(range(256, 4097, 128))  # kernels and caches like multiples of 128
+RATIOS = tuple(RATIO * 1.05**step for step in range(-10, 11))  # 25 to 65: steps so small that a limit is used up to 5%
 EXPERTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 GRANULARITIES = (1, 2, 4, 8, 16)
 HEAD_DIM = 64  # of the family
 HEAD_DIMS = (HEAD_DIM, 128)
-MOST_KV_HEADS, MOST_SHARING = 8, 8  # KV heads, and query heads that share one
+LEAST_KV_HEADS, MOST_KV_HEADS = 2, 8
+MOST_SHARING = 8  # query heads that share a KV head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class Space:
     """What may vary. E = 1 is the dense model, with g = 1 and s = 0; an odd g has no shared expert.
 
     `ratios` are width over layers, `head_dims` the widths of a head. The number of KV heads divides the query heads, is
-    at most 8, and leaves 2 to 8 query heads for each; the family's own number is always among them. Raises UsageError
+    2 to 8, and leaves 2 to 8 query heads for each; the family's own number is always among them. Raises UsageError
     for a value that no model can have.
     """
 
@@ -133,12 +134,16 @@ class Space:
                             continue
                         heads = width // head_dim
                         for kv_heads in kv_choices(heads):
+                            if kv_heads < LEAST_KV_HEADS and head_dim != HEAD_DIM:
+                                continue  # a prime number of heads, which wide heads alone lead to
                             yield vocabulary, width, layers, heads, kv_heads, head_dim
 
 
 def kv_choices(heads: int) -> list[int]:
     """The numbers of KV heads that `heads` query heads may have."""
-    fitting = [kv for kv in range(1, MOST_KV_HEADS + 1) if heads % kv == 0 and 2 <= heads // kv <= MOST_SHARING]
+    fitting = [
+        kv for kv in range(LEAST_KV_HEADS, MOST_KV_HEADS + 1) if heads % kv == 0 and 2 <= heads // kv <= MOST_SHARING
+    ]
     return sorted({*fitting, family_kv_heads(heads)})
 
 
@@ -169,7 +174,7 @@ def _shapes(geometries: IntArray, knobs: list[tuple[int, int, int]], tied: bool)
 def departure(shapes: Shapes) -> NDArray[np.float64]:
     """How far depth and heads are from the family's, in doublings; 0 for the family itself.
 
-    No law here depends on depth or heads, so they only decide among models of equal predicted loss.
+    No law here depends on depth or heads.
     """
     layers = -(-shapes.hidden_size // RATIO)
     heads, place = np.unique(shapes.hidden_size // HEAD_DIM, return_inverse=True)
