@@ -144,8 +144,8 @@ def _refuse_what_the_law_cannot_rank(
         where = outside[0].partition(" of the")[0]
         raise UsageError(
             "a limit on memory alone, or none, cannot rank architectures, since active parameters are then free: the "
-            f"law would choose E = {table.experts[least]:.0f} outside its domain ({where}); add --decode or --ttft with a "
-            "--device, --flops or --train-flops"
+            f"law would choose E = {table.experts[least]:.0f} outside its domain ({where}); add --decode or --ttft "
+            "with a --device, --flops or --train-flops"
         )
 
 
