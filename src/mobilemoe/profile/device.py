@@ -103,12 +103,12 @@ class Device:
             value = getattr(self, constant)
             if not is_finite(value) or value <= 0:
                 raise ConfigError(f"{self.name}: {constant} is {value!r}, but must be a positive, finite number")
-        for name in OPTIONAL:
+        for name in ("process_weights", "process_kv"):
             value = getattr(self, name)
             if value is not None and not (is_finite(value) and value > 0):
                 raise ConfigError(f"{self.name}: {name} is {value!r}, but must be a positive, finite number")
-        if self.error is not None and self.error >= 1:
-            raise ConfigError(f"{self.name}: error is {self.error!r}, but must be a share below 1")
+        if self.error is not None and not (is_finite(self.error) and 0 <= self.error < 1):
+            raise ConfigError(f"{self.name}: error is {self.error!r}, but must be a number from 0 to below 1")
         if (self.process_weights is None) != (self.process_kv is None):
             raise ConfigError(f"{self.name}: process_weights and process_kv must be given together")
 

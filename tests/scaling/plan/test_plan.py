@@ -366,6 +366,23 @@ def test_s_m_and_l_are_within_a_hundredth_of_the_best_of_equal_memory_and_flops(
     assert found.candidates[0].config.num_hidden_layers == config.num_hidden_layers
 
 
+@pytest.mark.parametrize("law", [BY_EXPERTS, JOINT], ids=["paper-E", "paper-joint"])
+@pytest.mark.parametrize("name", ["S", "M", "L"])
+def test_s_m_and_l_are_chosen_at_100_billion_tokens_and_equivalent_at_500(name, law):
+    """With 500 B tokens the law takes 4 or 6 experts instead of 8, in a model of the same width and depth."""
+    config = preset(name)
+    memory = accounting.int4_file_bytes(config) + accounting.kv_bytes(config, 4096)
+    n_active = accounting.active_parameters(config)
+    for tokens, experts in ((1e11, (8,)), (5e11, (4, 6))):
+        found = plan(Constraints(memory=memory, flops=2 * n_active, tokens=tokens), law=law)
+        first = found.candidates[0]
+        assert first.experts in experts
+        for field in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
+            assert getattr(first.config, field) == getattr(config, field)
+        point = Points(n_active=n_active / 1e9, tokens=tokens / 1e9, experts=8, granularity=8, shared=1)
+        assert float(law.loss(point)) + first.prior <= found.equivalent.least + found.equivalent.error
+
+
 # Budgets of the paper's grid (N .3 to .9 B, D 100 to 500 B), and the memory that goes with each.
 @pytest.mark.parametrize("law", [BY_EXPERTS, JOINT], ids=["paper-E", "paper-joint"])
 @pytest.mark.parametrize(
