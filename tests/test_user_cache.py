@@ -14,7 +14,7 @@ import pytest
 from mobilemoe import user_cache
 from mobilemoe.engine import Engine
 from mobilemoe.errors import UsageError
-from mobilemoe.evaluate.models.store import Store
+from mobilemoe.evaluate.models.request_cache import RequestCache
 from mobilemoe.profile.random_model import random_model
 from tiny_model import write_model
 
@@ -158,7 +158,7 @@ def test_a_random_model_without_a_cache_lives_as_long_as_its_process(tmp_path, m
 @UNUSABLE
 def test_requests_without_a_cache_are_not_kept(tmp_path, monkeypatch, capsys, kind):
     unusable(tmp_path, monkeypatch, kind)
-    store = Store({"model": "x"})
+    store = RequestCache({"model": "x"})
     store.put({"a": 1})
     assert store["a"] == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
@@ -250,7 +250,7 @@ def test_a_limit_that_is_none_is_refused(monkeypatch, nonsense):
 
 
 def test_answers_of_evaluations_are_not_pruned(home, monkeypatch):
-    Store({"model": "x"}).put({"a": 1})
+    RequestCache({"model": "x"}).put({"a": 1})
     folder = fill(home, ["a", "b"])
     monkeypatch.setenv("MOBILEMOE_CACHE_BYTES", "0")
     user_cache.prune(folder / "b.mobilemoe")
@@ -263,7 +263,7 @@ def test_answers_of_evaluations_are_not_pruned(home, monkeypatch):
 def test_ls_and_rm(home):
     fill(home, ["a", "b"])
     random = random_model("nano", "in", lambda _: None)
-    Store({"model": "x"}).put({"a": 1})
+    RequestCache({"model": "x"}).put({"a": 1})
     listed = json.loads(run_verb("cache", "ls", "--json").stdout)
     assert {entry["name"] for entry in listed["entries"]} >= {"engine/a.mobilemoe", f"random/{random.name}"}
     assert listed["bytes"] == sum(entry["bytes"] for entry in listed["entries"]) > 2_000_000

@@ -65,7 +65,7 @@ def test_zeros_in_an_engine_file_are_found_and_it_is_made_again(tiny_folder, kep
 
 
 def test_what_was_read_once_is_not_read_again(tiny_folder, kept, monkeypatch, expected):
-    monkeypatch.setattr("mobilemoe.engine.known._SETTLED", 0.0)
+    monkeypatch.setattr("mobilemoe.engine.fingerprints._SETTLED", 0.0)
     Engine(tiny_folder)
     Engine(tiny_folder)
     for name in ("checkpoint_fingerprint", "verify", "repack"):
@@ -75,7 +75,7 @@ def test_what_was_read_once_is_not_read_again(tiny_folder, kept, monkeypatch, ex
 
 @pytest.mark.parametrize("damage", ["[1, 2]", "{", '{"x": 5}', ""])
 def test_a_damaged_memory_of_what_was_read_does_no_harm(tiny_folder, kept, monkeypatch, expected, damage):
-    monkeypatch.setattr("mobilemoe.engine.known._SETTLED", 0.0)
+    monkeypatch.setattr("mobilemoe.engine.fingerprints._SETTLED", 0.0)
     Engine(tiny_folder)
     (kept / "known.json").write_text(damage)
     np.testing.assert_array_equal(Engine(tiny_folder).logits(IDS), expected)

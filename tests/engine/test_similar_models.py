@@ -67,7 +67,7 @@ def test_models_that_differ_in_nothing_but_their_weights_are_kept_apart(kept, tw
 
 @pytest.mark.parametrize("settled", [0.0, -1e9])  # remembered at once, or never
 def test_weights_replaced_in_place_are_other_weights(tmp_path, kept, twins, monkeypatch, settled):
-    monkeypatch.setattr("mobilemoe.engine.known._SETTLED", settled)
+    monkeypatch.setattr("mobilemoe.engine.fingerprints._SETTLED", settled)
     (first, one), (second, other) = twins
     folder = shutil.copytree(first, tmp_path / "model")
     np.testing.assert_array_equal(Engine(folder).logits(IDS), one)
@@ -154,7 +154,7 @@ def test_the_source_can_be_read_anew(tmp_path, kept, twins):
 
 def test_no_scores_are_kept_of_weights_that_were_taken_for_others(tmp_path, kept, twins, monkeypatch):
     """The memory of what was read is made to lie: it takes the second model for the first."""
-    monkeypatch.setattr("mobilemoe.engine.known._SETTLED", 0.0)
+    monkeypatch.setattr("mobilemoe.engine.fingerprints._SETTLED", 0.0)
     folders = [shutil.copytree(folder, tmp_path / folder.name) for folder, _ in twins]
     for folder in folders:
         Tokenizer.load(ASSETS / "nano").save(folder)

@@ -267,13 +267,13 @@ import pytest
 sys.path[:0] = sys.argv[1:3]
 import test_run
 from mobilemoe.evaluate.models import harness
-from mobilemoe.evaluate.models.store import Store
+from mobilemoe.evaluate.models.request_cache import RequestCache
 harness._TOGETHER = 8
-put = Store.put
+put = RequestCache.put
 def slowly(self, results):
     time.sleep(0.03)
     put(self, results)
-Store.put = slowly
+RequestCache.put = slowly
 folder, scratch = map(Path, sys.argv[3:])
 with pytest.MonkeyPatch.context() as patch:
     test_run.evaluate(folder, scratch, patch)

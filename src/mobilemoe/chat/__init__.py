@@ -6,8 +6,8 @@
 A template comes with a model, so it is not trusted. A message can come from anybody, so it never becomes control ids.
 """
 
+from mobilemoe.chat.encoding import MARKS, Part, chat_parts, encode_chat
 from mobilemoe.chat.messages import Message, check_messages
-from mobilemoe.chat.parts import MARKS, Part, chat_parts, encode_chat
 from mobilemoe.chat.template import CHAT_TEMPLATE, ChatTemplate
 
 __all__ = [

@@ -22,7 +22,7 @@ from mobilemoe.checkpoint import Checkpoint, save_checkpoint
 from mobilemoe.checkpoint.companions import copy_companions
 from mobilemoe.checkpoint.folder import CONFIG, INDEX, WEIGHTS
 from mobilemoe.config import GroupAxis, ModelConfig
-from mobilemoe.engine.known import check_whole, fingerprint, stamp
+from mobilemoe.engine.fingerprints import check_whole, fingerprint, stamp
 from mobilemoe.engine.native import native, our_errors
 from mobilemoe.errors import CheckpointError, UsageError
 from mobilemoe.files import atomic_folder, scratch_folder, write_json

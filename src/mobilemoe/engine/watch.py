@@ -1,7 +1,7 @@
 """A mapped file that another program changes in place: the system ends a process that reads what was cut off (SIGBUS).
 
-So its size and time are looked at before each pass, which takes a microsecond. What is left is a file that is cut
-during a pass, and that others hold a file of theirs as it was; nothing of ours changes an engine file in place.
+So its size and time of change are checked before each pass, which takes a microsecond. The remaining risk is a file
+that is cut during a pass; nothing in this package changes an engine file in place.
 """
 
 from __future__ import annotations

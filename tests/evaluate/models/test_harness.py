@@ -19,8 +19,8 @@ pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 
 from mobilemoe.evaluate.models.harness import HarnessModel
+from mobilemoe.evaluate.models.request_cache import RequestCache
 from mobilemoe.evaluate.models.scorer import ModelScorer
-from mobilemoe.evaluate.models.store import Store
 
 WORDS = re.findall(r"\w+", "The little river ran past seven old houses and a mill before it met the sea again")
 
@@ -209,16 +209,16 @@ def test_other_weights_or_settings_have_a_cache_of_their_own(folder, model, tmp_
 
 def test_a_line_that_a_kill_tore_is_dropped_and_the_others_kept(tmp_path):
     settings = {"model": "x"}
-    Store(settings, tmp_path).put({"a": [-0.1, True], "b": [-1e-30, False]})
+    RequestCache(settings, tmp_path).put({"a": [-0.1, True], "b": [-1e-30, False]})
     [path] = tmp_path.glob("*/requests.jsonl")
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        kept = Store(settings, tmp_path)
+        kept = RequestCache(settings, tmp_path)
         assert ("a" in kept) == (length >= whole.index(b"\n"))
         assert "b" not in kept or length == len(whole) - 1
         kept.put({"c": ["é", 1, False]})
-        again = Store(settings, tmp_path)
+        again = RequestCache(settings, tmp_path)
         assert again["c"] == ["é", 1, False]
         assert ("a" in again, "b" in again) == ("a" in kept, "b" in kept)
 
@@ -231,18 +231,18 @@ ODD += ('[["c"], [-0.1, true]]', '["c", [-0.1, true], 3]', "[" * 100_000, '["c",
 @pytest.mark.parametrize("line", ODD)
 def test_a_line_that_holds_no_answer_is_passed_over(tmp_path, line):
     settings = {"model": "x"}
-    Store(settings, tmp_path).put({"a": [-0.1, True]})
+    RequestCache(settings, tmp_path).put({"a": [-0.1, True]})
     [path] = tmp_path.glob("*/requests.jsonl")
     whole = path.read_bytes()
     path.write_bytes(line.encode("latin-1") + b"\n" + whole)
-    kept = Store(settings, tmp_path)
+    kept = RequestCache(settings, tmp_path)
     assert kept["a"] == [-0.1, True]
     assert "c" not in kept
 
 
 def test_answers_that_another_user_could_have_written_are_not_believed(tmp_path):
     settings = {"model": "x"}
-    Store(settings, tmp_path).put({"a": [-0.1, True]})
+    RequestCache(settings, tmp_path).put({"a": [-0.1, True]})
     [path] = tmp_path.glob("*/requests.jsonl")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -250,29 +250,29 @@ def test_answers_that_another_user_could_have_written_are_not_believed(tmp_path)
         before = stat.S_IMODE(place.stat().st_mode)
         place.chmod(mode)
         with pytest.raises(DataError, match=r"another user could have written its answers.*--cache"):
-            Store(settings, tmp_path)
+            RequestCache(settings, tmp_path)
         place.chmod(before)
-    assert Store(settings, tmp_path)["a"] == [-0.1, True]
+    assert RequestCache(settings, tmp_path)["a"] == [-0.1, True]
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(DataError, match="no regular file"):
-        Store(settings, tmp_path)
+        RequestCache(settings, tmp_path)
     path.unlink()
     path.touch()
     os.truncate(path, 2**36)
     with pytest.raises(DataError, match=r"68719476736 bytes, more than"):
-        Store(settings, tmp_path)
+        RequestCache(settings, tmp_path)
 
 
 def test_a_folder_of_other_settings_that_was_moved_there_is_not_believed(tmp_path):
-    Store({"model": "x"}, tmp_path).put({"a": [-0.1, True]})
+    RequestCache({"model": "x"}, tmp_path).put({"a": [-0.1, True]})
     [folder] = tmp_path.iterdir()
-    Store({"model": "y"}, tmp_path)
+    RequestCache({"model": "y"}, tmp_path)
     [other] = [path for path in tmp_path.iterdir() if path != folder]
     shutil.rmtree(other)
     folder.rename(other)
     with pytest.raises(DataError, match="another folder was moved there"):
-        Store({"model": "y"}, tmp_path)
+        RequestCache({"model": "y"}, tmp_path)
 
 
 def test_encoding_many_requests_is_told(model, tmp_path):

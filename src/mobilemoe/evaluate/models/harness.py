@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilemoe.errors import DataError, MissingExtraError, UsageError
+from mobilemoe.evaluate.models.request_cache import RequestCache, digest
 from mobilemoe.evaluate.models.scorer import ModelScorer, Prompt, Scorer
-from mobilemoe.evaluate.models.store import Store, digest
 from mobilemoe.load import Model, load
 from mobilemoe.sampling import Sampling
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 MAX_NEW_TOKENS = 256  # of an answer where the task says nothing, as in the harness
-_TOGETHER = 256  # requests scored between two writes to the store, or encoded between two words about it
+_TOGETHER = 256  # requests scored between two writes to the cache, or encoded between two reports of progress
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 OnProgress = Callable[[int, int, str], None]
@@ -74,7 +74,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         self.on_progress = on_progress
         self.left_truncations = self.token_cap_hits = 0
         self.unscorable: dict[tuple[str, ...], int] | None = None
-        self._store = Store(self.scorer.settings, None if cache_dir is None else Path(cache_dir))
+        self._store = RequestCache(self.scorer.settings, None if cache_dir is None else Path(cache_dir))
         self._prefix = self.scorer.token_text(self.scorer.prefix_id)
         self._tokens: dict[tuple[str, ...], int] = {}
         self._encoded = self._to_encode = 0

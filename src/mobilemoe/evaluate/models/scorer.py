@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mobilemoe import accounting
 from mobilemoe.chat import ChatTemplate
 from mobilemoe.errors import UsageError
-from mobilemoe.evaluate.models.store import digest
+from mobilemoe.evaluate.models.request_cache import digest
 from mobilemoe.files import sha256_file
 from mobilemoe.ids import common_prefix
 from mobilemoe.load import Model

@@ -29,7 +29,7 @@ def digest(value: Any) -> str:
     return sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
 
 
-class Store:
+class RequestCache:
     """Results of requests by key, for one model with one set of settings; `put` returns when they are on disk.
 
     The folder is named by a hash of `settings`, inside `folder` (default: the user's cache; where that cannot be used,

@@ -1,4 +1,4 @@
-"""From a rendered conversation to ids, and to the parts of it that the assistant writes."""
+"""Encodes a conversation: renders it by its template, and marks the parts of the ids that the assistant writes."""
 
 from __future__ import annotations
 
