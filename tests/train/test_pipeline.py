@@ -182,15 +182,16 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(micro, mobilemoe_cli, monkeyp
     call = ["train", "--pipeline", "micro", *SHORT]
     ended = mobilemoe_cli(*call)
     assert ended.status == 0
-    assert "saved after 2 steps: runs/micro-midtrain" in ended.out.splitlines()[-1]
+    # The signal comes while step 2 is reported, when step 3 is already decided on.
+    assert "saved after 3 steps: runs/micro-midtrain" in ended.out.splitlines()[-1]
     assert not (micro / "runs" / "micro-sft").exists()
     seen.clear()
     # As far as fine-tuning: quantisation-aware training may not be there.
     stages = pipeline("micro", ("train.steps=4", "train.warmup_steps=2"))
     assert [stage.finished for stage in stages] == [True, False, False, False]
-    assert stages[1].plan().speed_source == "as in the run's last steps"
+    assert stages[1].estimate().speed_source == "as in the run's last steps"
     assert [stage.train().finished for stage in stages[1:3]] == [True, True]
-    assert seen == [("micro-midtrain", 3), ("micro-midtrain", 4), *(("micro-sft", step) for step in range(1, 5))]
+    assert seen == [("micro-midtrain", 4), *(("micro-sft", step) for step in range(1, 5))]
 
 
 def test_a_pipeline_is_planned_before_any_run_is_there(micro, mobilemoe_cli):
