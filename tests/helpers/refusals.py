@@ -1,4 +1,4 @@
-"""What a refused call must say."""
+"""The sentence with which a call is refused."""
 
 import pytest
 

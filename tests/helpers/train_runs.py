@@ -81,7 +81,7 @@ def recipe_path(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def recipe(recipe_path):
-    """Recipes by their overrides."""
+    """A function that loads the recipe with the overrides that it is given."""
     return lambda *overrides: load_recipe(recipe_path, overrides)
 
 

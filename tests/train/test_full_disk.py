@@ -22,7 +22,7 @@ OVERRIDES = ("train.steps=4", "train.checkpoint_every=2")
 
 @pytest.mark.parametrize("change", [1, 5, 11])
 def test_whichever_write_finds_the_disk_full_nothing_saved_is_lost(recipe, unbroken, tmp_path, monkeypatch, change):
-    """The `change`-th file that is to be safe on the disk after the first checkpoint is there cannot be."""
+    """After the first checkpoint exists, the `change`-th fsync fails as on a full disk."""
     run, left = tmp_path / "run", [change]
 
     def fsync(descriptor):

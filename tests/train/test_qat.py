@@ -195,7 +195,7 @@ def fit(model: MobileMoE, steps: int, rate: float) -> MobileMoE:
 
 @pytest.fixture(scope="module")
 def parent() -> MobileMoE:
-    """It knows the texts by heart."""
+    """A model that has memorised the texts."""
     config = family_member(32, expansion=2, granularity=4, layers=1, vocab_size=320, max_position_embeddings=64)
     model = MobileMoE(config).train()
     model.initialize(0)

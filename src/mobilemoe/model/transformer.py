@@ -1,4 +1,4 @@
-"""MobileMoE: the whole model in PyTorch, exact (spec section 2).
+"""MobileMoE: the whole model in PyTorch (spec section 2).
 
 B batch, T new tokens, S tokens with the cache, D hidden, V vocabulary. Parameter names are the checkpoint's.
 """

@@ -109,7 +109,7 @@ def check_origin(recipe: Recipe) -> None:
 
 
 def _following(path: Path, before: Path) -> tuple[str, ...]:
-    """Entries by which a stage starts from the run `before`, and learns from it too where its file names its parent."""
+    """Overrides by which a stage starts from the run `before`, and distils from it if its recipe names its parent."""
     own, quoted = load_recipe(path), json.dumps(str(before))
     teacher = own.qat and own.qat.distill_from
     distilled = (f"qat.distill_from={quoted}",) if teacher and teacher == own.model.init else ()

@@ -30,7 +30,7 @@ def plain_sum(random: Random) -> Exchange:
 
 
 def short_sum(random: Random) -> Exchange:
-    """As `plain_sum`, but of the right size and answered with the number alone."""
+    """Like `plain_sum`, but never with numbers that are too large, and answered with the number alone."""
     word = random.choice(("plus", "minus", "times"))
     a, b = _operands(random, word, large=False)
     return _asked(random, a, word, b), str(_result(a, word, b))
