@@ -166,6 +166,19 @@ def test_an_infeasible_limit_is_told_by_how_much_and_the_helpless_ones_together(
     assert both == ["relaxing --memory or --flops alone does not help"]
 
 
+def test_what_is_missing_is_said_of_the_process_and_with_the_margin_where_they_are_known():
+    known = dataclasses.replace(PHONE, error=0.2, process_weights=1.5, process_kv=4.0)
+    limits = Constraints(memory=1e6, flops=1e9)
+    table = plan(limits, device=known, space=SPACE).table
+    assert " of process memory, " in next(relaxations(table, limits))
+    fast = [*relaxations(table, Constraints(decode=1e5))]
+    assert fast[0].startswith(
+        f"the fastest of all decodes at {amount('decode', table.decode_least.max())} with its margin"
+    )
+    plain = plan(limits, device=PHONE, space=SPACE).table
+    assert "margin" not in next(relaxations(plain, Constraints(decode=1e5)))
+
+
 def said(space=SPACE, law=LAW, constraints=None, candidates=(FIRST,), dense=None, device=None) -> str:
     asked = constraints or Constraints(tokens=3e11)
     return "\n".join(notes(space, law, device, asked, candidates, dense))

@@ -140,7 +140,7 @@ def test_a_plan_is_json():
 # ---- what the law does not know
 
 
-def test_each_candidate_has_the_least_score_of_its_dials_and_the_family_s_habits_where_limits_leave_room():
+def test_each_candidate_has_the_least_score_of_its_e_g_and_s_and_the_family_s_habits_where_limits_leave_room():
     found = plan(Constraints(flops=0.6e9, tokens=300e9))
     table, allowed = found.table, found.table.allowed(found.constraints)
     scores = found.losses + table.prior + table.preference(JOINT.rmse)

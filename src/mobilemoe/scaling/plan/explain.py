@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from mobilemoe.profile.device import Device
 from mobilemoe.scaling.law.law import Law
 from mobilemoe.scaling.plan.candidates import Candidate, Table
@@ -77,10 +79,22 @@ def relaxations(table: Table, constraints: Constraints) -> Iterator[str]:
         that = f" that {others}" if others else " of all"
         missing = abs(best - bound)
         more = "more" if limit.at_most else "less"
-        yield f"the {what}{that} {verb} {amount(name, best)}, {amount(name, missing, best)} {more} than --{name}"
+        of = _measure(table, name)
+        yield f"the {what}{that} {verb} {amount(name, best)}{of}, {amount(name, missing, best)} {more} than --{name}"
     if helpless:
         names = " or ".join(f"--{name}" for name in helpless)
         yield f"relaxing {names} alone does not help"
+
+
+def _measure(table: Table, name: str) -> str:
+    """What a limit is held against, where it is not the plain prediction."""
+    if name == "memory":
+        return "" if np.array_equal(table.memory, table.weights + table.kv) else " of process memory"
+    return (
+        ""
+        if np.array_equal(getattr(table, LIMITS[name].column), getattr(table, name), equal_nan=True)
+        else " with its margin"
+    )
 
 
 _EXTREME = {

@@ -167,7 +167,7 @@ def _candidates(table: Table, scores: Scores, allowed: Mask, constraints: Constr
     preference, equivalent = rows.preference(scores.error), scores.equivalent(allowed)[chosen]
     found = []
     for row, place in enumerate(chosen):
-        values: dict[str, Any] = {name: int(getattr(rows, name)[row]) for name in _DIALS}
+        values: dict[str, Any] = {name: int(getattr(rows, name)[row]) for name in _DESIGN}
         values |= {name: _or_none(getattr(rows, name)[row]) for name in (*_COLUMNS, *_SPEEDS)}
         found.append(
             Candidate(
@@ -186,7 +186,7 @@ def _candidates(table: Table, scores: Scores, allowed: Mask, constraints: Constr
     return found
 
 
-_DIALS = ("experts", "granularity", "shared", "weight_bits", "kv_bits")
+_DESIGN = ("experts", "granularity", "shared", "weight_bits", "kv_bits")
 _COLUMNS = ("prior", "memory", "weights", "kv", "flops", "n_active", "n_total", "departure")
 _SPEEDS = ("decode", "decode_least", "ttft", "ttft_most")
 
