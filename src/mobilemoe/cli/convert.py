@@ -34,7 +34,7 @@ def convert(
 
     SRC may also be a GGUF file that `mobilemoe export` wrote: its Q4_0 weights become INT4 bit for bit.
 
-    Examples: mobilemoe convert nano nano-bf16 --format bf16; mobilemoe convert nano.gguf nano-again --format int4
+    Example: mobilemoe convert nano nano-bf16 --format bf16; mobilemoe convert nano.gguf nano-again --format int4
     """
     if format not in FORMATS:
         raise UsageError(f"--format is {format!r}, but must be one of {', '.join(FORMATS)}")
