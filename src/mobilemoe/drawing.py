@@ -16,7 +16,7 @@ def figure_kind(what: str, extra: str) -> type[Figure]:
     call it before long work, so that a missing package is not found at its end."""
     try:
         from matplotlib.figure import Figure
-    except ImportError:
+    except ModuleNotFoundError:
         raise MissingExtraError(what, extra) from None
     return Figure
 

@@ -77,7 +77,7 @@ def data_commit(hub_id: str, revision: str | None) -> str | None:
 def _download(hub_id: str, revision: str | None, weights: bool) -> Path:
     try:
         from huggingface_hub import snapshot_download
-    except ImportError:
+    except ModuleNotFoundError:
         raise MissingExtraError(f"downloading {hub_id}", "hf") from None
     try:
         patterns = ["*.json", "*.jinja", "tokenizer.model", *(["*.safetensors"] if weights else [])]

@@ -79,7 +79,7 @@ def _load_torch(folder: Path) -> Model:
 
         from mobilemoe.model import MobileMoE
         from mobilemoe.model.generate import TorchBackend
-    except ImportError:
+    except ModuleNotFoundError:
         raise MissingExtraError("computing with PyTorch", "torch") from None
     with Checkpoint.open(folder) as checkpoint:
         with torch.device("meta"):  # the weights are read from the file: allocate and initialise nothing

@@ -114,3 +114,25 @@ def test_what_the_machine_lacks_is_one_sentence(fails, monkeypatch, fault, sente
 
     monkeypatch.setattr(cli_main, "app", verb)
     assert sentence in fails(1, "info", "S")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_nothing_depends_on_standard_error():
+    """Its disk may be full, and its reader or its terminal gone: what was asked for is done all the same."""
+    asked = "$M run nano Hello --max-new-tokens 3"
+    wanted = shell(f"{asked} 2>/dev/null")
+    assert wanted.returncode == 0
+    for line in (f"{asked} 2>/dev/full", f"(sleep 0.1; {asked}) 2>&1 >out | true; cat out"):
+        ran = shell(f"cd $(mktemp -d); {line}")
+        assert (ran.returncode, ran.stdout) == (0, wanted.stdout), line
+    assert shell("$M info nowhere 2>/dev/full").returncode == 1
+
+
+def test_a_package_that_cannot_be_loaded_is_not_called_missing(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch_cpu.so: failed to map segment')")
+    failed = shell("$M run nano Hello --backend torch", PYTHONPATH=str(tmp_path))
+    assert failed.returncode == 1
+    assert failed.stderr == (
+        "mobilemoe: a package that this needs is installed, but cannot be loaded here "
+        "(libtorch_cpu.so: failed to map segment)\n"
+    )

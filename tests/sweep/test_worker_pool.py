@@ -166,9 +166,10 @@ def test_the_last_line_of_a_log_is_what_a_worker_died_of(tmp_path):
 
 
 def test_interrupts_are_collected_and_the_handlers_put_back():
-    before = [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)]
+    kinds = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = [signal.getsignal(kind) for kind in kinds]
     with _interrupts() as seen:
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)
-    assert seen == [signal.SIGINT, signal.SIGTERM]
-    assert [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)] == before
+        for kind in kinds:
+            signal.raise_signal(kind)
+    assert seen == kinds
+    assert [signal.getsignal(kind) for kind in kinds] == before

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,9 @@ import pytest
 
 from mobilemoe import files
 from mobilemoe.checkpoint.run_folder import step_folders
+from mobilemoe.errors import MachineError
 from mobilemoe.train.loop import train
+from mobilemoe.train.metrics import MetricsLog, read_metrics
 from train_runs import assert_same, assert_whole, leftovers
 
 pytest_plugins = ["train_runs"]
@@ -72,3 +76,20 @@ def test_a_real_full_disk_is_one_sentence_and_no_loss(mobilemoe_cli, recipe, rec
     assert mount(small_disk, "remount,size=64m")
     assert train(recipe(*OVERRIDES), run).finished
     assert_same(run, unbroken(*OVERRIDES))
+
+
+def test_metrics_that_do_not_fit_are_a_fault_of_the_machine(tmp_path):
+    """A part of the line is no row, and what was there before is kept."""
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    log.write({"step": 1, "loss": 2.0})
+    size = log.path.stat().st_size
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, before[1]))
+    try:
+        with pytest.raises(MachineError, match=r"metrics\.jsonl cannot be written after step 1: .*make room"):
+            log.write({"step": 2, "loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+        log.close()
+    assert [row["step"] for row in read_metrics(log.path)] == [1]

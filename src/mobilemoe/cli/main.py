@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO
 
 import typer
@@ -87,7 +87,7 @@ app.add_typer(cache.app, name="cache")
 def main() -> NoReturn:
     """Runs a verb. The exit status is 0 for success, 1 for failure, 2 for wrong usage, 130 for an interrupt."""
     _open_closed_streams()
-    sys.stdout = _named_output(sys.stdout)
+    sys.stdout, sys.stderr = _named_output(sys.stdout), _dispensable(sys.stderr)
     try:
         _check_arguments(sys.argv[1:])
         try:
@@ -110,6 +110,10 @@ def main() -> NoReturn:
         _fail(f"{where}: {fault.strerror or fault}", 1)
     except RecursionError:
         _fail("what this reads is nested too deeply", 1)
+    except ImportError as fault:
+        if isinstance(fault, ModuleNotFoundError) or (fault.name or "").startswith("mobilemoe"):
+            raise
+        _fail(f"a package that this needs is installed, but cannot be loaded here ({fault})", 1)
     except (MemoryError, RuntimeError) as fault:  # RuntimeError: torch's allocator raises it
         if isinstance(fault, RuntimeError) and "allocate memory" not in str(fault):
             raise
@@ -170,6 +174,25 @@ def _named_output(stream: TextIO) -> TextIO:
         errors="replace",
         line_buffering=stream.line_buffering or stream.write_through,
     )
+
+
+class _Messages(io.FileIO):
+    """Standard error, on which nothing depends: what its disk, terminal or reader does not take is dropped."""
+
+    def write(self, data: Any) -> int:
+        with suppress(OSError):
+            return super().write(data)
+        return memoryview(data).nbytes
+
+
+def _dispensable(stream: TextIO) -> TextIO:
+    """Standard error that never fails: a run of days must not end because its progress cannot be shown."""
+    if not isinstance(stream, io.TextIOWrapper) or not isinstance(
+        getattr(stream.buffer, "raw", stream.buffer), io.FileIO
+    ):
+        return stream
+    buffer = io.BufferedWriter(_Messages(stream.fileno(), "w", closefd=False))
+    return io.TextIOWrapper(buffer, encoding=stream.encoding, errors="backslashreplace", line_buffering=True)
 
 
 def _drop_output() -> None:

@@ -88,7 +88,7 @@ def read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict
     try:
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
-    except ImportError:
+    except ModuleNotFoundError:
         raise MissingExtraError(f"reading {path.name}", "train") from None
     number = 0
     try:
@@ -160,7 +160,7 @@ def _open_plain(path: Path) -> Iterator[IO[bytes]]:
         if packing == ".zst":
             try:
                 import zstandard
-            except ImportError:
+            except ModuleNotFoundError:
                 raise MissingExtraError(f"reading {path.name}", "train") from None
             faults = (*faults, zstandard.ZstdError)
             with _open_whole(path) as packed, io.BufferedReader(_ZstdStream(packed), 2**20) as handle:

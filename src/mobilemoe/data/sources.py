@@ -142,7 +142,7 @@ class HubSource:
     ) -> None:
         try:
             import datasets
-        except ImportError:
+        except ModuleNotFoundError:
             raise MissingExtraError(f"reading {hub} from the Hugging Face Hub", "hf") from None
         name, revision = split_revision(hub)
         self._text_field = text_field

@@ -13,7 +13,7 @@ def main() -> None:
     try:
         try:
             from lm_eval.__main__ import cli_evaluate
-        except ImportError:
+        except ModuleNotFoundError:
             raise MissingExtraError("evaluation on benchmarks", "eval") from None
         cli_evaluate()
     except MobileMoEError as fault:

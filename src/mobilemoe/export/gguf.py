@@ -35,7 +35,7 @@ def write_gguf(folder: Path, path: Path, type: Type | None = None) -> Report:
     """
     try:
         from gguf import GGUFWriter
-    except ImportError:
+    except ModuleNotFoundError:
         raise MissingExtraError("exporting to GGUF", "export") from None
     if type is not None and type not in TYPES:
         raise UsageError(f"--type is {type!r}, but must be one of {', '.join(TYPES)}")

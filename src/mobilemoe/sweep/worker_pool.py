@@ -90,7 +90,7 @@ def sweep(
 
     Runs that failed before are left out, unless `only` names them or their block. `processes` are by default 4 for each
     GPU, or 1. `on_event` is called for each run that starts, finishes (with its row) or fails (with the reason). An
-    interrupt (Ctrl-C, SIGTERM) saves the current runs and returns; a second one does not wait. Raises TrainError if
+    interrupt (Ctrl-C, SIGTERM, SIGHUP) saves the current runs and returns; a second one does not wait. TrainError if
     `out` holds finished runs of another grid, or if no worker can start. Raises MachineError if a fault of the machine
     stopped a worker, after the current runs were saved; such runs do not count as failed.
     """
@@ -280,9 +280,14 @@ def _last_line(log: Path) -> str:
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """While the context lasts, SIGINT and SIGTERM are added to the list that it gives, and do nothing else."""
+    """While the context lasts, SIGINT, SIGTERM and SIGHUP are added to the list that it gives, and do nothing else.
+
+    A SIGHUP that is ignored, as under nohup, stays ignored.
+    """
     seen: list[int] = []
-    kinds = (signal.SIGINT, signal.SIGTERM)
+    kinds = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        kinds.append(signal.SIGHUP)
     before = [signal.signal(kind, lambda number, _: seen.append(number)) for kind in kinds]
     try:
         yield seen

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop, so that the step under way can end and be saved."""
+"""Ctrl-C, SIGTERM and the end of a terminal (SIGHUP) as a request to stop, so that the step under way is saved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class StopRequest:
 
 @contextmanager
 def interrupts(insistent: bool) -> Iterator[StopRequest]:
-    """Takes SIGINT and SIGTERM as a request to stop, and gives their handlers back at the end.
+    """Takes SIGINT, SIGTERM and SIGHUP as a request to stop, and gives their handlers back at the end. A SIGHUP that is
+    ignored, as under nohup, stays ignored.
 
     If `insistent`, a second signal raises KeyboardInterrupt at once. Launchers of several processes may repeat what the
     user sent once, and have their own patience.
@@ -28,7 +29,9 @@ def interrupts(insistent: bool) -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.made = True
 
-    kinds = (signal.SIGINT, signal.SIGTERM)
+    kinds = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        kinds.append(signal.SIGHUP)
     before = [signal.signal(kind, ask) for kind in kinds]
     try:
         yield request

@@ -61,7 +61,7 @@ class Result:
 def train(recipe: Recipe, run: Path) -> Result:
     """Trains by `recipe` in the folder `run`; a run that is there already is resumed.
 
-    An interrupt (Ctrl-C, SIGTERM) saves and returns with finished=False. Raises any MobileMoEError.
+    An interrupt (Ctrl-C, SIGTERM, SIGHUP) saves and returns with finished=False. Raises any MobileMoEError.
     """
     drawing()  # so that a missing package is found now and not after training
     _keep_allocations()

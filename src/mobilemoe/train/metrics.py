@@ -5,8 +5,10 @@ L MoE layers, G domains, E experts.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mobilemoe.drawing import figure_kind
-from mobilemoe.errors import TrainError
+from mobilemoe.errors import MachineError, TrainError
 from mobilemoe.files import atomic_file, read_bytes, write_atomic
 
 if TYPE_CHECKING:
@@ -30,17 +32,27 @@ PLAIN_EVERY = 10  # steps between lines where there is no terminal
 
 
 class MetricsLog:
-    """metrics.jsonl of a run. Opening it at `step` drops the rows after that step, which a resumed run writes again."""
+    """metrics.jsonl of a run. Opening it at `step` drops the rows after that step, which a resumed run writes again.
+
+    Raises MachineError where a row cannot be written.
+    """
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         rows = [row for row in read_metrics(path) if row["step"] <= step]
         write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._handle = path.open("a")
+        self._handle = path.open("ab", buffering=0)  # a row that does not fit must not be tried again at the end
 
     def write(self, row: dict[str, Any]) -> None:
-        self._handle.write(json.dumps(row) + "\n")
-        self._handle.flush()
+        line = (json.dumps(row) + "\n").encode()
+        try:
+            if self._handle.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as fault:
+            raise MachineError(
+                f"{self.path} cannot be written after step {row['step'] - 1}: {fault.strerror}; the checkpoints stand: "
+                "make room and start the same command again"
+            ) from None
 
     def close(self) -> None:
         self._handle.close()

@@ -170,7 +170,7 @@ def _sources(path: Path) -> list[Source]:
         from pydantic import ValidationError
 
         from mobilemoe.data.config import DataConfig
-    except ImportError:
+    except ModuleNotFoundError:
         raise MissingExtraError(f"reading {path.name}", "train") from None
     try:
         config = DataConfig.model_validate(read_toml(path, DataError)["data"])

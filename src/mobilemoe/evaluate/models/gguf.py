@@ -38,7 +38,7 @@ class GgufScorer:
         try:
             import llama_cpp
             from gguf import GGUFReader
-        except ImportError:
+        except ModuleNotFoundError:
             raise MissingExtraError("running GGUF files", "gguf") from None
         path = Path(path)
         if not path.is_file():

@@ -21,7 +21,7 @@ try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-except ImportError:
+except ModuleNotFoundError:
     raise MissingExtraError("evaluation on benchmarks", "eval") from None
 
 if TYPE_CHECKING:

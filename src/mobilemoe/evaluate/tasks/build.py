@@ -25,7 +25,7 @@ def build_tasks(
         raise UsageError(f"{data_dir} is no folder of benchmark data")
     try:
         from mobilemoe.evaluate.tasks import lm_tasks
-    except ImportError:
+    except ModuleNotFoundError:
         raise MissingExtraError("evaluation on benchmarks", "eval") from None
     tasks: dict[str, Any] = {}
     missing: dict[str, str] = {}

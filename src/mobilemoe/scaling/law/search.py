@@ -36,7 +36,7 @@ def _starts(problem: Problem, seed: int) -> Array:
     """
     try:
         from scipy.optimize import nnls
-    except ImportError:
+    except ModuleNotFoundError:
         raise MissingExtraError("fitting a law", "scaling") from None
     draw = np.random.default_rng(seed)
     x = np.zeros((DRAWS, len(problem.free)))

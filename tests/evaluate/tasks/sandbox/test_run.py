@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mobilemoe.errors import UsageError
 from mobilemoe.evaluate.tasks.sandbox import run as sandbox
 from mobilemoe.evaluate.tasks.sandbox.calls import calls_of
 from mobilemoe.evaluate.tasks.sandbox.files import visible_files
@@ -321,3 +322,11 @@ def test_other_systems_are_refused_in_one_sentence(monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     with pytest.raises(SandboxError, match="Linux namespaces, which riscv64 lacks"):
         attack("pass")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "memory_bytes"), [(0, 2**29), (float("nan"), 2**29), (float("inf"), 2**29), (9, 0), (9, 2**70)]
+)
+def test_limits_that_are_none_are_refused_before_a_program_is_called_wrong(seconds, memory_bytes):
+    with pytest.raises(UsageError, match=r"are no limits for a program"):
+        sandbox.run_code("pass", seconds=seconds, memory_bytes=memory_bytes)

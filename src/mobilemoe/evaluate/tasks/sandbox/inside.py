@@ -188,8 +188,8 @@ def run(job: dict) -> None:  # type: ignore[type-arg]
         try:
             os.close(text)
             start_program(job, source)
-        except (OSError, ValueError) as reason:
-            os.write(fault, str(reason).encode())
+        except Exception as reason:
+            os.write(fault, (str(reason) or type(reason).__name__).encode())
         finally:
             os._exit(1)
     call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)  # the program may not look into process 1

@@ -25,12 +25,13 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from mobilemoe.errors import MobileMoEError
+from mobilemoe.errors import MobileMoEError, UsageError
 from mobilemoe.evaluate.tasks.sandbox import inside
 from mobilemoe.evaluate.tasks.sandbox.calls import calls_of
 from mobilemoe.evaluate.tasks.sandbox.files import visible_files
 
 MAX_OUTPUT_BYTES = 64 * 2**10
+_MAX_SECONDS, _MAX_MEMORY = 86_400, 2**46  # a day, and more than any machine has
 STRENGTH = (
     "Linux namespaces and a closed list of system calls: no network, an empty folder in memory for files and the "
     "interpreter's own beside it, read-only, no sight of other processes; limits on seconds, memory, output, files and "
@@ -73,8 +74,13 @@ def run_code(program: str, *, seconds: float, memory_bytes: int) -> Outcome:
     `seconds` are of wall-clock, `memory_bytes` of address space of each of its processes with the 64 MiB that its
     folder may take. A failed test, an exception, any exit before the end and a signal are all "error"; more than 64 KiB
     of output is "output".
-    Raises SandboxError if the isolation cannot be set up.
+    Raises SandboxError if the isolation cannot be set up, and UsageError for limits that are none.
     """
+    if not (0 < seconds <= _MAX_SECONDS and 0 < memory_bytes <= _MAX_MEMORY):
+        raise UsageError(
+            f"{seconds} s and {memory_bytes} bytes are no limits for a program: they must be above 0, and at "
+            f"most {_MAX_SECONDS:,} s and {_MAX_MEMORY:,} bytes"
+        )
     calls = calls_of(platform.machine())
     if sys.platform != "linux" or calls is None:
         here = sys.platform if sys.platform != "linux" else platform.machine()
