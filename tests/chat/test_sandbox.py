@@ -108,3 +108,22 @@ def test_a_process_that_was_killed_is_one_sentence_and_started_again() -> None:
     with pytest.raises(TokenizerError, match="its process ended"):
         template.render(HI)
     assert template.render(HI) == "(Hi)"
+
+
+@pytest.mark.parametrize("state", ["ignored", "blocked"])
+def test_the_limit_on_time_holds_whatever_signals_the_caller_does_without(state: str) -> None:
+    """The signal of that limit would be inherited as ignored or blocked."""
+    before = signal.getsignal(signal.SIGXCPU)
+    if state == "ignored":
+        signal.signal(signal.SIGXCPU, signal.SIG_IGN)
+    else:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGXCPU])
+    used = os.times()
+    try:
+        loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+        with pytest.raises(TokenizerError, match="takes more than 1 s"):
+            ChatTemplate(loops + "{{ messages[0].content }}").render(HI)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGXCPU])
+        signal.signal(signal.SIGXCPU, before)
+    assert os.times().children_user - used.children_user < 5  # the limit on wall time would come after 30 s

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import resource
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -170,6 +171,8 @@ def _answer(renderer: Renderer | None, request: dict[str, Any]) -> tuple[Rendere
 
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     renderer = None
+    signal.signal(signal.SIGXCPU, signal.SIG_DFL)  # which who started the run may have ignored or blocked
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGXCPU])
     for kind, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, MEMORY_BYTES)):
         _limit(kind, value)
     with suppress(EOFError):

@@ -86,6 +86,7 @@ app.add_typer(cache.app, name="cache")
 
 def main() -> NoReturn:
     """Runs a verb. The exit status is 0 for success, 1 for failure, 2 for wrong usage, 130 for an interrupt."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, it would hide how a process ended
     _open_closed_streams()
     sys.stdout, sys.stderr = _named_output(sys.stdout), _dispensable(sys.stderr)
     try:

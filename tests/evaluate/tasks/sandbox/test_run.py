@@ -3,6 +3,7 @@
 import ast
 import os
 import platform
+import signal
 import socket
 import subprocess
 import sys
@@ -330,3 +331,12 @@ def test_other_systems_are_refused_in_one_sentence(monkeypatch):
 def test_limits_that_are_none_are_refused_before_a_program_is_called_wrong(seconds, memory_bytes):
     with pytest.raises(UsageError, match=r"are no limits for a program"):
         sandbox.run_code("pass", seconds=seconds, memory_bytes=memory_bytes)
+
+
+def test_a_right_program_is_right_where_the_ends_of_processes_are_ignored():
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert sandbox.run_code("assert 1 + 1 == 2", seconds=20, memory_bytes=2**29).passed
+        assert sandbox.run_code("assert 1 + 1 == 3", seconds=20, memory_bytes=2**29).failure == "error"
+    finally:
+        signal.signal(signal.SIGCHLD, before)

@@ -206,6 +206,7 @@ def run(job: dict) -> None:  # type: ignore[type-arg]
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nobody can wait for a process
     try:
         run(json.load(sys.stdin))
     except (OSError, ValueError) as fault:
