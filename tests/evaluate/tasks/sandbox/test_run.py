@@ -279,6 +279,7 @@ def test_where_the_walls_cannot_be_built_nothing_runs(monkeypatch, tmp_path):
     [
         ("resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))", "Too many open files"),
         ("resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))", "File too large"),
+        ("resource.setrlimit(resource.RLIMIT_NPROC, (3, 3))", ""),
         ("resource.setrlimit(resource.RLIMIT_AS, (2**28, 2**28))", None),
         ("os.environ['TMPDIR'] = '/nowhere'; tempfile.tempdir = None", None),
         ("os.chdir('/'); os.environ.clear()", None),

@@ -39,8 +39,9 @@ STRENGTH = (
 )
 # The sandbox is tested with these programs before it is trusted; each must end as stated.
 _TRIALS = {
-    "import collections, functools, hashlib, heapq, itertools, json, math, random, re, socket, string, threading, typing\n"
-    "for _ in range(4): threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+    "import collections, functools, hashlib, heapq, itertools, json, math, random, re, socket, string, typing\n"
+    "import threading\n"
+    "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
     "with open('kept', 'w') as file: file.write('x' * 2**16)\n"
     "assert len(open('kept').read()) == 2**16\n"
     "try: socket.socket(socket.AF_INET)\n"
