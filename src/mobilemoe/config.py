@@ -47,6 +47,7 @@ _FIXED: dict[str, Any] = {
     "attention_bias": False,
     "attention_dropout": 0,
 }
+CONVERTIBLE = ("glm4_moe", "olmoe", "qwen3_moe")  # the model_types that `mobilemoe.imports` reads
 _FREE = ("architectures", "torch_dtype", "attention_dropout")  # fixed when written, not checked when read
 
 
@@ -141,7 +142,8 @@ class ModelConfig:
             raise ConfigError(f"the config is {raw!r}, not an object")
         for key, value in _FIXED.items():
             if key not in _FREE and raw.get(key, value) != value:
-                raise ConfigError(f"{key} is {raw[key]!r}, but only {value!r} is supported")
+                remedy = ": `mobilemoe convert` reads such a model" if raw[key] in CONVERTIBLE else ""
+                raise ConfigError(f"{key} is {raw[key]!r}, but only {value!r} is supported{remedy}")
         if any(rope != 1 for rope in _read_list(raw, "no_rope_layers")):
             raise ConfigError("no_rope_layers is not all 1, but every layer must have RoPE")
         own = ("raw", "expert_group_axis", "qk_norm", "rope_scaling", "layer_types", "eos_token_id")

@@ -64,13 +64,7 @@ class Checkpoint:
             raise CheckpointError(f"{folder} is not a folder: give the folder that holds {CONFIG}")
         config = ModelConfig.load(folder)
         with ExitStack() as stack:
-            if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
-                files = [stack.enter_context(SafetensorsFile(folder / WEIGHTS))]
-            else:
-                names_by_shard = _read_index(folder / INDEX)
-                files = [stack.enter_context(SafetensorsFile(folder / shard)) for shard in names_by_shard]
-                _check_shards(folder / INDEX, names_by_shard, files)
-            checkpoint = cls(folder, config, files)
+            checkpoint = cls(folder, config, open_files(folder, stack))
             stack.pop_all()
         return checkpoint
 
@@ -197,6 +191,16 @@ class Checkpoint:
                 f"model.embed_tokens.weight: set it to false in {CONFIG}"
             )
         return True
+
+
+def open_files(folder: Path, stack: ExitStack) -> list[SafetensorsFile]:
+    """The weight files of `folder`, one or those of its index, to be closed by `stack`; CheckpointError if damaged."""
+    if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
+        return [stack.enter_context(SafetensorsFile(folder / WEIGHTS))]
+    names_by_shard = _read_index(folder / INDEX)
+    files = [stack.enter_context(SafetensorsFile(folder / shard)) for shard in names_by_shard]
+    _check_shards(folder / INDEX, names_by_shard, files)
+    return files
 
 
 def _read_index(path: Path) -> dict[str, set[str]]:

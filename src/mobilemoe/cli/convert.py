@@ -14,6 +14,9 @@ from mobilemoe.cli.options import GroupAxisOption, JsonOption, plain_console, pr
 from mobilemoe.config import GroupAxis
 from mobilemoe.errors import UsageError
 from mobilemoe.hub import find_model
+from mobilemoe.imports.gguf import convert_gguf
+from mobilemoe.imports.transformers import convert_transformers
+from mobilemoe.imports.transformers_config import model_type
 from mobilemoe.quant.export import learnt_scales, quantize_learnt
 
 FORMATS = ("bf16", "int4", "engine")
@@ -32,7 +35,8 @@ def convert(
 
     The format "engine" keeps every INT4 weight exactly, in the order in which the native engine reads them.
 
-    SRC may also be a GGUF file that `mobilemoe export` wrote: its Q4_0 weights become INT4 bit for bit.
+    SRC may also be a GGUF file that `mobilemoe export` wrote (its Q4_0 weights become INT4 bit for bit), or a
+    checkpoint of transformers' Glm4Moe, OLMoE or Qwen3-MoE in BF16, FP16 or FP32.
 
     Example: mobilemoe convert nano nano-bf16 --format bf16; mobilemoe convert nano.gguf nano-again --format int4
     """
@@ -40,19 +44,20 @@ def convert(
         raise UsageError(f"--format is {format!r}, but must be one of {', '.join(FORMATS)}")
     if Path(source).is_file():
         read_back(Path(source), target, format, group_axis, json)
+        return
+    folder = newest_model(find_model(source))
+    if model_type(folder) is None:
+        write(folder, target, format, group_axis, json)
     else:
-        write(newest_model(find_model(source)), target, format, group_axis, json)
+        read_back(folder, target, format, group_axis, json)
 
 
 def read_back(source: Path, target: Path, format: str, group_axis: str, json: bool) -> None:
     """Converts a model of another runtime and prints the report."""
     if format == "engine":
         raise UsageError(f"--format engine is not written from {source} in one step: convert it to int4 first")
-    from mobilemoe.imports.gguf import convert_gguf
-
-    report = convert_gguf(
-        source, target, format=cast(checkpoint.Format, format), group_axis=cast(GroupAxis, group_axis)
-    )
+    read = convert_gguf if source.is_file() else convert_transformers
+    report = read(source, target, format=cast(checkpoint.Format, format), group_axis=cast(GroupAxis, group_axis))
     print_report(target, report, json)
 
 

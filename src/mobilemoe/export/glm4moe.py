@@ -14,7 +14,7 @@ from mobilemoe.checkpoint.companions import copy_companions
 from mobilemoe.checkpoint.container import Spec
 from mobilemoe.config import ModelConfig
 from mobilemoe.errors import CheckpointError, UsageError
-from mobilemoe.export.stock import check_family, matrix, output_rows
+from mobilemoe.export.stock import check_family, matrix, output_rows, stock_name
 from mobilemoe.files import atomic_folder, write_json
 from mobilemoe.tokenizer import Tokenizer
 
@@ -121,9 +121,7 @@ def _tensors(source: Checkpoint) -> dict[str, Place]:
     config, found = source.config, dict[str, Place]()
     d, width = config.hidden_size, config.intermediate_size
     for name, weight in source.weights.items():
-        theirs = name.replace(".feed_forward.", ".mlp.").replace(".shared_expert.", ".shared_experts.")
-        theirs = theirs.replace(".router.weight", ".gate.weight")
-        theirs = theirs.replace(".expert_bias", ".gate.e_score_correction_bias")
+        theirs = stock_name(name)
         if weight.storage != "experts":
             found[theirs] = (name, None, weight.shape)
             continue

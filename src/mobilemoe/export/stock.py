@@ -42,13 +42,20 @@ def half_rotated(config: ModelConfig, heads: int) -> npt.NDArray[np.intp]:
 
 def output_rows(config: ModelConfig, name: str) -> npt.NDArray[np.intp] | slice:
     """The order in which stock architectures keep the outputs of the weight of canonical `name`."""
-    if name.endswith(("q_norm.weight", "k_norm.weight")):
+    if name.endswith(("q_norm.weight", "k_norm.weight")) and config.qk_norm == "head_weight":
         return half_rotated(config, 1)
-    if name.endswith("q_proj.weight"):
+    if name.endswith(("q_proj.weight", "q_norm.weight")):
         return half_rotated(config, config.num_attention_heads)
-    if name.endswith("k_proj.weight"):
+    if name.endswith(("k_proj.weight", "k_norm.weight")):
         return half_rotated(config, config.num_key_value_heads)
     return slice(None)
+
+
+def stock_name(name: str) -> str:
+    """What transformers calls the weight of canonical `name`, or the stem of its experts' names."""
+    theirs = name.replace(".feed_forward.", ".mlp.").replace(".shared_expert.", ".shared_experts.")
+    theirs = theirs.replace(".router.weight", ".gate.weight")
+    return theirs.replace(".expert_bias", ".gate.e_score_correction_bias")
 
 
 def matrix(source: Checkpoint, name: str) -> Floats:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mobilemoe.config import ModelConfig, RopeScaling
+from mobilemoe.config import ModelConfig
+from mobilemoe.config_rope import RopeScaling
 from mobilemoe.errors import CheckpointError, ConfigError
 from mobilemoe.export.gguf_layout import SCALING_KEYS, architecture, metadata, rope_factors, tensors
 from mobilemoe.imports.gguf_file import GgufFile

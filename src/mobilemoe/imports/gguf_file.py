@@ -12,16 +12,15 @@ import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from mobilemoe.checkpoint import int4
 from mobilemoe.checkpoint.container import shorten
 from mobilemoe.config import GROUP_SIZE
 from mobilemoe.errors import CheckpointError
-from mobilemoe.export.gguf_blocks import decode
+from mobilemoe.export.gguf_blocks import Type, decode
 from mobilemoe.files import open_regular
 
 _MAX_HEADER_BYTES = 2**28
@@ -77,12 +76,7 @@ class GgufFile:
     def floats(self, name: str) -> npt.NDArray[np.float32]:
         """The tensor as a new fp32 array, exactly; CheckpointError if a value is not finite."""
         type, data = self.tensors[name].type, self.array(name)
-        if type == "bf16":
-            w = int4.from_bf16(data)
-        elif type == "q4_0" or type == "q8_0":
-            w = decode(data, type)
-        else:
-            w = data.astype(np.float32)
+        w = data.astype(np.float32) if type in ("f32", "f16") else decode(data, cast(Type, type))
         if not np.isfinite(w).all():
             raise CheckpointError(f"{self.path}: tensor {name} holds NaN or infinity, with which no model can compute")
         return w
