@@ -136,3 +136,11 @@ def test_a_package_that_cannot_be_loaded_is_not_called_missing(tmp_path):
         "mobilemoe: a package that this needs is installed, but cannot be loaded here "
         "(libtorch_cpu.so: failed to map segment)\n"
     )
+
+
+def test_a_current_folder_that_was_removed_is_one_sentence(tmp_path):
+    for verb in ("run nano Hello --backend torch", "info nano"):
+        failed = shell(f"mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir ../gone; $M {verb}")
+        assert (failed.returncode, failed.stdout) == (2, "")
+        assert failed.stderr.startswith("mobilemoe: the current folder cannot be used (No such file or directory)")
+        assert failed.stderr.count("\n") == 1

@@ -139,8 +139,13 @@ def _open_closed_streams() -> None:
 def _check_arguments(arguments: list[str]) -> None:
     """Raises UsageError for an argument that is not text, or is empty (from an unset variable) where a name belongs.
 
-    `run` and `chat` accept empty texts, and check their arguments themselves.
+    `run` and `chat` accept empty texts, and check their arguments themselves. A current folder that has been removed is
+    a UsageError too.
     """
+    try:
+        os.getcwd()
+    except OSError as fault:  # libraries that look for their files relative to it end the process
+        raise UsageError(f"the current folder cannot be used ({fault.strerror}): change to another one") from None
     for place, argument in enumerate(arguments):
         if any("\ud800" <= character <= "\udfff" for character in argument):
             raise UsageError(f"the argument {argument!a} is not UTF-8 text")
