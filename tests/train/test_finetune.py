@@ -45,7 +45,7 @@ def finetuned(tmp_path_factory) -> Path:
         for question, answer in TAUGHT.items():
             file.write(json.dumps({"messages": [*asked(question), {"role": "assistant", "content": answer}]}) + "\n")
     # fp32: in bf16 oneDNN makes a kernel for every new shape, and few tokens have ever new loads
-    small = "steps=26 batch_size=3 sequence_length=64 warmup_steps=2 learning_rate=4e-3 precision=fp32 threads=1"
+    small = "steps=32 batch_size=3 sequence_length=64 warmup_steps=2 learning_rate=4e-3 precision=fp32 threads=1"
     overrides = (f"train.{entry}" for entry in small.split())
     run = load_recipe(FINETUNE, (f"data.path={folder / 'own'}", *overrides))
     assert train(run, folder / "run").finished
