@@ -9,7 +9,16 @@ from mobilemoe.train.interrupts import interrupts
 KINDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+@pytest.fixture
+def _on_a_terminal():
+    """These tests too may run under nohup, which ignores SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("_on_a_terminal")
 def test_a_signal_asks_once_and_insists_twice(kind):
     before = [signal.getsignal(each) for each in KINDS]
     with interrupts(insistent=True) as stop:

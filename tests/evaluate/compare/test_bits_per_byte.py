@@ -85,7 +85,7 @@ def test_a_template_that_begins_with_what_is_said_or_says_nothing(tiny_folder, t
     assert score.tokens == len(ids) - 1
     assert score.bits == pytest.approx(by_hand(plain, ids, 256), rel=1e-5)
     (folder / "chat_template.jinja").write_text("{{ bos_token }}")
-    with pytest.raises(DataError, match=r"line 1: .* makes nothing of it that could be scored"):
+    with pytest.raises(DataError, match="line 1: the chat template leaves out the last message"):
         score_file(mobilemoe.load(folder), write(tmp_path / "t.jsonl", {"messages": CHAT}))
 
 
