@@ -1,6 +1,7 @@
 """A model exported as Glm4Moe is the same function in transformers, with no code of ours."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ from mobilemoe.checkpoint import Checkpoint, SafetensorsFile, write_random
 from mobilemoe.config import FULL, SLIDING
 from mobilemoe.config_rope import RopeScaling
 from mobilemoe.errors import CheckpointError, UsageError
+from mobilemoe.export.gguf import write_gguf
 from mobilemoe.export.glm4moe import write_glm4moe
+from mobilemoe.hub import find_model
 from mobilemoe.model import MobileMoE
+from mobilemoe.tokenizer import Tokenizer
 from model_configs import GROUPED_QUERIES
 
 transformers = pytest.importorskip("transformers")
@@ -93,3 +97,15 @@ def test_what_is_there_is_not_replaced(tmp_path):
     with pytest.raises(CheckpointError, match="exists"):
         write_glm4moe(tmp_path / "ours", tmp_path / "theirs")
     assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("export", [write_glm4moe, lambda folder, out: write_gguf(folder, out, "bf16")])
+def test_a_stack_of_experts_is_expanded_once_to_be_written_and_once_to_be_compared(export, tmp_path, monkeypatch):
+    write_random(tmp_path / "ours", dataclasses.replace(SHARED, vocab_size=16_384), seed=1, format="int4")
+    Tokenizer.load(find_model("nano")).save(tmp_path / "ours")
+    read, weight = Counter(), Checkpoint.weight
+    monkeypatch.setattr(Checkpoint, "weight", lambda self, name: (read.update([name]), weight(self, name))[1])
+    export(tmp_path / "ours", tmp_path / "theirs")
+    stacks = {name: times for name, times in read.items() if ".experts." in name}
+    assert len(stacks) == 4
+    assert max(stacks.values()) <= 2

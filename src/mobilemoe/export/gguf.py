@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,13 @@ from mobilemoe.errors import CheckpointError, MissingExtraError, UsageError
 from mobilemoe.export.gguf_blocks import TYPES, Type, decode, encode, q4_0
 from mobilemoe.export.gguf_layout import Tensor, architecture, metadata, scaling_metadata, tensors
 from mobilemoe.export.gguf_vocabulary import add_vocabulary
-from mobilemoe.export.stock import matrix
+from mobilemoe.export.stock import Floats, matrices
 from mobilemoe.files import atomic_file, read_text, refuse_existing
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
 
+Matrices = Callable[[str], Floats]
 _FILE_TYPES = {"q4_0": 2, "q8_0": 7, "bf16": 32}  # llama.cpp's numbers of "mostly this type"
 _MAX_CARD_BYTES = 2**20
 
@@ -51,7 +52,7 @@ def write_gguf(folder: Path, path: Path, type: Type | None = None) -> Report:
         for key, value in scaling_metadata(config).items():
             _add(writer, key, value)
         add_vocabulary(writer, folder, config)
-        layout = list(tensors(config))
+        layout, matrix = list(tensors(config)), matrices(source)
         for tensor in layout:
             _declare(writer, tensor, type)
         with atomic_file(path) as part:
@@ -59,9 +60,9 @@ def write_gguf(folder: Path, path: Path, type: Type | None = None) -> Report:
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for tensor in layout:
-                writer.write_tensor_data(_stored(source, tensor, type))
+                writer.write_tensor_data(_stored(source, matrix, tensor, type))
             writer.close()
-        return _compare(source, path, layout, type)
+        return _compare(source, matrix, path, layout, type)
 
 
 def _add_general(writer: GGUFWriter, folder: Path, type: Type) -> None:
@@ -110,12 +111,12 @@ def _declare(writer: GGUFWriter, tensor: Tensor, type: Type) -> None:
     writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), int(np.prod(shape)), _ggml(type))
 
 
-def _stored(source: Checkpoint, tensor: Tensor, type: Type) -> npt.NDArray[Any]:
+def _stored(source: Checkpoint, matrix: Matrices, tensor: Tensor, type: Type) -> npt.NDArray[Any]:
     """The bytes of `tensor`; INT4 that lies along the inputs becomes Q4_0 as it is."""
     if tensor.is_matrix and type == "q4_0" and tensor.weight is not None and _lies_along_inputs(source, tensor.weight):
         nibbles, scales = (source.array(name) for name in source.weights[tensor.weight].int4_names)
         return q4_0(nibbles[..., _rows(tensor), :], scales[..., _rows(tensor), :])
-    w = _exact(source, tensor)
+    w = _exact(matrix, tensor)
     return encode(w, type, tensor.weight or tensor.name) if tensor.is_matrix else w
 
 
@@ -124,13 +125,13 @@ def _lies_along_inputs(source: Checkpoint, weight: str) -> bool:
     return axis is not None and (axis == "in" or source.weights[weight].storage != "experts")
 
 
-def _exact(source: Checkpoint, tensor: Tensor) -> npt.NDArray[np.float32]:
+def _exact(matrix: Matrices, tensor: Tensor) -> npt.NDArray[np.float32]:
     """What `tensor` stands for, in fp32."""
     if tensor.values is not None:
         return tensor.values
     if tensor.weight is None:
         return np.full(tensor.shape, tensor.fill, np.float32)
-    w = matrix(source, tensor.weight)
+    w = matrix(tensor.weight)
     return np.ascontiguousarray(w[_rows(tensor)] if w.ndim == 1 else w[..., _rows(tensor), :])
 
 
@@ -138,7 +139,7 @@ def _rows(tensor: Tensor) -> npt.NDArray[np.intp] | slice:
     return slice(None) if tensor.rows is None else tensor.rows
 
 
-def _compare(source: Checkpoint, path: Path, layout: list[Tensor], type: Type) -> Report:
+def _compare(source: Checkpoint, matrix: Matrices, path: Path, layout: list[Tensor], type: Type) -> Report:
     """How far the file's weights are from the source's, by kind."""
     from gguf import GGUFReader
 
@@ -147,7 +148,7 @@ def _compare(source: Checkpoint, path: Path, layout: list[Tensor], type: Type) -
         if tensor.weight is None:
             continue
         kind = source.weights[tensor.weight].kind
-        for wanted, data in _pieces(_exact(source, tensor), np.asarray(read.data)):
+        for wanted, data in _pieces(_exact(matrix, tensor), np.asarray(read.data)):
             found.add(kind, wanted, decode(data, type) if tensor.is_matrix else np.asarray(data, np.float32))
     return found.report()
 

@@ -14,7 +14,7 @@ from mobilemoe.checkpoint.companions import copy_companions
 from mobilemoe.checkpoint.container import Spec
 from mobilemoe.config import ModelConfig
 from mobilemoe.errors import CheckpointError, UsageError
-from mobilemoe.export.stock import check_family, matrix, output_rows, stock_name
+from mobilemoe.export.stock import check_family, matrices, output_rows, stock_name
 from mobilemoe.files import atomic_folder, write_json
 from mobilemoe.tokenizer import Tokenizer
 
@@ -42,16 +42,13 @@ def write_glm4moe(folder: Path, out: Path) -> Report:
         specs: dict[str, Spec] = {
             name: ("F32" if ".mlp.gate." in name else "BF16", shape) for name, (_, _, shape) in table.items()
         }
-        cache: dict[str, Floats] = {}
+        matrix = matrices(source)
 
         def exact(name: str) -> Floats:
             weight, expert, shape = table[name]
             if weight is None:
                 return np.full(shape, 1.0 if "_norm" in name else 0.0, np.float32)
-            if weight not in cache:  # the tensors of one stack of experts follow each other
-                cache.clear()
-                cache[weight] = matrix(source, weight)
-            w = cache[weight] if expert is None else cache[weight][expert]
+            w = matrix(weight) if expert is None else matrix(weight)[expert]
             if ".gate_proj" in name and expert is not None:
                 w = w[: config.intermediate_size]
             elif ".up_proj" in name and expert is not None:

@@ -8,6 +8,9 @@ Legend: E experts, O outputs, I inputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -58,7 +61,16 @@ def stock_name(name: str) -> str:
     return theirs.replace(".expert_bias", ".gate.e_score_correction_bias")
 
 
-def matrix(source: Checkpoint, name: str) -> Floats:
-    """A matrix [O, I], or experts [E, O, I]: as stock architectures keep both, in our order of outputs."""
-    w = source.weight(name)
-    return w.swapaxes(1, 2) if source.weights[name].storage == "experts" else w
+def matrices(source: Checkpoint) -> Callable[[str], Floats]:
+    """Gives the weight of a canonical name as stock architectures keep it, in our order of outputs.
+
+    A matrix is [O, I], a stack of experts [E, O, I]. The last two are kept and must not be changed: other formats hold
+    the experts of a layer one by one, and so ask for parts of its two stacks in turn.
+    """
+
+    @lru_cache(maxsize=2)
+    def matrix(name: str) -> Floats:
+        w = source.weight(name)
+        return w.swapaxes(1, 2) if source.weights[name].storage == "experts" else w
+
+    return matrix
