@@ -1,12 +1,15 @@
 """`mobilemoe profile device`: measures this machine, keeps it under a name, says how far it can be trusted."""
 
+import dataclasses
+
 import pytest
 
 from mobilemoe.presets import family_member
 from mobilemoe.profile import measure_device as measuring
-from mobilemoe.profile.device import CONSTANTS, Device, device
+from mobilemoe.profile.device import CONSTANTS, device
 from mobilemoe.profile.measure_device import Trial
 from mobilemoe.profile.speed import DECODED
+from scaling_runs import EASY
 
 QUICK = Trial(
     fitted={
@@ -17,16 +20,7 @@ QUICK = Trial(
     lengths=(16, 64),
     repeats=1,
 )
-HERE = Device(
-    name="here",
-    threads=1,
-    weight_bandwidth=20e9,
-    attention_rate=30e9,
-    prefill_linear_rate=400e9,
-    prefill_attention_rate=50e9,
-    routed_cost=1.5,
-    source="made up",
-)
+HERE = dataclasses.replace(EASY, name="here", threads=1)
 
 
 @pytest.fixture

@@ -31,6 +31,13 @@ GROUPED_QUERIES = ModelConfig(
     num_local_experts=6,
     num_experts_per_tok=2,
 )
+NANO_IDS = {  # of nano's tokenizer, for models that are saved with it
+    "bos_token_id": 16378,
+    "eos_token_id": (16379, 16382, 16383),
+    "eot_token_id": 16383,
+    "header_start_token_id": 16380,
+    "header_end_token_id": 16381,
+}
 DENSE = ModelConfig(
     vocab_size=VOCABULARY,
     hidden_size=32,

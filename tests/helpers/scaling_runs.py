@@ -3,8 +3,19 @@
 import numpy as np
 
 from mobilemoe.profile.device import Device
-from mobilemoe.scaling import Law, Points, Runs, published
+from mobilemoe.scaling import Law, Points, Runs, Space, published
 
+HABIT = Space(ratios=(40,), head_dims=(64,), widths=tuple(range(256, 4097, 64)))  # small steps, so that memory is used
+EASY = Device(
+    name="easy",
+    threads=2,
+    weight_bandwidth=20e9,
+    attention_rate=30e9,
+    prefill_linear_rate=400e9,
+    prefill_attention_rate=50e9,
+    routed_cost=1.5,
+    source="made up",
+)
 PHONE = Device(
     name="phone",
     threads=4,

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from mobilemoe.checkpoint import Checkpoint, write_random
-from mobilemoe.config import ModelConfig
 from mobilemoe.config_rope import RopeScaling
 from mobilemoe.errors import MobileMoEError
 from mobilemoe.export.gguf import write_gguf
@@ -17,28 +16,12 @@ from mobilemoe.hub import find_model
 from mobilemoe.imports.gguf import convert_gguf
 from mobilemoe.imports.gguf_file import GgufFile
 from mobilemoe.tokenizer import Tokenizer
+from model_configs import GROUPED_QUERIES, NANO_IDS, but
 
 gguf = pytest.importorskip("gguf")
 pytest_plugins = ["cli_calls"]
 
-TINY = ModelConfig(
-    vocab_size=16_400,  # some ids more than nano's tokenizer has
-    hidden_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    intermediate_size=32,
-    intermediate_size_mlp=64,
-    num_local_experts=6,
-    num_experts_per_tok=2,
-    rms_norm_eps=3e-6,
-    bos_token_id=16378,
-    eos_token_id=(16379, 16382, 16383),
-    eot_token_id=16383,
-    header_start_token_id=16380,
-    header_end_token_id=16381,
-)
+TINY = but(GROUPED_QUERIES, vocab_size=16_400, rms_norm_eps=3e-6, **NANO_IDS)  # some ids more than nano's tokenizer has
 SCALING = RopeScaling(factor=8.0, original_max_position_embeddings=64, low_freq_factor=1.0, high_freq_factor=4.0)
 CASES = {
     "shared": TINY,

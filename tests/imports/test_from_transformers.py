@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from mobilemoe.checkpoint import Checkpoint, write_random
-from mobilemoe.config import ModelConfig
 from mobilemoe.config_rope import RopeScaling
 from mobilemoe.errors import MobileMoEError
 from mobilemoe.export.glm4moe import write_glm4moe
@@ -16,6 +15,7 @@ from mobilemoe.hub import find_model
 from mobilemoe.imports.transformers import convert_transformers
 from mobilemoe.model import MobileMoE
 from mobilemoe.tokenizer import Tokenizer
+from model_configs import GROUPED_QUERIES, NANO_IDS, but
 
 transformers = pytest.importorskip("transformers")
 pytest_plugins = ["cli_calls"]
@@ -154,23 +154,7 @@ def test_fused_experts_are_read_too(kind, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-OURS = ModelConfig(
-    vocab_size=16_384,
-    hidden_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    intermediate_size=32,
-    intermediate_size_mlp=64,
-    num_local_experts=6,
-    num_experts_per_tok=2,
-    bos_token_id=16378,
-    eos_token_id=(16379, 16382, 16383),
-    eot_token_id=16383,
-    header_start_token_id=16380,
-    header_end_token_id=16381,
-)
+OURS = but(GROUPED_QUERIES, vocab_size=16_384, **NANO_IDS)
 CHANGES = {
     "shared": {},
     "no shared expert": {"intermediate_size_mlp": 0},

@@ -11,12 +11,13 @@ from mobilemoe.engine import cache_folder
 from mobilemoe.errors import ConfigError, MobileMoEError, UsageError
 from mobilemoe.presets import family_member, preset
 from mobilemoe.profile import measure_device as measuring
-from mobilemoe.profile.device import CONSTANTS, Device, device, saved_path
+from mobilemoe.profile.device import CONSTANTS, device, saved_path
 from mobilemoe.profile.fit_device import Timing, fit_device
 from mobilemoe.profile.measure_device import STANDARD, Trial, measure_device
 from mobilemoe.profile.speed import DECODED
 from mobilemoe.scaling.plan.space import Space, config_of
 from refusals import refusal
+from scaling_runs import EASY
 
 # spec section 7, read from it again: (phone, tokens, model): seconds to the first token, tokens/s decoded.
 PAPER = {
@@ -31,16 +32,6 @@ PAPER = {
 }
 CLAIMED = {"galaxy-s25": 0.05, "iphone-16-pro": 0.09}  # in their files, of every row
 CLAIMED_UNSEEN = {"galaxy-s25": 0.09, "iphone-16-pro": 0.18}  # S at 4k, not fitted
-EASY = Device(
-    name="easy",
-    threads=2,
-    weight_bandwidth=20e9,
-    attention_rate=30e9,
-    prefill_linear_rate=400e9,
-    prefill_attention_rate=50e9,
-    routed_cost=1.5,
-    source="made up",
-)
 TINY = Trial(
     fitted={
         "dense": family_member(64, expansion=1, layers=2, vocab_size=1024),
