@@ -15,6 +15,7 @@ from rich.table import Table
 
 from mobilemoe.cli.options import JsonOption, plain_console, print_json
 from mobilemoe.errors import DataError, UsageError
+from mobilemoe.scaling.law.domain import share_of_box
 from mobilemoe.scaling.law.read_runs import COLUMNS, read_runs
 from mobilemoe.scaling.law.runs import Runs, count
 
@@ -140,6 +141,7 @@ def _values(found: Fit, table: Runs, rows: Sequence[Row]) -> dict[str, Any]:
         "held": [name for name in law.parameters if name not in found.free],
         "plain_counts": law.plain_counts(),
         "domain": law.domain,
+        "hull": law.hull,
         "counts_embedding": law.counts_embedding,
         "runs": len(found.runs),
         "rmse": found.rmse,
@@ -180,7 +182,8 @@ def _print(found: Fit, table: Runs, rows: Sequence[Row]) -> None:
     print(f"  nats a token; N (n_active) and D (tokens) in 1e9; n_active {counted[law.counts_embedding]}")
     _print_parameters(found)
     ranges = (f"{name} {low:g} to {high:g}" for name, (low, high) in law.domain.items())
-    print(f"domain    {', '.join(ranges)}; the law says nothing beyond")
+    hull = f"; within it the hull of N and D, {share_of_box(law.hull):.0%} of the box" if law.hull else ""
+    print(f"domain    {', '.join(ranges)}{hull}; the law says nothing beyond")
     print(f"error     RMSE {found.rmse:.4f}, MAE {found.mae:.4f} nats over {len(found.runs)} runs; BIC {found.bic:.1f}")
     if held := found.holdout:
         which = "that the column held_out registered" if held.registered else "of the largest compute"

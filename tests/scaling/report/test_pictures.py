@@ -14,7 +14,7 @@ from mobilemoe.scaling.law.fit import Fit, fit
 from mobilemoe.scaling.law.published import published
 from mobilemoe.scaling.law.runs import Points
 from mobilemoe.scaling.report import pictures
-from mobilemoe.scaling.report.scene import DRAWN_SAMPLES, PLACES, STRETCH, Scene, inside
+from mobilemoe.scaling.report.scene import DRAWN_SAMPLES, PLACES, STRETCH, Scene
 from scaling_runs import joint_law, runs_of
 
 LAW = published("paper-joint")
@@ -181,7 +181,7 @@ def test_all_models_of_a_line_of_equal_loss_reach_that_loss(axes):
         tokens = line[:, 1] / 6e18 / sizes.active(n)
         points = drawn.points(knobs, n, tokens)
         np.testing.assert_allclose(LAW.loss(points), level, atol=2e-4)
-        np.testing.assert_array_equal(solid, inside(LAW, points))
+        np.testing.assert_array_equal(solid, LAW.covers(points))
         assert len(line) > 50
     assert axes.get_title() == f"all reach a loss of {level:.3f}"
     assert axes.get_xlabel() == "memory: INT4 weights and KV cache (GB)"
@@ -196,7 +196,7 @@ def test_all_models_of_equal_compute_spend_it(axes):
         np.testing.assert_allclose(line[:, 0], sizes.memory(n) / 1e9)
         points = drawn.points(knobs, n, 7e20 / 6e18 / sizes.active(n))
         np.testing.assert_allclose(line[:, 1], LAW.loss(points))
-        np.testing.assert_array_equal(solid, inside(LAW, points))
+        np.testing.assert_array_equal(solid, LAW.covers(points))
         assert solid.any()
         assert not solid.all()
     assert axes.get_title() == "all trained with 7.0e+20 FLOPs"
@@ -242,6 +242,15 @@ def test_a_picture_takes_no_more_samples_than_it_needs():
     assert scene().law_for_bands is LAW
 
 
-def test_inside_is_the_domain_of_n_and_d_with_its_ends():
+def test_a_law_covers_its_ranges_of_n_and_d_with_their_ends():
     points = Points(n_active=[0.3, 0.9, 0.29, 0.5, 0.5], tokens=[100, 500, 300, 99, 300], experts=64)
-    assert inside(LAW, points).tolist() == [True, True, False, False, True]
+    assert LAW.covers(points).tolist() == [True, True, False, False, True]
+
+
+def test_the_picture_of_the_domain_has_every_run_inside_the_hull(fitted):
+    axes = Figure().subplots()
+    pictures.domain(axes, fitted.law, fitted)
+    drawn = np.concatenate([line.get_xydata() for line in axes.get_lines()])
+    assert len(drawn) == len(fitted.runs)
+    assert fitted.law.covers(Points(n_active=drawn[:, 0], tokens=drawn[:, 1])).all()
+    np.testing.assert_allclose(axes.patches[0].get_xy()[:-1], fitted.law.hull)

@@ -110,7 +110,7 @@ def test_the_report_of_a_fit_is_one_file_with_all_it_shows(fitted, tmp_path, dra
     ]
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert all(image["alt"] for image in page.images)
-    assert len(page.images) == 1 + 5 + 1 + 3 + 3 + 3  # a panel of residuals for each of five columns
+    assert len(page.images) == 2 + 5 + 1 + 3 + 3 + 3  # a panel of residuals for each of five columns
     assert "http" not in path.read_text()
     assert {"dense", "E = 2", "E = 4", "E = 8"} <= {*drawn}
 
@@ -160,7 +160,7 @@ def test_runs_in_which_knobs_do_not_vary_have_a_report_too(tmp_path, drawn):
     found = fit(runs(30, experts=8, granularity=8, shared=1), "chinchilla")
     write_report(found, tmp_path / "fit.html", **SMALL)
     page = Page((tmp_path / "fit.html").read_text())
-    assert len(page.images) == 1 + 2 + 3 + 3 + 3
+    assert len(page.images) == 2 + 2 + 3 + 3 + 3
     assert "Hold-out" not in page.headings
     assert "beats the dense model" not in page.text
     assert {*drawn} >= {"E = 8"}

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mobilemoe.errors import DataError, UsageError
 from mobilemoe.scaling.law.bootstrap import Bootstrap, bootstrap
+from mobilemoe.scaling.law.domain import THIN, hull_of, share_of_box
 from mobilemoe.scaling.law.forms import Form, form_named
 from mobilemoe.scaling.law.identify import FAR, doubts, far_from, problem_of
 from mobilemoe.scaling.law.law import Law
@@ -183,6 +184,12 @@ def _fit_once(form: Form, runs: Runs, seed: int) -> Fit:
     problem, notes = problem_of(form, runs)
     x, value, converged = search(problem, seed)
     notes += doubts(problem, x)
+    if (share := share_of_box(hull := hull_of(runs.points))) < THIN:
+        notes.append(
+            f"N and D of these runs cover {share:.0%} of the box of their ranges (a thin ribbon): the domain is that "
+            "ribbon, and beside it the law extrapolates, since N and D changed together and their effects are hard "
+            "to tell apart"
+        )
     if not converged:
         notes.append("the fit had not settled when its steps ran out: take the constants with care")
     points = runs.points
@@ -194,6 +201,7 @@ def _fit_once(form: Form, runs: Runs, seed: int) -> Fit:
         rmse=0.0,
         domain={name: (float(values.min()), float(values.max())) for name, values in domain.items()},
         source=f"fitted to {len(runs)} runs",
+        hull=hull,
         counts_embedding=runs.counts_embedding,
     )
     predicted = fitted.loss(points)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mobilemoe.errors import DataError, MobileMoEError, UsageError
 from mobilemoe.files import read_json, write_json
 from mobilemoe.presets import DENSE, FAMILY_KNOBS
+from mobilemoe.scaling.law.domain import Hull, within
 from mobilemoe.scaling.law.forms import Form, form_named, in_units
 from mobilemoe.scaling.law.runs import BILLION, FIELDS, Points
 
@@ -20,6 +21,7 @@ Array = NDArray[np.float64]
 
 VALUES_AT_ONCE = 2**22  # of samples times points, so that an interval over many points stays small
 UNITS = {"n_active": "B", "tokens": "B"}
+VERSION = 2  # of the file; 1 had no version and no hull
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class Law:
     rmse: float  # of the fit, nats a token
     domain: dict[str, tuple[float, float]]  # column -> lowest and highest value in the runs behind it
     source: str  # where the constants come from
+    hull: Hull | None = None  # of the runs' (N, D) within those ranges; None: not known, or all of the ranges
     samples: Array | None = None  # [S, P]: bootstrap draws of the parameters, in the form's order
     prior: str = ""  # what in it is assumed and not measured
     counts_embedding: bool | None = None  # does n_active count the embedding? None: unknown
@@ -51,6 +54,12 @@ class Law:
             raise UsageError(f"samples have the shape {self.samples.shape}, but must be [S, {len(names)}]")
         if unknown := self.domain.keys() - {*FIELDS}:
             raise UsageError(f"the domain names {sorted(unknown)[0]!r}, which is none of {', '.join(FIELDS)}")
+        if self.hull is not None and not (
+            len(self.hull) >= 2
+            and all(len(corner) == 2 and np.all(np.isfinite(corner)) for corner in self.hull)
+            and min(map(min, self.hull)) > 0
+        ):
+            raise UsageError("the hull must have at least two corners (N, D), each of two numbers above 0")
 
     def check(self) -> None:
         """DataError unless the law and all its samples give a finite loss at the ends of its domain."""
@@ -113,8 +122,33 @@ class Law:
         return float(low), float(high)
 
     def outside(self, points: Points) -> list[str]:
-        """One sentence for each column in which points leave the domain; empty if all points are inside."""
-        return list(self._leaving(points))
+        """One sentence for each column in which points leave the domain, and one for those whose N and D are in their
+        ranges but not together in the hull; empty if all points are inside.
+        """
+        return [*self._leaving(points), *self._beside_the_hull(points)]
+
+    def covers(self, points: Points) -> NDArray[np.bool_]:
+        """For each point, whether its N and D lie in the domain; E, g and s are not looked at."""
+        inside = self._in_ranges(points)
+        return inside if self.hull is None else inside & within(self.hull, points)
+
+    def _in_ranges(self, points: Points) -> NDArray[np.bool_]:
+        inside = np.ones(points.shape, bool)
+        for column in {"n_active", "tokens"} & self.domain.keys():
+            (low, high), values = self.domain[column], getattr(points, column)
+            inside &= (values >= low * (1 - 1e-9)) & (values <= high * (1 + 1e-9))
+        return inside
+
+    def _beside_the_hull(self, points: Points) -> Iterator[str]:
+        beside = self._in_ranges(points) & ~self.covers(points)
+        if not beside.any():
+            return
+        n, d = points.n_active[beside].ravel()[0], points.tokens[beside].ravel()[0]
+        others = f" (and {beside.sum() - 1} more)" if beside.sum() > 1 else ""
+        yield (
+            f"n_active {n:g}B with tokens {d:g}B{others} is in the ranges, but outside the hull of N and D of the runs "
+            "behind the law, which had no such pair: what it says there is extrapolation and may rank wrongly"
+        )
 
     def _leaving(self, points: Points) -> Iterator[str]:
         for column, (low, high) in self.domain.items():
@@ -150,22 +184,27 @@ class Law:
 
     def as_json(self) -> dict[str, Any]:
         """The law as JSON values, which `from_json` reads. Samples keep seven digits."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values = {"version": VERSION} | {item.name: getattr(self, item.name) for item in fields(self)}
         values["parameters"] = dict(self.parameters)
         values["domain"] = {column: list(ends) for column, ends in self.domain.items()}
+        values["hull"] = None if self.hull is None else [list(corner) for corner in self.hull]
         if self.samples is not None:
             values["samples"] = [[float(f"{value:.7g}") for value in row] for row in self.samples]
         return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """The law from JSON values; UsageError or DataError if they are not those of a law."""
+        """The law from JSON values of this version or an older one; UsageError or DataError if they are no law's."""
+        if (version := values.get("version", 1)) not in range(1, VERSION + 1):
+            raise DataError(f"its version is {version!r}, but this mobilemoe reads up to {VERSION}")
         known = {item.name for item in fields(cls)}
         if missing := {"form", "parameters", "rmse", "domain", "source"} - values.keys():
             raise DataError(f"a law needs the entry {sorted(missing)[0]!r}")
         try:
             domain = {column: (float(low), float(high)) for column, (low, high) in values["domain"].items()}
             numbers = {name: float(value) for name, value in values["parameters"].items()}
+            hull = values.get("hull")
+            corners = None if hull is None else tuple((float(n), float(d)) for n, d in hull)
             samples = values.get("samples")
             drawn = None if samples is None else np.array(samples, np.float64)
             rmse = float(values["rmse"])
@@ -175,7 +214,7 @@ class Law:
             raise DataError(f"a law has an entry that is no number: {fault}") from None
         rest = {name: values[name] for name in known & values.keys()}
         read = {"domain": domain, "parameters": numbers, "samples": drawn, "rmse": rmse, "forecast_rmse": forecast_rmse}
-        return cls(**rest | read)
+        return cls(**rest | read | {"hull": corners})
 
     def save(self, path: Path | str) -> None:
         """Writes the law as JSON, atomically."""

@@ -16,8 +16,9 @@ from mobilemoe.drawing import figure_kind, png
 from mobilemoe.paper import SWEPT
 from mobilemoe.presets import DENSE
 from mobilemoe.scaling.law.fit import Fit, Holdout
+from mobilemoe.scaling.law.law import Law
 from mobilemoe.scaling.optimum.optimum import Choice, Knobs, Optimum
-from mobilemoe.scaling.report.scene import PLACES, STRETCH, Scene, inside
+from mobilemoe.scaling.report.scene import PLACES, STRETCH, Scene
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,6 +100,20 @@ def residuals(axes: Axes, fit: Fit, column: str) -> None:
 # The law
 
 
+def domain(axes: Axes, law: Law, fit: Fit | None) -> None:
+    """The hull of N and D that is the law's domain, and the runs of the fit."""
+    corners = np.array(law.hull)
+    axes.fill(*corners.T, color="0.5", alpha=0.2, label="domain")
+    if fit is not None:
+        for label, colour, chosen in _by_experts(fit.runs.points.experts):
+            points = fit.runs.points.at(chosen)
+            axes.plot(points.n_active, points.tokens, "o", ms=4, alpha=0.7, color=colour, label=label)
+    axes.set_yscale("log")
+    axes.set_ylabel(f"{NAMES['tokens']} (billions)")
+    _sparse_ticks(axes.yaxis)
+    _billions(axes, NAMES["n_active"])
+
+
 def compute_optima(scene: Scene) -> tuple[Array, list[Optimum]]:
     """Training budgets from below to above the runs' range by a factor STRETCH, and the optimum at each."""
     flops = np.geomspace(scene.flops[0] / STRETCH, scene.flops[1] * STRETCH, BUDGETS)
@@ -150,7 +165,7 @@ def equal_loss(axes: Axes, scene: Scene, level: float) -> None:
         needed = np.array([np.interp(-level, -row, np.log(tokens), np.nan, np.nan) for row in losses])
         reached = np.isfinite(needed)
         n, needed = n[reached], np.exp(needed[reached])
-        solid = inside(scene.law, scene.points(knobs, n, needed))
+        solid = scene.law.covers(scene.points(knobs, n, needed))
         _line(axes, sizes.memory(n) / 1e9, 6e18 * sizes.active(n) * needed, solid, knobs)
     _memory(axes)
     axes.set_yscale("log")
@@ -165,7 +180,7 @@ def equal_compute(axes: Axes, scene: Scene, flops: float) -> None:
         n = scene.sizes(knobs)
         points = scene.points(knobs, n, flops / 6e18 / sizes.active(n))
         memory, losses = sizes.memory(n) / 1e9, scene.law.loss(points)
-        _line(axes, memory, losses, inside(scene.law, points), knobs)
+        _line(axes, memory, losses, scene.law.covers(points), knobs)
         drawn.append(np.array([memory, losses]))
     memory, losses = np.concatenate(drawn, axis=1)
     top = losses.min() + LOSS_RANGE

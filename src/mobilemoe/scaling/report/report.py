@@ -13,6 +13,7 @@ from mobilemoe.page import Section, bullets, page, table
 from mobilemoe.paper import SWEPT
 from mobilemoe.presets import FAMILY_KNOBS
 from mobilemoe.scaling.law.compare import Row
+from mobilemoe.scaling.law.domain import share_of_box
 from mobilemoe.scaling.law.fit import Fit, Holdout
 from mobilemoe.scaling.law.forms import FORMS
 from mobilemoe.scaling.law.law import Law
@@ -86,8 +87,8 @@ def _scene(law: Law, fit: Fit | None, vocab_size: int, context: int) -> Scene | 
         return None
     granularity = min(known_values(law, "granularity"), key=lambda g: abs(np.log(g / FAMILY_KNOBS["granularity"])))
     shared = 0 if granularity % 2 else max(known_values(law, "shared"))
-    ends = np.array([law.domain["n_active"], law.domain["tokens"]]).prod(axis=0) * 6e18
-    flops = ends if fit is None else fit.runs.flops
+    ends = np.array(law.hull or [*zip(law.domain["n_active"], law.domain["tokens"], strict=True)])
+    flops = ends.prod(axis=1) * 6e18 if fit is None else fit.runs.flops
     scene = Scene(
         law=law,
         experts=_experts(law, fit),
@@ -146,8 +147,20 @@ def _the_law(law: Law, fit: Fit | None) -> Section:
         + table(("constant", "value", "90% interval", "what it does"), constants, text=(3,))
         + "<h3>Domain: where the runs were</h3>"
         + table(("", "from", "to"), domain)
-        + "<p class=faint>Outside it the law is an extrapolation and may rank models wrongly: curves are dashed.</p>"
-        + bullets(notes, "faint"),
+        + f"<p class=faint>{_hull(law)}Outside the domain the law is an extrapolation and may rank models wrongly: "
+        "curves are dashed.</p>" + bullets(notes, "faint"),
+        [("domain", "the runs and their hull", pictures.draw(lambda axes: pictures.domain(axes, law, fit)))]
+        if law.hull
+        else [],
+    )
+
+
+def _hull(law: Law) -> str:
+    if law.hull is None:
+        return ""
+    return (
+        f"Within these ranges the domain is the convex hull of ln N and ln D of the runs, {share_of_box(law.hull):.0%} "
+        "of the box. "
     )
 
 

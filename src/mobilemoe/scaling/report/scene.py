@@ -16,7 +16,6 @@ from mobilemoe.scaling.optimum.family import Family, family
 from mobilemoe.scaling.optimum.optimum import Knobs, Optimum, optimum
 
 Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 PLACES = 400  # along a curve over size
 DRAWN_SAMPLES = 500  # of the bootstrap, for bands in pictures
@@ -91,12 +90,8 @@ class Scene:
     def levels(self, shares: Sequence[float]) -> list[float]:
         """The losses below which these shares of the models in the domain lie."""
         n, tokens = (np.geomspace(*self.law.domain[name], 30) for name in ("n_active", "tokens"))
-        losses = [self.law.loss(self.points(knobs, n[:, None], tokens)) for knobs in self.lines]
+        every = [self.points(knobs, n[:, None], tokens) for knobs in self.lines]
+        losses = np.concatenate([self.law.loss(points)[self.law.covers(points)] for points in every])
+        if not losses.size:  # a ribbon between the places of the grid
+            losses = np.concatenate([self.law.loss(points).ravel() for points in every])
         return [float(level) for level in np.quantile(losses, shares)]
-
-
-def inside(law: Law, points: Points) -> Mask:
-    """For each point, whether its N and D are in the law's domain."""
-    ends = [(getattr(points, name), *law.domain[name]) for name in ("n_active", "tokens")]
-    kept: Mask = np.logical_and.reduce([(v >= low * (1 - 1e-9)) & (v <= high * (1 + 1e-9)) for v, low, high in ends])
-    return kept
