@@ -58,6 +58,14 @@ def test_transformers_computes_the_same_logits(name, tmp_path):
     assert theirs.config.eos_token_id == [5, 7]
 
 
+def test_the_head_is_there_for_runtimes_that_do_not_tie_it_to_the_embedding(tmp_path):
+    write_random(tmp_path / "ours", SHARED, seed=1, format="bf16")
+    write_glm4moe(tmp_path / "ours", tmp_path / "theirs")
+    with SafetensorsFile(tmp_path / "theirs" / "model.safetensors") as file:
+        head, embedding = (file.array(f"{name}.weight") for name in ("lm_head", "model.embed_tokens"))
+        assert np.array_equal(head, embedding)
+
+
 def test_int4_weights_are_rounded_and_the_error_is_said(tmp_path):
     write_random(tmp_path / "ours", SHARED, seed=1, format="int4", group_axis="out")
     report = write_glm4moe(tmp_path / "ours", tmp_path / "theirs")

@@ -13,13 +13,15 @@ from mobilemoe.cli.options import JsonOption
 from mobilemoe.errors import UsageError
 from mobilemoe.hub import find_model
 
-FORMATS = ("gguf", "glm4moe")
+FORMATS = ("gguf", "glm4moe", "compressed-tensors")
 
 
 def export(
     model: Annotated[str, typer.Argument(help="The model to read: a folder, nano, or a Hub id.")],
-    to: Annotated[str, typer.Option(help="gguf (llama.cpp), or glm4moe (transformers, vLLM, SGLang, MLX-LM).")],
-    out: Annotated[Path, typer.Option(help="The file (gguf) or folder (glm4moe) to create; it must not exist.")],
+    to: Annotated[
+        str, typer.Option(help="gguf (llama.cpp), glm4moe or compressed-tensors (transformers, vLLM, SGLang).")
+    ],
+    out: Annotated[Path, typer.Option(help="The file (gguf) or folder (others) to create; it must not exist.")],
     type: Annotated[
         str | None,
         typer.Option(help="Type of gguf weights: q4_0, q8_0 or bf16 (default: q4_0 for INT4 models, else bf16)."),
@@ -30,22 +32,26 @@ def export(
 
     gguf runs in unmodified llama.cpp and llama-cpp-python. INT4 weights with groups along the input become Q4_0 bit for
     bit; experts grouped along their output are rounded again, so q8_0 is the better type for them. glm4moe is a BF16
-    checkpoint of transformers' Glm4MoeForCausalLM.
+    checkpoint of transformers' Glm4MoeForCausalLM; compressed-tensors is the same with INT4 weights as they are.
 
     Example: mobilemoe export nano --to gguf --out nano.gguf
     """
     if to not in FORMATS:
         raise UsageError(f"--to is {to!r}, but must be one of {', '.join(FORMATS)}")
     if type is not None and to != "gguf":
-        raise UsageError(f"--type is for --to gguf: {to} is always bf16")
+        raise UsageError(f"--type is for --to gguf: {to} has one type only")
     folder = newest_model(find_model(model))
     if to == "gguf":
         from mobilemoe.export.gguf import write_gguf
         from mobilemoe.export.gguf_blocks import Type
 
         report = write_gguf(folder, out, cast(Type | None, type))
-    else:
+    elif to == "glm4moe":
         from mobilemoe.export.glm4moe import write_glm4moe
 
         report = write_glm4moe(folder, out)
+    else:
+        from mobilemoe.export.compressed_tensors import write_compressed_tensors
+
+        report = write_compressed_tensors(folder, out)
     print_report(out, report, json)
