@@ -126,6 +126,33 @@ def test_the_fused_experts_agree_with_the_loop(random, tokens, experts, active, 
         assert (ours.float() - exact).norm() < 1e-2 * exact.norm()
 
 
+@pytest.mark.parametrize("rise", [[0.0, 90.0, 30.0], [0.0, 41.0, 200.0], [-300.0, 0.0, 39.0], [500.0, 0.0, -500.0]])
+def test_cross_entropy_holds_where_later_logits_are_much_larger(random, rise):
+    from mobilemoe.model.kernels.cross_entropy import cross_entropy_in_place
+
+    logits_CV = draw(random, 4, 20_000)  # blocks of 8,192
+    logits_CV += torch.tensor(rise, device=DEVICE).repeat_interleave(8192)[:20_000]
+    targets_C = torch.tensor([7, 9000, 19_999, NO_TARGET], device=DEVICE)
+    expected_CV = logits_CV.double().softmax(dim=1)
+    losses_C = logits_CV.double().logsumexp(dim=1) - logits_CV.double().gather(1, targets_C.clamp(min=0)[:, None])[:, 0]
+    for row, target in enumerate(targets_C[:3]):
+        expected_CV[row, target] -= 1
+    expected_CV[3] = losses_C[3] = 0
+    ours_C, inverses_C = cross_entropy_in_place(logits_CV, targets_C)
+    torch.testing.assert_close(ours_C.double(), losses_C, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(logits_CV.double() * inverses_C[:, None], expected_CV, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+@pytest.mark.parametrize("place", [0, 19_000])
+def test_cross_entropy_of_a_logit_that_is_not_finite_is_not_finite(random, wrong, place):
+    from mobilemoe.model.kernels.cross_entropy import cross_entropy_in_place
+
+    logits_CV = draw(random, 1, 20_000)
+    logits_CV[0, place] = wrong
+    assert not cross_entropy_in_place(logits_CV, torch.tensor([5], device=DEVICE))[0].isfinite()
+
+
 @pytest.mark.parametrize(("tokens", "vocabulary"), [(1, 9), (5, 1000), (3, 20_000)])
 def test_the_fused_cross_entropy_agrees_with_the_chunked_one(random, tokens, vocabulary, monkeypatch):
     monkeypatch.setattr("mobilemoe.train.loss.GPU_LOGITS", 2 * vocabulary)  # chunks of two tokens

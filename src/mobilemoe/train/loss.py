@@ -40,14 +40,14 @@ class _FusedCrossEntropy(_CrossEntropy):
         loss = torch.zeros((), dtype=torch.float64, device=x_ND.device)
         dx_ND = torch.empty_like(x_ND)
         dhead_VD: Tensor | None = None
-        chunk = max(1, GPU_LOGITS // len(head_VD))
-        for start in range(0, len(x_ND), chunk):
-            x_CD = x_ND[start : start + chunk]
+        parts = -(-len(x_ND) * len(head_VD) // GPU_LOGITS)
+        for x_CD, targets_C, dx_CD in zip(*(tensor.chunk(parts) for tensor in (x_ND, targets_N, dx_ND)), strict=True):
             grad_CV = x_CD @ compute_VD.t()
-            loss += cross_entropy_in_place(grad_CV, targets_N[start : start + chunk]).sum(dtype=torch.float64)
-            torch.mm(grad_CV, compute_VD, out=dx_ND[start : start + chunk])
+            losses_C, inverses_C = cross_entropy_in_place(grad_CV, targets_C)
+            loss += losses_C.sum(dtype=torch.float64)
+            torch.mul(product_in_fp32(grad_CV, compute_VD), inverses_C.unsqueeze(1), out=dx_CD)
             if ctx.needs_input_grad[1]:  # a frozen head needs none
-                part_VD = product_in_fp32(grad_CV.t(), x_CD)
+                part_VD = product_in_fp32(grad_CV.t(), x_CD * inverses_C.unsqueeze(1).to(x_CD.dtype))
                 dhead_VD = part_VD if dhead_VD is None else dhead_VD.add_(part_VD)
         ctx.save_for_backward(dx_ND, dhead_VD)
         ctx.head_dtype = head_VD.dtype

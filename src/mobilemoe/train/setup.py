@@ -153,7 +153,8 @@ def prepare_blocks(model: MobileMoE, train: TrainTable, device: torch.device) ->
         if train.activation_checkpointing:
             _recompute(block)
         if train.compile or (train.compile is None and device.type == "cuda"):
-            block.compile()
+            # Not `block.compile()`, which compiles the hooks of the block too: those of FSDP break the code in pieces.
+            block.forward = torch.compile(block.forward)
 
 
 def _recompute(block: nn.Module) -> None:

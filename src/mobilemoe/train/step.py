@@ -25,6 +25,7 @@ from mobilemoe.train.guard import SpikeGuard, explain_nonfinite
 from mobilemoe.train.health import RouterHealth, step_row
 from mobilemoe.train.loss import cross_entropy_sum, router_z_loss
 from mobilemoe.train.parallel.distributed import World, clip_gradients
+from mobilemoe.train.parallel.replicas import GradientSums
 from mobilemoe.train.qat import Teacher, divergence_sum
 from mobilemoe.train.recipe import Recipe
 from mobilemoe.train.schedule import balance_rate, learning_rate
@@ -71,6 +72,7 @@ class Stepper:
     ) -> None:
         self.model, self.optimizer, self.train = model, optimizer, recipe.train
         self.world, self.device, self.domains = world, world.device, domains
+        self.sums = GradientSums(model, world.size)
         # Adapters learn beside frozen routers, which need the selection bias that they were trained with.
         self.balances = recipe.lora is None
         self.teacher = teacher
@@ -95,6 +97,7 @@ class Stepper:
         parts = self._parts(batch)
         losses = torch.zeros(2, dtype=torch.float64, device=self.device)
         for part in parts:
+            self.sums.due(last=part is parts[-1])
             losses += self._backward(part, targets)
         norm = clip_gradients(self.model.parameters(), self.train.clip_norm)
         numbers = torch.cat([self.world.sum(losses), norm.double().unsqueeze(0)])
@@ -186,6 +189,7 @@ class Stepper:
             divergence = divergence_sum(x_ND, head_VD, taught_x_ND, taught_head_VD, targets_N) / targets
             learnt = (1 - self.taught_share) * loss + self.taught_share * divergence
         (learnt + self.train.z_loss * z_loss).backward()
+        self.sums.wait()
         if self.health is not None:
             self.health.add(routings, self._tensor(batch.domains_BT).flatten())
         return torch.stack([loss.detach().double(), z_loss.detach().double()])

@@ -113,10 +113,9 @@ _ENVIRONMENT = (
 
 def shard(model: MobileMoE, world: World, recipe: Recipe) -> None:
     """Shards `model`, which is the same in every process, over `world`; its forward pass gathers it block by block."""
-    mesh = world.mesh
-    if mesh is None:
+    mesh, parallel = world.mesh, recipe.distributed.expert_parallel
+    if mesh is None or mesh["shard"].size() == 1:  # replicas that are whole need no shards
         return
-    parallel = recipe.distributed.expert_parallel
     if model.config.num_local_experts % parallel:
         raise ConfigError(
             f"distributed.expert_parallel is {parallel}, "
@@ -129,22 +128,28 @@ def shard(model: MobileMoE, world: World, recipe: Recipe) -> None:
         experts["expert_shard", "expert"]._flatten("whole")  # so that a sum over both is one exchange
     half = torch.bfloat16 if recipe.train.precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    exact = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # Routers compute in fp32. A group of shards has one precision, and a group of its own for each router would break
+    # the compiled code of its block in two. They are small, so each process keeps them whole (`replicas.py`).
+    routers = {layer.router.weight for layer in model.moe_layers()}
 
-    def split(module: nn.Module, shard_mesh: DeviceMesh, policy: MixedPrecisionPolicy, dimension: int = 0) -> None:
-        fully_shard(module, mesh=shard_mesh, mp_policy=policy, shard_placement_fn=lambda _: Shard(dimension))
+    def split(module: nn.Module, shard_mesh: DeviceMesh, dimension: int = 0) -> None:
+        fully_shard(
+            module,
+            mesh=shard_mesh,
+            mp_policy=policy,
+            shard_placement_fn=lambda _: Shard(dimension),
+            ignored_params=routers,
+        )
 
     whole = _data_mesh(mesh, "shard")
     for block in model.model.layers:
         feed_forward = block.feed_forward
-        if isinstance(feed_forward, MoE):
-            split(feed_forward.router, whole, exact)
-            if experts is not None:
-                feed_forward.experts = ParallelExperts(feed_forward.experts, experts["expert"])
-                # Not along the experts' dimension, which expert parallelism has split already.
-                split(feed_forward.experts, _data_mesh(experts, "expert_shard"), policy, dimension=1)
-        split(block, whole, policy)
-    split(model, whole, policy)
+        if isinstance(feed_forward, MoE) and experts is not None:
+            feed_forward.experts = ParallelExperts(feed_forward.experts, experts["expert"])
+            # Not along the experts' dimension, which expert parallelism has split already.
+            split(feed_forward.experts, _data_mesh(experts, "expert_shard"), dimension=1)
+        split(block, whole)
+    split(model, whole)
     register_fsdp_forward_method(model, "hidden")
     for module in model.modules():
         if isinstance(module, FSDPModule):
