@@ -42,7 +42,9 @@ def test_fit_gives_the_law_its_errors_and_what_was_left_out(mobilemoe_cli, runs_
         assert low - (high - low) < value < high + (high - low)
     assert 0 < values["rmse"] < 0.004
     assert 0 < values["holdout"]["mae"] <= values["holdout"]["rmse"] < 0.01
-    assert values["resamples"] + values["failed_resamples"] == 60
+    assert values["resamples"] == 60
+    assert values["failed_resamples"] == 0
+    assert values["weak_prior"] == Law.load(out).weak_prior != ""
     assert any("loss is not a number above 0" in note for note in values["notes"])
     law = Law.load(out)
     assert law.parameters == values["parameters"]

@@ -142,6 +142,7 @@ def _values(found: Fit, table: Runs, rows: Sequence[Row]) -> dict[str, Any]:
         "plain_counts": law.plain_counts(),
         "domain": law.domain,
         "hull": law.hull,
+        "weak_prior": law.weak_prior,
         "counts_embedding": law.counts_embedding,
         "runs": len(found.runs),
         "rmse": found.rmse,
@@ -185,6 +186,7 @@ def _print(found: Fit, table: Runs, rows: Sequence[Row]) -> None:
     hull = f"; within it the hull of N and D, {share_of_box(law.hull):.0%} of the box" if law.hull else ""
     print(f"domain    {', '.join(ranges)}{hull}; the law says nothing beyond")
     print(f"error     RMSE {found.rmse:.4f}, MAE {found.mae:.4f} nats over {len(found.runs)} runs; BIC {found.bic:.1f}")
+    print(f"priors    {law.weak_prior}")
     if held := found.holdout:
         which = "that the column held_out registered" if held.registered else "of the largest compute"
         print(

@@ -10,18 +10,20 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mobilemoe.scaling.law.solver import Problem, descend
+from mobilemoe.scaling.law.prior import Prior
+from mobilemoe.scaling.law.solver import Descent, Problem, descend
 
 Array = NDArray[np.float64]
 
 CHUNK = 128  # resamples that are fitted together
 THREADS = 2
 STEPS = 500  # nearly all converge within 100; more are needed if the runs barely determine the law
+TOLERANCE = 1e-4  # of the misfit, far less than what separates two draws of an interval
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Draws of the parameters [S, P] or None, and the number of resamples that did not converge."""
+    """Draws of the parameters [S, P] or None, and how many of them had not converged when their steps ran out."""
 
     samples: Array | None
     failed: int
@@ -34,6 +36,7 @@ class Bootstrap:
 def bootstrap(
     problem: Problem,
     theta: Array,
+    prior: Prior,
     resamples: int,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -41,22 +44,28 @@ def bootstrap(
     """Pairs bootstrap starting at the fit `theta`: runs are drawn with replacement, and the law is fitted to each draw.
 
     `draws` runs are drawn instead of n: the plain bootstrap ignores that p parameters were fitted, and its intervals
-    are too narrow.
+    are too narrow. Each resample also draws the centres of its priors: a parameter that its runs leave open has the
+    prior's interval. No resample is left out, since those that are hard to fit are those far from the law.
     """
-    runs = len(problem.runs)
+    rng, runs = np.random.default_rng(seed), len(problem.runs)
     size = draws(runs, len(problem.free))
-    counts = np.random.default_rng(seed).multinomial(size, np.full(runs, 1 / runs), size=resamples).astype(float)
+    counts = rng.multinomial(size, np.full(runs, 1 / runs), size=resamples).astype(float)
+    priors = prior.drawn(rng, resamples)
     start = problem.coordinates(theta)
-    chunks = [counts[first : first + CHUNK] for first in range(0, resamples, CHUNK)]
+
+    def fitted(chunk: slice) -> Descent:
+        weights = counts[chunk]
+        return descend(problem, np.tile(start, (len(weights), 1)), weights, STEPS, TOLERANCE, priors.at(chunk))
+
     ends = []
     with ThreadPoolExecutor(THREADS) as pool:
-        for end in pool.map(lambda chunk: descend(problem, np.tile(start, (len(chunk), 1)), chunk, STEPS), chunks):
+        for end in pool.map(fitted, [slice(first, first + CHUNK) for first in range(0, resamples, CHUNK)]):
             ends.append(end)
             if progress is not None:
                 progress(sum(len(each.x) for each in ends), resamples)
     x = np.concatenate([end.x for end in ends])
     settled = np.concatenate([end.settled for end in ends])
-    return Bootstrap(problem.theta(x[settled]) if settled.any() else None, int((~settled).sum()))
+    return Bootstrap(problem.theta(x), int((~settled).sum()))
 
 
 def draws(runs: int, free: int) -> int:

@@ -14,6 +14,7 @@ from mobilemoe.scaling.law.domain import THIN, hull_of, share_of_box
 from mobilemoe.scaling.law.forms import Form, form_named
 from mobilemoe.scaling.law.identify import FAR, doubts, far_from, problem_of
 from mobilemoe.scaling.law.law import Law
+from mobilemoe.scaling.law.prior import SAID, Prior
 from mobilemoe.scaling.law.runs import Runs, count, few
 from mobilemoe.scaling.law.search import search
 
@@ -128,9 +129,14 @@ def fit(
             notes.append(f"without them the law cannot be fitted: {fault}")
     draws = Bootstrap.none()
     if bootstraps:
-        draws = bootstrap(problem_of(form, once)[0], found.law.theta, bootstraps, seed, progress)
+        problem = problem_of(form, once)[0]
+        prior = Prior.of(problem, found.misfit)
+        draws = bootstrap(problem, found.law.theta, prior, bootstraps, seed, progress)
         if draws.failed:
-            notes.append(f"{draws.failed} of {bootstraps} resamples did not converge and are left out of the intervals")
+            notes.append(
+                f"{draws.failed} of {bootstraps} resamples had not settled when their steps ran out: they stay in the "
+                "intervals where they stood"
+            )
     held = None
     if holdout != 0:
         try:
@@ -183,7 +189,7 @@ def _hold_out(form: Form, runs: Runs, share: float | None, seed: int) -> Holdout
 def _fit_once(form: Form, runs: Runs, seed: int) -> Fit:
     problem, notes = problem_of(form, runs)
     x, value, converged = search(problem, seed)
-    notes += doubts(problem, x)
+    notes += doubts(problem, x, value)
     if (share := share_of_box(hull := hull_of(runs.points))) < THIN:
         notes.append(
             f"N and D of these runs cover {share:.0%} of the box of their ranges (a thin ribbon): the domain is that "
@@ -202,6 +208,7 @@ def _fit_once(form: Form, runs: Runs, seed: int) -> Fit:
         domain={name: (float(values.min()), float(values.max())) for name, values in domain.items()},
         source=f"fitted to {len(runs)} runs",
         hull=hull,
+        weak_prior=SAID,
         counts_embedding=runs.counts_embedding,
     )
     predicted = fitted.loss(points)

@@ -7,13 +7,14 @@ from numpy.typing import NDArray
 
 from mobilemoe.errors import DataError
 from mobilemoe.scaling.law.forms import PHI, Form
+from mobilemoe.scaling.law.prior import Prior
 from mobilemoe.scaling.law.runs import FIELDS, Points, Runs
-from mobilemoe.scaling.law.solver import Problem
+from mobilemoe.scaling.law.solver import HUBER, Problem
 
 Array = NDArray[np.float64]
 
 FAR = 10  # times the median error: runs further from the law than that are named
-FAINT = 1e-6  # of the largest singular value of the slopes: below it runs do not determine a direction
+FAINT = 1e-12  # of the largest curvature: below it runs do not determine a direction
 
 
 def problem_of(form: Form, runs: Runs) -> tuple[Problem, list[str]]:
@@ -74,19 +75,30 @@ def _crossed(form: Form, points: Points, column: str) -> bool:
     return bool(np.linalg.svd(scaled, compute_uv=False)[-1] > 1e-3)
 
 
-def doubts(problem: Problem, x: Array) -> list[str]:
-    """Sentences on parameters that the runs do not determine, or that are at the bounds of the search."""
-    said = []
-    _, slopes = problem.slopes(x[None])
-    _, sizes, directions = np.linalg.svd(slopes[0].T, full_matrices=False)
-    names = [problem.free[np.abs(row).argmax()] for row in directions[sizes < FAINT * sizes[0]]]
+def doubts(problem: Problem, x: Array, misfit: float) -> list[str]:
+    """A sentence on parameters that the fit's weak priors determine more than the runs do, at a fit with this misfit.
+
+    Those are the parameters that the runs leave with more than half of the prior's variance, or at the bounds of the
+    search.
+    """
+    prior = Prior.of(problem, misfit)
+    residuals, slopes = problem.slopes(x[None])
+    scaled = slopes[0] * prior.spread[:, None] / np.sqrt(np.maximum(np.abs(residuals) / HUBER, 1))
+    sizes, directions = np.linalg.eigh(scaled @ scaled.T)
+    noise = max(prior.noise, FAINT * sizes[-1])
+    left = directions**2 @ (noise / (np.maximum(sizes, 0) + noise))  # of each parameter's variance under the prior
     low, high = problem.bounds
-    names += [name for name, at, a, b in zip(problem.free, x, low, high, strict=True) if min(at - a, b - at) < 1e-6]
-    if names := sorted({*names}, key=problem.free.index):
-        said.append(
-            f"these runs do not determine {', '.join(names)}: the constants belong together, and alone mean little"
-        )
-    return said
+    names = [
+        name
+        for name, share, at, a, b in zip(problem.free, left, x, low, high, strict=True)
+        if share > 0.5 or min(at - a, b - at) < 1e-6
+    ]
+    if not names:
+        return []
+    return [
+        f"these runs say little of {', '.join(names)}, which the weak priors determine more than the runs do: the "
+        "constants belong together, and alone mean little"
+    ]
 
 
 def far_from(runs: Runs, predicted: Array) -> NDArray[np.intp]:

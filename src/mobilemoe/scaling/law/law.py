@@ -39,6 +39,7 @@ class Law:
     hull: Hull | None = None  # of the runs' (N, D) within those ranges; None: not known, or all of the ranges
     samples: Array | None = None  # [S, P]: bootstrap draws of the parameters, in the form's order
     prior: str = ""  # what in it is assumed and not measured
+    weak_prior: str = ""  # the priors of its fit, which vanish where runs are many or precise
     counts_embedding: bool | None = None  # does n_active count the embedding? None: unknown
     forecast_rmse: float | None = (
         None  # in nats a token, for held-out runs that a fit to the others predicts; None: not tried

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,26 +157,49 @@ def misfit(residuals: Array, weights: Array) -> Array:
     return result
 
 
+class Cost(Protocol):
+    """What a prior adds to the misfit of coordinates [S, free]; see prior.Prior."""
+
+    def at(self, rows: NDArray[np.intp], /) -> Cost: ...
+    def cost(self, x: Array, /) -> Array: ...
+    def slope(self, x: Array, /) -> Array: ...
+    @property
+    def curve(self) -> Array: ...
+
+
 @dataclass(frozen=True)
 class Descent:
-    """Where each start ended: coordinates [S, free], misfit [S], and whether it had converged."""
+    """Where each start ended: coordinates [S, free], misfit with priors [S], and whether it had converged."""
 
     x: Array
     misfit: Array
     settled: NDArray[np.bool_]
 
 
-def descend(problem: Problem, starts: Array, weights: Array, steps: int = 200, tolerance: float = 1e-6) -> Descent:
+def descend(
+    problem: Problem,
+    starts: Array,
+    weights: Array,
+    steps: int = 200,
+    tolerance: float = 1e-6,
+    prior: Cost | None = None,
+) -> Descent:
     """Minimises the misfit from each of `starts` [S, free]; run j counts `weights` [S or 1, runs] times.
 
     Iteratively reweighted least squares makes the Huber loss quadratic, and Levenberg's damping makes each step go
-    down. A start has converged when three steps in a row gain less than `tolerance` of the misfit.
+    down. A start has converged when three steps in a row gain less than `tolerance` of the misfit. prior: what is
+    added to the misfit.
     """
     x = np.array(starts, np.float64)
     weights = np.broadcast_to(weights, (len(x), len(problem.runs)))
-    best = misfit(problem.residuals(x), weights)
-    damping, calm = np.full(len(x), 1e-3), np.zeros(len(x), int)
     going = np.arange(len(x))
+
+    def value(x: Array) -> Array:
+        data = misfit(problem.residuals(x), weights[going])
+        return data if prior is None else data + prior.at(going).cost(x)
+
+    best = value(x)
+    damping, calm = np.full(len(x), 1e-3), np.zeros(len(x), int)
     for _ in range(steps):
         residuals, slopes = problem.slopes(x[going])
         w = weights[going] / np.maximum(np.abs(residuals) / HUBER, 1)
@@ -184,12 +207,15 @@ def descend(problem: Problem, starts: Array, weights: Array, steps: int = 200, t
         curve = weighted @ slopes.transpose(0, 2, 1)
         downhill = -(weighted @ residuals[:, :, None])
         diagonal = np.einsum("sii->si", curve)
+        if prior is not None:
+            diagonal += prior.curve
+            downhill -= prior.at(going).slope(x[going])[:, :, None]
         # The minimum keeps a parameter unchanged that these runs do not determine.
         diagonal += damping[going, None] * diagonal + 1e-9 * diagonal.max(1, keepdims=True) + 1e-300
         step = np.linalg.solve(curve, downhill)[:, :, 0]
         step *= np.minimum(1, LONGEST_STEP / np.maximum(np.abs(step).max(1, keepdims=True), 1e-300))
         tried = np.clip(x[going] + step, *problem.bounds)
-        reached = misfit(problem.residuals(tried), weights[going])
+        reached = value(tried)
         won = best[going] - reached
         good = won >= 0
         small = won <= tolerance * best[going]

@@ -128,6 +128,7 @@ def _the_law(law: Law, fit: Fit | None) -> Section:
         f"N {counted[law.counts_embedding]}.",
         f"RMSE of the fit: {law.rmse:.4f} nats. Intervals: {_interval(law)}.",
     ]
+    facts += [f"Priors of the fit: {law.weak_prior}."] if law.weak_prior else []
     doubts = [f"Assumed, not measured: {law.prior}."] if law.prior else []
     notes = [] if fit is None else [*fit.runs.notes, *fit.notes]
     constants = []
