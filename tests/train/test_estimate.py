@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,14 @@ from mobilemoe.errors import ConfigError, ModelNotFoundError
 from mobilemoe.model import MobileMoE
 from mobilemoe.presets import family_member, preset
 from mobilemoe.train import estimate as estimate_module
-from mobilemoe.train.estimate import activation_bytes, architecture, estimate_memory, estimate_run, expected_speed
+from mobilemoe.train.estimate import (
+    activation_bytes,
+    architecture,
+    estimate_memory,
+    estimate_run,
+    expected_speed,
+    replicas,
+)
 from mobilemoe.train.recipe import ModelTable, Recipe, load_recipe
 
 pytest_plugins = ["train_runs"]
@@ -62,13 +70,34 @@ def test_weights_gradients_and_moments_take_the_bytes_of_their_precision(
 
 
 def test_shards_divide_what_is_stored_and_replicas_do_not():
-    alone, four = (estimate_memory(recipe(), NANO, processes) for processes in (1, 4))
+    alone, four = (estimate_memory(recipe("distributed.replicate=1"), NANO, processes) for processes in (1, 4))
     replicated = estimate_memory(recipe("distributed.replicate=2"), NANO, 4)
     assert (four.weights, four.moments) == (alone.weights // 4, alone.moments // 4)
     assert replicated.gradients == alone.gradients // 2
     assert four.copies < alone.copies
     assert four.activations == alone.activations // 4  # of two rows in place of eight
     assert estimate_memory(recipe("train.micro_batch_size=2"), NANO, 1).activations == alone.activations // 4
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "groups"),
+    [
+        ("S", (), 4),
+        ("M", (), 1),  # 45 of 80 GB in fp32
+        ("M", ("train.weights=bf16",), 4),
+        ("S", ("distributed.replicate=2",), 2),
+        ("S", ("distributed.expert_parallel=2",), 1),
+    ],
+)
+def test_gpus_replicate_a_model_that_fits_half_of_one(name, overrides, groups, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(total_memory=80e9))
+    assert replicas(recipe(*overrides), preset(name), 4) == groups
+
+
+def test_cpus_share_a_model(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert replicas(recipe(), NANO, 4) == 1
 
 
 def test_muon_keeps_one_moment_of_matrices_and_lora_trains_little():

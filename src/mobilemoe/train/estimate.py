@@ -190,7 +190,7 @@ def estimate_memory(recipe: Recipe, config: ModelConfig, processes: int) -> Memo
     train = recipe.train
     total = accounting.total_parameters(config)
     stored, compute = BYTES[train.weights], BYTES[train.precision]
-    shards = max(1, processes // recipe.distributed.replicate)
+    shards = max(1, processes // replicas(recipe, config, processes))
     trained = total if recipe.lora is None else _adapter_parameters(config, recipe.lora)
     moments = 2 * trained
     if train.optimizer == "muon" and recipe.lora is None:
@@ -206,6 +206,17 @@ def estimate_memory(recipe: Recipe, config: ModelConfig, processes: int) -> Memo
         activations=rows * train.sequence_length * activation_bytes(recipe, config),
         logits=CHUNK * config.vocab_size * (4 + compute) + embedding * (4 + compute),
     )
+
+
+def replicas(recipe: Recipe, config: ModelConfig, processes: int) -> int:
+    """How many groups of `processes` hold the model whole: `distributed.replicate`, or what suits its size."""
+    table, train = recipe.distributed, recipe.train
+    if table.replicate is not None:
+        return table.replicate
+    if table.expert_parallel > 1 or not torch.cuda.is_available():
+        return 1
+    state = 4 * accounting.total_parameters(config) * BYTES[train.weights]  # weights, gradients and two moments
+    return processes if state <= torch.cuda.get_device_properties().total_memory / 2 else 1
 
 
 def activation_bytes(recipe: Recipe, config: ModelConfig) -> int:

@@ -162,9 +162,13 @@ class LoraTable(_Table):
 
 class DistributedTable(_Table):
     """How processes share the model: `replicate` groups (HSDP), each of which holds it in shards (FSDP2), with the
-    experts split over `expert_parallel` processes of a group."""
+    experts split over `expert_parallel` processes of a group.
 
-    replicate: int = Field(default=1, gt=0)
+    `replicate` None: on GPUs each process holds the whole model where that takes at most half of a GPU's memory, which
+    sends least; else, and with parallel experts, there is one group.
+    """
+
+    replicate: int | None = Field(default=None, gt=0)
     expert_parallel: int = Field(default=1, gt=0)
 
 

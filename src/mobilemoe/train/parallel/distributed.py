@@ -26,6 +26,7 @@ from mobilemoe.checkpoint.container import Array
 from mobilemoe.errors import ConfigError
 from mobilemoe.model import MobileMoE
 from mobilemoe.model.block import MoE
+from mobilemoe.train.estimate import architecture, replicas
 from mobilemoe.train.parallel.expert_parallel import ParallelExperts
 from mobilemoe.train.parallel.rank_failure import stop_all_on_failure
 from mobilemoe.train.recipe import Recipe
@@ -98,7 +99,7 @@ def join(recipe: Recipe) -> Iterator[World]:
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     with stop_all_on_failure(rank, size):
-        groups = recipe.distributed.replicate
+        groups = replicas(recipe, architecture(recipe.model), size)
         mesh = init_device_mesh(device.type, (groups, size // groups), mesh_dim_names=("replicate", "shard"))
         yield World(rank, size, device, mesh)
     dist.destroy_process_group()  # not after an error, when it would wait for the others
@@ -200,9 +201,10 @@ def _norm(group: list[nn.Parameter]) -> Tensor:
 
 def _check(recipe: Recipe, size: int) -> None:
     table, train = recipe.distributed, recipe.train
-    if size % (table.replicate * table.expert_parallel):
+    groups = table.replicate or 1
+    if size % (groups * table.expert_parallel):
         raise ConfigError(
-            f"distributed.replicate {table.replicate} times expert_parallel {table.expert_parallel} does not divide "
+            f"distributed.replicate {groups} times expert_parallel {table.expert_parallel} does not divide "
             f"the number of processes, {size}: torchrun starts several"
         )
     if train.batch_size % size or train.batch_size // size % (train.micro_batch_size or 1):
