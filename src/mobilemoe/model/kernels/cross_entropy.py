@@ -36,7 +36,8 @@ def _cross_entropy_kernel(logits, targets, losses, inverses, V: tl.constexpr, CO
             factor = tl.exp(shift - largest)
             total *= factor
             shift = largest
-            for before in range(0, first, COLS):  # what is stored so far is relative to the old shift
+            tl.debug_barrier()  # threads may rescale what others have stored
+            for before in range(0, first, COLS):  # all that is stored so far is relative to the old shift
                 there = at + before + tl.arange(0, COLS)
                 tl.store(there, (tl.load(there).to(tl.float32) * factor).to(logits.dtype.element_ty))
         value = tl.exp(value - shift)
