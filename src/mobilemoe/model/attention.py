@@ -88,8 +88,8 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim if per_head else q_width, config.rms_norm_eps)
             self.k_norm = RMSNorm(config.head_dim if per_head else kv_width, config.rms_norm_eps)
 
-    def forward(self, x_BTD: Tensor, rope: RopeTable, mask: Tensor | Documents | None, cache: KVCache | None) -> Tensor:
-        """`mask` is what `visible` gives for this layer; None means plain causal attention over x itself."""
+    def project(self, x_BTD: Tensor, rope: RopeTable) -> tuple[Tensor, Tensor, Tensor]:
+        """q_BTHh, k_BTKh and v_BTKh of x, with positions and norms applied."""
         head_dim, eps = self.config.head_dim, self.config.rms_norm_eps
         q_BTC, k_BTC, v_BTC = linears(x_BTD, self.q_proj, self.k_proj, self.v_proj)
         if self.config.qk_norm == "projection_weight":
@@ -102,7 +102,11 @@ class Attention(nn.Module):
             q_BTHh, k_BTKh = rotate_and_norm(q_BTHh, rope, eps), rotate_and_norm(k_BTKh, rope, eps)
         else:
             q_BTHh, k_BTKh = apply_rope(q_BTHh, rope), apply_rope(k_BTKh, rope)
-        q_BTHh, k_BTKh = q_BTHh.to(v_BTKh.dtype), k_BTKh.to(v_BTKh.dtype)
+        return q_BTHh.to(v_BTKh.dtype), k_BTKh.to(v_BTKh.dtype), v_BTKh
+
+    def forward(self, x_BTD: Tensor, rope: RopeTable, mask: Tensor | Documents | None, cache: KVCache | None) -> Tensor:
+        """`mask` is what `visible` gives for this layer; None means plain causal attention over x itself."""
+        q_BTHh, k_BTKh, v_BTKh = self.project(x_BTD, rope)
         k_BSKh, v_BSKh = (k_BTKh, v_BTKh) if cache is None else cache.append(self.layer, k_BTKh, v_BTKh)
         if isinstance(mask, Documents):
             return self.o_proj(self._within_documents(q_BTHh, k_BSKh, v_BSKh, mask).flatten(-2))
