@@ -56,7 +56,7 @@ def test_rows_and_swiglu_agree_with_plain_operations_in_values_and_gradients(ran
     from mobilemoe.model.kernels import routing, rows
 
     experts_NA = torch.rand(tokens, 6, generator=random).argsort(dim=1)[:, :active].to(DEVICE)
-    pair_P, slot_P, _ = routing.sort_pairs(experts_NA, 6)
+    pair_P, slot_P, ends_E = routing.sort_pairs(experts_NA, 6)
     order = pair_P.long()
     x_ND, h_P2F = draw(random, tokens, width), draw(random, tokens * active, 2 * width)
     weights_NA, y_PD = draw(random, tokens, active), draw(random, tokens * active, width)
@@ -71,14 +71,14 @@ def test_rows_and_swiglu_agree_with_plain_operations_in_values_and_gradients(ran
         for mine, theirs in zip(*results, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=2e-6, atol=2e-5)
 
-    both(lambda x: rows.gather_rows(x, pair_P, slot_P), lambda x: x[order // active], x_ND)
+    both(lambda x: rows.gather_rows(x, pair_P, slot_P, ends_E), lambda x: x[order // active], x_ND)
     both(
-        lambda y: rows.sum_rows(y, pair_P, slot_P, active),
+        lambda y: rows.sum_rows(y, pair_P, slot_P, ends_E, active),
         lambda y: y[slot_P.long()].unflatten(0, (tokens, active)).sum(1),
         y_PD,
     )
     both(
-        lambda h, w: rows.weighted_swiglu(h, w, pair_P),
+        lambda h, w: rows.weighted_swiglu(h, w, pair_P, ends_E),
         lambda h, w: swiglu(h) * w.flatten()[order].unsqueeze(1),
         h_P2F,
         weights_NA,

@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO
@@ -86,6 +87,27 @@ app.add_typer(cache.app, name="cache")
 
 def main() -> NoReturn:
     """Runs a verb. The exit status is 0 for success, 1 for failure, 2 for wrong usage, 130 for an interrupt."""
+    try:
+        _run_verb()
+    except BaseException as end:
+        if os.environ.get("WORLD_SIZE", "1") != "1" and getattr(end, "code", 1) != 0:
+            _end_at_once(end)
+        raise
+
+
+def _end_at_once(end: BaseException) -> NoReturn:
+    """Ends one of several processes that failed. Python's own end would wait for threads, and for communication with
+    processes that have gone."""
+    status = getattr(end, "code", None)
+    if not isinstance(end, SystemExit):
+        traceback.print_exception(end)
+    with suppress(OSError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else 1)
+
+
+def _run_verb() -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, it would hide how a process ended
     _open_closed_streams()
     sys.stdout, sys.stderr = _named_output(sys.stdout), _dispensable(sys.stderr)

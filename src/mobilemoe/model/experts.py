@@ -27,6 +27,9 @@ class Routed(NamedTuple):
     `gate_up_ED2F` holds the gate matrix in its first half and the up matrix in its second. All four return
     y_ND = sum over a of weights[n, a] * expert[experts[n, a]](x[n]). `before_down` is applied to the input of the down
     product: quantisation-aware training rounds it there.
+
+    With expert parallelism some of the pairs belong to experts of other processes. Their expert is number E here, they
+    add nothing, and `pairs` is the number of the others; None stands for all N A.
     """
 
     x_ND: Tensor
@@ -35,6 +38,7 @@ class Routed(NamedTuple):
     gate_up_ED2F: Tensor
     down_EFD: Tensor
     before_down: Callable[[Tensor], Tensor] = unchanged
+    pairs: int | None = None
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -45,7 +49,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 def loop_experts(routed: Routed) -> Tensor:
     """The reference: one expert after the other, dropless."""
-    x_ND, experts_NA, weights_NA, gate_up_ED2F, down_EFD, before_down = routed
+    x_ND, experts_NA, weights_NA, gate_up_ED2F, down_EFD, before_down, _ = routed
     y_ND = torch.zeros_like(x_ND)
     for expert in range(gate_up_ED2F.shape[0]):
         token_P, slot_P = (experts_NA == expert).nonzero(as_tuple=True)
@@ -60,35 +64,37 @@ def loop_experts(routed: Routed) -> Tensor:
 
 def grouped_experts(routed: Routed) -> Tensor:
     """Dropless: pairs sorted by expert, one grouped matmul over all experts for each of the two matrices."""
-    x_ND, experts_NA, weights_NA, gate_up_ED2F, down_EFD, before_down = routed
+    x_ND, experts_NA, weights_NA, gate_up_ED2F, down_EFD, before_down, pairs = routed
 
     def ffn(x_PD: Tensor, load_E: Tensor) -> Tensor:
         act_PF = swiglu(grouped_matmul(x_PD, gate_up_ED2F, load_E))
         return grouped_matmul(before_down(act_PF), down_EFD, load_E)
 
-    return through_experts(x_ND, experts_NA, weights_NA, gate_up_ED2F.shape[0], ffn)
+    return through_experts(x_ND, experts_NA, weights_NA, gate_up_ED2F.shape[0], ffn, pairs)
 
 
 def through_experts(
-    x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, experts: int, ffn: Callable[[Tensor, Tensor], Tensor]
+    x_ND: Tensor,
+    experts_NA: Tensor,
+    weights_NA: Tensor,
+    experts: int,
+    ffn: Callable[[Tensor, Tensor], Tensor],
+    pairs: int | None = None,
 ) -> Tensor:
-    """The weighted sums y_ND of what the experts give for each token.
+    """The weighted sums y_ND of what the experts give for each token. `pairs` is that of `Routed`.
 
     `ffn(x_PD, load_E)` computes the experts: it gets the pairs' tokens sorted by expert, load[e] rows for expert e.
     """
-    order_P = experts_NA.flatten().argsort(stable=True)
+    order_P = experts_NA.flatten().argsort(stable=True)[:pairs]
     x_PD = x_ND.index_select(0, order_P // experts_NA.shape[1])
-    out_NAD = in_token_order(ffn(x_PD, load_of(experts_NA, experts)), order_P, experts_NA.shape[1])
-    return torch.einsum("nad,na->nd", out_NAD, weights_NA.to(out_NAD.dtype))
-
-
-def in_token_order(out_PD: Tensor, order_P: Tensor, active: int) -> Tensor:
-    """The rows of pairs that are in the order `order_P`, back in the order of tokens, [N, A, D].
-
-    This is a gather, not a scattered addition, so that a sum over A always adds in the same order.
-    """
-    place_P = torch.empty_like(order_P).scatter_(0, order_P, torch.arange(len(order_P), device=order_P.device))
-    return out_PD.index_select(0, place_P).unflatten(0, (-1, active))
+    out_PD = ffn(x_PD, load_of(experts_NA, experts + 1)[:experts])
+    # A gather or a copy, not a scattered addition, so that a sum over A always adds in the same order.
+    if pairs is None:
+        place_P = torch.empty_like(order_P).scatter_(0, order_P, torch.arange(len(order_P), device=order_P.device))
+        out_PD = out_PD.index_select(0, place_P)
+    else:
+        out_PD = out_PD.new_zeros(experts_NA.numel(), out_PD.shape[1]).index_copy(0, order_P, out_PD)
+    return torch.einsum("nad,na->nd", out_PD.unflatten(0, experts_NA.shape), weights_NA.to(out_PD.dtype))
 
 
 def fused_experts(routed: Routed) -> Tensor:
@@ -99,13 +105,17 @@ def fused_experts(routed: Routed) -> Tensor:
     """
     from mobilemoe.model.kernels import routing, rows
 
-    x_ND, experts_NA, weights_NA, gate_up_ED2F, down_EFD, before_down = routed
+    x_ND, experts_NA, weights_NA, gate_up_ED2F, down_EFD, before_down, pairs = routed
     pair_P, slot_P, ends_E = routing.sort_pairs(experts_NA, gate_up_ED2F.shape[0])
-    x_PD = rows.gather_rows(x_ND, pair_P, slot_P)
+    if pairs is not None:
+        # In steps of a sixteenth, since memory of ever new sizes is soon in pieces that fit nothing.
+        step = -(-len(pair_P) // 16)
+        pair_P = pair_P[: max(1, -(-pairs // step)) * step]
+    x_PD = rows.gather_rows(x_ND, pair_P, slot_P, ends_E)
     h_P2F = grouped_product(x_PD, gate_up_ED2F, ends_E)
-    act_PF = rows.weighted_swiglu(h_P2F, weights_NA, pair_P)
+    act_PF = rows.weighted_swiglu(h_P2F, weights_NA, pair_P, ends_E)
     y_PD = grouped_product(before_down(act_PF), down_EFD, ends_E)
-    return rows.sum_rows(y_PD, pair_P, slot_P, experts_NA.shape[1])
+    return rows.sum_rows(y_PD, pair_P, slot_P, ends_E, experts_NA.shape[1])
 
 
 def load_of(experts_NA: Tensor, experts: int) -> Tensor:
@@ -156,7 +166,7 @@ def is_aligned(weight_ECF: Tensor) -> bool:
 
 def capacity_experts(routed: Routed, capacity_factor: float) -> Tensor:
     """Drop-and-pad: every expert takes C = ceil(factor * N A / E) pairs in token order; later ones add nothing."""
-    x_ND, experts_NA, weights_NA, gate_up_ED2F, down_EFD, before_down = routed
+    x_ND, experts_NA, weights_NA, gate_up_ED2F, down_EFD, before_down, _ = routed
     (tokens, active), experts = experts_NA.shape, gate_up_ED2F.shape[0]
     capacity = math.ceil(capacity_factor * tokens * active / experts)
     expert_P = experts_NA.flatten()
@@ -176,10 +186,15 @@ def capacity_experts(routed: Routed, capacity_factor: float) -> Tensor:
     return torch.einsum("nad,na->nd", out_PD.unflatten(0, (tokens, active)), weights_NA.to(out_PD.dtype))
 
 
+Compute = Callable[[Tensor, Tensor, Tensor, "int | None"], Tensor]  # of x_ND, experts_NA, weights_NA and `Routed.pairs`
+
+
 class Experts(nn.Module):
     """The routed experts' weights, gate_up_ED2F and down_EFD, under the names of the checkpoint.
 
     `capacity_factor` None is dropless; a number is drop-and-pad, in training only. `before_down` is that of `Routed`.
+    Where other processes hold other experts, `exchange` brings their tokens to these and gives them the sums
+    (`train/parallel/expert_parallel.py`).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -190,17 +205,30 @@ class Experts(nn.Module):
         self.capacity_factor: float | None = None
 
     before_down: Callable[[Tensor], Tensor] = staticmethod(unchanged)
+    exchange: Callable[[Compute, Tensor, Tensor, Tensor], Tensor] | None = None
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """gate_up_ED2F and down_EFD as the products take them; quantisation-aware training overrides it."""
-        return self.gate_up_proj, self.down_proj
+        return here(self.gate_up_proj), here(self.down_proj)
 
     def forward(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
         gate_up_ED2F, down_EFD = self.weights()
-        routed = Routed(x_ND, experts_NA, weights_NA, gate_up_ED2F, down_EFD, self.before_down)
-        if self.training and self.capacity_factor is not None:
-            return capacity_experts(routed, self.capacity_factor)
-        bf16 = x_ND.dtype == torch.bfloat16 and is_aligned(gate_up_ED2F) and is_aligned(down_EFD)
-        if bf16 and kernels.usable(x_ND):
-            return fused_experts(routed)
-        return grouped_experts(routed)
+
+        def compute(x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, pairs: int | None = None) -> Tensor:
+            routed = Routed(x_ND, experts_NA, weights_NA, gate_up_ED2F, down_EFD, self.before_down, pairs)
+            if self.training and self.capacity_factor is not None:
+                return capacity_experts(routed, self.capacity_factor)
+            bf16 = x_ND.dtype == torch.bfloat16 and is_aligned(gate_up_ED2F) and is_aligned(down_EFD)
+            if bf16 and kernels.usable(x_ND):
+                return fused_experts(routed)
+            return grouped_experts(routed)
+
+        if self.exchange is None:
+            return compute(x_ND, experts_NA, weights_NA)
+        return self.exchange(compute, x_ND, experts_NA, weights_NA)
+
+
+def here(weight: Tensor) -> Tensor:
+    """The part of the weight that this process holds: all of it, unless it is a DTensor of several processes."""
+    part: Tensor = weight.to_local() if hasattr(weight, "to_local") else weight
+    return part

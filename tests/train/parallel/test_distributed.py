@@ -89,7 +89,7 @@ def test_where_one_process_has_no_more_data_all_save_first_and_they_go_on_bit_fo
         (2, ["train.micro_batch_size=2"], "2 processes cannot share evenly in micro-batches of 2 rows"),
         (2, ["train.optimizer=muon"], "works in one process, and not yet in 2"),
         (2, ["lora.rank=2"], "works in one process, and not yet in 2"),
-        (2, ["distributed.expert_parallel=2", "train.capacity_factor=1.5"], "expert_parallel is dropless"),
+        (2, ["distributed.expert_parallel=2", "train.capacity_factor=1.5"], "expert_parallel drops no tokens"),
     ],
 )
 def test_what_cannot_be_shared_is_said_before_anything_starts(processes, overrides, words, recipe, monkeypatch):

@@ -1,6 +1,7 @@
 """One of four processes that fails ends all of them, wherever it is, within seconds and with its sentence."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -11,44 +12,52 @@ import pytest
 pytest_plugins = ["train_runs"]
 
 CODE = """
-import os, sys
-from pathlib import Path
+import os, pkgutil, sys
 from mobilemoe.cli.main import main
 from mobilemoe.errors import TrainError
-from mobilemoe.train import balance, step
 from mobilemoe.data import loader
 
-module, name, kind, failing = (sys.argv.pop(1) for _ in range(4))
+holder, name, call, kind, failing = (sys.argv.pop(1) for _ in range(5))
 loader.READ_AHEAD = 8
-module = {"step": step, "balance": balance}[module]
-real, calls = getattr(module, name), []
+holder = pkgutil.resolve_name("mobilemoe." + holder)
+real, calls = getattr(holder, name), []
 
-def fails_the_second_time(*args, **kwargs):
+def fails(*args, **kwargs):
     calls.append(0)
-    if len(calls) == 2:
+    if len(calls) == int(call):
         raise {"TrainError": TrainError, "ValueError": ValueError}[kind]("the roof is leaking")
     return real(*args, **kwargs)
 
 if os.environ["RANK"] == failing:
-    setattr(module, name, fails_the_second_time)
+    setattr(holder, name, fails)
 main()
 """
 
+PLACES = {
+    "data": ("data.loader:PackedLoader", "__next__"),
+    "forward pass": ("train.step", "cross_entropy_sum"),
+    "exchange of tokens": ("train.parallel.expert_parallel", "_gathered"),
+    "clipping": ("train.step", "clip_gradients"),
+    "optimizer": ("train.step:Stepper", "_update"),
+    "load balance": ("train.balance", "move_biases"),
+    "validation": ("train.validation", "nats_by_domain"),
+    "saving": ("train.parallel.sharded_checkpoint:ShardedSaver", "save"),
+    "writing": ("train.parallel.sharded_checkpoint", "write_safetensors"),
+}
 
-@pytest.mark.parametrize(
-    ("place", "kind", "failing"),
-    [
-        (("step", "cross_entropy_sum"), "TrainError", 0),
-        (("step", "clip_gradients"), "ValueError", 2),
-        (("balance", "move_biases"), "TrainError", 3),
-    ],
-)
-def test_all_end_with_the_sentence_of_the_one_that_failed(place, kind, failing, recipe_path, tmp_path):
+
+@pytest.mark.parametrize("place", PLACES)
+def test_all_end_with_the_sentence_of_the_one_that_failed(place, recipe_path, tmp_path):
+    draw = random.Random(place)
+    failing, call, kind = draw.randrange(4), draw.randint(1, 3), draw.choice(["TrainError", "ValueError"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--out", str(tmp_path / "run"), "--set", "train.batch_size=4", "--set", "train.steps=1000", "--json"]
-    command = [sys.executable, "-c", CODE, *place, kind, str(failing), "train", str(recipe_path), *options]
+    settings = ["batch_size=4", "steps=1000", "checkpoint_every=3", "validate_every=4", "validate_tokens=64"]
+    options = ["--out", str(tmp_path / "run"), "--json", "--set", "distributed.expert_parallel=2"]
+    options += [word for setting in settings for word in ("--set", f"train.{setting}")]
+    arguments = [*PLACES[place], str(call), kind, str(failing)]
+    command = [sys.executable, "-c", CODE, *arguments, "train", str(recipe_path), *options]
     environment = os.environ | {"WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     environment |= {"OMP_NUM_THREADS": "1"}
     processes = [

@@ -80,7 +80,7 @@ def choose(ranked_NE: Tensor, active: int) -> Tensor:
 
 @torch.library.triton_op("mobilemoe::sort_pairs", mutates_args=())
 def _sort_pairs(experts_P: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    pairs, columns = len(experts_P), triton.next_power_of_2(experts)
+    pairs, columns = len(experts_P), triton.next_power_of_2(experts + 1)  # one for the experts of other processes
     block = min(256, max(16, 2**14 // columns))  # a program holds block x columns flags in registers
     blocks = triton.cdiv(pairs, block)
     counts = experts_P.new_empty(columns * blocks, dtype=torch.int32)
@@ -93,5 +93,8 @@ def _sort_pairs(experts_P: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor
 
 
 def sort_pairs(experts_NA: Tensor, experts: int) -> Slots:
-    """A stable counting sort of the N A pairs by expert; waits for nothing on the host."""
+    """A stable counting sort of the N A pairs by expert; waits for nothing on the host.
+
+    Pairs whose expert is number `experts` come last and belong to no expert.
+    """
     return Slots(*_sort_pairs(experts_NA.flatten(), experts))

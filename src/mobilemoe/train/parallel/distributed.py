@@ -27,7 +27,7 @@ from mobilemoe.errors import ConfigError
 from mobilemoe.model import MobileMoE
 from mobilemoe.model.block import MoE
 from mobilemoe.train.estimate import architecture, replicas
-from mobilemoe.train.parallel.expert_parallel import ParallelExperts
+from mobilemoe.train.parallel.expert_parallel import part_experts
 from mobilemoe.train.parallel.rank_failure import stop_all_on_failure
 from mobilemoe.train.recipe import Recipe
 
@@ -101,7 +101,9 @@ def join(recipe: Recipe) -> Iterator[World]:
     with stop_all_on_failure(rank, size):
         groups = replicas(recipe, architecture(recipe.model), size)
         mesh = init_device_mesh(device.type, (groups, size // groups), mesh_dim_names=("replicate", "shard"))
-        yield World(rank, size, device, mesh)
+        world = World(rank, size, device, mesh)
+        yield world
+        world.wait()  # here, where it is noticed if another process fails before its end
     dist.destroy_process_group()  # not after an error, when it would wait for the others
 
 
@@ -131,7 +133,7 @@ def shard(model: MobileMoE, world: World, recipe: Recipe) -> None:
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
     # Routers compute in fp32. A group of shards has one precision, and a group of its own for each router would break
     # the compiled code of its block in two. They are small, so each process keeps them whole (`replicas.py`).
-    routers = {layer.router.weight for layer in model.moe_layers()}
+    kept_whole: set[nn.Parameter] = {layer.router.weight for layer in model.moe_layers()}
 
     def split(module: nn.Module, shard_mesh: DeviceMesh, dimension: int = 0) -> None:
         fully_shard(
@@ -139,16 +141,20 @@ def shard(model: MobileMoE, world: World, recipe: Recipe) -> None:
             mesh=shard_mesh,
             mp_policy=policy,
             shard_placement_fn=lambda _: Shard(dimension),
-            ignored_params=routers,
+            ignored_params=kept_whole,
         )
 
     whole = _data_mesh(mesh, "shard")
     for block in model.model.layers:
         feed_forward = block.feed_forward
         if isinstance(feed_forward, MoE) and experts is not None:
-            feed_forward.experts = ParallelExperts(feed_forward.experts, experts["expert"])
-            # Not along the experts' dimension, which expert parallelism has split already.
-            split(feed_forward.experts, _data_mesh(experts, "expert_shard"), dimension=1)
+            part_experts(feed_forward.experts, experts["expert"])
+            holders = _data_mesh(experts, "expert_shard")
+            if holders.size() > 1:
+                # Not along the experts' dimension, which expert parallelism has split already.
+                split(feed_forward.experts, holders, dimension=1)
+            else:  # nobody else has them, and all tokens come to them: their gradients are whole
+                kept_whole.update(feed_forward.experts.parameters())
         split(block, whole)
     split(model, whole)
     register_fsdp_forward_method(model, "hidden")
@@ -216,5 +222,5 @@ def _check(recipe: Recipe, size: int) -> None:
     if size > 1 and any(one_process.values()):
         asked = next(name for name, given in one_process.items() if given)
         raise ConfigError(f"{asked} works in one process, and not yet in {size}")
-    if table.expert_parallel > 1 and (recipe.qat is not None or train.capacity_factor is not None):
-        raise ConfigError("distributed.expert_parallel is dropless and rounds no weights: set it to 1 here")
+    if table.expert_parallel > 1 and train.capacity_factor is not None:
+        raise ConfigError("distributed.expert_parallel drops no tokens: set it to 1, or take out train.capacity_factor")

@@ -22,6 +22,7 @@ from mobilemoe.errors import MobileMoEError, TrainError
 LOOK = 0.5  # seconds between two looks
 GRACE = 3.0  # seconds that a process has to end by itself, once another has failed
 _FAULT, _KNOWN = "mobilemoe/fault", "mobilemoe/known"
+_GONE = "the first process has gone"
 
 
 @contextmanager
@@ -29,52 +30,73 @@ def stop_all_on_failure(rank: int, size: int) -> Iterator[None]:
     """An exception raised inside is reported to the other processes, which then end too.
 
     Raises TrainError with the message of another process where the exception here is only a consequence of its failure.
+    The communicators are left as they are, since closing them would wait for the others: the caller has to end the
+    process, as `mobilemoe` does at once.
     """
-    store: Any = dist.distributed_c10d._get_default_store()  # its type stubs are incomplete
-    over = threading.Event()
-    threading.Thread(target=_watch, args=(store.clone(), over), name="rank-failure", daemon=True).start()
+    watch = _Watch(rank)
+    watch.start()
     try:
         yield
     except BaseException as fault:
         # An error of torch may be the consequence of a failure that another process is about to report.
         time.sleep(0 if isinstance(fault, MobileMoEError) else LOOK)
-        told = _fault(store)
-        over.set()  # this process ends by its exception: the thread need not end it
-        with suppress(dist.DistError):
-            if told is None:
-                sentence = str(fault) if isinstance(fault, MobileMoEError) else f"{type(fault).__name__}: {fault}"
-                store.set(_FAULT, f"process {rank} stopped the training: {sentence}")
-            store.add(_KNOWN, 1)
-            _wait_until_all_know(store, size)
+        watch.over.set()  # this process ends by its exception: the thread need not end it
+        sentence = str(fault) if isinstance(fault, MobileMoEError) else f"{type(fault).__name__}: {fault}"
+        told = watch.told or watch.report(f"process {rank} stopped the training: {sentence}")
+        watch.wait_until_all_know(size)
         if told is not None and not isinstance(fault, MobileMoEError):
             raise TrainError(told) from None
         raise
-    over.set()
+    watch.over.set()
 
 
-def _wait_until_all_know(store: Any, size: int) -> None:
-    """Waits until all processes know of the failure, because the store ends with the process that hosts it."""
-    end = time.monotonic() + 2 * GRACE
-    while store.add(_KNOWN, 0) < size and time.monotonic() < end:
-        time.sleep(LOOK / 10)
+class _Watch(threading.Thread):
+    """Ends this process some seconds after another has failed, unless it is `over` before.
 
+    `told` is the message of the first process that failed.
+    """
 
-def _fault(store: Any) -> str | None:
-    """The message of the first process that failed, also where the store has gone; None if none has failed."""
-    try:
-        return store.get(_FAULT).decode() if store.check([_FAULT]) else None
-    except dist.DistError:
-        return "the first process has gone"
+    def __init__(self, rank: int) -> None:
+        super().__init__(name="rank-failure", daemon=True)
+        self.over = threading.Event()
+        self.told: str | None = None
+        # A connection of its own; its type stubs are incomplete.
+        self._rank = rank
+        store: Any = dist.distributed_c10d._get_default_store()
+        self._store = store.clone()
 
-
-def _watch(store: Any, over: threading.Event) -> None:
-    """Ends this process some seconds after another has failed, unless it ends by itself."""
-    while not over.wait(LOOK):
-        if (told := _fault(store)) is None:
-            continue
-        if not over.wait(GRACE):
-            with suppress(dist.DistError):
-                store.add(_KNOWN, 1)
-            print(f"mobilemoe: {told}", file=sys.stderr, flush=True)
+    def run(self) -> None:
+        while self.told is None and not self.over.wait(LOOK):
+            self.told = self._look()
+        if self.told is None:
+            return
+        self._acknowledge()
+        if not self.over.wait(GRACE):
+            print(f"mobilemoe: {self.told}", file=sys.stderr, flush=True)
             os._exit(1)  # nothing else ends a thread that waits in a collective operation
-        return
+
+    def report(self, ours: str) -> str | None:
+        """Tells the others of a failure in this process; the message of another, if one has failed before."""
+        try:
+            first = self._store.compare_set(_FAULT, "", ours).decode()
+        except dist.DistError:
+            first = _GONE
+        return None if first == ours else first
+
+    def wait_until_all_know(self, size: int) -> None:
+        """Waits until all processes know of the failure, because the store ends with the process that hosts it."""
+        self._acknowledge()
+        end = time.monotonic() + 2 * GRACE
+        with suppress(dist.DistError):
+            while not self._store.check([f"{_KNOWN}/{rank}" for rank in range(size)]) and time.monotonic() < end:
+                time.sleep(LOOK / 10)
+
+    def _acknowledge(self) -> None:
+        with suppress(dist.DistError):
+            self._store.set(f"{_KNOWN}/{self._rank}", "")
+
+    def _look(self) -> str | None:
+        try:
+            return self._store.get(_FAULT).decode() if self._store.check([_FAULT]) else None
+        except dist.DistError:
+            return _GONE
