@@ -115,9 +115,12 @@ _ENVIRONMENT = (
 
 
 def shard(model: MobileMoE, world: World, recipe: Recipe) -> None:
-    """Shards `model`, which is the same in every process, over `world`; its forward pass gathers it block by block."""
+    """Shards `model`, which is the same in every process, over `world`; its forward pass gathers it block by block.
+
+    Replicas that are whole need no shards. Nor do adapters: all that is learnt and sent is small.
+    """
     mesh, parallel = world.mesh, recipe.distributed.expert_parallel
-    if mesh is None or mesh["shard"].size() == 1:  # replicas that are whole need no shards
+    if mesh is None or mesh["shard"].size() == 1 or recipe.lora is not None:
         return
     if model.config.num_local_experts % parallel:
         raise ConfigError(
@@ -218,9 +221,7 @@ def _check(recipe: Recipe, size: int) -> None:
             f"train.batch_size is {train.batch_size}, which {size} processes cannot share evenly"
             + (f" in micro-batches of {train.micro_batch_size} rows" if train.micro_batch_size else "")
         )
-    one_process = {"lora": recipe.lora is not None, 'train.optimizer = "muon"': train.optimizer == "muon"}
-    if size > 1 and any(one_process.values()):
-        asked = next(name for name, given in one_process.items() if given)
-        raise ConfigError(f"{asked} works in one process, and not yet in {size}")
+    if table.expert_parallel > 1 and recipe.lora is not None:
+        raise ConfigError("lora keeps the whole model in each process: set distributed.expert_parallel to 1")
     if table.expert_parallel > 1 and train.capacity_factor is not None:
         raise ConfigError("distributed.expert_parallel drops no tokens: set it to 1, or take out train.capacity_factor")
