@@ -87,8 +87,7 @@ def test_where_one_process_has_no_more_data_all_save_first_and_they_go_on_bit_fo
         (3, [], "batch_size is 2, which 3 processes cannot share evenly"),
         (1, ["distributed.replicate=2"], "does not divide the number of processes, 1"),
         (2, ["train.micro_batch_size=2"], "2 processes cannot share evenly in micro-batches of 2 rows"),
-        (2, ["train.optimizer=muon"], "works in one process, and not yet in 2"),
-        (2, ["lora.rank=2"], "works in one process, and not yet in 2"),
+        (2, ["lora.rank=2", "distributed.expert_parallel=2"], "lora keeps the whole model in each process"),
         (2, ["distributed.expert_parallel=2", "train.capacity_factor=1.5"], "expert_parallel drops no tokens"),
     ],
 )
