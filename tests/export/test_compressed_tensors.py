@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from conversions import INT4_IN, relative_rms
 from mobilemoe.checkpoint import Checkpoint, SafetensorsFile, write_random
 from mobilemoe.config_rope import RopeScaling
 from mobilemoe.errors import CheckpointError, UsageError
@@ -20,6 +21,7 @@ from model_configs import GROUPED_QUERIES
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("compressed_tensors")
 
+TARGET = "compressed-tensors"
 SHARED = dataclasses.replace(GROUPED_QUERIES, vocab_size=128, max_position_embeddings=256, eos_token_id=(5, 7))
 SCALING = RopeScaling(factor=8.0, original_max_position_embeddings=64, low_freq_factor=1.0, high_freq_factor=4.0)
 CASES = {
@@ -54,9 +56,10 @@ def unpacked(folder):
 
 
 @pytest.mark.parametrize("model", [*CASES, "nano"])
-def test_the_library_unpacks_the_same_weights_bit_for_bit(model, tmp_path):
+def test_the_library_unpacks_the_same_weights_bit_for_bit(model, conversion, tmp_path):
     folder = find_model("nano") if model == "nano" else make(tmp_path / "ours", CASES[model])
     report = write_compressed_tensors(folder, tmp_path / "theirs")
+    conversion(INT4_IN, TARGET, report)
     assert {kind for kind, error in report.kinds.items() if error.max_abs} <= {"embedding", "head"}
     assert report.kinds["embedding"].relative_rms < 2**-11
     with Checkpoint.open(folder) as source:
@@ -73,7 +76,7 @@ def in_fp16(name, w):
 
 
 @pytest.mark.parametrize("model", [*CASES, "nano"])
-def test_transformers_computes_the_same_logits(model, tmp_path):
+def test_transformers_computes_the_same_logits(model, conversion, tmp_path):
     folder = find_model("nano") if model == "nano" else make(tmp_path / "ours", CASES[model])
     write_compressed_tensors(folder, tmp_path / "theirs")
     theirs, notes = transformers.AutoModelForCausalLM.from_pretrained(
@@ -89,6 +92,7 @@ def test_transformers_computes_the_same_logits(model, tmp_path):
     with torch.no_grad():
         ours_BTV, theirs_BTV = ours(tokens_BT), theirs(tokens_BT).logits
     assert (ours_BTV - theirs_BTV).abs().max() < 2e-5 * ours_BTV.abs().max()
+    conversion(INT4_IN, TARGET, relative_rms(theirs_BTV, ours_BTV), "logits, rounded alike", "transformers")
 
 
 def test_the_type_of_the_model_is_that_of_the_scales(tmp_path):

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from conversions import BF16, INT4_IN, INT4_OUT, gguf_file
 from mobilemoe.checkpoint import Checkpoint, int4, write_random
 from mobilemoe.config_rope import RopeScaling
 from mobilemoe.errors import TokenizerError, UsageError
@@ -73,9 +74,11 @@ def test_each_type_is_read_back_as_the_gguf_package_reads_it(type, error):
 
 
 @pytest.mark.parametrize("config", [TINY, SCALED, dataclasses.replace(TINY, intermediate_size_mlp=0)])
-def test_int4_grouped_along_the_input_is_exact(config, tmp_path):
+def test_int4_grouped_along_the_input_is_exact(config, conversion, tmp_path):
     folder, path = make(tmp_path / "m", config), tmp_path / "m.gguf"
-    assert write_gguf(folder, path).lossless
+    report = write_gguf(folder, path)
+    assert report.lossless
+    conversion(INT4_IN, gguf_file("q4_0", config), report)
     found = arrays(path)
     d, f = config.hidden_size, config.intermediate_size
     with Checkpoint.open(folder) as source:
@@ -99,18 +102,23 @@ def test_a_model_without_a_shared_expert_gets_one_of_zeros(tmp_path):
     assert values(tmp_path / "m.gguf")["glm4moe.expert_shared_count"] == 1
 
 
-def test_experts_grouped_along_the_output_are_rounded_anew_and_the_error_is_said(tmp_path):
+def test_experts_grouped_along_the_output_are_rounded_anew_and_the_error_is_said(conversion, tmp_path):
     folder = make(tmp_path / "m", group_axis="out")
     exact, rough = (write_gguf(folder, tmp_path / f"{type}.gguf", type) for type in ("q8_0", "q4_0"))
+    conversion(INT4_OUT, gguf_file("q8_0", TINY), exact)
+    conversion(INT4_OUT, gguf_file("q4_0", TINY), rough)
     assert rough.kinds["attention"].max_abs == 0
     assert 0.02 < rough.kinds["routed"].relative_rms < 0.15
     assert 0 < exact.kinds["routed"].relative_rms < 0.006
 
 
-def test_bf16_weights_stay_as_they_are(tmp_path):
+def test_bf16_weights_stay_as_they_are_and_other_types_round_them(conversion, tmp_path):
     folder = make(tmp_path / "m", format="bf16")
-    assert write_gguf(folder, tmp_path / "m.gguf").lossless
-    assert values(tmp_path / "m.gguf")["general.file_type"] == 32
+    reports = {type: write_gguf(folder, tmp_path / f"{type}.gguf", type) for type in ("q4_0", "q8_0", "bf16")}
+    assert reports["bf16"].lossless
+    for type, report in reports.items():
+        conversion(BF16, gguf_file(type, TINY), report)
+    assert values(tmp_path / "bf16.gguf")["general.file_type"] == 32
 
 
 def test_scaled_rope_takes_the_architecture_that_reads_its_factors(tmp_path):

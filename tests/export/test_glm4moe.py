@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from conversions import BF16, GLM4MOE, INT4_IN, INT4_OUT, relative_rms
 from mobilemoe.checkpoint import Checkpoint, SafetensorsFile, write_random
 from mobilemoe.config import FULL, SLIDING
 from mobilemoe.config_rope import RopeScaling
@@ -41,9 +42,11 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_transformers_computes_the_same_logits(name, tmp_path):
+def test_transformers_computes_the_same_logits(name, conversion, tmp_path):
     write_random(tmp_path / "ours", CASES[name], seed=1, format="bf16")
-    assert write_glm4moe(tmp_path / "ours", tmp_path / "theirs").lossless
+    report = write_glm4moe(tmp_path / "ours", tmp_path / "theirs")
+    assert report.lossless
+    conversion(BF16, GLM4MOE, report)
     theirs, notes = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "theirs", dtype=torch.float32, output_loading_info=True
     )
@@ -55,6 +58,7 @@ def test_transformers_computes_the_same_logits(name, tmp_path):
     with torch.no_grad():
         ours_BTV, theirs_BTV = ours(tokens_BT), theirs(tokens_BT).logits
     assert (ours_BTV - theirs_BTV).abs().max() < 2e-5 * ours_BTV.abs().max()
+    conversion(BF16, GLM4MOE, relative_rms(theirs_BTV, ours_BTV), "logits", "transformers")
     assert theirs.config.eos_token_id == [5, 7]
 
 
@@ -66,9 +70,11 @@ def test_the_head_is_there_for_runtimes_that_do_not_tie_it_to_the_embedding(tmp_
         assert np.array_equal(head, embedding)
 
 
-def test_int4_weights_are_rounded_and_the_error_is_said(tmp_path):
-    write_random(tmp_path / "ours", SHARED, seed=1, format="int4", group_axis="out")
+@pytest.mark.parametrize(("axis", "source"), [("in", INT4_IN), ("out", INT4_OUT)])
+def test_int4_weights_are_rounded_and_the_error_is_said(axis, source, conversion, tmp_path):
+    write_random(tmp_path / "ours", SHARED, seed=1, format="int4", group_axis=axis)
     report = write_glm4moe(tmp_path / "ours", tmp_path / "theirs")
+    conversion(source, GLM4MOE, report)
     assert not report.lossless
     assert 1e-4 < report.kinds["routed"].relative_rms < 2**-8
     assert report.kinds["router"].max_abs == 0

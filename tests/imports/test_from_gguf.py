@@ -8,6 +8,7 @@ import struct
 import numpy as np
 import pytest
 
+from conversions import BF16, INT4_IN, INT4_OUT, gguf_file
 from mobilemoe.checkpoint import Checkpoint, write_random
 from mobilemoe.config_rope import RopeScaling
 from mobilemoe.errors import MobileMoEError
@@ -57,10 +58,13 @@ def assert_same_tensors(a, b):
 
 @pytest.mark.parametrize("format", ["int4", "bf16"])
 @pytest.mark.parametrize("case", CASES)
-def test_a_model_comes_back_byte_for_byte(case, format, tmp_path):
+def test_a_model_comes_back_byte_for_byte(case, format, conversion, tmp_path):
     folder = make(tmp_path / "m", CASES[case], format=format)
     write_gguf(folder, tmp_path / "m.gguf")
-    assert convert_gguf(tmp_path / "m.gguf", tmp_path / "again", format=format).lossless
+    report = convert_gguf(tmp_path / "m.gguf", tmp_path / "again", format=format)
+    assert report.lossless
+    type, ours = ("q4_0", INT4_IN) if format == "int4" else ("bf16", BF16)
+    conversion(gguf_file(type, CASES[case]), ours, report)
     assert_same_tensors(folder, tmp_path / "again")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert json.loads((tmp_path / "again" / name).read_text()) == json.loads((folder / name).read_text()), name
@@ -83,10 +87,11 @@ def test_the_verb_brings_nano_back(mobilemoe_cli, tmp_path):
 
 
 @pytest.mark.parametrize("type", ["q8_0", "q4_0"])
-def test_experts_along_their_output_are_rounded_again_and_the_error_is_said(type, tmp_path):
+def test_experts_along_their_output_are_rounded_again_and_the_error_is_said(type, conversion, tmp_path):
     folder = make(tmp_path / "m", group_axis="out")
     write_gguf(folder, tmp_path / "m.gguf", type)
     report = convert_gguf(tmp_path / "m.gguf", tmp_path / "again", format="int4", group_axis="out")
+    conversion(gguf_file(type, TINY), INT4_OUT, report)
     assert 0.005 < report.kinds["routed"].relative_rms < 0.2
     assert report.kinds["router"].max_abs == report.kinds["norm"].max_abs == 0
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from conversions import BF16, INT4_IN, relative_rms
 from mobilemoe.checkpoint import Checkpoint, write_random
 from mobilemoe.config_rope import RopeScaling
 from mobilemoe.errors import MobileMoEError
@@ -107,20 +108,24 @@ def tokens():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_logits_are_those_of_transformers(case, tmp_path):
+def test_the_logits_are_those_of_transformers(case, conversion, tmp_path):
     theirs = build(*CASES[case])
     theirs.save_pretrained(tmp_path / "theirs")
-    assert convert_transformers(tmp_path / "theirs", tmp_path / "ours", format="bf16").lossless
+    report = convert_transformers(tmp_path / "theirs", tmp_path / "ours", format="bf16")
+    assert report.lossless
     ours = read(tmp_path / "ours")
     a_BTV, b_BTV = logits(theirs, tokens()), logits(ours, tokens())
     assert a_BTV.std() > 0.05
     assert (a_BTV - b_BTV).abs().max() < 1e-4 * a_BTV.abs().max()
     assert torch.nn.functional.cosine_similarity(a_BTV.flatten(), b_BTV.flatten(), dim=0) > 1 - 1e-10
+    source = f"{CASES[case][0]} in BF16"
+    conversion(source, BF16, report)
+    conversion(source, BF16, relative_rms(b_BTV, a_BTV), "logits", "transformers")
     assert ours.config.eos_token_id == (5, 7)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_shards_and_other_dtypes_are_read_and_rounding_is_said(kind, tmp_path):
+def test_shards_and_other_dtypes_are_read_and_rounding_is_said(kind, conversion, tmp_path):
     theirs = build(kind)
     theirs.save_pretrained(tmp_path / "one")
     theirs.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
@@ -133,6 +138,7 @@ def test_shards_and_other_dtypes_are_read_and_rounding_is_said(kind, tmp_path):
     assert all(torch.equal(one[name], shards[name]) for name in one)
     assert all(torch.allclose(one[name], half[name], rtol=1e-2, atol=1e-4) for name in one)
     report = convert_transformers(tmp_path / "one", tmp_path / "int4", format="int4")
+    conversion(f"{kind} in BF16", INT4_IN, report)
     assert 0.02 < report.kinds["routed"].relative_rms < 0.15
     assert report.kinds["router"].max_abs == 0
 
