@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from checkpoint_models import EXPERTS, MICRO, SHAPES, logical, refusal, rewrite
+from checkpoint_models import EXPERTS, MICRO, SHAPES, logical, refusal, rewrite, split_experts
 from mobilemoe.checkpoint import (
     Checkpoint,
     convert,
@@ -124,21 +124,6 @@ def test_a_bf16_router_is_accepted(tmp_path):
     rewrite(tmp_path / "m", lambda tensors: tensors.update({name: ("BF16", int4.to_bf16(given[name]))}))
     with Checkpoint.open(tmp_path / "m") as checkpoint:
         np.testing.assert_array_equal(checkpoint.weight(name), given[name])
-
-
-def split_experts(given):
-    def change(tensors):
-        for layer in range(MICRO.num_hidden_layers):
-            stem = f"model.layers.{layer}.feed_forward.experts"
-            for part in ("gate_up", "down"):
-                del tensors[f"{stem}.{part}_proj"]
-            for expert in range(MICRO.num_local_experts):
-                gate, up = np.split(given[f"{stem}.gate_up_proj"][expert].T, 2)
-                down = given[f"{stem}.down_proj"][expert].T
-                for part, w in (("gate", gate), ("up", up), ("down", down)):
-                    tensors[f"{stem}.{expert}.{part}_proj.weight"] = ("BF16", int4.to_bf16(w))
-
-    return change
 
 
 def test_one_tensor_per_expert_is_the_same_model(tmp_path):

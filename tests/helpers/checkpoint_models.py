@@ -45,6 +45,23 @@ def rewrite(folder: Path, change) -> None:
     write_safetensors(path, {name: (dtype, a.shape) for name, (dtype, a) in tensors.items()}, lambda n: tensors[n][1])
 
 
+def split_experts(given: dict[str, np.ndarray]):
+    """A change for `rewrite` of a folder with MICRO's weights `given`: one matrix [out, in] for each expert."""
+
+    def change(tensors):
+        for layer in range(MICRO.num_hidden_layers):
+            stem = f"model.layers.{layer}.feed_forward.experts"
+            for part in ("gate_up", "down"):
+                del tensors[f"{stem}.{part}_proj"]
+            for expert in range(MICRO.num_local_experts):
+                gate, up = np.split(given[f"{stem}.gate_up_proj"][expert].T, 2)
+                down = given[f"{stem}.down_proj"][expert].T
+                for part, w in (("gate", gate), ("up", up), ("down", down)):
+                    tensors[f"{stem}.{expert}.{part}_proj.weight"] = ("BF16", int4.to_bf16(w))
+
+    return change
+
+
 def refusal(folder: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
         Checkpoint.open(folder)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import mobilemoe
-from hf_models import FAMILY_LIKE, FORMS, opened, write
-from mobilemoe.checkpoint import Checkpoint
+from checkpoint_models import MICRO, logical, rewrite, split_experts
+from hf_models import FAMILY_LIKE, FORMS, opened, tokens, write
+from mobilemoe.checkpoint import Checkpoint, int4, save_checkpoint
 from mobilemoe.errors import ConfigError
 from mobilemoe.hf import MobileMoEConfig, MobileMoEForCausalLM
 from mobilemoe.presets import PRESETS
@@ -35,6 +36,21 @@ def test_a_checkpoint_is_saved_bit_for_bit(form, config, tmp_path):
     opened(tmp_path / "saved", dtype="auto").save_pretrained(tmp_path / "again", max_shard_size="60KB")
     assert (tmp_path / "again" / "model.safetensors.index.json").exists()
     assert_same_files(folder, tmp_path / "again")
+
+
+def test_one_tensor_per_expert_and_a_repeated_head_are_read_too(tmp_path):
+    weights, tokens_BT = logical(MICRO), tokens(2, 9)
+    save_checkpoint(tmp_path / "model", MICRO, weights.__getitem__, format="bf16")
+    stacked = opened(tmp_path / "model")(tokens_BT).logits
+    embedding = int4.to_bf16(weights["model.embed_tokens.weight"])
+    rewrite(tmp_path / "model", lambda tensors: tensors.update({"lm_head.weight": ("BF16", embedding)}))
+    rewrite(tmp_path / "model", split_experts(weights))
+    model = opened(tmp_path / "model", dtype="auto")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert torch.equal(opened(tmp_path / "model")(tokens_BT).logits, stacked)
+    model.save_pretrained(tmp_path / "saved")  # as it was
+    with Checkpoint.open(tmp_path / "saved") as checkpoint:
+        assert all(np.array_equal(checkpoint.weight(name), weight) for name, weight in weights.items())
 
 
 @pytest.mark.parametrize("form", ["int4-in", "int4-out"])
@@ -80,7 +96,7 @@ def test_every_preset_becomes_a_config_and_back(name):
     assert MobileMoEConfig(**preset.to_dict()).shape() == preset
 
 
-def test_a_model_made_from_a_config_starts_as_transformers_models_do():
+def test_a_model_made_from_a_config_starts_as_transformers_models_do_and_is_saved_in_our_layout(tmp_path):
     config = MobileMoEConfig(**FAMILY_LIKE.to_dict())
     model = MobileMoEForCausalLM(config)
     assert model.dtype == torch.float32
@@ -90,3 +106,7 @@ def test_a_model_made_from_a_config_starts_as_transformers_models_do():
     assert abs(feed_forward.router.weight.std().item() / 0.02 - 1) < 0.2
     assert not feed_forward.expert_bias.any()
     assert (model.model.norm.weight == 1).all()
+    model.save_pretrained(tmp_path / "saved")
+    with Checkpoint.open(tmp_path / "saved") as checkpoint:
+        assert checkpoint.config == FAMILY_LIKE
+        assert "model.layers.0.feed_forward.experts.gate_up_proj" in checkpoint.tensors

@@ -12,6 +12,8 @@ try:
         AutoTokenizer,
         PreTrainedTokenizerFast,
     )
+    from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+    from transformers.core_model_loading import Concatenate, MergeModulelist, Transpose, WeightConverter
 except ModuleNotFoundError:
     raise MissingExtraError("MobileMoE in transformers", "hf") from None
 
@@ -24,3 +26,18 @@ AutoConfig.register("mobilemoe", MobileMoEConfig)
 AutoModel.register(MobileMoEConfig, MobileMoEModel)
 AutoModelForCausalLM.register(MobileMoEConfig, MobileMoEForCausalLM)
 AutoTokenizer.register(MobileMoEConfig, fast_tokenizer_class=PreTrainedTokenizerFast)
+
+# BF16 files may hold one matrix [out, in] for each expert (spec 3.2), in place of stacks [E, in, out].
+_ONE = "feed_forward.experts.*.{}_proj.weight"
+_STACK = "feed_forward.experts.{}_proj"
+register_checkpoint_conversion_mapping(
+    "mobilemoe",
+    [
+        WeightConverter(
+            [_ONE.format("gate"), _ONE.format("up")],
+            _STACK.format("gate_up"),
+            [MergeModulelist(dim=0), Concatenate(dim=1), Transpose(1, 2)],
+        ),
+        WeightConverter(_ONE.format("down"), _STACK.format("down"), [MergeModulelist(dim=0), Transpose(1, 2)]),
+    ],
+)
