@@ -28,7 +28,7 @@ from scipy.optimize import least_squares
 
 Array = NDArray[np.float64]
 
-BLOCKS = {"large", "small", "middle", "seeds-small", "seeds-middle"}
+BLOCKS = {"large", "small", "middle", "seeds-small", "seeds-middle", "seeds-large"}
 K = 0.55
 HUBER = 3e-3  # residuals of ln L beyond this count linearly
 
