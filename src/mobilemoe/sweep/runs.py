@@ -248,4 +248,5 @@ def _key(recipe: Recipe, heldout: HeldOut) -> str:
     for entry in ("log_every", "validate_every", "validate_tokens"):
         del values["train"][entry]
     del values["data"]["path"], values["tokenizer"]["path"]
+    values["distributed"] = {"replicate": 1, "expert_parallel": 1}  # a run is one process; known keys have these words
     return digest(json.dumps(values, sort_keys=True))
