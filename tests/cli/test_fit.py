@@ -70,6 +70,43 @@ def test_fit_prints_the_same_for_people(mobilemoe_cli, runs_csv):
         assert text in ended.out, text
 
 
+def marked(tmp_path, words=("yes", "no")):
+    """A table whose column held_out marks the 30 runs of 100 B tokens at one size, with one wild run."""
+    runs = runs_of(joint_law(), noise=0.002)
+    p = runs.points
+    rows = ["id,loss,n_active,tokens,experts,granularity,shared,held_out"]
+    for place, loss in enumerate(runs.loss):
+        held = p.tokens[place] == 100 and p.n_active[place] != 0.5
+        values = [p.n_active[place], p.tokens[place], p.experts[place], p.granularity[place], p.shared[place]]
+        rows.append(",".join(map(str, [f"r{place}", loss * (1.4 if place == 20 else 1), *values, words[not held]])))
+    path = tmp_path / "marked.csv"
+    path.write_text("\n".join(rows))
+    return path
+
+
+def test_the_runs_that_the_column_held_out_marks_are_those_predicted(mobilemoe_cli, tmp_path):
+    call = ["fit", marked(tmp_path), "--bootstraps", 0, "--out", tmp_path / "law.json"]
+    held = mobilemoe_cli(*call, "--json").json["holdout"]
+    assert held["registered"]
+    assert len(held["ids"]) == 28
+    assert held["split"] == "28 runs registered by the column held_out, by a fit to 182 others"
+    law = Law.load(tmp_path / "law.json")
+    assert (law.forecast_rmse, law.forecast_split) == (held["rmse"], held["split"])
+    other = mobilemoe_cli("fit", marked(tmp_path), "--bootstraps", 0, "--holdout", 0.1, "--json").json["holdout"]
+    assert not other["registered"]
+    assert other["ids"] != held["ids"]
+
+
+def test_without_outliers_both_fits_are_shown(mobilemoe_cli, tmp_path):
+    call = ["fit", marked(tmp_path), "--bootstraps", 0, "--without-outliers"]
+    values, shown = mobilemoe_cli(*call, "--json").json, mobilemoe_cli(*call).out
+    assert values["left_out"] == ["r20"]
+    assert (values["runs"], values["with_outliers"]["runs"]) == (209, 210)
+    assert values["rmse"] < 0.1 * values["with_outliers"]["rmse"]
+    assert "left out above: r20; with it: RMSE" in shown
+    assert f"{values['with_outliers']['parameters']['A']:.4f}" in shown
+
+
 def test_compare_shows_laws_and_rivals_the_best_first(mobilemoe_cli, runs_csv):
     call = ["fit", runs_csv, *COLUMNS, "--law", "chinchilla", "--bootstraps", 0, "--compare", "--json"]
     rows = mobilemoe_cli(*call).json["compared"]

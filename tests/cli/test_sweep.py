@@ -26,7 +26,7 @@ def test_a_sweep_says_how_each_run_ended_and_what_is_next(mobilemoe_cli, tmp_pat
     ended = mobilemoe_cli("sweep", TINY, "--out", tmp_path, *options)
     assert ended.status == 0
     assert "[1/1] d32x2-dense-t8192  loss " in ended.err
-    assert "1 of 1 runs are finished" in ended.out
+    assert "1 of 1 run finished" in ended.out
     assert f"mobilemoe fit {tmp_path / 'runs.csv'}" in ended.out
     again = mobilemoe_cli("sweep", TINY, "--out", tmp_path, *options, "--json")
     assert again.json["finished"] == ["d32x2-dense-t8192"]

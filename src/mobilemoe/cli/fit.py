@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,10 +15,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mobilemoe.cli.options import JsonOption, plain_console, print_json
+from mobilemoe.counted import counted
 from mobilemoe.errors import DataError, UsageError
 from mobilemoe.scaling.law.domain import share_of_box
 from mobilemoe.scaling.law.read_runs import COLUMNS, read_runs
-from mobilemoe.scaling.law.runs import Runs, count
+from mobilemoe.scaling.law.runs import Runs
 
 if TYPE_CHECKING:
     from mobilemoe.scaling.law.compare import Row
@@ -53,6 +55,12 @@ def fit(
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Compare with other laws and simple rivals, by BIC.")
+    ] = False,
+    without_outliers: Annotated[
+        bool,
+        typer.Option(
+            "--without-outliers", help="Fit again without the runs far from the law, and take that fit; both are shown."
+        ),
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the starting points and the resamples.")] = 0,
     out: Annotated[
@@ -98,11 +106,17 @@ def fit(
                 bootstraps=bootstraps,
                 seed=seed,
                 holdout=holdout,
+                without_outliers=without_outliers,
                 progress=lambda done, _: progress.update(bar, completed=done),
             )
         except DataError as fault:
             raise DataError("; ".join([f"{runs}: {fault}", *table.notes])) from None
     rows = comparison.compare(table, holdout, seed) if compare else []
+    errors = {row.name: row.holdout_rmse for row in rows if row.holdout_rmse is not None}
+    if found.holdout is not None and not compare:
+        errors = comparison.forecasts(table, holdout, seed)
+    if said := comparison.better_forecast(found, errors):
+        found = replace(found, notes=(*found.notes, said))
     if out is not None:
         found.law.save(out)
     if report is not None:
@@ -153,13 +167,23 @@ def _values(found: Fit, table: Runs, rows: Sequence[Row]) -> dict[str, Any]:
         "failed_resamples": found.failed_resamples,
         "holdout": None
         if held is None
-        else {"registered": held.registered, "ids": held.ids, "mae": held.mae, "rmse": held.rmse},
+        else {
+            "registered": held.registered,
+            "ids": held.ids,
+            "split": held.split,
+            "mae": held.mae,
+            "rmse": held.rmse,
+        },
         "repeated": None,
         "without_far": None,
+        "left_out": law.left_out,
+        "with_outliers": None,
         "notes": [*table.notes, *found.notes],
     }
     if near := found.near:
         values["without_far"] = _brief(near)
+    if whole := found.whole:
+        values["with_outliers"] = _brief(whole)
     if apart := found.apart:
         values["repeated"] = _brief(apart)
     if rows:
@@ -177,26 +201,32 @@ def _finite(value: float | None) -> float | None:
 
 def _print(found: Fit, table: Runs, rows: Sequence[Row]) -> None:
     law = found.law
-    counted = {True: "counts the embedding", False: "is without the embedding", None: "as the table counts it"}
+    embedding = {True: "counts the embedding", False: "is without the embedding", None: "as the table counts it"}
     print(f"{law.form}, {law.source}")
     print(f"  {law.formula}")
-    print(f"  nats a token; N (n_active) and D (tokens) in 1e9; n_active {counted[law.counts_embedding]}")
+    print(f"  nats a token; N (n_active) and D (tokens) in 1e9; n_active {embedding[law.counts_embedding]}")
     _print_parameters(found)
     ranges = (f"{name} {low:g} to {high:g}" for name, (low, high) in law.domain.items())
     hull = f"; within it the hull of N and D, {share_of_box(law.hull):.0%} of the box" if law.hull else ""
     print(f"domain    {', '.join(ranges)}{hull}; the law says nothing beyond")
-    print(f"error     RMSE {found.rmse:.4f}, MAE {found.mae:.4f} nats over {len(found.runs)} runs; BIC {found.bic:.1f}")
-    print(f"priors    {law.weak_prior}")
+    print(
+        f"error     RMSE {found.rmse:.4f}, MAE {found.mae:.4f} nats over {counted(len(found.runs), 'run')}; "
+        f"BIC {found.bic:.1f}"
+    )
+    if law.weak_prior:
+        print(f"priors    {law.weak_prior}")
     if held := found.holdout:
-        which = "that the column held_out registered" if held.registered else "of the largest compute"
-        print(
-            f"forecast  RMSE {held.rmse:.4f}, MAE {held.mae:.4f} nats over the {len(held.ids)} runs {which}, by a fit "
-            "to the others"
-        )
+        print(f"forecast  RMSE {held.rmse:.4f}, MAE {held.mae:.4f} nats over {held.split}")
     if near := found.near:
         far = len(found.runs) - len(near.runs)
-        print(f"\nwithout {count(far)} far from the law: RMSE {near.rmse:.4f} nats over {len(near.runs)}")
+        print(f"\nwithout {counted(far, 'run')} far from the law: RMSE {near.rmse:.4f} nats over {len(near.runs)}")
         _print_parameters(near)
+    if whole := found.whole:
+        print(
+            f"\nleft out above: {', '.join(law.left_out)}; with {'it' if len(law.left_out) == 1 else 'them'}: RMSE "
+            f"{whole.rmse:.4f} nats over {counted(len(whole.runs), 'run')}"
+        )
+        _print_parameters(whole)
     if apart := found.apart:
         print(f"\nruns that repeat data, fitted apart: RMSE {apart.rmse:.4f} nats over {len(apart.runs)}")
         _print_parameters(apart)

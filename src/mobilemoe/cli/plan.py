@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mobilemoe.cli.options import JsonOption, print_json
+from mobilemoe.counted import counted
 from mobilemoe.errors import ConfigError, UsageError
 from mobilemoe.files import refuse_existing, write_atomic
 
@@ -178,7 +179,7 @@ def _print(found: Plan) -> None:
     if not console.is_terminal:
         console.width = WIDTH
     console.print(table)
-    considered = f"{len(found.table):,} models considered in {found.seconds:.1f} s"
+    considered = f"{counted(len(found.table), 'model')} considered in {found.seconds:.1f} s"
     print(f"{considered}; = is equivalent to the best, ! is outside the law's domain")
     print(equivalent_text(found))
     if found.runner_up:

@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from mobilemoe.cli.options import JsonOption, SetOption, plain_console, print_json
+from mobilemoe.counted import counted
 from mobilemoe.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def sweep(
     if json:
         print_json(dataclasses.asdict(summary) | {"table": str(table)})
         return
-    print(f"{len(summary.finished)} of {len(runs)} runs are finished: {table}")
+    print(f"{len(summary.finished)} of {counted(len(runs), 'run')} finished: {table}")
     if summary.failed:
         print(f"{len(summary.failed)} failed, and --only NAME tries one again: {folder / 'failures.csv'}")
     if summary.left:
@@ -150,7 +151,7 @@ def _print(values: list[dict[str, Any]]) -> None:
     plain_console(210).print(table)
     totals = _totals(values)
     print(
-        f"{len(values)} runs, {totals['tokens'] / 1e6:,.0f} M tokens to train on (own), "
+        f"{counted(len(values), 'run')}, {totals['tokens'] / 1e6:,.0f} M tokens to train on (own), "
         f"{totals['expected_seconds']:,.0f} s expected in all"
     )
 

@@ -35,7 +35,7 @@ def test_resamples_fitted_together_end_where_lbfgs_ends_alone():
     for place, weights in enumerate(counts):
         resample = runs.at(np.repeat(np.arange(210), weights.astype(int)))
         alone = Problem(form, resample, form.parameters)
-        _, value, _ = polish(alone, alone.coordinates(problem.theta(together.x[place])), False, Prior.of(alone, 0))
+        _, value, _ = polish(alone, alone.coordinates(problem.theta(together.x[place])), False)
         fresh = fit(resample).misfit
         data = misfit(problem.residuals(together.x[place : place + 1]), weights[None])[0]
         assert data <= min(value, fresh) * 1.02  # the prior's weight is that of the whole table
@@ -76,11 +76,11 @@ def test_a_constant_that_the_runs_leave_open_has_the_priors_interval_and_is_name
     plain = runs.at(runs.points.shared == 0)
     problem = Problem(FORMS["joint"], plain, FORMS["joint"].parameters)  # sigma, although no run has a shared expert
     (sentence,) = doubts(problem, problem.coordinates(joint_law().theta), 1e-4)
-    assert "say little of sigma," in sentence
-    prior = Prior.of(problem, 1e-4)
-    drawn = bootstrap(problem, joint_law().theta, prior, 400).samples[:, FORMS["joint"].parameters.index("sigma")]
+    assert "say less of sigma than" in sentence
+    drawn = bootstrap(problem, joint_law().theta, 400).samples[:, FORMS["joint"].parameters.index("sigma")]
     assert drawn.std() == pytest.approx(PRIORS["sigma"][1], rel=0.15)
-    assert fit(runs).law.weak_prior == SAID
+    assert fit(runs, bootstraps=2).law.weak_prior == SAID
+    assert not fit(runs).law.weak_prior
 
 
 def test_priors_vanish_where_runs_are_precise():
@@ -104,10 +104,9 @@ def test_4000_resamples_of_250_runs_take_far_less_than_two_minutes():
     more = Points(**{name: np.r_[getattr(points, name), getattr(points, name)[:40]] for name in vars(points)})
     runs = runs_of(joint_law(), more, noise=0.003)
     problem = Problem(FORMS["joint"], runs, FORMS["joint"].parameters)
-    whole = fit(runs)
-    prior = Prior.of(problem, whole.misfit)
+    theta = fit(runs).law.theta
     heard, start = [], time.perf_counter()
-    found = bootstrap(problem, whole.law.theta, prior, 400, progress=lambda done, whole: heard.append((done, whole)))
+    found = bootstrap(problem, theta, 400, progress=lambda done, whole: heard.append((done, whole)))
     assert time.perf_counter() - start < 12
     assert found.samples.shape == (400, 12)
     assert heard[-1] == (400, 400)

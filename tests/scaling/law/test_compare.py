@@ -5,8 +5,8 @@ import pytest
 
 from mobilemoe.errors import DataError
 from mobilemoe.scaling import Points, Runs, published
-from mobilemoe.scaling.law.compare import RIVALS, compare
-from mobilemoe.scaling.law.fit import bic
+from mobilemoe.scaling.law.compare import RIVALS, better_forecast, compare, forecasts
+from mobilemoe.scaling.law.fit import bic, fit
 from refusals import refusal
 from scaling_runs import paper_sweep, runs_of
 
@@ -102,3 +102,17 @@ def test_runs_that_repeat_data_take_no_part_unless_all_do():
 
 def test_too_few_runs_for_the_smallest_law_are_refused():
     assert "n_active takes 1 value" in refusal(lambda: compare(RUNS.at(slice(0, 3))), DataError)
+
+
+def test_forecasts_are_those_of_the_comparison_and_a_better_one_is_said():
+    errors = forecasts(RUNS, 0.2)
+    assert errors == {row.name: row.holdout_rmse for row in compare(RUNS, 0.2) if row.holdout_rmse is not None}
+    simple = fit(RUNS, "chinchilla", holdout=0.2)  # does not know E
+    best = min(errors, key=errors.get)
+    said = better_forecast(simple, errors)
+    assert said.startswith(f"{best} forecasts the {len(simple.holdout.ids)} held-out runs better than chinchilla")
+    assert f"RMSE {errors[best]:.4f} against {simple.holdout.rmse:.4f}" in said
+    law = fit(RUNS, "paper-E", holdout=0.2)
+    assert better_forecast(law, {"paper-E": law.holdout.rmse, "joint": 0.95 * law.holdout.rmse}) is None
+    assert "try --law joint" in better_forecast(law, {"paper-E": law.holdout.rmse, "joint": 0.5 * law.holdout.rmse})
+    assert better_forecast(fit(RUNS, "chinchilla"), errors) is None  # it made no forecast

@@ -64,6 +64,42 @@ def test_a_few_wild_runs_do_not_move_the_law_and_are_named():
     assert "run-50" in note
 
 
+def test_without_outliers_the_law_is_fitted_again_and_its_file_says_what_was_left_out(tmp_path):
+    runs = runs_of(joint_law(), noise=0.001)
+    runs.loss[[3, 50]] *= [1.5, 0.8]
+    kept = fit(runs)
+    found = fit(runs, without_outliers=True, bootstraps=20)
+    assert (len(found.runs), len(found.whole.runs)) == (208, 210)
+    assert found.law.left_out == ("run-3", "run-50")
+    assert found.law.parameters == kept.near.law.parameters != kept.law.parameters
+    assert found.law.with_outliers == found.whole.law.parameters == kept.law.parameters
+    assert found.rmse < 0.002 < found.whole.rmse
+    found.law.save(tmp_path / "law.json")
+    again = Law.load(tmp_path / "law.json")
+    assert (again.left_out, again.with_outliers) == (found.law.left_out, found.law.with_outliers)
+
+
+def test_where_no_run_is_far_none_is_left_out_and_fit_says_so():
+    found = fit(runs_of(joint_law(), noise=0.002), without_outliers=True)
+    assert (found.whole, found.law.left_out, found.law.with_outliers) == (None, (), None)
+    assert any("none is left out" in note for note in found.notes)
+
+
+def test_a_forecast_leaves_out_no_run_that_it_has_to_predict():
+    runs = runs_of(joint_law(), noise=0.001)
+    large = np.flatnonzero(runs.flops >= split(runs, 0.2)[1].flops.min())
+    runs.loss[large[0]] *= 1.5
+    runs.loss[3] *= 1.5
+    found = fit(runs, without_outliers=True, holdout=0.2)
+    assert {runs.ids[large[0]], "run-3"} == {*found.law.left_out}
+    assert found.holdout.ids == split(runs, 0.2)[1].ids
+    assert found.holdout.fitted_to == 210 - len(large) - 1
+    assert found.holdout.rmse > 0.1
+    assert (
+        found.law.forecast_split == f"{len(large)} runs of the largest compute, by a fit to {209 - len(large)} others"
+    )
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_the_slopes_are_those_of_the_residuals(form):
     law = law_of(form)
@@ -143,6 +179,9 @@ def test_runs_that_the_table_registers_are_those_predicted():
     assert found.holdout.registered
     assert found.holdout.ids == registered.at(held_out).ids
     assert found.law.forecast_rmse == found.holdout.rmse
+    assert (
+        found.law.forecast_split == f"{held_out.sum()} runs registered by the column held_out, by a fit to 168 others"
+    )
     assert compare(registered)[0].holdout_rmse == pytest.approx(found.holdout.rmse)
     assert fit(registered, holdout=0.2).holdout.ids == split(runs, 0.2)[1].ids  # who asks for a share gets it
     for unmarked in (None, np.zeros(210, bool), np.ones(210, bool)):

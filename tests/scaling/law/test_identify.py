@@ -6,7 +6,7 @@ import pytest
 from mobilemoe.errors import DataError
 from mobilemoe.scaling import Points
 from mobilemoe.scaling.law.forms import FORMS
-from mobilemoe.scaling.law.identify import FAR, doubts, far_from, problem_of
+from mobilemoe.scaling.law.identify import FAR, doubts, far_from, problem_of, replicates
 from mobilemoe.scaling.law.solver import Problem
 from refusals import refusal
 from scaling_runs import joint_law, paper_sweep, runs_of
@@ -95,3 +95,14 @@ def test_far_runs_come_the_worst_first_and_a_close_fit_has_none():
     assert far_from(RUNS, predicted).tolist() == [50, 99, 7]
     predicted[7] = RUNS.loss[7] + 0.9 * FAR * 0.002
     assert far_from(RUNS, predicted).tolist() == [50, 99]
+
+
+def test_replicates_are_counted_and_their_scatter_is_the_noise():
+    points = paper_sweep()
+    twice = runs_of(joint_law(), points.at(np.tile(np.arange(210), 3)), noise=0.01)
+    said = replicates(twice)
+    assert said.startswith("630 of 630 runs share N, D, E, g and s with another (up to 3 at one point)")
+    scatter = float(said.partition("own mean by ")[2].partition(" nats")[0])
+    assert scatter == pytest.approx(0.01, rel=0.15)
+    assert replicates(RUNS) is None
+    assert replicates(RUNS.at([*range(210), 0, 1, 2])) is None  # a few need no word

@@ -92,7 +92,7 @@ def test_trials_of_other_learning_rates_are_left_out_and_told(table):
     runs = table("id,loss,n_active,tokens,rate\na,2.5,3e8,1e11,1\nb,2.6,2e8,1e11,0.5\nc,2.6,2e8,1e11,2\n")
     assert runs.ids == ("a",)
     (note,) = runs.notes
-    assert "2 runs at another learning rate than the sweep's rule are left out: rate is not 1" in note
+    assert "2 runs left out: at another learning rate than the sweep's rule, since rate is not 1" in note
     assert "line 3: '0.5', line 4: '2'" in note
 
 

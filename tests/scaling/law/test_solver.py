@@ -5,7 +5,6 @@ import pytest
 
 from mobilemoe.scaling import published
 from mobilemoe.scaling.law.forms import FORMS, INDEX
-from mobilemoe.scaling.law.prior import Prior
 from mobilemoe.scaling.law.search import polish, search
 from mobilemoe.scaling.law.solver import HUBER, LONGEST_STEP, Problem, descend, misfit
 from scaling_runs import joint_law, paper_sweep, runs_of
@@ -24,7 +23,6 @@ def starts(problem) -> np.ndarray:
 
 
 ONES = np.ones((1, 210))
-NONE = Prior(np.zeros(12), np.ones(12), noise=0)
 
 
 def test_any_coordinates_within_the_walls_are_a_law_with_a_loss(problem):
@@ -125,7 +123,7 @@ def test_a_run_of_weight_0_is_as_if_it_were_not_there(starts):
 def test_the_polish_only_ever_lowers_the_misfit(problem, starts):
     for x in starts:
         before = misfit(problem.residuals(x[None]), ONES)[0]
-        ended, after, _ = polish(problem, x, False, NONE)
+        ended, after, _ = polish(problem, x, False)
         assert after <= before
         assert misfit(problem.residuals(ended[None]), ONES)[0] == pytest.approx(after, rel=1e-6)
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilemoe.scaling.law.prior import Prior
-from mobilemoe.scaling.law.solver import Descent, Problem, descend
+from mobilemoe.scaling.law.solver import Descent, Problem, descend, misfit
 
 Array = NDArray[np.float64]
 
@@ -36,12 +36,11 @@ class Bootstrap:
 def bootstrap(
     problem: Problem,
     theta: Array,
-    prior: Prior,
     resamples: int,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Bootstrap:
-    """Pairs bootstrap starting at the fit `theta`: runs are drawn with replacement, and the law is fitted to each draw.
+    """Pairs bootstrap: runs are drawn with replacement, and the law is fitted to each draw with weak priors.
 
     `draws` runs are drawn instead of n: the plain bootstrap ignores that p parameters were fitted, and its intervals
     are too narrow. Each resample also draws the centres of its priors: a parameter that its runs leave open has the
@@ -50,8 +49,8 @@ def bootstrap(
     rng, runs = np.random.default_rng(seed), len(problem.runs)
     size = draws(runs, len(problem.free))
     counts = rng.multinomial(size, np.full(runs, 1 / runs), size=resamples).astype(float)
+    start, prior = _regular(problem, theta)
     priors = prior.drawn(rng, resamples)
-    start = problem.coordinates(theta)
 
     def fitted(chunk: slice) -> Descent:
         weights = counts[chunk]
@@ -66,6 +65,19 @@ def bootstrap(
     x = np.concatenate([end.x for end in ends])
     settled = np.concatenate([end.settled for end in ends])
     return Bootstrap(problem.theta(x), int((~settled).sum()))
+
+
+def _regular(problem: Problem, theta: Array) -> tuple[Array, Prior]:
+    """Where resamples start: the fit to all runs with priors, from `theta` or from their centre; and the priors.
+
+    `theta` itself may be at a bound, from where a resample would not find back.
+    """
+    ones = np.ones((1, len(problem.runs)))
+    own = problem.coordinates(theta)[None]
+    prior = Prior.of(problem, float(misfit(problem.residuals(own), ones)[0]))
+    ended = descend(problem, np.concatenate([own, prior.centre[None]]), ones, STEPS, prior=prior)
+    start = ended.x[ended.misfit.argmin()]
+    return start, Prior.of(problem, float(misfit(problem.residuals(start[None]), ones)[0]))
 
 
 def draws(runs: int, free: int) -> int:

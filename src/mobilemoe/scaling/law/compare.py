@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mobilemoe.counted import counted
 from mobilemoe.errors import DataError
-from mobilemoe.scaling.law.fit import bic, fit, split
+from mobilemoe.scaling.law.fit import Fit, bic, fit, split
 from mobilemoe.scaling.law.forms import FORMS
 from mobilemoe.scaling.law.runs import FIELDS, Points, Runs
 from mobilemoe.scaling.law.solver import HUBER
 
 Array = NDArray[np.float64]
 Predictor = Callable[[Points], Array]
+
+BETTER = 0.1  # a forecast whose RMSE is lower by a smaller share is not called better
 
 
 @dataclass(frozen=True)
@@ -40,32 +44,63 @@ def compare(runs: Runs, holdout: float | None = None, seed: int = 0) -> list[Row
 
     holdout: share of the runs, those of the largest compute, that each model predicts from the others; None as `fit`.
     """
-    once = runs.at(~runs.repeated) if not runs.repeated.all() else runs
-    varies = {name for name in FIELDS if len(np.unique(getattr(once.points, name))) > 1}
+    once = _once(runs)
+    errors = forecasts(runs, holdout, seed) if holdout != 0 else {}
     rows: list[Row] = []
-    for form in FORMS.values():
-        if form.columns and not varies & {*form.columns}:
-            continue
+    for name in _forms(once):
         try:
-            found = fit(once, form.name, seed=seed, holdout=holdout)
+            found = fit(once, name, seed=seed)
         except DataError:
-            if form.name == "chinchilla":
+            if name == "chinchilla":
                 raise
             continue  # too few runs for a larger form
-        held = found.holdout
-        rows.append(Row(form.name, False, len(found.free), found.rmse, found.bic, held.rmse if held else None))
-    rest, large = split(once, holdout) if holdout != 0 else (once, None)
+        rows.append(Row(name, False, len(found.free), found.rmse, found.bic, errors.get(name)))
     for name, rival in RIVALS.items():
-        made = rival(once)
-        if made is None:
+        if (made := rival(once)) is None:
             continue
         predicted, parameters = made[0](once.points), made[1]
-        refitted = rival(rest) if large is not None else None
-        error = None if refitted is None or large is None else _rmse(refitted[0](large.points), large.loss)
-        rows.append(
-            Row(name, True, parameters, _rmse(predicted, once.loss), bic(predicted, once.loss, parameters), error)
-        )
+        worth = bic(predicted, once.loss, parameters)
+        rows.append(Row(name, True, parameters, _rmse(predicted, once.loss), worth, errors.get(name)))
     return sorted(rows, key=lambda row: row.bic)
+
+
+def forecasts(runs: Runs, holdout: float | None = None, seed: int = 0) -> dict[str, float]:
+    """The RMSE of every form and rival that can predict the held-out runs from the others, as `compare` has it."""
+    rest, held = split(_once(runs), holdout)
+    predictors: dict[str, Predictor] = {}
+    for name in _forms(rest):
+        with suppress(DataError):
+            predictors[name] = fit(rest, name, seed=seed).law.loss
+    for name, rival in RIVALS.items():
+        with suppress(DataError):
+            if (made := rival(rest)) is not None:
+                predictors[name] = made[0]
+    errors = {name: _rmse(predict(held.points), held.loss) for name, predict in predictors.items()}
+    return {name: error for name, error in errors.items() if np.isfinite(error)}
+
+
+def better_forecast(found: Fit, errors: Mapping[str, float]) -> str | None:
+    """A sentence if a form or rival forecasts better than the law of `found` by more than BETTER; else None."""
+    if found.holdout is None or not errors:
+        return None
+    own, best = found.holdout.rmse, min(errors, key=lambda name: errors[name])
+    if errors[best] >= own * (1 - BETTER):
+        return None
+    advice = f"try --law {best}" if best in FORMS else "a law has to beat that"
+    return (
+        f"{best} forecasts the {counted(len(found.holdout.ids), 'held-out run')} better than {found.law.form}: RMSE "
+        f"{errors[best]:.4f} against {own:.4f} nats; {advice} (chosen by a forecast, it is no longer a forecast)"
+    )
+
+
+def _once(runs: Runs) -> Runs:
+    return runs if runs.repeated.all() else runs.at(~runs.repeated)
+
+
+def _forms(runs: Runs) -> list[str]:
+    """The forms of which a knob varies, and those without."""
+    varies = {name for name in FIELDS if len(np.unique(getattr(runs.points, name))) > 1}
+    return [name for name, form in FORMS.items() if not form.columns or varies & {*form.columns}]
 
 
 def _rmse(predicted: Array, loss: Array) -> float:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mobilemoe.counted import counted
 from mobilemoe.errors import DataError, UsageError
 from mobilemoe.scaling.law.bootstrap import Bootstrap, bootstrap
 from mobilemoe.scaling.law.domain import THIN, hull_of, share_of_box
 from mobilemoe.scaling.law.forms import Form, form_named
-from mobilemoe.scaling.law.identify import FAR, doubts, far_from, problem_of
+from mobilemoe.scaling.law.identify import FAR, doubts, far_from, problem_of, replicates
 from mobilemoe.scaling.law.law import Law
-from mobilemoe.scaling.law.prior import SAID, Prior
-from mobilemoe.scaling.law.runs import Runs, count, few
+from mobilemoe.scaling.law.prior import SAID
+from mobilemoe.scaling.law.runs import Runs, few
 from mobilemoe.scaling.law.search import search
 
 Array = NDArray[np.float64]
@@ -31,6 +33,13 @@ class Holdout:
     ids: tuple[str, ...]
     loss: Array
     predicted: Array
+    fitted_to: int  # how many runs the fit that predicts them had
+
+    @property
+    def split(self) -> str:
+        """Which runs were predicted from which, in words."""
+        which = "registered by the column held_out" if self.registered else "of the largest compute"
+        return f"{counted(len(self.ids), 'run')} {which}, by a fit to {counted(self.fitted_to, 'other')}"
 
     @property
     def mae(self) -> float:
@@ -54,7 +63,8 @@ class Fit:
     notes: tuple[str, ...]  # what was fixed, left out or doubtful, a sentence each
     holdout: Holdout | None = None
     apart: Fit | None = None  # the same law fitted to the runs that repeat data
-    near: Fit | None = None  # the same law without the runs far from it, if there are any
+    near: Fit | None = None  # the same law without the runs far from it, if there are any and they were kept
+    whole: Fit | None = None  # the same law with the runs far from it, if they were left out
     failed_resamples: int = 0
 
     @property
@@ -87,6 +97,7 @@ def fit(
     bootstraps: int = 0,
     seed: int = 0,
     holdout: float | None = 0.0,
+    without_outliers: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Fit:
     """Fits the law called `law` (forms.FORMS) to `runs`.
@@ -95,7 +106,9 @@ def fit(
     fitted separately. Terms whose knob does not vary are fixed at no effect. bootstraps: resamples of the runs for
     intervals (progress(done, all) tells how far they are). holdout: share of the runs, those of the largest compute,
     that a fit to the others has to predict, None: those that `held_out` of the runs marks, or without such marks a
-    share of HOLDOUT; the law itself is always fitted to all. DataError if the runs are too few.
+    share of HOLDOUT; the law itself is always fitted to all. without_outliers: runs far from a first fit
+    (`identify.far_from`) are left out of a second one, which is the law. Of the runs to predict none is left out.
+    DataError if the runs are too few.
     """
     form = form_named(law)
     if bootstraps < 0 or seed < 0:
@@ -111,41 +124,53 @@ def fit(
         notes.append("all runs repeat data: the law is one of repeated data")
     apart = None
     if len(again):
-        notes.append(f"{count(len(again))} with repeated data are left out, and fitted apart")
+        notes.append(f"{counted(len(again), 'run')} with repeated data left out, and fitted apart")
         try:
             apart = _fit_once(form, again, seed)
         except DataError as fault:
             notes.append(f"the runs that repeat data cannot be fitted apart: {fault}")
-    near = None
+    if said := replicates(once):
+        notes.append(said)
+    near, whole, left_out = None, None, ()
+    every = once
     if len(far := far_from(once, found.predicted)):
-        names = few(once.ids[place] for place in far)
+        left_out = tuple(once.ids[place] for place in far)
         notes.append(
-            f"{count(len(far))} more than {FAR} times the middle error away from the law ({names}): without, the "
-            "constants, and their exponents most, may change much"
+            f"{counted(len(far), 'run')} more than {FAR} times the middle error away from the law ({few(left_out)}): "
+            "without, the constants, and their exponents most, may change much"
         )
+        kept = np.delete(np.arange(len(once)), far)
         try:
-            near = _fit_once(form, once.at(np.delete(np.arange(len(once)), far)), seed)
+            near = _fit_once(form, once.at(kept), seed)
         except DataError as fault:
             notes.append(f"without them the law cannot be fitted: {fault}")
+        if without_outliers and near is not None:
+            found, whole, near, once = near, found, None, once.at(kept)
+            notes += [note for note in found.notes if note not in notes]
+    elif without_outliers:
+        notes.append(f"no run is more than {FAR} times the middle error away from the law: none is left out")
     draws = Bootstrap.none()
     if bootstraps:
         problem = problem_of(form, once)[0]
-        prior = Prior.of(problem, found.misfit)
-        draws = bootstrap(problem, found.law.theta, prior, bootstraps, seed, progress)
+        draws = bootstrap(problem, found.law.theta, bootstraps, seed, progress)
         if draws.failed:
             notes.append(
-                f"{draws.failed} of {bootstraps} resamples had not settled when their steps ran out: they stay in the "
-                "intervals where they stood"
+                f"{draws.failed} of {counted(bootstraps, 'resample')} had not settled when their steps ran out: they "
+                "stay in the intervals where they stood"
             )
     held = None
     if holdout != 0:
         try:
-            held = _hold_out(form, once, holdout, seed)
+            held = _hold_out(form, every, holdout, seed, without_outliers)
         except DataError as fault:
             notes.append(f"there is no forecast of the largest runs, as the others cannot be fitted: {fault}")
-    forecast = None if held is None else held.rmse
+    settled: dict[str, Any] = {"samples": draws.samples, "weak_prior": SAID if bootstraps else ""}
+    if held is not None:
+        settled |= {"forecast_rmse": held.rmse, "forecast_split": held.split}
+    if whole is not None:
+        settled |= {"left_out": left_out, "with_outliers": whole.law.parameters}
     return Fit(
-        law=Law(**vars(found.law) | {"samples": draws.samples, "forecast_rmse": forecast}),
+        law=Law(**vars(found.law) | settled),
         runs=once,
         predicted=found.predicted,
         free=found.free,
@@ -155,6 +180,7 @@ def fit(
         holdout=held,
         apart=apart,
         near=near,
+        whole=whole,
         failed_resamples=draws.failed,
     )
 
@@ -179,11 +205,14 @@ def split(runs: Runs, share: float | None) -> tuple[Runs, Runs]:
     return runs.at(~large), runs.at(large)
 
 
-def _hold_out(form: Form, runs: Runs, share: float | None, seed: int) -> Holdout:
+def _hold_out(form: Form, runs: Runs, share: float | None, seed: int, without_outliers: bool) -> Holdout:
     rest, held = split(runs, share)
-    predicted = _fit_once(form, rest, seed).law.loss(held.points)
+    found = _fit_once(form, rest, seed)
+    if without_outliers and len(far := far_from(rest, found.predicted)):
+        found = _fit_once(form, rest.at(np.delete(np.arange(len(rest)), far)), seed)
     marked = share is None and registered(runs) is not None
-    return Holdout(registered=marked, ids=held.ids, loss=held.loss, predicted=predicted)
+    predicted = found.law.loss(held.points)
+    return Holdout(registered=marked, ids=held.ids, loss=held.loss, predicted=predicted, fitted_to=len(found.runs))
 
 
 def _fit_once(form: Form, runs: Runs, seed: int) -> Fit:
@@ -206,9 +235,8 @@ def _fit_once(form: Form, runs: Runs, seed: int) -> Fit:
         parameters=parameters,
         rmse=0.0,
         domain={name: (float(values.min()), float(values.max())) for name, values in domain.items()},
-        source=f"fitted to {len(runs)} runs",
+        source=f"fitted to {counted(len(runs), 'run')}",
         hull=hull,
-        weak_prior=SAID,
         counts_embedding=runs.counts_embedding,
     )
     predicted = fitted.loss(points)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mobilemoe.counted import counted
 from mobilemoe.errors import DataError
 from mobilemoe.scaling.law.forms import PHI, Form
 from mobilemoe.scaling.law.prior import Prior
@@ -14,6 +15,7 @@ from mobilemoe.scaling.law.solver import HUBER, Problem
 Array = NDArray[np.float64]
 
 FAR = 10  # times the median error: runs further from the law than that are named
+MANY_REPLICATES = 0.2  # of the runs: replicates that are fewer need no word
 FAINT = 1e-12  # of the largest curvature: below it runs do not determine a direction
 
 
@@ -24,7 +26,7 @@ def problem_of(form: Form, runs: Runs) -> tuple[Problem, list[str]]:
     for name in ("n_active", "tokens"):
         if levels[name] < 3:
             raise DataError(
-                f"{name} takes {levels[name]} value{'s' if levels[name] > 1 else ''} in these runs: every law needs at "
+                f"{name} takes {counted(levels[name], 'value')} in these runs: every law needs at "
                 "least 3, to tell its power from the constant"
             )
     notes: list[str] = []
@@ -51,8 +53,9 @@ def problem_of(form: Form, runs: Runs) -> tuple[Problem, list[str]]:
     free = tuple(name for name in form.parameters if name not in held)
     if len(runs) < len(free) + 2:
         raise DataError(
-            f"there are {len(runs)} runs, but the law {form.name!r} has {len(free)} parameters to fit and needs at "
-            f"least {len(free) + 2}: take a smaller law, such as chinchilla, or more runs"
+            f"there {'is' if len(runs) == 1 else 'are'} {counted(len(runs), 'run')}, but the law {form.name!r} has "
+            f"{len(free)} parameters to fit and needs at least {len(free) + 2}: take a smaller law, such as "
+            "chinchilla, or more runs"
         )
     return Problem(form, runs, free), notes
 
@@ -76,10 +79,8 @@ def _crossed(form: Form, points: Points, column: str) -> bool:
 
 
 def doubts(problem: Problem, x: Array, misfit: float) -> list[str]:
-    """A sentence on parameters that the fit's weak priors determine more than the runs do, at a fit with this misfit.
-
-    Those are the parameters that the runs leave with more than half of the prior's variance, or at the bounds of the
-    search.
+    """A sentence on parameters that the runs leave with more than half of a weak prior's variance, at a fit with this
+    misfit, or at the bounds of the search.
     """
     prior = Prior.of(problem, misfit)
     residuals, slopes = problem.slopes(x[None])
@@ -96,8 +97,8 @@ def doubts(problem: Problem, x: Array, misfit: float) -> list[str]:
     if not names:
         return []
     return [
-        f"these runs say little of {', '.join(names)}, which the weak priors determine more than the runs do: the "
-        "constants belong together, and alone mean little"
+        f"these runs say less of {', '.join(names)} than a weak prior would: the constants belong together, and alone "
+        "mean little"
     ]
 
 
@@ -106,3 +107,21 @@ def far_from(runs: Runs, predicted: Array) -> NDArray[np.intp]:
     error = np.abs(predicted - runs.loss)
     far = np.flatnonzero(error > max(FAR * float(np.median(error)), 0.005 * float(np.median(runs.loss))))
     return far[np.argsort(-error[far])]
+
+
+def replicates(runs: Runs) -> str | None:
+    """A sentence if many runs share N, D, E, g and s with another one."""
+    _, point, sizes = np.unique(
+        np.stack([getattr(runs.points, name) for name in FIELDS]), axis=1, return_inverse=True, return_counts=True
+    )
+    point = point.ravel()
+    if len(runs) - len(sizes) < MANY_REPLICATES * len(runs):
+        return None
+    means = np.bincount(point, runs.loss) / sizes
+    spread = float(np.sqrt(((runs.loss - means[point]) ** 2).sum() / (len(runs) - len(sizes))))
+    return (
+        f"{sizes[sizes > 1].sum():,} of {counted(len(runs), 'run')} share N, D, E, g and s with another (up to "
+        f"{sizes.max():,} at one point), and scatter around their own mean by {spread:.4f} nats: a point weighs as "
+        "often as it has runs, and intervals take these as independent; if they differ in learning rate or batch size, "
+        "the law describes their middle and not their best, so keep the best run of each point"
+    )

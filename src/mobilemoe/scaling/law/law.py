@@ -39,11 +39,13 @@ class Law:
     hull: Hull | None = None  # of the runs' (N, D) within those ranges; None: not known, or all of the ranges
     samples: Array | None = None  # [S, P]: bootstrap draws of the parameters, in the form's order
     prior: str = ""  # what in it is assumed and not measured
-    weak_prior: str = ""  # the priors of its fit, which vanish where runs are many or precise
+    weak_prior: str = ""  # of the samples; it vanishes where runs are many or precise
     counts_embedding: bool | None = None  # does n_active count the embedding? None: unknown
-    forecast_rmse: float | None = (
-        None  # in nats a token, for held-out runs that a fit to the others predicts; None: not tried
-    )
+    # Of held-out runs that a fit to the others predicts, in nats a token; None: not tried. And which runs those were.
+    forecast_rmse: float | None = None
+    forecast_split: str = ""
+    left_out: tuple[str, ...] = ()  # runs left out of the fit, since they were far from a fit to all
+    with_outliers: dict[str, float] | None = None  # the parameters of that fit to all
 
     def __post_init__(self) -> None:
         names = self._form.parameters
@@ -188,6 +190,7 @@ class Law:
         values = {"version": VERSION} | {item.name: getattr(self, item.name) for item in fields(self)}
         values["parameters"] = dict(self.parameters)
         values["domain"] = {column: list(ends) for column, ends in self.domain.items()}
+        values["left_out"] = list(self.left_out)
         values["hull"] = None if self.hull is None else [list(corner) for corner in self.hull]
         if self.samples is not None:
             values["samples"] = [[float(f"{value:.7g}") for value in row] for row in self.samples]
@@ -215,7 +218,8 @@ class Law:
             raise DataError(f"a law has an entry that is no number: {fault}") from None
         rest = {name: values[name] for name in known & values.keys()}
         read = {"domain": domain, "parameters": numbers, "samples": drawn, "rmse": rmse, "forecast_rmse": forecast_rmse}
-        return cls(**rest | read | {"hull": corners})
+        left_out = tuple(map(str, values.get("left_out", ())))
+        return cls(**rest | read | {"hull": corners, "left_out": left_out})
 
     def save(self, path: Path | str) -> None:
         """Writes the law as JSON, atomically."""

@@ -1,10 +1,10 @@
-"""Weak priors of a fit, so that a constant that the runs leave open is uncertain instead of anywhere.
+"""Weak priors of the resamples, so that a constant that the runs leave open is uncertain instead of anywhere.
 
-They act on the solver's coordinates, in which N, D and the loss are in units of the runs' own geometric means, and are
-normal with a standard deviation of SPREAD. In the misfit they have the weight of the noise: a prior costs what it would
-in Bayes' rule if the residuals of ln L were normal with the variance that the fit leaves over. Priors therefore vanish
-where runs are many or precise. For intervals each resample draws its own centres, so that a constant about which the
-runs say nothing has the prior's interval (and not a width of zero).
+They act on the solver's coordinates, in which N, D and the loss are in units of the runs' own geometric means. In the
+misfit they have the weight of the noise: a prior costs what it would in Bayes' rule if the residuals of ln L were
+normal with the variance that the fit leaves over, so that priors vanish where runs are many or precise. Each resample
+draws its own centres: a constant about which the runs say nothing then has the prior's interval, and not one of no
+width. The law itself is fitted without priors.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ PRIORS: dict[str, tuple[float, float]] = {
     "E_max": (np.log(E_MAX), 1.5),
 }
 SAID = (
-    "weak normal priors: A and B are 20% of the mean loss within a factor of 4.5, c 60% within 2.7; alpha and beta "
-    "-.35 +- .4; delta and omega 0 +- 1; gamma and zeta 0 +- .4; kappa and sigma 0 +- .3; phi .58 within 2.7; E_max 32 "
-    "within 4.5 (one standard deviation each, with N and D in units of the runs' geometric means)"
+    "weak and normal, in the intervals alone: A and B are 20% of the mean loss within a factor of 4.5, c 60% within "
+    "2.7; alpha and beta -.35 +- .4; delta and omega 0 +- 1; gamma and zeta 0 +- .4; kappa and sigma 0 +- .3; phi .58 "
+    "within 2.7; E_max 32 within 4.5 (one standard deviation each, N and D in units of the runs' geometric means)"
 )
 
 

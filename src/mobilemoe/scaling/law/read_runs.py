@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mobilemoe.counted import counted
 from mobilemoe.errors import DataError, UsageError
-from mobilemoe.scaling.law.runs import BILLION, FIELDS, LEAST, Array, Points, Runs, count, few
+from mobilemoe.scaling.law.runs import BILLION, FIELDS, LEAST, Array, Points, Runs, few
 from mobilemoe.table import Table, read_table
 
 LEAST_COUNT = 1e5  # a column with values from here on holds plain counts, otherwise billions
@@ -180,7 +181,9 @@ class _Reader:
         if short := [row for row in rows if row.lacks]:
             cells = few(f"line {row.line}: {len(row.cells) - row.lacks}" for row in short)
             header = len(self.table.header)
-            self.notes.append(f"{count(len(short))} left out: fewer cells than the {header} of the header ({cells})")
+            self.notes.append(
+                f"{counted(len(short), 'run')} left out: fewer cells than the {header} of the header ({cells})"
+            )
         usable &= np.array([not row.lacks for row in rows])
         for name, array in (("loss", loss), *values.items()):
             positive = name in ("loss", "n_active", "tokens")
@@ -188,7 +191,9 @@ class _Reader:
             bad = np.flatnonzero(usable & ~good)
             if len(bad):
                 rule = "a number above 0" if positive else f"a number of at least {LEAST[name]:g}"
-                self.notes.append(f"{count(len(bad))} left out: {name} is not {rule} ({self._cells(name, bad)})")
+                self.notes.append(
+                    f"{counted(len(bad), 'run')} left out: {name} is not {rule} ({self._cells(name, bad)})"
+                )
             usable &= good
         rate = self._numbers("rate")  # in a sweep: the learning rate divided by the rule's
         if rate is not None and np.any(rate == 1):
@@ -196,7 +201,7 @@ class _Reader:
             trials = np.flatnonzero(usable & other)
             if len(trials):
                 self.notes.append(
-                    f"{count(len(trials))} at another learning rate than the sweep's rule are left out: "
+                    f"{counted(len(trials), 'run')} left out: at another learning rate than the sweep's rule, since "
                     f"{self._source('rate')} is not 1 ({self._cells('rate', trials)})"
                 )
             usable &= ~other
@@ -216,7 +221,9 @@ class _Reader:
                 raise UsageError(f"{self.table.path} has no run whose id or block matches {pattern!r}")
             asked |= matched
         if self.only:
-            self.notes.append(f"{asked.sum()} of {count(len(ids))} taken: those that {', '.join(self.only)} matches")
+            self.notes.append(
+                f"{asked.sum()} of {counted(len(ids), 'run')} taken: those that {', '.join(self.only)} matches"
+            )
         return asked
 
     def _drop_doubles(self, places: NDArray[np.intp], loss: Array, values: Mapping[str, Array]) -> NDArray[np.intp]:
@@ -235,10 +242,12 @@ class _Reader:
         if doubles := [place for place in places if place not in {*kept}]:
             what = "the same id and knobs come" if any(names[place] for place in doubles) else "the same row comes"
             lines = few(f"line {self.table.rows[place].line}" for place in doubles)
-            self.notes.append(f"{count(len(doubles))} left out: {what} again in a later line ({lines})")
+            self.notes.append(f"{counted(len(doubles), 'run')} left out: {what} again in a later line ({lines})")
         named = [ids[place] for place in kept]
         if several := sorted({name for name in named if named.count(name) > 1}):
-            self.notes.append(f"{len(several)} ids name several different runs, as {several[0]!r}: all are kept")
+            self.notes.append(
+                f"{counted(len(several), 'id')} of several different runs, such as {several[0]!r}: all are kept"
+            )
         return kept
 
     def _comparable(self, name: str) -> list[float | str]:

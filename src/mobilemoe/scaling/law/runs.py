@@ -100,8 +100,3 @@ def few(items: Iterable[str], most: int = 3) -> str:
     """The first names of a list, for a sentence."""
     listed = list(items)
     return ", ".join(listed[:most]) + (", ..." if len(listed) > most else "")
-
-
-def count(number: int) -> str:
-    """ "1 run", "2 runs"."""
-    return f"{number} run{'s' if number != 1 else ''}"

@@ -1,4 +1,4 @@
-"""Finds the constants that fit runs and priors best: variable projection, then Gauss-Newton, then L-BFGS."""
+"""Finds the constants that fit runs best: starts by variable projection, then Gauss-Newton, then L-BFGS."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from mobilemoe.errors import MissingExtraError
 from mobilemoe.scaling.law.forms import terms
-from mobilemoe.scaling.law.prior import Prior
 from mobilemoe.scaling.law.solver import HUBER, Problem, descend, misfit
 
 Array = NDArray[np.float64]
@@ -21,21 +20,13 @@ POLISHED = 2  # the best of these, which L-BFGS refines
 
 
 def search(problem: Problem, seed: int) -> tuple[Array, float, bool]:
-    """The coordinates with the least misfit and cost of priors that was found, the misfit, and whether it settled.
-
-    How much the priors weigh follows from what a first search, without them, leaves over.
-    """
+    """The coordinates with the least misfit that was found, that misfit, and whether the search converged there."""
     ones = np.ones((1, len(problem.runs)))
     near = descend(problem, _starts(problem, seed), ones, steps=40)
-    first = near.x[np.argsort(near.misfit)[:FINALISTS]]
-    free = descend(problem, first, ones, steps=400, tolerance=1e-7)
-    prior = Prior.of(problem, float(free.misfit.min()))
-    starts = np.concatenate([free.x, first, prior.centre[None]])
-    ended = descend(problem, starts, ones, steps=400, tolerance=1e-7, prior=prior)
+    ended = descend(problem, near.x[np.argsort(near.misfit)[:FINALISTS]], ones, steps=400, tolerance=1e-7)
     best = np.argsort(ended.misfit)[:POLISHED]
-    ends = [polish(problem, x, bool(done), prior) for x, done in zip(ended.x[best], ended.settled[best], strict=True)]
-    x, _, settled = min(ends, key=lambda end: end[1])
-    return x, float(misfit(problem.residuals(x[None]), ones)[0]), settled
+    ends = [polish(problem, x, bool(done)) for x, done in zip(ended.x[best], ended.settled[best], strict=True)]
+    return min(ends, key=lambda end: end[1])
 
 
 def _starts(problem: Problem, seed: int) -> Array:
@@ -67,19 +58,18 @@ def _starts(problem: Problem, seed: int) -> Array:
     return np.clip(best, *problem.bounds)
 
 
-def polish(problem: Problem, x: Array, settled: bool, prior: Prior) -> tuple[Array, float, bool]:
-    """L-BFGS on the Huber loss and the priors, with exact derivatives: the end point, its value, whether it settled."""
+def polish(problem: Problem, x: Array, settled: bool) -> tuple[Array, float, bool]:
+    """L-BFGS on the Huber loss, with exact derivatives: the end point, its misfit, and whether it converged."""
     from scipy.optimize import minimize
 
     ones = np.ones((1, len(problem.runs)))
-    before = float(misfit(problem.residuals(x[None]), ones)[0] + prior.cost(x))
+    before = float(misfit(problem.residuals(x[None]), ones)[0])
     unit = max(before, 1e-18)  # the misfit is of the order of 1e-6 a run, and L-BFGS' own tolerances are for 1
 
     def value(at: Array) -> tuple[float, Array]:
         residuals, slopes = problem.slopes(at[None])
         pull = np.clip(residuals[0], -HUBER, HUBER)
-        total = float(misfit(residuals, ones)[0] + prior.cost(at))
-        return total / unit, (slopes[0] @ pull + prior.slope(at)) / unit
+        return float(misfit(residuals, ones)[0]) / unit, slopes[0] @ pull / unit
 
     bounds: Any = list(zip(*problem.bounds, strict=True))
     ended = minimize(value, x, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 300, "ftol": 1e-12})

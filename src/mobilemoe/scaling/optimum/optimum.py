@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mobilemoe.counted import counted
 from mobilemoe.errors import UsageError
 from mobilemoe.paper import SWEPT
 from mobilemoe.presets import family_knobs
@@ -190,7 +191,10 @@ def _solve(law: Law, lines: Sequence[_Line], level: float) -> Optimum:
         covered = [_joined([_near(law, line, own.loss[0]), own]) for line, own in zip(lines, least, strict=True)]
         overall = _joined([*(_near(law, line, losses[first]) for line in lines), least[first]])
     else:
-        ends, interval = ((1 - level) / 2, (1 + level) / 2), f"{level:.0%} of {len(law.samples)} bootstrap samples"
+        ends, interval = (
+            ((1 - level) / 2, (1 + level) / 2),
+            f"{level:.0%} of {counted(len(law.samples), 'bootstrap sample')}",
+        )
         covered = [_least(law, law.samples, line) for line in lines]
         winners = np.argmin([models.loss for models in covered], axis=0)
         overall = _Models(*(np.choose(winners, field) for field in zip(*covered, strict=True)))

@@ -9,6 +9,7 @@ from typing import Any
 
 from mobilemoe import accounting
 from mobilemoe.config import ModelConfig
+from mobilemoe.counted import counted
 from mobilemoe.presets import preset
 from mobilemoe.scaling.plan.candidates import Candidate
 from mobilemoe.scaling.plan.explain import amount, memory_of, title
@@ -88,7 +89,7 @@ def _comments(plan: Plan, c: Candidate) -> list[str]:
     speed = "" if c.decode is None or c.ttft is None else f"{c.decode:.0f} tok/s, first token {c.ttft:.2f} s, "
     budget, places = plan.constraints.train_flops, plan.digits
     text = [
-        f"Made by `mobilemoe plan`: {title(c)}, chosen among {len(plan.table):,} models.",
+        f"Made by `mobilemoe plan`: {title(c)}, chosen among {counted(len(plan.table), 'model')}.",
         f"Limits: {', '.join(limits) or 'none'}{device}; prompt {plan.constraints.prompt:,}, "
         f"context {plan.constraints.context:,}.",
         f"Training: {c.tokens / 1e9:.4g} B tokens" + (f", of {budget:.3g} FLOPs." if budget else "."),

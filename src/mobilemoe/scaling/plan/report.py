@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from mobilemoe.counted import counted
 from mobilemoe.drawing import png
 from mobilemoe.files import write_atomic
 from mobilemoe.page import Section, bullets, page, table
@@ -148,10 +149,11 @@ def equivalent_text(plan: Plan) -> str:
     same = plan.equivalent
     if same is None:
         return ""
-    model = "model is" if same.count == 1 else "models are"
+    verb = "is" if same.count == 1 else "are"
     return (
-        f"best predicted loss {same.least:.{plan.digits}f} nats, priors included; {same.count:,} {model} equivalent to "
-        f"it, within the law's error of {same.error:.2g} ({same.error_of}): E {_span(*same.experts)}, "
+        f"best predicted loss {same.least:.{plan.digits}f} nats, priors included; {counted(same.count, 'model')} "
+        f"{verb} equivalent to it, within the law's error of {same.error:.2g} ({same.error_of}): "
+        f"E {_span(*same.experts)}, "
         f"g {_span(*same.granularity)}, width {_span(*same.width)}, "
         f"N active {same.n_active[0] / 1e9:.3f} to {same.n_active[1] / 1e9:.3f} B"
     )
@@ -213,9 +215,9 @@ def write_report(plan: Plan, path: Path | str) -> None:
         rows = [[*row(rank, candidate, plan.digits)] for rank, candidate in enumerate(plan.candidates, 1)]
         found = table(headings(plan), rows, text=(1,))
     intro = (
-        f"Limits: {_limits(plan.constraints)}. {len(plan.table):,} models considered. Scores and losses in nats "
-        f"per token, losses as their interval ({plan.law.interval_kind}); = is equivalent to the best, ! is outside "
-        "the law's domain."
+        f"Limits: {_limits(plan.constraints)}. {counted(len(plan.table), 'model')} considered. Scores and losses in "
+        f"nats per token, losses as their interval ({plan.law.interval_kind}); = is equivalent to the best, ! is "
+        "outside the law's domain."
     )
     loud = [note for note in plan.notes if note.startswith(("OUTSIDE", "NOTHING LIMITS"))]
     notes = [note for note in plan.notes if note not in loud]

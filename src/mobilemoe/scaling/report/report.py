@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from mobilemoe.counted import counted
 from mobilemoe.files import write_atomic
 from mobilemoe.page import Section, bullets, page, table
 from mobilemoe.paper import SWEPT
 from mobilemoe.presets import FAMILY_KNOBS
 from mobilemoe.scaling.law.compare import Row
 from mobilemoe.scaling.law.domain import share_of_box
-from mobilemoe.scaling.law.fit import Fit, Holdout
+from mobilemoe.scaling.law.fit import Fit
 from mobilemoe.scaling.law.forms import FORMS
 from mobilemoe.scaling.law.law import Law
 from mobilemoe.scaling.optimum.optimum import known_values
@@ -116,7 +117,7 @@ def _experts(law: Law, fit: Fit | None) -> tuple[int, ...]:
 
 def _the_law(law: Law, fit: Fit | None) -> Section:
     form = FORMS[law.form]
-    counted = {
+    embedding = {
         True: "counts the embedding",
         False: "leaves the embedding out",
         None: "may or may not count the embedding",
@@ -125,10 +126,15 @@ def _the_law(law: Law, fit: Fit | None) -> Section:
         f"Form: {form.source}.",
         f"Constants: {law.source}.",
         "L is in nats per token; N is active parameters and D training tokens, both in billions.",
-        f"N {counted[law.counts_embedding]}.",
+        f"N {embedding[law.counts_embedding]}.",
         f"RMSE of the fit: {law.rmse:.4f} nats. Intervals: {_interval(law)}.",
     ]
-    facts += [f"Priors of the fit: {law.weak_prior}."] if law.weak_prior else []
+    if law.forecast_rmse is not None:
+        facts.append(
+            f"RMSE of its forecast: {law.forecast_rmse:.4f} nats{law.forecast_split and f', {law.forecast_split}'}."
+        )
+    facts += [f"Left out, far from a fit to all: {', '.join(law.left_out)}."] if law.left_out else []
+    facts += [f"Priors: {law.weak_prior}."] if law.weak_prior else []
     doubts = [f"Assumed, not measured: {law.prior}."] if law.prior else []
     notes = [] if fit is None else [*fit.runs.notes, *fit.notes]
     constants = []
@@ -169,8 +175,8 @@ def _of_fit(fit: Fit, comparison: Sequence[Row]) -> Iterator[Section]:
     points = fit.runs.points
     yield Section(
         "Fit against data",
-        f"<p>Each point is one of {len(fit.runs)} runs. The nearer to the line, the better the law tells its loss: "
-        f"RMSE {fit.rmse:.4f}, mean absolute error {fit.mae:.4f} nats per token.</p>",
+        f"<p>Each point is one of {counted(len(fit.runs), 'run')}. The nearer to the line, the better the law tells "
+        f"its loss: RMSE {fit.rmse:.4f}, mean absolute error {fit.mae:.4f} nats per token.</p>",
         [("fit", "predicted against measured loss", pictures.draw(lambda axes: pictures.measured(axes, fit)))],
     )
     varied = [name for name in NAMES if len(np.unique(getattr(points, name))) > 1]
@@ -183,9 +189,8 @@ def _of_fit(fit: Fit, comparison: Sequence[Row]) -> Iterator[Section]:
     if (held := fit.holdout) is not None:
         yield Section(
             "Hold-out",
-            f"<p>A fit without the {len(held.ids)} {_held(held)} predicts them with an RMSE of "
-            f"{held.rmse:.4f} and a mean absolute error of {held.mae:.4f} nats: that is how well the law reaches "
-            "beyond its runs, which is what it is for.</p>",
+            f"<p>Forecast of {held.split}: RMSE {held.rmse:.4f}, mean absolute error {held.mae:.4f} nats. That is how "
+            "well the law reaches beyond its runs, which is what it is for.</p>",
             [("holdout", "held-out runs", pictures.draw(lambda axes: pictures.predicted(axes, held)))],
         )
     if comparison:
@@ -194,14 +199,10 @@ def _of_fit(fit: Fit, comparison: Sequence[Row]) -> Iterator[Section]:
         rows = [(name, f"{value:.4f}") for name, value in apart.law.parameters.items()]
         yield Section(
             "Runs that repeat data",
-            f"<p>The same form, fitted to the {len(apart.runs)} runs that saw data more than once "
+            f"<p>The same form, fitted to {counted(len(apart.runs), 'run')} that saw data more than once "
             f"(RMSE {apart.rmse:.4f} nats). They take no part in anything else on this page.</p>"
             + table(("constant", "value"), rows),
         )
-
-
-def _held(holdout: Holdout) -> str:
-    return "runs that the table registered as held out" if holdout.registered else "runs of largest compute"
 
 
 def _residuals(fit: Fit, name: str) -> bytes:
@@ -228,4 +229,4 @@ def _comparison(compared: Sequence[Row]) -> Section:
 def _interval(law: Law) -> str:
     if law.samples is None:
         return "none were drawn, so the RMSE stands in for them"
-    return f"90% of {len(law.samples):,} bootstrap samples"
+    return f"90% of {counted(len(law.samples), 'bootstrap sample')}"
