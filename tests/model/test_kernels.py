@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton comes for Linux only")
 from mobilemoe.data.packing import NO_TARGET
-from mobilemoe.model.experts import Routed, fused_experts, loop_experts, swiglu
+from mobilemoe.model.experts import Routed, fused_experts, grouped_experts, loop_experts, swiglu
 from mobilemoe.model.norm import rms_norm
 from mobilemoe.model.rope import RopeTable, apply_rope, rope_table
 from mobilemoe.train.loss import _ChunkedCrossEntropy, _FusedCrossEntropy
@@ -151,6 +151,33 @@ def test_cross_entropy_of_a_logit_that_is_not_finite_is_not_finite(random, wrong
     logits_CV = draw(random, 1, 20_000)
     logits_CV[0, place] = wrong
     assert not cross_entropy_in_place(logits_CV, torch.tensor([5], device=DEVICE))[0].isfinite()
+
+
+@pytest.mark.parametrize("experts", [8, 5])
+def test_the_experts_of_two_processes_add_up_to_those_of_one(random, experts):
+    tokens, active, hidden, width, first = 40, 3, 32, 16, 3
+    experts_NA = torch.rand(tokens, experts, generator=random).argsort(dim=1)[:, :active].to(DEVICE)
+    x_ND, weights_NA = draw(random, tokens, hidden), torch.rand(tokens, active, generator=random).to(DEVICE)
+    gate_up, down = draw(random, experts, hidden, 2 * width) / 6, draw(random, experts, width, hidden) / 4
+
+    def run(path, dtype, parts):
+        leaves = [tensor.clone().requires_grad_() for tensor in (x_ND, weights_NA, gate_up, down)]
+        x, weights, *matrices = leaves
+        y = torch.zeros(tokens, hidden, device=DEVICE)
+        for part in parts:
+            count = len(range(experts)[part])
+            here = experts_NA - (part.start or 0)
+            mine = (here >= 0) & (here < count)
+            pairs = None if count == experts else int(mine.sum())
+            of_part = [matrix[part].to(dtype) for matrix in matrices]
+            y = y + path(Routed(x.to(dtype), here.where(mine, count), weights, *of_part, pairs=pairs)).float()
+        return y, *torch.autograd.grad((y * torch.cos(torch.arange(hidden, device=DEVICE))).sum(), leaves)
+
+    split = (slice(0, first), slice(first, experts))
+    exact = run(loop_experts, torch.float32, (slice(None),))
+    for path, dtype, error in ((fused_experts, torch.bfloat16, 2e-2), (grouped_experts, torch.float32, 1e-5)):
+        for ours, wanted in zip(run(path, dtype, split), exact, strict=True):
+            assert (ours.float() - wanted).norm() < error * wanted.norm()
 
 
 @pytest.mark.parametrize(("tokens", "vocabulary"), [(1, 9), (5, 1000), (3, 20_000)])
