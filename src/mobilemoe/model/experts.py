@@ -209,7 +209,11 @@ class Experts(nn.Module):
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """gate_up_ED2F and down_EFD as the products take them; quantisation-aware training overrides it."""
-        return here(self.gate_up_proj), here(self.down_proj)
+        return self.here(self.gate_up_proj), self.here(self.down_proj)
+
+    def here(self, weight: Tensor) -> Tensor:
+        """The part of the weight that this process holds: a DTensor's own, where other processes hold other experts."""
+        return weight if self.exchange is None else weight.to_local()  # type: ignore[attr-defined]
 
     def forward(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
         gate_up_ED2F, down_EFD = self.weights()
@@ -226,9 +230,3 @@ class Experts(nn.Module):
         if self.exchange is None:
             return compute(x_ND, experts_NA, weights_NA)
         return self.exchange(compute, x_ND, experts_NA, weights_NA)
-
-
-def here(weight: Tensor) -> Tensor:
-    """The part of the weight that this process holds: all of it, unless it is a DTensor of several processes."""
-    part: Tensor = weight.to_local() if hasattr(weight, "to_local") else weight
-    return part

@@ -23,7 +23,7 @@ from mobilemoe.data.packing import NO_TARGET
 from mobilemoe.errors import ConfigError
 from mobilemoe.hub import find_model
 from mobilemoe.model import MobileMoE
-from mobilemoe.model.experts import Experts, here, unchanged
+from mobilemoe.model.experts import Experts, unchanged
 from mobilemoe.model.norm import RMSNorm, at_least_fp32, rms_norm
 from mobilemoe.model.router import Router, Routing
 from mobilemoe.quant.fake import fake_bf16, fake_int4, fake_int8, first_scale
@@ -126,9 +126,10 @@ class QatExperts(Experts):
     down_scale: nn.Parameter | None
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        gate_up_scale, down_scale = (None if s is None else here(s) for s in (self.gate_up_scale, self.down_scale))
-        gate_up_ED2F = fake_int4(here(self.gate_up_proj), self.dim, gate_up_scale)
-        return gate_up_ED2F, fake_int4(here(self.down_proj), self.dim, down_scale)
+        gate_up_scale = None if self.gate_up_scale is None else self.here(self.gate_up_scale)
+        down_scale = None if self.down_scale is None else self.here(self.down_scale)
+        gate_up_ED2F = fake_int4(self.here(self.gate_up_proj), self.dim, gate_up_scale)
+        return gate_up_ED2F, fake_int4(self.here(self.down_proj), self.dim, down_scale)
 
     def forward(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
         return super().forward(fake_int8(x_ND) if self.rounds_input else x_ND, experts_NA, weights_NA)
