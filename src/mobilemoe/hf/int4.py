@@ -23,9 +23,11 @@ _DTYPES = {"U8": torch.uint8, "F16": torch.float16}
 
 def dequantize(packed: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Nibbles [..., I/2] and scales [..., I/32] -> weights [..., I]: exact in fp32, rounded to nearest in less."""
-    low, high = (packed << 4).view(torch.int8) >> 4, packed.view(torch.int8) >> 4
-    q = torch.stack((low, high), -1).flatten(-2).unflatten(-1, (-1, GROUP_SIZE))
-    return (q * scale.float().unsqueeze(-1)).flatten(-2).to(dtype)
+    pairs, factor = packed.unflatten(-1, (-1, GROUP_SIZE // 2)), scale.float().unsqueeze(-1)
+    weight = torch.empty(*pairs.shape, 2, dtype=torch.float32, device=packed.device)
+    torch.mul((pairs << 4).view(torch.int8) >> 4, factor, out=weight[..., 0])
+    torch.mul(pairs.view(torch.int8) >> 4, factor, out=weight[..., 1])
+    return weight.flatten(-3).to(dtype)
 
 
 class Int4Product(torch.autograd.Function):
