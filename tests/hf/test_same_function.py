@@ -10,6 +10,8 @@ from transformers import StaticCache
 from hf_models import FAMILY_LIKE, FORMS, assert_near, opened, tokens, write
 from mobilemoe.config import FULL, SLIDING
 from mobilemoe.hf import MobileMoEForCausalLM
+from mobilemoe.hub import ASSETS
+from mobilemoe.tokenizer import Tokenizer
 from model_configs import CONFIGS, loaded
 
 INT4_CONFIGS = {name: CONFIGS[name] for name in ("family", "no-shared-expert", "untied", "blended-scaling", "pro-like")}
@@ -123,3 +125,19 @@ def test_router_logits_are_those_of_our_own_router(folder):
         assert_near(theirs, ours.logits_NE)
     assert np.isfinite(out.aux_loss.item())
     assert model(tokens_BT).router_logits is None
+
+
+def test_a_graph_compiled_without_breaks_gives_the_same(tmp_path):
+    model, tokens_BT = opened(write(tmp_path / "model")), tokens(2, 9)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert_near(logits(compiled, tokens_BT, use_cache=False), logits(model, tokens_BT))
+
+
+def test_by_default_the_model_computes_in_the_dtype_of_its_file_and_routes_in_fp32():
+    nano, text = ASSETS / "nano", "Once upon a time there was a little girl who lived in the woods and"
+    tokens_BT = torch.tensor([Tokenizer.load(nano).encode(text, bos=True)])
+    model = opened(nano, dtype="auto")
+    out = model(tokens_BT, output_router_logits=True)
+    assert out.logits.dtype == torch.bfloat16
+    assert {router_logits.dtype for router_logits in out.router_logits} == {torch.float32}
+    assert_near(out.logits.float(), logits(opened(nano), tokens_BT), tolerance=0.03)

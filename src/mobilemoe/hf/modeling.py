@@ -126,9 +126,8 @@ class MobileMoEPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: MobileMoEConfig) -> None:
         super().__init__(config)
-        self._weight_conversions: list[
-            Any
-        ] = []  # a model that is not read from a file is saved in the published layout
+        # A model that is not read from a file is saved in the published layout.
+        self._weight_conversions: list[Any] = []
         if config.quantization is not None:
             self.is_quantized = True  # Trainer refuses to train what is packed
             self._can_compile_fullgraph = False  # which experts are expanded depends on the text
