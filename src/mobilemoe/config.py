@@ -47,7 +47,7 @@ _FIXED: dict[str, Any] = {
     "attention_bias": False,
     "attention_dropout": 0,
 }
-CONVERTIBLE = ("glm4_moe", "olmoe", "qwen3_moe")  # the model_types that `mobilemoe.imports` reads
+CONVERTIBLE = ("glm4_moe", "dots1", "olmoe", "qwen3_moe")  # the model_types that `mobilemoe.imports` reads
 _FREE = ("architectures", "torch_dtype", "attention_dropout")  # fixed when written, not checked when read
 
 

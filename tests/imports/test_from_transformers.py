@@ -55,12 +55,18 @@ GLM = {
 }
 QWEN = {**SIZES, "moe_intermediate_size": 32, "num_experts": 6, "head_dim": 32, "norm_topk_prob": True}
 OLMOE = {**SIZES, "intermediate_size": 32, "num_experts": 6}
-KINDS = {"Glm4Moe": GLM, "Qwen3Moe": QWEN, "Olmoe": OLMOE}
+DOTS = {key: value for key, value in GLM.items() if key not in ("use_qk_norm", "rope_parameters")}
+KINDS = {"Glm4Moe": GLM, "Dots1": DOTS, "Qwen3Moe": QWEN, "Olmoe": OLMOE}
 CASES = {
     "glm4moe": ("Glm4Moe", {}),
     "glm4moe without norms": ("Glm4Moe", {"use_qk_norm": False}),
     "glm4moe, scaled RoPE": ("Glm4Moe", {"rope_parameters": {**LLAMA3, "partial_rotary_factor": 1.0}}),
     "glm4moe, tied, not normalised": ("Glm4Moe", {"tie_word_embeddings": True, "norm_topk_prob": False}),
+    "dots1": ("Dots1", {}),
+    "dots1, scaled RoPE, tied, normalised": (
+        "Dots1",
+        {"rope_parameters": LLAMA3, "tie_word_embeddings": True, "norm_topk_prob": True},
+    ),
     "qwen3moe": ("Qwen3Moe", {}),
     "qwen3moe, not normalised": ("Qwen3Moe", {"norm_topk_prob": False, "tie_word_embeddings": True}),
     "qwen3moe, scaled RoPE": ("Qwen3Moe", {"rope_parameters": LLAMA3}),

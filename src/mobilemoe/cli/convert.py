@@ -35,8 +35,8 @@ def convert(
 
     The format "engine" keeps every INT4 weight exactly, in the order in which the native engine reads them.
 
-    SRC may also be a GGUF file that `mobilemoe export` wrote (its Q4_0 weights become INT4 bit for bit), or a
-    checkpoint of transformers' Glm4Moe, OLMoE or Qwen3-MoE in BF16, FP16 or FP32.
+    SRC may also be what `mobilemoe export` wrote (4-bit weights become INT4 bit for bit), or a checkpoint of
+    transformers' Glm4Moe, dots1, OLMoE or Qwen3-MoE in BF16, FP16 or FP32.
 
     Example: mobilemoe convert nano nano-bf16 --format bf16; mobilemoe convert nano.gguf nano-again --format int4
     """

@@ -1,4 +1,6 @@
-"""A checkpoint of transformers' Glm4Moe, OLMoE or Qwen3-MoE as a checkpoint folder of ours, the same function.
+"""A checkpoint of transformers' Glm4Moe, dots1, OLMoE or Qwen3-MoE as a checkpoint folder of ours, the same function.
+
+Its matrices may be packed as INT4 by compressed-tensors or MLX.
 
 Legend: E experts, O outputs, I inputs, F expert width.
 """
@@ -6,41 +8,55 @@ Legend: E experts, O outputs, I inputs, F expert width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from mobilemoe.checkpoint import Checkpoint, Differences, Format, Report, SafetensorsFile, Weight, int4, weights
-from mobilemoe.checkpoint.container import shorten
+from mobilemoe.checkpoint import Checkpoint, Differences, Format, Report, Weight, weights
+from mobilemoe.checkpoint.container import Array, shorten
 from mobilemoe.checkpoint.folder import open_files
 from mobilemoe.checkpoint.writing import encoder, stored_config, write_folder
 from mobilemoe.config import GroupAxis, ModelConfig
 from mobilemoe.errors import CheckpointError
 from mobilemoe.export.stock import output_rows, stock_name
 from mobilemoe.files import refuse_existing
-from mobilemoe.imports.transformers_config import read_config
+from mobilemoe.imports.int4_search import find_int4
+from mobilemoe.imports.stored_tensors import FLOATS, Floats, StoredTensors
+from mobilemoe.imports.transformers_config import read_config, read_packing
 from mobilemoe.tokenizer import Tokenizer
 
-Floats = npt.NDArray[np.float32]
-_FLOATS = ("BF16", "F16", "F32")
+Int4 = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16]]
 _QK_NORMS = ("q_norm.weight", "k_norm.weight")
 
 
 def convert_transformers(folder: Path, out: Path, *, format: Format, group_axis: GroupAxis = "in") -> Report:
     """Writes the checkpoint in `folder` as the new folder `out`, its tokenizer beside it; reports the error.
 
-    BF16 weights become BF16 exactly; those of FP16 or FP32 are rounded. ConfigError names the key of what is not
-    computed here, CheckpointError the tensor that is missing, unknown or of another shape; TokenizerError.
+    BF16 weights become BF16 exactly, and packed ones INT4 bit for bit; those of FP16 or FP32 are rounded. ConfigError
+    names the key of what is not computed here, CheckpointError the tensor that is missing, unknown or of another shape;
+    TokenizerError.
     """
     refuse_existing(out, CheckpointError)
     config = _with_ids(read_config(folder), folder)
     with ExitStack() as stack:
-        source = _Source(folder, config, open_files(folder, stack))
+        source = _Source(folder, config, StoredTensors(open_files(folder, stack), read_packing(folder)))
         config = stored_config(source.reduced(), format, group_axis)
-        write_folder(out, config, encoder(config, source.weight), beside=folder)
+        encode = encoder(config, source.weight)
+        kept = {
+            name: (weight.name, at)
+            for weight in weights(config).values()
+            if format == "int4" and weight.is_quantizable and (weight.storage == "matrix" or group_axis == "in")
+            for at, name in enumerate(weight.int4_names)
+        }
+
+        def produce(stored: str) -> Array:
+            name, at = kept.get(stored, ("", 0))
+            as_stored = source.int4(name) if name else None
+            return encode(stored) if as_stored is None else as_stored[at]
+
+        write_folder(out, config, produce, beside=folder)
         found = Differences()
         with Checkpoint.open(out) as written:
             for weight in written.weights.values():
@@ -65,17 +81,16 @@ def _with_ids(config: ModelConfig, folder: Path) -> ModelConfig:
 class _Source:
     """The weights of a checkpoint of transformers by our canonical names, its tensors checked against `config`."""
 
-    def __init__(self, folder: Path, config: ModelConfig, files: Sequence[SafetensorsFile]) -> None:
-        self._folder, self._config = folder, config
-        self._where = {name: file for file in files for name in file.tensors}
+    def __init__(self, folder: Path, config: ModelConfig, stored: StoredTensors) -> None:
+        self._folder, self._config, self._stored = folder, config, stored
         # Before any table is built: a false count must not allocate memory.
-        if config.num_hidden_layers > len(self._where):
+        if config.num_hidden_layers > len(stored.names):
             raise CheckpointError(
-                f"{folder} has only {len(self._where)} tensors, "
+                f"{folder} has only {len(stored.names)} tensors, "
                 f"but num_hidden_layers is {config.num_hidden_layers} in its config.json"
             )
         self._weights = weights(config)
-        rest = set(self._where)
+        rest = set(stored.names)
         for weight in self._weights.values():
             rest -= self._check(weight)
         if config.tie_word_embeddings and "lm_head.weight" in rest:
@@ -88,7 +103,8 @@ class _Source:
             )
 
     def reduced(self) -> ModelConfig:
-        """The config without norms of queries and keys whose weights are all one, and shared experts of zeros."""
+        """The config without norms of queries and keys whose weights are all one, shared experts of zeros, a second
+        embedding for a head."""
         config = self._config
         norms = [name for name in self._weights if name.endswith(_QK_NORMS)]
         if config.qk_norm == "head_weight" and all((self.weight(name) == 1).all() for name in norms):
@@ -96,6 +112,8 @@ class _Source:
         shared = [weight.name for weight in self._weights.values() if weight.kind == "shared"]
         if not any(self.weight(name).any() for name in shared):
             config = dataclasses.replace(config, intermediate_size_mlp=0)
+        if not config.tie_word_embeddings and self._head_is_embedding():
+            config = dataclasses.replace(config, tie_word_embeddings=True)
         return config
 
     def weight(self, name: str) -> Floats:
@@ -104,15 +122,39 @@ class _Source:
         if weight.storage == "experts":
             return self._experts(weight)
         w = np.empty(weight.shape, np.float32)
-        w[output_rows(self._config, name)] = self._floats(stock_name(name))
+        w[output_rows(self._config, name)] = self._stored.floats(stock_name(name))
         return w
 
+    def int4(self, name: str) -> Int4 | None:
+        """Nibbles and scales in our order, matrices [O, I/2] and experts [E, O, I/2]; None if it is not INT4 here."""
+        weight = self._weights[name]
+        if weight.storage == "experts":
+            names = [self._parts(weight, expert) for expert in range(weight.shape[0])]
+            if not all(self._stored.is_packed(part) for parts in names for part in parts):
+                return None
+            experts = [[self._stored.int4(part) for part in parts] for parts in names]
+            return (
+                np.stack([np.concatenate([nibbles for nibbles, _ in parts]) for parts in experts]),
+                np.stack([np.concatenate([scales for _, scales in parts]) for parts in experts]),
+            )
+        theirs, found = stock_name(name), None
+        if self._stored.is_packed(theirs):
+            found = self._stored.int4(theirs)
+        elif self._stored.packing == "compressed-tensors" and self._stored.dtype(theirs) == "F16":
+            found = find_int4(self._stored.floats(theirs))  # the embedding, which `export` had to unpack
+        if found is None:
+            return None
+        rows = output_rows(self._config, name)
+        nibbles, scales = np.empty_like(found[0]), np.empty_like(found[1])
+        nibbles[rows], scales[rows] = found
+        return nibbles, scales
+
     def _experts(self, weight: Weight) -> Floats:
-        if (fused := stock_name(weight.name)) in self._where:
-            return self._floats(fused).swapaxes(1, 2)
+        if (fused := stock_name(weight.name)) in self._stored.names:
+            return self._stored.floats(fused).swapaxes(1, 2)
         w_EIO = np.empty(weight.shape, np.float32)
         for expert, w_IO in enumerate(w_EIO):
-            parts = [self._floats(name).T for name in self._parts(weight, expert)]
+            parts = [self._stored.floats(name).T for name in self._parts(weight, expert)]
             np.concatenate(parts, axis=1, out=w_IO)
         return w_EIO
 
@@ -125,7 +167,7 @@ class _Source:
     def _check(self, weight: Weight) -> set[str]:
         """Names of the tensors that hold `weight`, each checked."""
         theirs = stock_name(weight.name)
-        if weight.storage != "experts" or theirs in self._where:
+        if weight.storage != "experts" or theirs in self._stored.names:
             shape = weight.shape
             expected = {theirs: (shape[0], shape[2], shape[1]) if weight.storage == "experts" else shape}
         else:
@@ -133,23 +175,26 @@ class _Source:
             expected = {}
             for expert in range(experts):
                 names = self._parts(weight, expert)
-                if names[0] not in self._where:
+                if names[0] not in self._stored.names:
                     raise CheckpointError(f"{self._folder} holds neither tensor {theirs} nor {names[0]}")
                 expected |= dict.fromkeys(names, (outputs // len(names), inputs))
         for name, wanted in expected.items():
-            if name not in self._where:
+            if name not in self._stored.names:
                 raise CheckpointError(f"{self._folder} holds no tensor {name}")
-            info = self._where[name].tensors[name]
-            if info.shape != wanted or info.dtype not in _FLOATS:
+            shape, dtype = self._stored.shape(name), self._stored.dtype(name)
+            if shape != wanted or dtype not in (*FLOATS, "INT4"):
                 raise CheckpointError(
-                    f"{self._where[name].path}: tensor {name} is {info.dtype} {list(info.shape)}, "
-                    f"but {list(wanted)} in {', '.join(_FLOATS[:-1])} or {_FLOATS[-1]} is asked for"
+                    f"{self._stored.path(name)}: tensor {name} is {dtype} {list(shape)}, "
+                    f"but {list(wanted)} in {', '.join(FLOATS[:-1])} or {FLOATS[-1]} is asked for"
                 )
         return set(expected)
 
+    def _head_is_embedding(self) -> bool:
+        head, embedding = (self._stored.floats(name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
+        return np.array_equal(head, embedding)
+
     def _check_tied_head(self) -> None:
-        head, embedding = (self._floats(name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
-        if not np.array_equal(head, embedding):
+        if not self._head_is_embedding():
             raise CheckpointError(
                 f"{self._folder}: tie_word_embeddings is true, but lm_head.weight differs from "
                 "model.embed_tokens.weight: set it to false in config.json"
@@ -160,7 +205,3 @@ class _Source:
         parts = name.split(".")
         is_layer = parts[:2] == ["model", "layers"] and len(parts) > 2 and parts[2].isdecimal()
         return is_layer and int(parts[2][:9]) >= self._config.num_hidden_layers
-
-    def _floats(self, name: str) -> Floats:
-        file = self._where[name]
-        return int4.to_float32(file.array(name), file.tensors[name].dtype)

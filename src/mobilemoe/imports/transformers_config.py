@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mobilemoe.config import CONVERTIBLE, ModelConfig
+from mobilemoe.config import CONVERTIBLE, GROUP_SIZE, ModelConfig
 from mobilemoe.errors import ConfigError
 from mobilemoe.files import read_json
+from mobilemoe.imports.stored_tensors import Packing
 
 _MAX_BYTES = 2**20
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")  # each a name of the number of experts
@@ -27,6 +28,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "use_qk_norm": False,
         "rms_norm_eps": 1e-5,
     },
+    "dots1": {
+        "max_position_embeddings": 2048,
+        "norm_topk_prob": False,
+        "routed_scaling_factor": 1.0,
+        "first_k_dense_replace": 0,
+        "rms_norm_eps": 1e-6,
+    },
     "olmoe": {"max_position_embeddings": 4096, "norm_topk_prob": False, "rms_norm_eps": 1e-5},
     "qwen3_moe": {
         "max_position_embeddings": 32768,
@@ -36,6 +44,14 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 _COMMON = {"tie_word_embeddings": False}
+_SIGMOID = ("glm4_moe", "dots1")  # with a bias for the choice, and shared experts
+_PACKED = {  # what compressed-tensors must say of packed weights
+    "num_bits": 4,
+    "type": "int",
+    "symmetric": True,
+    "strategy": "group",
+    "group_size": GROUP_SIZE,
+}
 _DEFAULT_THETA = 10_000.0
 
 
@@ -46,8 +62,43 @@ def model_type(folder: Path) -> str | None:
     return kind if kind in CONVERTIBLE else None
 
 
+def read_packing(folder: Path) -> Packing | None:
+    """How the weights in `folder` are packed, None if they are floats; ConfigError names the file and the key."""
+    path = folder / "config.json"
+    try:
+        return _packing(read_json(path, ConfigError, _MAX_BYTES))
+    except ConfigError as fault:
+        raise ConfigError(f"{path}: {fault}") from None
+
+
+def _packing(raw: Mapping[str, Any]) -> Packing | None:
+    if isinstance(mlx := raw.get("quantization"), Mapping):
+        for name, value in {
+            "": mlx,
+            **{key: value for key, value in mlx.items() if isinstance(value, Mapping)},
+        }.items():
+            found = value.get("bits"), value.get("group_size"), value.get("mode", "affine")
+            if found != (4, GROUP_SIZE, "affine"):
+                raise ConfigError(f"quantization {name} is not affine with 4 bits in groups of {GROUP_SIZE}")
+        return "mlx"
+    theirs = raw.get("quantization_config")
+    if not isinstance(theirs, Mapping) or theirs.get("quant_method") != "compressed-tensors":
+        return None
+    if theirs.get("format") != "pack-quantized":
+        raise ConfigError(f"quantization_config.format is {theirs.get('format')!r:.60}, but must be 'pack-quantized'")
+    groups = theirs.get("config_groups")
+    for name, group in groups.items() if isinstance(groups, Mapping) else ():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        if not isinstance(weights, Mapping) or any(weights.get(key) != value for key, value in _PACKED.items()):
+            raise ConfigError(f"quantization_config.config_groups.{name:.60}.weights is not {_PACKED}")
+        for key in ("input_activations", "output_activations"):
+            if group.get(key):
+                raise ConfigError(f"quantization_config.config_groups.{name:.60}.{key} is not null")
+    return "compressed-tensors"
+
+
 def read_config(folder: Path) -> ModelConfig:
-    """The config of the checkpoint in `folder`, its weights not quantised; ConfigError names the file and the key.
+    """The config of the checkpoint in `folder`, whatever its weights are packed as; ConfigError names file and key.
 
     The norm of queries and keys is "head_weight" and the shared expert is there wherever the files have them; what
     their weights say is for the caller to look at.
@@ -67,6 +118,8 @@ def _translate(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The same model under our keys, with all other keys kept to be checked."""
     kind = raw["model_type"]
     given = {key: value for key, value in raw.items() if value is not None and key != "model_type"}
+    if _packing(raw) is not None:
+        given = {key: value for key, value in given.items() if key not in ("quantization", "quantization_config")}
     keys: dict[str, Any] = {**_COMMON, **_DEFAULTS[kind], **given}
     heads, width = _count(keys, "num_attention_heads"), _count(keys, _width_key(kind))
     keys.setdefault("num_key_value_heads", heads)
@@ -74,9 +127,9 @@ def _translate(raw: Mapping[str, Any]) -> dict[str, Any]:
     _set_rope(keys, kind)
     if keys.get("use_sliding_window") is False:
         keys.pop("sliding_window", None)
-    experts = next((name for name in _COUNTS if name in keys), _COUNTS[2 if kind == "glm4_moe" else 0])
-    shared = _count(keys, "n_shared_experts") * width if kind == "glm4_moe" else 0
-    qk_norm = {"glm4_moe": "head_weight", "olmoe": "projection_weight", "qwen3_moe": "head_weight"}[kind]
+    experts = next((name for name in _COUNTS if name in keys), _COUNTS[2 if kind in _SIGMOID else 0])
+    shared = _count(keys, "n_shared_experts") * width if kind in _SIGMOID else 0
+    qk_norm = "projection_weight" if kind == "olmoe" else "head_weight"
     if kind == "glm4_moe" and keys.pop("use_qk_norm") is not True:
         qk_norm = "none"
     ours = {
@@ -84,11 +137,11 @@ def _translate(raw: Mapping[str, Any]) -> dict[str, Any]:
         "intermediate_size": width,
         "intermediate_size_mlp": shared,
         "ffn_type": "moe",
-        "router_score": "sigmoid" if kind == "glm4_moe" else "softmax",
+        "router_score": "sigmoid" if kind in _SIGMOID else "softmax",
         "qk_norm": qk_norm,
         "attention_scale": None,
     }
-    return keys | ours | ({} if kind == "glm4_moe" else {"routed_scaling_factor": 1.0})
+    return keys | ours | ({} if kind in _SIGMOID else {"routed_scaling_factor": 1.0})
 
 
 def _width_key(kind: str) -> str:
