@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from conversions import INT4_IN, mlx_folder
 from mobilemoe.checkpoint import Checkpoint, SafetensorsFile, write_random
 from mobilemoe.config_rope import RopeScaling
 from mobilemoe.errors import UsageError
@@ -37,10 +38,12 @@ def affine(words, scales, biases):
 
 
 @pytest.mark.parametrize("model", [*CASES, "nano"])
-def test_every_weight_is_the_same_bit_for_bit(model, tmp_path):
+def test_every_weight_is_the_same_bit_for_bit(model, conversion, tmp_path):
     folder = find_model("nano") if model == "nano" else make(tmp_path / "ours", CASES[model])
-    assert write_mlx(folder, tmp_path / "theirs").lossless
+    report = write_mlx(folder, tmp_path / "theirs")
+    assert report.lossless
     with Checkpoint.open(folder) as source, SafetensorsFile(tmp_path / "theirs" / "model.safetensors") as file:
+        conversion(INT4_IN, mlx_folder(source.config), report)
         stock, layout = StockWeights(source), mlx_tensors(source.config)
         for name, tensor in layout.items():
             stem, stored = name.removesuffix("weight"), file.array(name)

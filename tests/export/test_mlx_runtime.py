@@ -1,4 +1,4 @@
-"""MLX-LM computes what our engine computes from the same weights. `make test-runtimes`."""
+"""MLX-LM computes what our engine computes from the same weights. `make test-doors`."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import mobilemoe
+from conversions import INT4_IN, mlx_folder, relative_rms
 from mobilemoe.checkpoint import Checkpoint, write_random
 from mobilemoe.config_rope import RopeScaling
 from mobilemoe.export.mlx import mlx_tensors, write_mlx
@@ -53,14 +54,15 @@ def logits(model, ids):
         {"rope_scaling": BLENDED_SCALING},
     ],
 )
-def test_the_familys_shape_gives_the_same_logits(change, tmp_path):
-    folder = tmp_path / "ours"
-    write_random(folder, dataclasses.replace(FAMILY, **change), seed=5, format="int4")
+def test_the_familys_shape_gives_the_same_logits(change, conversion, tmp_path):
+    folder, config = tmp_path / "ours", dataclasses.replace(FAMILY, **change)
+    write_random(folder, config, seed=5, format="int4")
     Tokenizer.load(find_model("nano")).save(folder)
     write_mlx(folder, tmp_path / "theirs")
     ids = np.random.default_rng(6).integers(0, 16_000, 300).tolist()
     theirs, ours = logits(loaded(tmp_path / "theirs")[0], ids), mobilemoe.load(folder, activations="fp32").logits(ids)
     assert np.abs(theirs - ours).max() < 2e-5 * np.abs(ours).max()
+    conversion(INT4_IN, mlx_folder(config), relative_rms(theirs, ours), "logits", "mlx-lm")
 
 
 def test_nano_says_the_same(tmp_path):
@@ -88,9 +90,12 @@ def test_mlx_itself_unpacks_the_same_weights(tmp_path):
             assert np.array_equal(np.array(w.astype(mx.float32)), stock.floats(tensor)), name
 
 
-def test_nano_in_its_own_fp16_stays_near(tmp_path):
+def test_nano_in_its_own_fp16_stays_near(conversion, tmp_path):
     write_mlx(find_model("nano"), tmp_path / "theirs")
     ours = mobilemoe.load("nano", activations="fp32")
     ids = ours.tokenizer.encode("The king's daughter", bos=True)[:4]  # fp16 is slow on a CPU
     theirs = logits(loaded(tmp_path / "theirs", mx.float16)[0], ids)
-    assert np.abs(theirs - ours.logits(ids)).max() < 0.05 * np.abs(theirs).max()
+    conversion(
+        INT4_IN, mlx_folder(ours.config), relative_rms(theirs, ours.logits(ids)), "logits of nano in fp16", "mlx-lm"
+    )
+    assert np.array_equal(theirs.argmax(1), ours.logits(ids).argmax(1))

@@ -13,6 +13,7 @@ import pytest
 from mobilemoe.checkpoint import Report
 from mobilemoe.config import ModelConfig
 from mobilemoe.export.gguf_layout import architecture
+from mobilemoe.export.mlx import mlx_config
 from places import ROOT
 
 KEPT = ROOT / "docs" / "conversions.json"
@@ -28,6 +29,10 @@ BF16, INT4_IN, INT4_OUT, GLM4MOE = "BF16", "INT4 `in`", "INT4 `out`", "Glm4Moe"
 
 def gguf_file(type: str, config: ModelConfig) -> str:
     return f"GGUF `{type}`, `{architecture(config)}`"
+
+
+def mlx_folder(config: ModelConfig) -> str:
+    return f"MLX, `{mlx_config(config)['model_type']}`"
 
 
 MEASURED = pytest.StashKey[dict]()  # rows by key

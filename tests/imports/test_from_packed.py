@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from conversions import INT4_IN, INT4_OUT, mlx_folder
 from mobilemoe.checkpoint import Checkpoint, SafetensorsFile, convert, int4, write_random, write_safetensors
 from mobilemoe.config_rope import RopeScaling
 from mobilemoe.errors import MobileMoEError
@@ -31,6 +32,10 @@ CHANGES = {
 }
 
 
+def name_of(target, change=()):
+    return mlx_folder(dataclasses.replace(OURS, **dict(change))) if target == "mlx" else target
+
+
 def make(folder, change=()):
     """An INT4 model as `mobilemoe quantize` rounds it."""
     write_random(folder.with_name("bf16"), dataclasses.replace(OURS, **dict(change)), seed=1, format="bf16")
@@ -50,10 +55,11 @@ def assert_same(ours, again):
 
 @pytest.mark.parametrize("target", WRITERS)
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_model_comes_back_byte_for_byte(change, target, tmp_path):
+def test_a_model_comes_back_byte_for_byte(change, target, conversion, tmp_path):
     ours = make(tmp_path / "ours", CHANGES[change])
     WRITERS[target](ours, tmp_path / "theirs")
     report = convert_transformers(tmp_path / "theirs", tmp_path / "again", format="int4")
+    conversion(name_of(target, CHANGES[change]), INT4_IN, report)
     exact = {kind for kind, error in report.kinds.items() if not error.max_abs}
     assert exact >= {"routed", "attention", "norm", "router"}
     assert report.lossless or target == "compressed-tensors"  # whose embedding was rounded to fp16
@@ -77,12 +83,13 @@ def test_the_verb_brings_nano_back(target, mobilemoe_cli, tmp_path):
 
 
 @pytest.mark.parametrize("target", WRITERS)
-def test_bf16_and_the_other_axis_are_rounded_from_the_same_weights(target, tmp_path):
+def test_bf16_and_the_other_axis_are_rounded_from_the_same_weights(target, conversion, tmp_path):
     ours = make(tmp_path / "ours")
     WRITERS[target](ours, tmp_path / "theirs")
     report = convert_transformers(tmp_path / "theirs", tmp_path / "again", format="bf16")
     assert 1e-4 < report.kinds["routed"].relative_rms < 2**-8
     report = convert_transformers(tmp_path / "theirs", tmp_path / "out", format="int4", group_axis="out")
+    conversion(name_of(target), INT4_OUT, report)
     assert report.kinds["attention"].max_abs == 0
     assert 0.02 < report.kinds["routed"].relative_rms < 0.2
 
