@@ -10,15 +10,15 @@ M matrices, R rows, C columns, E experts, D hidden, F expert width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.placement_types import Placement, Replicate
 from torch.optim.adamw import adamw
 
-from mobilemoe.errors import ConfigError
 from mobilemoe.train.recipe import TrainTable
 
 MOMENTUM = 0.95
@@ -33,13 +33,8 @@ _GATE_UP = ".experts.gate_up_proj"
 
 
 def make_muon(model: nn.Module, train: TrainTable) -> Muon:
-    """Muon for attention, FFN, shared and routed experts; AdamW for embedding, head, router, norms and the rest.
-
-    Raises ConfigError for a model whose matrices are in pieces, each held by another process.
-    """
+    """Muon for attention, FFN, shared and routed experts; AdamW for embedding, head, router, norms and the rest."""
     learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if any(isinstance(parameter, DTensor) for parameter in learning.values()):
-        raise ConfigError("train.optimizer is 'muon', which needs whole matrices: on several processes use 'adamw'")
     groups: list[dict[str, Any]] = [
         {"rule": "muon", "halves": 1, "weight_decay": train.weight_decay, "params": []},
         {"rule": "muon", "halves": 2, "weight_decay": train.weight_decay, "params": []},
@@ -64,6 +59,8 @@ class Muon(torch.optim.Optimizer):
     """Groups of rule "muon" hold matrices [R, C] or [E, R, C], of `halves` side by side; those of "adamw" anything.
 
     State: `momentum` of each matrix; `step`, `exp_avg` and `exp_avg_sq` of the others, as AdamW has them.
+    Where several processes hold parts of the weights, each orthogonalises the experts that it holds whole. Of other
+    matrices it gathers the momentum, and keeps its part of the result.
     Where `found_inf` (0 or 1, on the device) is 1, `step` changes nothing; the fused AdamW has the same convention.
     """
 
@@ -97,24 +94,61 @@ def orthogonalize(x_MRC: Tensor) -> Tensor:
 
 def _muon_step(optimizer: Muon, group: dict[str, Any]) -> None:
     for alike in _alike(group["params"]):
-        directions = [_direction(optimizer, parameter) for parameter in alike]
+        directions = [_whole(_direction(optimizer, parameter), parameter) for parameter in alike]
         # Gate and up are two matrices in one tensor. Orthogonalised as one matrix, the update of each would depend on
         # the other's.
-        x_MRC = torch.cat([half for direction in directions for half in direction.chunk(group["halves"], dim=-1)])
+        halves_MRC = [half for whole in directions for half in _matrices(whole).chunk(group["halves"], dim=-1)]
+        x_MRC = torch.cat(halves_MRC)
         compute = torch.bfloat16 if x_MRC.is_cuda else torch.float32  # bf16 is precise enough, but slow on most CPUs
         update_MRC = orthogonalize(x_MRC.to(compute)).to(x_MRC.dtype)
         scale = ADAMW_RMS * math.sqrt(max(update_MRC.shape[1:]))
         halves = iter(update_MRC.chunk(len(alike) * group["halves"]))
-        for parameter in alike:
-            update = torch.cat([next(halves) for _ in range(group["halves"])], dim=-1).view_as(parameter)
+        for parameter, direction in zip(alike, directions, strict=True):
+            update = torch.cat([next(halves) for _ in range(group["halves"])], dim=-1).view_as(direction)
+            update, weight = _part(update, parameter), _local(parameter)
             kept = 1 - group["lr"] * group["weight_decay"]
             if optimizer.found_inf is None:
-                parameter.mul_(kept)
+                weight.mul_(kept)
             else:
                 broken = optimizer.found_inf > 0
-                parameter.mul_(torch.where(broken, 1.0, kept))
+                weight.mul_(torch.where(broken, 1.0, kept))
                 update = update.masked_fill(broken, 0.0)
-            parameter.add_(update, alpha=-group["lr"] * scale)
+            weight.add_(update, alpha=-group["lr"] * scale)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """What this process holds of a weight, its gradient or its moments; it shares their memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _matrices(x: Tensor) -> Tensor:
+    """A matrix as a batch of one, [M, R, C]; experts as they are."""
+    return x if x.ndim == 3 else x.unsqueeze(0)
+
+
+def _whole(part: Tensor, parameter: Tensor) -> Tensor:
+    """The whole matrices that this process's `part` belongs to, of all that `parameter` stands for; see `_part`."""
+    if not isinstance(parameter, DTensor):
+        return part
+    return _redistributed(part, parameter, parameter.placements, _whole_placements(parameter))
+
+
+def _part(whole: Tensor, parameter: Tensor) -> Tensor:
+    """This process's part of what `_whole` gave; nothing is sent."""
+    if not isinstance(parameter, DTensor):
+        return whole
+    return _redistributed(whole, parameter, _whole_placements(parameter), parameter.placements)
+
+
+def _redistributed(x: Tensor, like: DTensor, before: Sequence[Placement], after: Sequence[Placement]) -> Tensor:
+    placed = DTensor.from_local(x, like.device_mesh, before, run_check=False, shape=like.shape, stride=like.stride())
+    return placed.redistribute(placements=after).to_local()
+
+
+def _whole_placements(parameter: DTensor) -> list[Placement]:
+    """Experts that are split by expert are whole matrices already; everything else comes together."""
+    by_expert = parameter.ndim == 3
+    return [place if by_expert and place.is_shard(0) else Replicate() for place in parameter.placements]
 
 
 def _alike(parameters: list[Tensor]) -> list[list[Tensor]]:
@@ -128,17 +162,16 @@ def _alike(parameters: list[Tensor]) -> list[list[Tensor]]:
 
 
 def _direction(optimizer: Muon, parameter: Tensor) -> Tensor:
-    """Adds the gradient to the momentum and returns the Nesterov direction, [1 or E, R, C]."""
+    """Adds the gradient to the momentum and returns the Nesterov direction, of what this process holds."""
     assert parameter.grad is not None  # _alike saw it
     state = optimizer.state[parameter]
     if not state:
         state["momentum"] = torch.zeros_like(parameter)
-    gradient = parameter.grad
+    gradient, momentum = _local(parameter.grad), _local(state["momentum"])
     if optimizer.found_inf is not None:
-        gradient = torch.where(optimizer.found_inf > 0, state["momentum"], gradient)  # which leaves the momentum alone
-    state["momentum"].lerp_(gradient, 1 - MOMENTUM)
-    direction = gradient.lerp(state["momentum"], MOMENTUM)
-    return direction if direction.ndim == 3 else direction.unsqueeze(0)
+        gradient = torch.where(optimizer.found_inf > 0, momentum, gradient)  # which leaves the momentum alone
+    momentum.lerp_(gradient, 1 - MOMENTUM)
+    return gradient.lerp(momentum, MOMENTUM)
 
 
 def _adamw_step(optimizer: Muon, group: dict[str, Any]) -> None:
@@ -152,10 +185,10 @@ def _adamw_step(optimizer: Muon, group: dict[str, Any]) -> None:
             }
     states = [optimizer.state[parameter] for parameter in parameters]
     adamw(
-        parameters,
-        [parameter.grad for parameter in parameters],
-        [state["exp_avg"] for state in states],
-        [state["exp_avg_sq"] for state in states],
+        [_local(parameter) for parameter in parameters],
+        [_local(parameter.grad) for parameter in parameters],
+        [_local(state["exp_avg"]) for state in states],
+        [_local(state["exp_avg_sq"]) for state in states],
         [],
         [state["step"] for state in states],
         fused=True,
