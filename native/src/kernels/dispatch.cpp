@@ -12,6 +12,8 @@
 #include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace mobilemoe {
@@ -62,6 +64,20 @@ Machine inspect_machine() {
   Machine machine;
   machine.neon = (caps & HWCAP_ASIMDDP) != 0 && (caps & HWCAP_ASIMDHP) != 0;
   machine.neon_i8mm = machine.neon && (more & HWCAP2_I8MM) != 0;
+  return machine;
+}
+
+#elif defined(__aarch64__) && defined(__APPLE__)
+
+Machine inspect_machine() {
+  const auto has = [](const char* feature) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(feature, &value, &size, nullptr, 0) == 0 && value != 0;
+  };
+  Machine machine;
+  machine.neon = has("hw.optional.arm.FEAT_DotProd") && has("hw.optional.arm.FEAT_FP16");
+  machine.neon_i8mm = machine.neon && has("hw.optional.arm.FEAT_I8MM");
   return machine;
 }
 
