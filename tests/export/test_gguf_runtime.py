@@ -19,15 +19,10 @@ from mobilemoe.hub import find_model
 from mobilemoe.tokenizer import Tokenizer
 from model_configs import GROUPED_QUERIES, NANO_IDS, but
 from places import HELDOUT
+from runtimes import PROMPTS, perplexity
 
 pytestmark = pytest.mark.runtimes
 
-PROMPTS = [
-    *("The old man looked at the sea and", "An economy is", "def add(a, b):", "Once upon a time there was", "In 1848"),
-    *("The kettle boiled, and", "Water freezes", "She opened the letter", "import os\n", "The specification says"),
-    *("A triangle has", "“Come in,” said", "for i in range(10):", "The king's daughter", "Chapter 1\n\n"),
-    *("Light travels", "My dear friend,", "The first rule of", "To install it,", "If you want to learn"),
-]
 NEW = 24  # tokens behind each prompt
 # Of two logits this close, rounding activations to 8 bits may turn the order. Measured: up to 0.15, with a spread of
 # 2.7 among all logits; our own engine with 8 bits turns pairs up to 0.05 apart.
@@ -134,13 +129,6 @@ def test_q4_0_gives_the_same_greedy_tokens_wherever_two_are_no_near_tie(nano, co
     target = gguf_file("q4_0", nano.ours.config)
     conversion(INT4_IN, target, q4_0, "logits of nano", "llama-cpp-python")
     conversion(INT4_IN, target, fp32, "logits, nothing rounded", "llama-cpp-python")
-
-
-def perplexity(logits_TV, ids):
-    logits = np.asarray(logits_TV, np.float64)[:-1]
-    logits -= logits.max(-1, keepdims=True)
-    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    return float(np.exp(-log_p[np.arange(len(ids) - 1), ids[1:]].mean()))
 
 
 def test_perplexity_is_the_same_within_half_a_percent(nano, conversion):
