@@ -55,7 +55,8 @@ def plan(
         str, typer.Option(help="The scaling law: a file from `mobilemoe fit --out`, or a published one.")
     ] = "paper-joint",
     vocabulary: Annotated[
-        str, typer.Option(help="Vocabulary sizes, such as 128256,64000; each gets its own ranking.")
+        str,
+        typer.Option(help="Vocabulary sizes, the law's own first, such as 128256,65536: compared by bits per byte."),
     ] = "128256",
     tying: Annotated[
         str, typer.Option(help="Whether embedding and output head share weights: tied, untied or both.")
@@ -168,7 +169,7 @@ def _device(name: str | None, needed: bool) -> Device | None:
 
 
 def _print(found: Plan) -> None:
-    from mobilemoe.scaling.plan.report import equivalent_text, headings, relief_text, row
+    from mobilemoe.scaling.plan.report import equivalent_text, headings, relief_text, row, vocabulary_text
 
     table = Table(*headings(found))
     for index, column in enumerate(table.columns):
@@ -182,6 +183,8 @@ def _print(found: Plan) -> None:
     considered = f"{counted(len(found.table), 'model')} considered in {found.seconds:.1f} s"
     print(f"{considered}; = is equivalent to the best, ! is outside the law's domain")
     print(equivalent_text(found))
+    for best in found.vocabularies:
+        print(vocabulary_text(best, found.digits))
     if found.runner_up:
         print(f"runner-up: {found.runner_up}")
     for relief in found.reliefs:

@@ -1,6 +1,7 @@
 """The table of candidates: every model once, its columns those of accounting, its limits kept, its groups apart."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -45,16 +46,18 @@ def test_each_row_says_what_accounting_counts_of_that_model(table):
     for row in np.random.default_rng(0).choice(len(table), 60, replace=False):
         config = config_of(table.shapes[table.block[row]], int(table.place[row]), ASKED.context)
         bits, kv_bits = int(table.weight_bits[row]), int(table.kv_bits[row])
+        context, prompt = (math.ceil(length / table.text[row]) for length in (ASKED.context, ASKED.prompt))
+        first = (SPACE.vocabularies[0] - config.vocab_size) * config.hidden_size
         assert table.weights[row] == accounting.file_bytes(config, bits)
-        assert table.kv[row] == accounting.kv_bytes(config, ASKED.context, kv_bits)
+        assert table.kv[row] == accounting.kv_bytes(config, context, kv_bits)
         assert table.memory[row] == table.weights[row] + table.kv[row]
         assert table.flops[row] == accounting.decode_flops(config) == 2 * table.n_active[row]
         assert table.n_total[row] == accounting.total_parameters(config)
-        assert table.n_law[row] == table.n_active[row]  # the paper's law may count the embedding
+        assert table.n_law[row] == table.n_active[row] + first  # the paper's law may count the embedding
         assert (table.vocab_size[row], table.tied[row]) == (config.vocab_size, config.tie_word_embeddings)
-        assert table.ttft[row] == pytest.approx(PHONE.prefill_seconds(config, ASKED.prompt))
+        assert table.ttft[row] == pytest.approx(PHONE.prefill_seconds(config, prompt))
         if bits == 4:
-            assert table.decode[row] == pytest.approx(1 / PHONE.decode_seconds(config, ASKED.context))
+            assert table.decode[row] == pytest.approx(table.text[row] / PHONE.decode_seconds(config, context))
 
 
 def test_a_device_adds_the_process_s_memory_and_a_margin_to_speeds_where_it_knows_them(table):
@@ -111,8 +114,10 @@ def test_allowed_are_those_within_every_limit_and_one_may_be_left_out(table):
 
 
 def test_the_training_is_as_long_as_its_tokens_or_its_flops_say(table):
-    assert {*table.tokens(Constraints(tokens=2e11))} == {2e11}
-    assert {*table.tokens(Constraints())} == {DEFAULT_TOKENS}
+    np.testing.assert_allclose(table.text * table.tokens(Constraints(tokens=2e11)), 2e11)
+    np.testing.assert_allclose(table.text * table.tokens(Constraints()), DEFAULT_TOKENS)
+    first = table.take(table.vocab_size == SPACE.vocabularies[0])
+    assert {*first.tokens(Constraints(tokens=2e11))} == {2e11}
     np.testing.assert_allclose(6 * table.n_active * table.tokens(Constraints(train_flops=1e20)), 1e20)
 
 
@@ -132,15 +137,14 @@ def test_the_prior_is_that_of_the_bits_and_of_the_finest_experts(table):
     np.testing.assert_allclose(table.prior[four & finest], WEIGHT_BITS_PRIOR[4] + FINEST_PRIOR)
 
 
-def test_only_models_of_the_same_vocabulary_and_tying_are_comparable(table):
+def test_models_of_the_same_tying_are_comparable_and_of_every_vocabulary_whose_text_is_known(table):
     row = 5
     config = config_of(table.shapes[table.block[row]], int(table.place[row]), ASKED.context)
     alike = table.comparable(config)
-    assert alike[row]
-    assert {*table.vocab_size[alike]} == {config.vocab_size}
-    assert {*table.tied[alike]} == {float(config.tie_word_embeddings)}
-    others = table.take(~alike)
-    assert not np.any((others.vocab_size == config.vocab_size) & (others.tied == config.tie_word_embeddings))
+    assert {*table.vocab_size[alike]} == {32_000, 128_256}
+    np.testing.assert_array_equal(alike, table.tied == config.tie_word_embeddings)
+    apart = dataclasses.replace(table, by_text=False)
+    np.testing.assert_array_equal(apart.comparable(config), alike & (table.vocab_size == config.vocab_size))
 
 
 def test_groups_part_the_table_by_design_choices_and_bits(table):

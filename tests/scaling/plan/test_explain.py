@@ -30,6 +30,7 @@ FIRST = Candidate(
     prior=0.0,
     preference=0.0,
     score=2.40,
+    bits_per_byte=None,
     equivalent=False,
     memory=0.6e9,
     weights=0.5e9,
@@ -236,10 +237,13 @@ def test_a_margin_on_speeds_and_the_process_s_memory_are_said_where_they_are_kno
     assert "memory = the process on phone: 1.2 bytes for each byte of weights" in known
 
 
-def test_other_vocabularies_are_not_compared_for_want_of_tokens_per_byte():
+def test_what_vocabularies_are_compared_by_is_said_as_a_prior():
     text = said(space=dataclasses.replace(SPACE, vocabularies=(32_000, 128_256)))
-    assert "bits per byte would compare them, but need the tokens per byte of each tokenizer" in text
-    assert "bits per byte" not in said()
+    assert "prior: the law is taken to hold for tokens of the first vocabulary (32,000)" in text
+    assert "equally good byte for byte" in text
+    unknown = said(space=dataclasses.replace(SPACE, vocabularies=(32_000, 256_000)))
+    assert "each is ranked apart, in the order given, since bytes per token are known for sizes from 4,096" in unknown
+    assert "vocabular" not in said()
 
 
 def test_memory_alone_is_loud():

@@ -160,12 +160,13 @@ def test_a_departure_from_the_family_s_depth_is_said():
     assert any("depth or heads are not the family's" in note for note in shallow.notes)
 
 
-def test_vocabularies_and_tying_are_ranked_apart():
-    space = dataclasses.replace(SMALL, vocabularies=(64_000, 128_256), tied=(True, False))
+def test_tying_and_vocabularies_of_unknown_text_are_ranked_apart():
+    space = dataclasses.replace(SMALL, vocabularies=(300_000, 128_256), tied=(True, False))
     found = plan(Constraints(memory=1e9, flops=6e8), space=space, top=2)
     kinds = [(c.config.vocab_size, c.config.tie_word_embeddings) for c in found.candidates]
-    assert kinds == [(v, t) for t in (True, False) for v in (64_000, 128_256) for _ in range(2)]
+    assert kinds == [(v, t) for t in (True, False) for v in (300_000, 128_256) for _ in range(2)]
     assert any("cannot be compared" in note for note in found.notes)
+    assert found.vocabularies == ()
     untied = found.candidates[-1]
     assert untied.flops == accounting.decode_flops(untied.config) == 2 * untied.n_active
 

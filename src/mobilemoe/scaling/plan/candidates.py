@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, cast
@@ -17,6 +18,7 @@ from mobilemoe.scaling.law.law import Law
 from mobilemoe.scaling.law.runs import Points
 from mobilemoe.scaling.plan.limits import DEFAULT_TOKENS, LIMITS, Constraints
 from mobilemoe.scaling.plan.space import Shapes, Space, departure
+from mobilemoe.scaling.plan.vocabulary import text_of_tokens
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -45,6 +47,7 @@ class Candidate:
     prior: float  # stated assumptions on bits and granularity, see Table.prior
     preference: float  # for the family's depth and heads, see Table.preference
     score: float  # loss + prior + preference, to the digits that the law's error warrants
+    bits_per_byte: float | None  # of the loss, where several vocabularies are compared; else None
     equivalent: bool  # loss + prior within the law's error of the least
     memory: float  # what the limit is held against: the process, where the device's profile has it, or weights + kv
     weights: float
@@ -70,6 +73,7 @@ class Table:
     """Candidates, one at each place of the arrays; its shape is shapes[block] at `place`."""
 
     shapes: tuple[Shapes, ...]
+    by_text: bool  # several vocabularies are comparable, since all is counted in tokens of the first
     block: NDArray[np.int64]
     place: NDArray[np.int64]
     experts: Array
@@ -78,17 +82,18 @@ class Table:
     width: Array
     vocab_size: Array
     tied: Array
+    text: Array  # that one of the model's tokens holds, in tokens of the first vocabulary; 1 where it is not known
     weight_bits: Array
     kv_bits: Array
     departure: Array  # of depth and heads from the family's habits, see space.departure
     n_active: Array  # a tied embedding once, an untied one by its output head: F_inf = 2 N_act
     n_total: Array
-    n_law: Array  # N as the law counts it: without the embedding where its runs did
+    n_law: Array  # N as the law counts it: without the embedding where its runs did, or with the first vocabulary's
     weights: Array  # bytes
     kv: Array  # bytes at `context`
     memory: Array  # bytes of the process where the device's profile has them, else weights + kv
     flops: Array  # of one decoded token, without attention
-    decode: Array  # tokens/s after `context` tokens; nan without a device, as the next three
+    decode: Array  # tokens/s, of the first vocabulary, after `context` tokens; nan without a device, as the next three
     decode_least: Array  # with the profile's error as a margin
     ttft: Array  # s
     ttft_most: Array
@@ -110,15 +115,17 @@ class Table:
         return error * np.minimum(self.departure, 1)
 
     def tokens(self, constraints: Constraints) -> Array:
-        """D of each candidate: the given number, or what the training FLOPs allow, C / (6 N_act)."""
+        """D of each candidate in its own tokens: the given number of the first vocabulary's, or what the training FLOPs
+        allow, C / (6 N_act).
+        """
         if constraints.train_flops is not None:
             return constraints.train_flops / (6 * self.n_active)
-        return np.full(len(self), constraints.tokens or DEFAULT_TOKENS)
+        return (constraints.tokens or DEFAULT_TOKENS) / self.text
 
     def points(self, constraints: Constraints) -> Points:
         return Points(
             n_active=self.n_law / 1e9,
-            tokens=self.tokens(constraints) / 1e9,
+            tokens=self.text * self.tokens(constraints) / 1e9,
             experts=self.experts,
             granularity=self.granularity,
             shared=self.shared,
@@ -134,25 +141,36 @@ class Table:
         return allowed
 
     def comparable(self, config: ModelConfig) -> Mask:
-        """Which candidates have the vocabulary and tying of `config`: other losses cannot be compared with its own."""
-        return np.asarray((self.vocab_size == config.vocab_size) & (self.tied == config.tie_word_embeddings))
+        """Which candidates have the tying of `config`, and its vocabulary unless these are compared by text: other
+        losses cannot be compared with its own.
+        """
+        alike = self.by_text | (self.vocab_size == config.vocab_size)
+        return np.asarray(alike & (self.tied == config.tie_word_embeddings))
 
     def take(self, mask: Mask) -> Table:
         """The candidates that the mask selects."""
-        kept = {field.name: getattr(self, field.name)[mask] for field in fields(self) if field.name != "shapes"}
-        return Table(shapes=self.shapes, **kept)
+        names = {field.name for field in fields(self)} - {"shapes", "by_text"}
+        return Table(shapes=self.shapes, by_text=self.by_text, **{name: getattr(self, name)[mask] for name in names})
 
 
 def tabulate(space: Space, law: Law, device: Device | None, constraints: Constraints) -> Table:
     """Computes every model of the space at each number of bits; no limit is applied yet."""
-    shapes = tuple(space.shapes())
+    shapes, text = tuple(space.shapes()), text_of_tokens(space.vocabularies)
+    first = space.vocabularies[0]
     blocks = [
-        _columns(block, index, bits, kv_bits, law, device, constraints)
+        _columns(block, index, bits, kv_bits, law, device, constraints, *_text_of(block, text, first))
         for index, block in enumerate(shapes)
         for bits in space.weight_bits
         for kv_bits in space.kv_bits
     ]
-    return Table(shapes=shapes, **{name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]})
+    columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    return Table(shapes=shapes, by_text=text is not None, **columns)
+
+
+def _text_of(shapes: Shapes, text: dict[int, float] | None, first: int) -> tuple[float, int]:
+    """The text that a token of these models holds, and the vocabulary whose embedding the law counts."""
+    own = int(shapes.vocab_size[0])
+    return (1.0, own) if text is None else (text[own], first)
 
 
 def _columns(
@@ -163,10 +181,14 @@ def _columns(
     law: Law,
     device: Device | None,
     constraints: Constraints,
+    text: float,
+    counted: int,
 ) -> dict[str, NDArray[Any]]:
-    context = constraints.context
+    context, prompt = (math.ceil(length / text) for length in (constraints.context, constraints.prompt))
     flops = np.asarray(accounting.decode_flops(shapes), np.float64)
-    embedding = 0 if law.counts_embedding is not False else shapes.vocab_size * shapes.hidden_size
+    # A body counts for the law as if it had the embedding of the vocabulary that losses are for.
+    without = 0 if law.counts_embedding is False else counted
+    embedding = (shapes.vocab_size - without) * shapes.hidden_size
     weights = np.asarray(accounting.file_bytes(shapes, bits), np.float64)
     kv = np.asarray(accounting.kv_bytes(shapes, context, kv_bits), np.float64)
     memory, margin = weights + kv, 1.0
@@ -174,8 +196,8 @@ def _columns(
     if device is not None:
         # The profile is for INT4 weights; the time of others grows with their bytes.
         added = accounting.decode_bytes(shapes, 0, weight_bits=bits) - accounting.decode_bytes(shapes, 0)
-        decode = np.asarray(1 / (device.decode_seconds(shapes, context) + added / device.weight_bandwidth))
-        ttft = np.asarray(device.prefill_seconds(shapes, constraints.prompt))
+        decode = np.asarray(text / (device.decode_seconds(shapes, context) + added / device.weight_bandwidth))
+        ttft = np.asarray(device.prefill_seconds(shapes, prompt))
         memory, margin = device.process_bytes(weights, kv), 1 - (device.error or 0.0)
     return {
         "block": np.full(len(shapes), block),
@@ -186,6 +208,7 @@ def _columns(
         "width": shapes.hidden_size.astype(np.float64),
         "vocab_size": shapes.vocab_size.astype(np.float64),
         "tied": np.full(len(shapes), float(shapes.tie_word_embeddings)),
+        "text": np.full(len(shapes), text),
         "weight_bits": np.full(len(shapes), float(bits)),
         "kv_bits": np.full(len(shapes), float(kv_bits)),
         "departure": departure(shapes),

@@ -11,6 +11,7 @@ from mobilemoe.scaling.plan.choice import digits, law_error
 from mobilemoe.scaling.plan.explain import amount
 from mobilemoe.scaling.plan.limits import DEFAULT_TOKENS, Constraints
 from mobilemoe.scaling.plan.space import RATIO, Space
+from mobilemoe.scaling.plan.vocabulary import BYTES_PER_TOKEN, text_of_tokens
 
 UNUSUAL = 0.3  # smaller departures from the family's depth and heads (in doublings) are not mentioned
 
@@ -66,12 +67,10 @@ def notes(
             f"{c.num_key_value_heads} for keys and values): the limits made them so, and the law does not know at what "
             "cost"
         )
-    if len(space.vocabularies) > 1 or len(space.tied) > 1:
-        yield (
-            "the law does not know vocabulary or tying, and losses a token of different vocabularies cannot be "
-            "compared: each is ranked apart, in the order given; bits per byte would compare them, but need the tokens "
-            "per byte of each tokenizer, which are not known here (`mobilemoe eval --text` measures trained models)"
-        )
+    if len(space.vocabularies) > 1:
+        yield from _vocabularies(space)
+    if len(space.tied) > 1:
+        yield "the law does not know tying: tied and untied models are ranked apart, in the order given"
     cost = WEIGHT_BITS_PRIOR[4]
     if len(space.weight_bits) > 1:
         yield f"prior: INT4 weights are ranked as {cost} nats worse than 8 or 16 bits (2.3 to 2.8 points of the paper)"
@@ -103,6 +102,23 @@ def notes(
             )
     if candidates and candidates[0].config.hidden_size == max(space.widths):
         yield "the first candidate is as wide as the space goes: the limits given do not keep the loss from falling"
+
+
+def _vocabularies(space: Space) -> Iterator[str]:
+    first = space.vocabularies[0]
+    if text_of_tokens(space.vocabularies) is None:
+        low, high = min(BYTES_PER_TOKEN), max(BYTES_PER_TOKEN)
+        yield (
+            "losses a token of different vocabularies cannot be compared: each is ranked apart, in the order given, "
+            f"since bytes per token are known for sizes from {low:,} to {high:,} alone"
+        )
+        return
+    yield (
+        f"prior: the law is taken to hold for tokens of the first vocabulary ({first:,}), and models with the same "
+        "layers and the same text to be equally good byte for byte whatever their vocabulary; losses, speeds, prompt, "
+        f"context and --tokens are for the text of so many tokens of {first:,}, D in each model's own; bytes "
+        "per token are those of our own tokenizers on tests/data/heldout.jsonl"
+    )
 
 
 def _memory(device: Device | None, constraints: Constraints) -> Iterator[str]:

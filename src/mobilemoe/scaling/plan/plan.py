@@ -3,11 +3,13 @@
 A law depends on N_act, D, E, g and s, but not on depth, heads, vocabulary or bits, and it has an error. Every model
 gets one score, which depends on no limit: the law's loss, stated priors, and a preference for the family's depth and
 heads that never exceeds the law's error. The choice has the least score of all models within the limits, so that
-relaxing a limit never worsens it. Vocabularies and tying are ranked separately.
+relaxing a limit never worsens it. Vocabularies are compared by text, where the bytes of their tokens are known
+(`vocabulary`); tying is ranked separately.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,6 +27,7 @@ from mobilemoe.scaling.plan.explain import Relief, compare, memory_of, relaxatio
 from mobilemoe.scaling.plan.limits import Constraints
 from mobilemoe.scaling.plan.notes import notes
 from mobilemoe.scaling.plan.space import Space, config_of
+from mobilemoe.scaling.plan.vocabulary import VocabularyBest, bits_per_byte, bytes_per_token
 
 DEFAULT_LAW = "paper-joint"
 LEAST_TOKENS = 1e6  # where no law says anything of fewer, and losses would be printed in hundreds of digits
@@ -33,10 +36,12 @@ LEVEL = 0.9  # probability of the intervals of the losses
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The result of `plan`. `candidates` are ranked, the best first, for each vocabulary and tying in turn.
+    """The result of `plan`. `candidates` are ranked, the best first, for each tying in turn (and each vocabulary,
+    where these cannot be compared).
 
-    equivalent: the models that the law cannot tell from the best of the first vocabulary and tying; None if nothing
-    fits. reliefs: by how much the least score falls if a limit is relaxed by 10%. runner_up: why the second lost.
+    vocabularies: the best of each, where several are compared. equivalent: the models that the law cannot tell from
+    the best of the first ranking; None if nothing fits. reliefs: by how much the least score falls if a limit is
+    relaxed by 10%. runner_up: why the second lost.
     infeasible: empty, or one sentence for each limit with the least by which it must be relaxed. digits: decimals of a
     loss that the law's error warrants. table, losses: all models considered.
     """
@@ -45,6 +50,7 @@ class Plan:
     equivalent: Equivalent | None
     notes: tuple[str, ...]
     reliefs: tuple[Relief, ...]
+    vocabularies: tuple[VocabularyBest, ...]
     runner_up: str
     infeasible: tuple[str, ...]
     constraints: Constraints
@@ -61,6 +67,7 @@ class Plan:
             "candidates": [candidate.as_json() for candidate in self.candidates],
             "equivalent": None if self.equivalent is None else asdict(self.equivalent),
             "notes": list(self.notes),
+            "vocabularies": [best._asdict() for best in self.vocabularies],
             "sensitivity": [relief._asdict() for relief in self.reliefs],
             "runner_up": self.runner_up,
             "infeasible": list(self.infeasible),
@@ -103,7 +110,8 @@ def plan(
             "--train-flops (6 for each active parameter and token) or --tokens"
         )
     scores = Scores.of(table, law, constraints)
-    parts = [mask for mask in (apart & table.allowed(constraints) for apart in _apart(table, known)) if mask.any()]
+    allowed = table.allowed(constraints)
+    parts = [mask for mask in (apart & allowed for apart in _apart(table, known)) if mask.any()]
     if parts:
         _refuse_what_the_law_cannot_rank(table, scores, parts[0], law, constraints, known)
     lists = [_candidates(table, scores, mask, constraints, law) for mask in parts]
@@ -114,6 +122,7 @@ def plan(
         equivalent=_equivalent(table, scores, parts[0], law) if parts else None,
         notes=tuple(notes(known, law, device, constraints, candidates, _dense(first))),
         reliefs=tuple(reliefs(table.take(table.comparable(first[0].config)), law, constraints)) if first else (),
+        vocabularies=tuple(_vocabularies(table, scores, parts[0], known)) if parts and table.by_text else (),
         runner_up=compare(first[0], first[1], law) if len(first) > 1 else "",
         infeasible=() if candidates else tuple(relaxations(table, constraints)),
         constraints=constraints,
@@ -127,8 +136,11 @@ def plan(
 
 
 def _apart(table: Table, space: Space) -> Iterator[Mask]:
-    """The models of each vocabulary and tying, whose losses cannot be compared with those of another."""
+    """The models of each tying and, unless these are compared by text, of each vocabulary: what cannot be compared."""
     for tied in space.tied:
+        if table.by_text:
+            yield np.asarray(table.tied == tied)
+            continue
         for vocabulary in space.vocabularies:
             yield np.asarray((table.vocab_size == vocabulary) & (table.tied == tied))
 
@@ -154,6 +166,18 @@ def _equivalent(table: Table, scores: Scores, allowed: Mask, law: Law) -> Equiva
     return Equivalent.of(table.take(same), scores.predicted[same], law)
 
 
+def _vocabularies(table: Table, scores: Scores, allowed: Mask, space: Space) -> Iterator[VocabularyBest]:
+    """The best of each vocabulary, where there are several, in the order given."""
+    for size in space.vocabularies if len(space.vocabularies) > 1 else ():
+        own = allowed & (table.vocab_size == size)
+        if not own.any():
+            continue
+        best = int(np.flatnonzero(own)[scores.exact[own].argmin()])
+        loss, held = float(scores.losses[best]), bytes_per_token(size)
+        bits = bits_per_byte(loss, space.vocabularies[0])
+        yield VocabularyBest(size, held, float(scores.rounded[best]), loss, bits, table.width[best])
+
+
 def _dense(candidates: list[Candidate]) -> Candidate | None:
     return next((candidate for candidate in candidates if candidate.experts == 1), None)
 
@@ -164,6 +188,7 @@ def _candidates(table: Table, scores: Scores, allowed: Mask, constraints: Constr
     rows = table.take(chosen)
     points, tokens = rows.points(constraints), rows.tokens(constraints)
     low, high = law.interval(points, LEVEL)
+    several, reference = table.by_text and np.ptp(table.vocab_size) > 0, int(table.vocab_size[0])
     preference, equivalent = rows.preference(scores.error), scores.equivalent(allowed)[chosen]
     found = []
     for row, place in enumerate(chosen):
@@ -171,12 +196,15 @@ def _candidates(table: Table, scores: Scores, allowed: Mask, constraints: Constr
         values |= {name: _or_none(getattr(rows, name)[row]) for name in (*_COLUMNS, *_SPEEDS)}
         found.append(
             Candidate(
-                config=config_of(rows.shapes[rows.block[row]], int(rows.place[row]), constraints.context),
+                config=config_of(
+                    rows.shapes[rows.block[row]], int(rows.place[row]), math.ceil(constraints.context / rows.text[row])
+                ),
                 loss=float(scores.losses[place]),
                 low=float(low[row]),
                 high=float(high[row]),
                 preference=float(preference[row]),
                 score=float(scores.rounded[place]),
+                bits_per_byte=bits_per_byte(float(scores.losses[place]), reference) if several else None,
                 equivalent=bool(equivalent[row]),
                 tokens=float(tokens[row]),
                 outside=tuple(law.outside(points.at(row))),

@@ -17,6 +17,7 @@ from mobilemoe.scaling.plan.candidates import Array, Candidate
 from mobilemoe.scaling.plan.explain import Relief, amount, memory_of, title
 from mobilemoe.scaling.plan.limits import Constraints, given
 from mobilemoe.scaling.plan.plan import Plan
+from mobilemoe.scaling.plan.vocabulary import VocabularyBest
 from mobilemoe.scaling.report.pictures import drawing
 
 if TYPE_CHECKING:
@@ -163,6 +164,15 @@ def _span(low: int, high: int) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
+def vocabulary_text(best: VocabularyBest, digits: int) -> str:
+    """One line for the best model of one vocabulary."""
+    held, bits = best.bytes_per_token or 0.0, best.bits_per_byte or 0.0
+    return (
+        f"vocabulary {best.vocabulary:,}: {held:.2f} bytes a token, best score {best.score:.{digits}f}, loss "
+        f"{best.loss:.{digits}f} ({bits:.{digits}f} bits per byte), width {best.width:.0f}"
+    )
+
+
 def headings(plan: Plan) -> tuple[str, ...]:
     """The headings of `row`; memory says what it is of."""
     margin = "" if plan.device is None or plan.device.error is None else f"\n+-{plan.device.error:.0%}"
@@ -225,6 +235,7 @@ def write_report(plan: Plan, path: Path | str) -> None:
         Section("Candidates" if plan.candidates else "No candidate fits", f"<p>{escape(intro)}</p>{found}"),
         Section("Equivalent", bullets([text] if (text := equivalent_text(plan)) else [])),
         Section("Runner-up", bullets([plan.runner_up] if plan.runner_up else [])),
+        Section("Vocabularies", bullets([vocabulary_text(best, plan.digits) for best in plan.vocabularies])),
         Section("What 10% more would buy", bullets([relief_text(relief, plan.digits) for relief in plan.reliefs])),
         Section(
             "Loss against costs",

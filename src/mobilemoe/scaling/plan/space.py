@@ -115,28 +115,28 @@ class Space:
         )
 
     def shapes(self) -> Iterator[Shapes]:
-        """Every model of the space; dense models and mixtures, and tied and untied ones, come separately."""
-        geometries = np.array(list(self._geometries()), dtype=np.int64)
+        """Every model of the space; vocabularies, dense models and mixtures, tied and untied ones come separately."""
         moe = [knobs for knobs in family_knobs(self.experts, self.granularities, self.shared) if knobs != DENSE]
         for tied in self.tied:
-            if 1 in self.experts:
-                yield _shapes(geometries, [DENSE], tied)
-            if moe:
-                yield _shapes(geometries, moe, tied)
+            for vocabulary in self.vocabularies:
+                geometries = np.array(list(self._geometries(vocabulary)), dtype=np.int64)
+                if 1 in self.experts:
+                    yield _shapes(geometries, [DENSE], tied)
+                if moe:
+                    yield _shapes(geometries, moe, tied)
 
-    def _geometries(self) -> Iterator[tuple[int, ...]]:
+    def _geometries(self, vocabulary: int) -> Iterator[tuple[int, ...]]:
         """(vocabulary, width, layers, heads, KV heads, head_dim)."""
-        for vocabulary in self.vocabularies:
-            for width in self.widths:
-                for layers in dict.fromkeys(math.ceil(width / ratio) for ratio in self.ratios):
-                    for head_dim in self.head_dims:
-                        if width % head_dim:
-                            continue
-                        heads = width // head_dim
-                        for kv_heads in kv_choices(heads):
-                            if kv_heads < LEAST_KV_HEADS and head_dim != HEAD_DIM:
-                                continue  # a prime number of heads, which wide heads alone lead to
-                            yield vocabulary, width, layers, heads, kv_heads, head_dim
+        for width in self.widths:
+            for layers in dict.fromkeys(math.ceil(width / ratio) for ratio in self.ratios):
+                for head_dim in self.head_dims:
+                    if width % head_dim:
+                        continue
+                    heads = width // head_dim
+                    for kv_heads in kv_choices(heads):
+                        if kv_heads < LEAST_KV_HEADS and head_dim != HEAD_DIM:
+                            continue  # a prime number of heads, which wide heads alone lead to
+                        yield vocabulary, width, layers, heads, kv_heads, head_dim
 
 
 def kv_choices(heads: int) -> list[int]:
