@@ -96,8 +96,8 @@ def _comments(plan: Plan, c: Candidate) -> list[str]:
         f"It has {accounting.total_parameters(c.config) / 1e9:.3g} B parameters, {c.n_active / 1e9:.3g} B of them "
         f"active; {c.weight_bits}-bit weights of {amount('memory', c.weights)} and a KV cache of "
         f"{amount('memory', c.kv)}; memory is {amount('memory', c.memory)} ({memory_of(plan.device)}).",
-        f"Expected: {speed}loss {c.loss:.{places}f} ({c.low:.{places}f} to {c.high:.{places}f}) nats a token{_of(plan)} "
-        "before quantisation.",
+        f"Expected: {speed}loss {c.loss:.{places}f} ({c.low:.{places}f} to {c.high:.{places}f}) nats a token"
+        f"{_of(plan)} before quantisation.",
         *(f"OUTSIDE THE LAW'S DOMAIN: {sentence}." for sentence in c.outside),
     ]
     return [f"# {line}" for sentence in text for line in textwrap.wrap(sentence, LINE)]
