@@ -5,18 +5,20 @@ import re
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoTokenizer, ContinuousBatchingConfig, GenerationConfig, pipeline
 
 import mobilemoe
-from hf_models import FORMS, opened, tokens, write
+from hf_models import FAMILY_LIKE, FORMS, opened, tokens, write
 from mobilemoe.hub import ASSETS
-from model_configs import loaded
+from model_configs import but, loaded
 from places import ROOT
+
+UNTIED = but(FAMILY_LIKE, tie_word_embeddings=False)  # with random tied weights, each token is followed by itself
 
 
 @pytest.fixture(scope="module", params=FORMS)
 def folder(request, tmp_path_factory):
-    return write(tmp_path_factory.mktemp("hf") / "model", form=request.param)
+    return write(tmp_path_factory.mktemp("hf") / "model", UNTIED, request.param)
 
 
 def continued(model, ids_BT, **options):
@@ -30,6 +32,7 @@ def test_greedy_tokens_are_those_of_our_own_model(folder):
     for _ in range(12):
         with torch.no_grad():
             want = torch.cat([want, ours(want)[:, -1:].argmax(-1)], dim=1)
+    assert len(want[0, 5:].unique()) > 4
     assert torch.equal(continued(opened(folder), ids), want)
 
 
@@ -46,6 +49,20 @@ def test_prompts_of_a_batch_are_continued_as_alone(folder):
     together = continued(model, padded, attention_mask=mask)
     assert torch.equal(together[0, 9:], continued(model, short)[0, 4:])
     assert torch.equal(together[1, 9:], continued(model, long)[0, 9:])
+
+
+def test_speculation_changes_no_token(folder):
+    model, ids = opened(folder), tokens(1, 5)
+    assert torch.equal(continued(model, ids, prompt_lookup_num_tokens=3), continued(model, ids))
+
+
+def test_continuous_batching_changes_no_token(tmp_path):
+    model, ids_BT = opened(write(tmp_path / "model", UNTIED)), tokens(2, 5)
+    rules = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    small = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=16)
+    batched = model.generate_batch(ids_BT.tolist(), generation_config=rules, continuous_batching_config=small)
+    want = continued(model, ids_BT, max_new_tokens=6)[:, 5:].tolist()
+    assert sorted(result.generated_tokens for result in batched.values()) == sorted(want)
 
 
 def test_sampling_repeats_with_its_seed_and_beams_find_a_likelier_text(folder):

@@ -1,5 +1,6 @@
 """One import registers the classes; without it the package stays light."""
 
+import logging
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from hf_models import opened, write
 from mobilemoe.hf import MobileMoEConfig, MobileMoEForCausalLM, MobileMoEModel
 from mobilemoe.hub import ASSETS
+from model_configs import FAMILY
 
 
 def python(source: str) -> str:
@@ -57,3 +59,12 @@ def test_layers_may_be_kept_on_disk(form, tmp_path):
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         assert torch.equal(model(ids).logits, opened(folder)(ids).logits)
+
+
+def test_the_released_scaling_is_read_without_a_warning(caplog):
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    config = MobileMoEConfig(**FAMILY.to_dict())
+    logger.removeHandler(caplog.handler)
+    assert config.rope_parameters["rope_type"] == "llama3"
+    assert caplog.messages == []

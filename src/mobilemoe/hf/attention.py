@@ -54,7 +54,7 @@ class MobileMoEAttention(Attention):
     ) -> tuple[Tensor, Tensor | None]:
         q_BHTh, k_BKTh, v_BKTh = (x_BTHh.transpose(1, 2) for x_BTHh in self.project(x_BTD, rope))
         if cache is not None:
-            k_BKTh, v_BKTh = cache.update(k_BKTh, v_BKTh, self.layer_idx)
+            k_BKTh, v_BKTh = cache.update(k_BKTh, v_BKTh, self.layer_idx, kwargs=kwargs)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         out_BTHh, weights_BHTS = attend(
             self,

@@ -65,8 +65,8 @@ class MobileMoEConfig(PreTrainedConfig):
             self.layer_types = [FULL] * self.num_hidden_layers
         super().__post_init__(**kwargs)
 
-    def validate_rope(self) -> None:
-        """Nothing: ModelConfig checks it. transformers would warn of the released scaling, whose bounds are equal."""
+    def _validate_llama3_rope_parameters(self, rope_parameters: Any, ignore_keys: Any = None) -> None:
+        """Nothing, since ModelConfig checks it: transformers warns of the released scaling, whose bounds are equal."""
 
     def shape(self) -> ModelConfig:
         """What the model computes; ConfigError for a key that means something that is not supported."""
