@@ -255,3 +255,10 @@ def test_a_candidate_is_json():
     values = FIRST.as_json()
     assert (values["memory"], values["score"]) == (FIRST.memory, FIRST.score)
     assert values["config"] == FIRST.config.to_dict()
+
+
+def test_what_a_law_forecast_and_which_runs_it_left_out_are_said():
+    facts = {"forecast_rmse": 0.02, "forecast_split": "5 runs of the largest compute, by a fit to 20 others"}
+    text = said(law=dataclasses.replace(LAW, left_out=("wild",), **facts))
+    assert "the law was fitted without 1 run far from it (wild)" in text
+    assert "RMSE of its forecast over 5 runs of the largest compute, by a fit to 20 others, 0.02 nats" in text

@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 Hull: TypeAlias = tuple[tuple[float, float], ...]  # (N, D) in 1e9, counterclockwise in (ln N, ln D)
 
 SLACK = 1e-6  # of ln N and ln D: runs on the border are inside
-THIN = 0.4  # of the box of the ranges: a hull of a smaller area is called a ribbon
+THIN = 0.4  # of the box of the ranges: a hull of a smaller area is a ribbon, which `fit` warns of
 
 
 def hull_of(points: Points) -> Hull:

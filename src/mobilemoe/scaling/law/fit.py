@@ -221,9 +221,8 @@ def _fit_once(form: Form, runs: Runs, seed: int) -> Fit:
     notes += doubts(problem, x, value)
     if (share := share_of_box(hull := hull_of(runs.points))) < THIN:
         notes.append(
-            f"N and D of these runs cover {share:.0%} of the box of their ranges (a thin ribbon): the domain is that "
-            "ribbon, and beside it the law extrapolates, since N and D changed together and their effects are hard "
-            "to tell apart"
+            f"N and D of these runs cover {share:.0%} of the box of their ranges: the domain is that ribbon, and the "
+            "law only extrapolates to models that are small for their tokens, or large, beside it"
         )
     if not converged:
         notes.append("the fit had not settled when its steps ran out: take the constants with care")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from mobilemoe.counted import counted
 from mobilemoe.profile.device import Device
 from mobilemoe.scaling.law.law import Law
+from mobilemoe.scaling.law.runs import few
 from mobilemoe.scaling.plan.candidates import FINEST, FINEST_PRIOR, WEIGHT_BITS_PRIOR, Candidate
 from mobilemoe.scaling.plan.choice import digits, law_error
 from mobilemoe.scaling.plan.explain import amount
@@ -43,9 +45,12 @@ def notes(
             f"{amount('memory', dense.memory)}"
         )
     yield f"law: {law.source}; the losses' interval is the {law.interval_kind}"
+    if law.left_out:
+        yield f"the law was fitted without {counted(len(law.left_out), 'run')} far from it ({few(law.left_out)})"
+    over = f" over {law.forecast_split}" if law.forecast_split else ""
     yield (
-        f"the law's error is the {error_of}, {error:.2g} nats: models whose losses differ by less count as equivalent, "
-        "and losses have no more digits than that"
+        f"the law's error is the {error_of}{over}, {error:.2g} nats: models whose losses differ by less count as "
+        "equivalent, and losses have no more digits than that"
     )
     if law.prior:
         yield f"prior in the law: {law.prior}"
