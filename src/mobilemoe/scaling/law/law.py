@@ -209,6 +209,9 @@ class Law:
             numbers = {name: float(value) for name, value in values["parameters"].items()}
             hull = values.get("hull")
             corners = None if hull is None else tuple((float(n), float(d)) for n, d in hull)
+            left_out = tuple(map(str, values.get("left_out") or ()))
+            whole = values.get("with_outliers")
+            with_outliers = None if whole is None else {name: float(value) for name, value in whole.items()}
             samples = values.get("samples")
             drawn = None if samples is None else np.array(samples, np.float64)
             rmse = float(values["rmse"])
@@ -218,8 +221,7 @@ class Law:
             raise DataError(f"a law has an entry that is no number: {fault}") from None
         rest = {name: values[name] for name in known & values.keys()}
         read = {"domain": domain, "parameters": numbers, "samples": drawn, "rmse": rmse, "forecast_rmse": forecast_rmse}
-        left_out = tuple(map(str, values.get("left_out", ())))
-        return cls(**rest | read | {"hull": corners, "left_out": left_out})
+        return cls(**rest | read | {"hull": corners, "left_out": left_out, "with_outliers": with_outliers})
 
     def save(self, path: Path | str) -> None:
         """Writes the law as JSON, atomically."""
