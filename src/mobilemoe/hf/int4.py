@@ -51,7 +51,7 @@ class Int4Product(torch.autograd.Function):
 
 
 def _product(x: Tensor, packed: Tensor, scale: Tensor, outputs_first: bool) -> Tensor:
-    result: Tensor = Int4Product.apply(x, packed, scale, outputs_first)  # type: ignore[no-untyped-call]
+    result: Tensor = Int4Product.apply(x, packed, scale, outputs_first)
     return result
 
 
