@@ -131,6 +131,18 @@ def test_weights_that_are_not_packed_along_the_inputs_are_refused_with_a_remedy(
     assert not (tmp_path / "theirs").exists()
 
 
+def test_scales_that_are_not_finite_are_refused_by_name(tmp_path):
+    path = make(tmp_path / "ours", SHARED) / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    with SafetensorsFile(path) as file:
+        start = file.tensors["model.layers.1.self_attn.v_proj.weight_scale"].start
+    data[start : start + 2] = np.float16(np.nan).tobytes()
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"layers.1.self_attn.v_proj.weight_scale would hold NaN"):
+        write_compressed_tensors(tmp_path / "ours", tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()
+
+
 def test_weights_beyond_fp16_are_refused_by_name(tmp_path):
     make(tmp_path / "ours", SHARED)
     path = tmp_path / "ours" / "model.safetensors"

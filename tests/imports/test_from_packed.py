@@ -176,7 +176,11 @@ STACK = "model.layers.1.mlp.switch_mlp.up_proj"
         ("compressed-tensors", in_config(*GROUP, "input_activations", value={"num_bits": 8}), "input_activations"),
         ("mlx", in_config("quantization", "bits", value=8), "not affine with 4 bits"),
         ("mlx", in_config("quantization", "mode", value="mxfp4"), "not affine with 4 bits"),
-        ("mlx", in_config("quantization", "lm_head", value={"bits": 8, "group_size": 32}), "quantization lm_head"),
+        (
+            "mlx",
+            in_config("quantization", "lm_head", value={"bits": 8, "group_size": 32}),
+            "quantization.lm_head is not",
+        ),
         ("compressed-tensors", in_tensors(f"{EXPERT}_packed", lambda w: None), "but no"),
         ("compressed-tensors", in_tensors(f"{EXPERT}_shape", lambda w: w[::-1].copy()), "is not [32, 64]"),
         ("compressed-tensors", in_tensors(f"{EXPERT}_shape", lambda w: None), "but no"),

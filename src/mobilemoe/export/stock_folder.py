@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mobilemoe.checkpoint import Checkpoint, Differences, Report, SafetensorsFile, write_safetensors
 from mobilemoe.checkpoint.companions import copy_companions
-from mobilemoe.checkpoint.container import Array, Spec
+from mobilemoe.checkpoint.container import Array, Spec, is_finite
 from mobilemoe.config import GROUP_SIZE
 from mobilemoe.errors import CheckpointError, UsageError
 from mobilemoe.export.glm4moe_layout import Tensor
@@ -78,10 +78,16 @@ def write_stock_folder(
         Tokenizer.load(folder)  # a damaged one is refused here, and not in the other runtime
     stock = StockWeights(source)
     stored = {at: entry for name, tensor in tensors.items() for at, entry in encode(stock, name, tensor).items()}
+
+    def finite(name: str) -> Array:
+        (dtype, _), produce = stored[name]
+        if not is_finite(array := produce(), dtype):
+            raise CheckpointError(f"{folder}: {name} would hold NaN or infinity, with which no model can compute")
+        return array
+
     with atomic_folder(out, CheckpointError) as part:
         write_json(part / "config.json", config)
-        specs = {name: spec for name, (spec, _) in stored.items()}
-        write_safetensors(part / _WEIGHTS, specs, lambda name: stored[name][1]())
+        write_safetensors(part / _WEIGHTS, {name: spec for name, (spec, _) in stored.items()}, finite)
         copy_companions(folder, part)
     found = Differences()
     with SafetensorsFile(out / _WEIGHTS) as written:

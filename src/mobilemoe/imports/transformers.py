@@ -103,8 +103,7 @@ class _Source:
             )
 
     def reduced(self) -> ModelConfig:
-        """The config without norms of queries and keys whose weights are all one, shared experts of zeros, a second
-        embedding for a head."""
+        """The config without norms of ones, shared experts of zeros and a head that is the embedding."""
         config = self._config
         norms = [name for name in self._weights if name.endswith(_QK_NORMS)]
         if config.qk_norm == "head_weight" and all((self.weight(name) == 1).all() for name in norms):

@@ -73,13 +73,10 @@ def read_packing(folder: Path) -> Packing | None:
 
 def _packing(raw: Mapping[str, Any]) -> Packing | None:
     if isinstance(mlx := raw.get("quantization"), Mapping):
-        for name, value in {
-            "": mlx,
-            **{key: value for key, value in mlx.items() if isinstance(value, Mapping)},
-        }.items():
-            found = value.get("bits"), value.get("group_size"), value.get("mode", "affine")
-            if found != (4, GROUP_SIZE, "affine"):
-                raise ConfigError(f"quantization {name} is not affine with 4 bits in groups of {GROUP_SIZE}")
+        modules = {f"quantization.{name}": value for name, value in mlx.items() if isinstance(value, Mapping)}
+        for name, value in {"quantization": mlx, **modules}.items():
+            if (value.get("bits"), value.get("group_size"), value.get("mode", "affine")) != (4, GROUP_SIZE, "affine"):
+                raise ConfigError(f"{name:.90} is not affine with 4 bits in groups of {GROUP_SIZE}")
         return "mlx"
     theirs = raw.get("quantization_config")
     if not isinstance(theirs, Mapping) or theirs.get("quant_method") != "compressed-tensors":
