@@ -5,22 +5,18 @@ Legend: G groups of 32, N inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import numpy.typing as npt
 
 from mobilemoe.checkpoint import int4
 from mobilemoe.config import GROUP_SIZE
 
+Floats = npt.NDArray[np.float32]
 _BLOCK = 2**17  # groups searched at once
 
 
-def find_int4(w: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16]] | None:
-    """Nibbles [..., N/2] and scales [..., N/32] whose products, rounded to fp16, are `w` [..., N]; None if none are.
-
-    Where several are, as for groups of even values, the finest scale is taken: rounding uses the whole of -8 to 7.
-    """
+def find_int4(w: Floats) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16]] | None:
+    """Nibbles [..., N/2] and scales [..., N/32] whose products, rounded to fp16, are `w` [..., N]; None if none are."""
     if w.shape[-1] % GROUP_SIZE:
         return None
     groups = w.reshape(-1, GROUP_SIZE)
@@ -32,26 +28,34 @@ def find_int4(w: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint8], npt.ND
     return int4.pack(q.reshape(w.shape)), scale.reshape(*w.shape[:-1], -1)
 
 
-def _search(w_GN: npt.NDArray[np.float32], q_GN: npt.NDArray[np.int8], scale_G: npt.NDArray[np.float16]) -> bool:
+def _search(w_GN: Floats, q_GN: npt.NDArray[np.int8], scale_G: npt.NDArray[np.float16]) -> bool:
     """Fills in values and scales of the groups; whether all were found. Groups of zeros keep theirs."""
     left = np.flatnonzero(w_GN.any(axis=1))
-    for tried in _candidates(np.abs(w_GN).max(axis=1)):
-        if not left.size:
-            return True
-        scale, w = tried[left], w_GN[left]
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            values = np.rint(w / scale[:, None].astype(np.float32))
-            products = (values * scale[:, None].astype(np.float32)).astype(np.float16)
-        fits = ((products == w) & (values >= -8) & (values <= 7)).all(axis=1)
-        q_GN[left[fits]], scale_G[left[fits]] = values[fits].astype(np.int8), scale[fits]
-        left = left[~fits]
+    for steps in range(8, 0, -1):  # rounding uses the whole of -8 to 7, so most groups are found at once
+        left = left[~_fill(w_GN, q_GN, scale_G, left, np.full(len(left), steps))]
+    # Few values may have a divisor in common by chance; where many do, a coarser scale was theirs.
+    divisor = np.gcd.reduce(q_GN.astype(np.int64), axis=1)
+    shared = np.flatnonzero((divisor > 1) & (np.count_nonzero(q_GN, axis=1) > GROUP_SIZE // 4))
+    _fill(w_GN, q_GN, scale_G, shared, np.abs(q_GN[shared].astype(np.int64)).max(axis=1) // divisor[shared])
     return not left.size
 
 
-def _candidates(largest_G: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float16]]:
-    """Scales under which the largest weight of a group is 8, 7, ... 1 of them, give or take its rounding."""
-    for steps in range(8, 0, -1):
-        nearest = (largest_G / np.float32(steps)).astype(np.float16)
-        yield nearest
-        yield np.nextafter(nearest, np.float16(0))
-        yield np.nextafter(nearest, np.float16(np.inf))
+def _fill(
+    w_GN: Floats,
+    q_GN: npt.NDArray[np.int8],
+    scale_G: npt.NDArray[np.float16],
+    groups: npt.NDArray[np.intp],
+    steps: npt.NDArray[np.int64],
+) -> npt.NDArray[np.bool_]:
+    """Fills in those of `groups` whose largest weight is `steps` scales, give or take its rounding; says which."""
+    w = w_GN[groups]
+    nearest = (np.abs(w).max(axis=1, initial=0) / steps).astype(np.float16)
+    found = np.zeros(len(groups), np.bool_)
+    for scale in (nearest, np.nextafter(nearest, np.float16(0)), np.nextafter(nearest, np.float16(np.inf))):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            values = np.rint(w / scale[:, None].astype(np.float32))
+            products = (values * scale[:, None].astype(np.float32)).astype(np.float16)
+        fits = ((products == w) & (values >= -8) & (values <= 7)).all(axis=1) & ~found
+        q_GN[groups[fits]], scale_G[groups[fits]] = values[fits].astype(np.int8), scale[fits]
+        found |= fits
+    return found
