@@ -5,7 +5,7 @@ import pytest
 
 from mobilemoe.errors import UsageError
 from mobilemoe.scaling import Points, Runs
-from mobilemoe.scaling.law.runs import FIELDS, count, few
+from mobilemoe.scaling.law.runs import FIELDS, few
 from refusals import refusal
 
 
@@ -71,4 +71,3 @@ def test_training_compute_is_six_n_d():
 
 def test_names_and_numbers_in_a_sentence():
     assert (few("abc"), few("abcd"), few([])) == ("a, b, c", "a, b, c, ...", "")
-    assert (count(0), count(1), count(2)) == ("0 runs", "1 run", "2 runs")

@@ -68,6 +68,8 @@ def forecasts(runs: Runs, holdout: float | None = None, seed: int = 0) -> dict[s
     """The RMSE of every form and rival that can predict the held-out runs from the others, as `compare` has it."""
     rest, held = split(_once(runs), holdout)
     predictors: dict[str, Predictor] = {}
+    if not len(rest):  # all have the same compute
+        return {}
     for name in _forms(rest):
         with suppress(DataError):
             predictors[name] = fit(rest, name, seed=seed).law.loss
