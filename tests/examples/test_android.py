@@ -6,10 +6,12 @@ Android SDK: the app itself.
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mobilemoe
@@ -28,6 +30,7 @@ PROMPTS = [
     "  \r\n  ",
     "<|eot|> is plain text",
 ]
+LETTERS = [*"abz'sS tTreVmdl019.,!-_\n\r\t\v\f \xa0\u2003\u2028\x85éñßДжы漢字かな한국مرح१२٣½²🙂\u0301\u200d“”…"]
 ASKS = """
 import java.nio.file.*;
 import org.mobilemoe.*;
@@ -40,9 +43,10 @@ public class Asks {
         try (TextModel model = new TextModel(Path.of(arguments[0]).toFile(), 1)) {
             for (int i = 0; i < prompts.length(); i++) {
                 StringBuilder text = new StringBuilder();
+                int[] pieces = {0};
                 int[] ids = model.prompt(prompts.getString(i)), question = model.question(prompts.getString(i));
-                model.write(ids, 16, 0, 0, piece -> { text.append(piece); return true; });
-                JSONObject each = new JSONObject().put("text", text.toString());
+                if (i < 5) model.write(ids, 16, 0, 0, piece -> { text.append(piece); return ++pieces[0] < 16; });
+                JSONObject each = new JSONObject().put("text", text.toString()).put("pieces", pieces[0]);
                 found.put(each.put("ids", new JSONArray(ids)).put("question", new JSONArray(question)));
             }
         }
@@ -106,7 +110,9 @@ def test_nano_writes_in_a_jvm_what_it_writes_in_python(jdk, json_library, classe
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", *WARNINGS, *includes(jdk, classes)]
     run("c++", *flags, JNI, engine, "-pthread", "-o", library)
     shutil.copytree(find_model("nano"), tmp_path / "nano")
-    (tmp_path / "prompts").write_text(json.dumps(PROMPTS))
+    rng = np.random.default_rng(1)
+    mixed = ["".join(rng.choice(LETTERS, rng.integers(1, 24))) for _ in range(500)]
+    (tmp_path / "prompts").write_text(json.dumps([*PROMPTS, *mixed]))
     java = [jdk / "bin" / "java", "-Xcheck:jni", "-cp", f"{classes}:{json_library}", f"-Djava.library.path={classes}"]
     run(*java, "Asks", tmp_path / "nano", tmp_path / "prompts", tmp_path / "answers")
     *answers, early, missing = json.loads((tmp_path / "answers").read_text())
@@ -114,9 +120,11 @@ def test_nano_writes_in_a_jvm_what_it_writes_in_python(jdk, json_library, classe
     assert "/nothing/here" in missing
     assert (tmp_path / "nano" / "model.mobilemoe").is_file()
     ours = mobilemoe.load("nano")
-    for prompt, answer in zip(PROMPTS, answers, strict=True):
+    for prompt, answer in zip([*PROMPTS, *mixed], answers, strict=True):
         assert answer["ids"] == ours.encode(prompt), prompt
         assert answer["question"] == ours.encode(messages=[{"role": "user", "content": prompt}]), prompt
+    for prompt, answer in zip(PROMPTS, answers, strict=False):
+        assert answer["pieces"] > 1
         assert answer["text"].rstrip("\ufffd") == ours.generate(prompt, max_new_tokens=16).rstrip("\ufffd"), prompt
 
 
@@ -134,3 +142,20 @@ def test_the_c_header_is_plain_c(tmp_path):
     (tmp_path / "app.c").write_text('#include "mobilemoe.h"\nint main(void) { return mm_default_options().threads; }\n')
     strict = ["-std=c11", "-Wall", "-Wextra", "-pedantic", "-Werror"]
     run("cc", *strict, f"-I{ROOT / 'native' / 'include'}", "-c", tmp_path / "app.c", "-o", tmp_path / "app.o")
+
+
+@pytest.mark.runtimes
+def test_the_whole_library_links_for_arm_in_less_than_a_megabyte(jdk, tmp_path):
+    """By the app's own CMake file, against musl in place of Android's C library."""
+    pytest.importorskip("ziglang")
+    tools = Path(sys.executable).parent
+    java = f"-DCMAKE_CXX_FLAGS=-I{jdk / 'include'} -I{jdk / 'include' / 'linux'}"
+    toolchain = f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'native' / 'zig-aarch64-musl.cmake'}"
+    make = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}", "-DCMAKE_SHARED_LINKER_FLAGS=-s"]
+    run(tools / "cmake", *make, java, toolchain, "-S", MAIN / "cpp", "-B", tmp_path)
+    run(tools / "cmake", "--build", tmp_path, "--target", "mobilemoe_jni")
+    library = (tmp_path / "libmobilemoe_jni.so").read_bytes()
+    methods = re.findall(r"static native \w+ (\w+)\(", (MAIN / "java/org/mobilemoe/Engine.java").read_text())
+    assert len(methods) == 7
+    assert all(f"Java_org_mobilemoe_Engine_{name}\0".encode() in library for name in methods)
+    assert len(library) < 1_000_000
