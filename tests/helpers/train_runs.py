@@ -178,7 +178,7 @@ def work(rank, order):
             if order["fault"] == "SIGTERM":
                 signal.raise_signal(signal.SIGTERM)
             elif order["fault"] == "full disk":
-                sharded_checkpoint.write_safetensors = full_disk
+                sharded_checkpoint._write_arrays = full_disk
             elif order["fault"] == "no data":
                 Prefetcher.fault = lambda self: DataError("the mount is gone")
         return step(self, batch, at, begins)

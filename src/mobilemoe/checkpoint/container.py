@@ -13,6 +13,7 @@ import mmap
 import re
 import stat
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -163,7 +164,7 @@ def write_safetensors(
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
 
     payload = hashlib.sha256()
-    with atomic_file(path) as handle:
+    with atomic_file(path) as handle, ThreadPoolExecutor(1) as hashing:
         handle.write(_header(entries))
         for name in names:
             dtype, shape = specs[name]
@@ -174,8 +175,9 @@ def write_safetensors(
                     f"but its place is for {dtype} {list(shape)}"
                 )
             data = array.reshape(-1).view(np.uint8).data
-            payload.update(data)
+            hashed = hashing.submit(payload.update, data)  # which takes as long as writing
             handle.write(data)
+            hashed.result()
         # The hashes are known only now. They are written into the places reserved for them, the header's own last.
         hashes = entries["__metadata__"]
         hashes[_PAYLOAD_KEY] = payload.hexdigest()

@@ -116,10 +116,10 @@ class Trainer:
                 world.wait()  # until the process that has the error ends this one (parallel/rank_failure.py)
         finally:
             loader.close()
+            if self.saver is not None:  # also after an error: what was being saved is worth having
+                self.saver.wait(None if report is None else report.say)
             if report is not None:
                 report.close()
-            if self.saver is not None:  # also after an error: what was being saved is worth having
-                self.saver.wait()
         folders = step_folders(self.run)
         if not folders:
             raise TrainError(f"{self.run} was interrupted before its first step: nothing is saved")
@@ -243,6 +243,9 @@ class _Report:
         if "validation" in row:
             self._progress.say(f"step {row['step']}: {summary(row['validation'])}")
             self._progress.say(f"  sample: {json.dumps(row['validation']['sample'], ensure_ascii=False)}")
+
+    def say(self, sentence: str) -> None:
+        self._progress.say(sentence)
 
     def close(self) -> None:
         self._progress.close()

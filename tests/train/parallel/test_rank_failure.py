@@ -66,7 +66,7 @@ PLACES = {
     "load balance": ("train.balance", "move_biases"),
     "validation": ("train.validation", "nats_by_domain"),
     "saving": ("train.parallel.sharded_checkpoint:ShardedSaver", "save"),
-    "writing": ("train.parallel.sharded_checkpoint", "write_safetensors"),
+    "writing": ("train.parallel.sharded_checkpoint", "_write_arrays"),
 }
 
 
