@@ -79,20 +79,57 @@ def test_shards_divide_what_is_stored_and_replicas_do_not():
     assert estimate_memory(recipe("train.micro_batch_size=2"), NANO, 1).activations == alone.activations // 4
 
 
-@pytest.mark.parametrize(
-    ("name", "overrides", "groups"),
-    [
-        ("S", (), 4),
-        ("M", (), 1),  # 45 of 80 GB in fp32
-        ("M", ("train.weights=bf16",), 4),
-        ("S", ("distributed.replicate=2",), 2),
-        ("S", ("distributed.expert_parallel=2",), 1),
-    ],
-)
-def test_gpus_replicate_a_model_that_fits_half_of_one(name, overrides, groups, monkeypatch):
+@pytest.fixture
+def h100(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(total_memory=80e9))
-    assert replicas(recipe(*overrides), preset(name), 4) == groups
+
+
+ROWS = ("train.sequence_length=2048", "train.precision=bf16")
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "overrides", "groups"),
+    [
+        ("S", 16, (), 4),
+        ("S", 16, ("train.precision=auto",), 4),
+        ("M", 8, (), 4),
+        ("M", 16, (), 1),
+        ("M", 16, ("train.micro_batch_size=4",), 4),
+        ("L", 8, ("train.weights=bf16",), 1),
+        ("L", 4, ("train.weights=bf16",), 4),
+        ("L", 4, (), 1),
+        ("S", 16, ("distributed.replicate=2",), 2),
+        ("S", 16, ("distributed.expert_parallel=2",), 1),
+    ],
+)
+def test_gpus_replicate_a_model_whose_step_fits_one(name, rows, overrides, groups, h100):
+    chosen = recipe(*ROWS, f"train.batch_size={4 * rows}", *overrides)
+    assert replicas(chosen, preset(name), 4) == groups
+
+
+def test_gradients_take_the_place_of_activations_but_not_of_those_of_the_next_micro_batch(h100):
+    whole, parts = (estimate_memory(recipe(*ROWS, *more), NANO, 1) for more in ((), ("train.micro_batch_size=2",)))
+    assert whole.reused == -min(whole.gradients, whole.activations + whole.logits) < 0
+    assert parts.reused == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "rows", "overrides", "measured"),
+    [
+        ("S", "bf16", 32, (), 61.75),
+        ("S", "bf16", 40, (), 73.24),
+        ("S", "fp32", 32, (), 72.94),
+        ("S", "fp32", 16, (), 48.67),
+        ("M", "bf16", 16, (), 63.62),
+        ("M", "fp32", 8, (), 61.66),
+        ("L", "bf16", 8, (), 64.85),
+        ("L", "bf16", 8, ("train.activation_checkpointing=true",), 40.77),
+    ],
+)
+def test_the_peaks_of_an_h200_in_gib_are_met(name, weights, rows, overrides, measured, h100):
+    chosen = recipe(*ROWS, f"train.batch_size={rows}", f"train.weights={weights}", *overrides)
+    assert estimate_memory(chosen, preset(name), 1).total / 2**30 == pytest.approx(measured, rel=0.08)
 
 
 def test_cpus_share_a_model(monkeypatch):

@@ -37,7 +37,7 @@ def test_what_a_recipe_leaves_out_is_what_the_paper_says():
     assert (train.weights, train.optimizer, train.compile, train.deterministic) == ("fp32", "adamw", None, False)
     recipe = load_recipe(RECIPE)
     assert (recipe.qat, recipe.lora) == (None, None)
-    assert (recipe.distributed.replicate, recipe.distributed.expert_parallel) == (1, 1)
+    assert (recipe.distributed.replicate, recipe.distributed.expert_parallel) == (None, 1)
     qat = load_recipe(RECIPE, ("qat={}",)).qat
     assert (qat.group_axis, qat.activations, qat.learn_scales, qat.distill_from) == ("in", "int8", False, None)
 

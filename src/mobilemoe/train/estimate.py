@@ -21,8 +21,8 @@ from mobilemoe.checkpoint.run_folder import newest_model
 from mobilemoe.config import ModelConfig
 from mobilemoe.cores import allowed_cores
 from mobilemoe.hub import find_model
-from mobilemoe.train.device import faster_precision, matmul_flops, set_threads, settle
-from mobilemoe.train.loss import CHUNK
+from mobilemoe.train.device import faster_precision, matmul_flops, set_threads, settle, with_precision
+from mobilemoe.train.loss import CHUNK, GPU_LOGITS
 from mobilemoe.train.metrics import METRICS_FILE, read_metrics
 from mobilemoe.train.recipe import LoraTable, ModelTable, Recipe
 from mobilemoe.train.schedule import learning_rate
@@ -35,6 +35,7 @@ LONG = 14 * 86400  # seconds, beyond which the estimate says what to change
 # wide 0.15 on one H100: in proportion. A CPU: nano in bf16, and fine-tuned in fp32 on two AVX2 cores. All measured.
 GPU_SHARE, GPU_WIDTH = 0.45, 768
 CPU_SHARE = {"bf16": 0.1, "fp32": 0.4}
+FITS = 0.85  # of a GPU's memory, which a model may fill by estimate and still be kept whole by each process
 _RECOMPUTED = 3 / 4  # of the speed, where the forward pass runs twice: 6 N useful of 8 N
 
 _ADAPTED = {"attention": "attention", "shared": "shared expert", "experts": "routed experts"}  # to accounting's names
@@ -42,7 +43,11 @@ _ADAPTED = {"attention": "attention", "shared": "shared expert", "experts": "rou
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one process needs at the height of a step."""
+    """Bytes that one process needs in a step, of each kind at its height.
+
+    `reused`, which is negative, is what two of them share: the backward pass of a GPU frees activations and puts
+    gradients in their place.
+    """
 
     weights: int
     gradients: int
@@ -50,9 +55,11 @@ class Memory:
     copies: int
     activations: int
     logits: int
+    reused: int
 
     @property
     def total(self) -> int:
+        """Bytes at the height of a step."""
         return sum(dataclasses.astuple(self))
 
 
@@ -86,7 +93,11 @@ class Estimate:
         return values
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {_bytes(size)}" for name, size in dataclasses.asdict(self.memory).items())
+        kinds = dataclasses.asdict(self.memory)
+        reused = (
+            f"; less {_bytes(-kinds['reused'])} that gradients take over from activations" if kinds["reused"] else ""
+        )
+        parts = ", ".join(f"{name} {_bytes(size)}" for name, size in kinds.items() if name != "reused") + reused
         done = f", {self.steps_done:,} of them done" if self.steps_done else ""
         cost = "" if self.cost is None else f", cost {self.cost:,.2f}"
         return (
@@ -184,28 +195,11 @@ def estimate_memory(recipe: Recipe, config: ModelConfig, processes: int) -> Memo
     weights, gradients: P of `train.weights` each. moments: two of them, with Muon one for matrices. copies: P in the
     precision of products, where that differs or fake quantisation rounds them (of two layers and the embedding, where
     weights are shared out). With LoRA gradients and moments are those of the adapters. activations: see
-    `activation_bytes`, for one micro-batch. logits: a chunk in fp32 and in the precision of products, and the head's
-    weights and gradient beside it.
+    `activation_bytes`, for one micro-batch. logits: a chunk of them in the precision of products (and in fp32 where
+    the loss is not fused), and the head's weights and gradient beside it. With several micro-batches gradients are
+    there from the first on, and none of the memory is reused.
     """
-    train = recipe.train
-    total = accounting.total_parameters(config)
-    stored, compute = BYTES[train.weights], BYTES[train.precision]
-    shards = max(1, processes // replicas(recipe, config, processes))
-    trained = total if recipe.lora is None else _adapter_parameters(config, recipe.lora)
-    moments = 2 * trained
-    if train.optimizer == "muon" and recipe.lora is None:
-        moments -= sum(part.parameters for part in accounting.parts(config) if part.storage == "matrix")
-    embedding = config.vocab_size * config.hidden_size
-    copied = total if shards == 1 else 2 * (total - embedding) // config.num_hidden_layers + embedding
-    rows = (train.micro_batch_size or train.batch_size // processes) or 1
-    return Memory(
-        weights=total * stored // shards,
-        gradients=trained * stored // shards,
-        moments=moments * stored // shards,
-        copies=copied * compute if stored != compute or recipe.qat else 0,
-        activations=rows * train.sequence_length * activation_bytes(recipe, config),
-        logits=CHUNK * config.vocab_size * (4 + compute) + embedding * (4 + compute),
-    )
+    return _memory(recipe, config, processes, max(1, processes // replicas(recipe, config, processes)))
 
 
 def replicas(recipe: Recipe, config: ModelConfig, processes: int) -> int:
@@ -215,31 +209,76 @@ def replicas(recipe: Recipe, config: ModelConfig, processes: int) -> int:
         return table.replicate
     if table.expert_parallel > 1 or not torch.cuda.is_available():
         return 1
-    state = 4 * accounting.total_parameters(config) * BYTES[train.weights]  # weights, gradients and two moments
-    return processes if state <= torch.cuda.get_device_properties().total_memory / 2 else 1
+    if train.precision == "auto":
+        recipe = with_precision(recipe, "bf16")  # which `settle` gives on a GPU
+    whole = _memory(recipe, config, processes, shards=1).total
+    return processes if whole <= FITS * torch.cuda.get_device_properties().total_memory else 1
+
+
+def _memory(recipe: Recipe, config: ModelConfig, processes: int, shards: int) -> Memory:
+    """`estimate_memory` of a process that holds one in `shards` of the parameters."""
+    train = recipe.train
+    total = accounting.total_parameters(config)
+    stored, compute = BYTES[train.weights], BYTES[train.precision]
+    trained = total if recipe.lora is None else _adapter_parameters(config, recipe.lora)
+    moments = 2 * trained
+    if train.optimizer == "muon" and recipe.lora is None:
+        moments -= sum(part.parameters for part in accounting.parts(config) if part.storage == "matrix")
+    embedding = config.vocab_size * config.hidden_size
+    copied = total if shards == 1 else 2 * (total - embedding) // config.num_hidden_layers + embedding
+    all_rows = train.batch_size // processes or 1
+    rows = train.micro_batch_size or all_rows
+    gradients = trained * stored // shards
+    activations = rows * train.sequence_length * activation_bytes(recipe, config)
+    chunk = GPU_LOGITS * compute if _fused(recipe) else CHUNK * config.vocab_size * (4 + compute)
+    logits = chunk + embedding * (4 + compute)
+    return Memory(
+        weights=total * stored // shards,
+        gradients=gradients,
+        moments=moments * stored // shards,
+        copies=copied * compute if stored != compute or recipe.qat else 0,
+        activations=activations,
+        logits=logits,
+        reused=-min(gradients, activations + logits) if _fused(recipe) and rows == all_rows else 0,
+    )
 
 
 def activation_bytes(recipe: Recipe, config: ModelConfig) -> int:
-    """Bytes that one token leaves for the backward pass of the model as it is written; fused kernels keep less.
+    """Bytes that one token leaves for the backward pass.
 
-    With d hidden, q and k the widths of queries and keys, F and W those of a routed and the shared expert, and A
-    experts a token (times the capacity factor), a layer keeps in fp32 the residual stream and its norms, 4 d, and
-    rotation and norms of queries and keys, 2 (q + k); in the precision of products those two, v and the output,
-    2 (q + k), inputs of products, 3 d, and experts, A (3 d + 4 F) + 4 W (a dense FFN: 4 F). With activation
-    checkpointing it keeps d in fp32, and one layer at a time the rest.
+    With d hidden, q and k the widths of queries and keys, F and W those of a routed and the shared expert, A experts
+    a token (times the capacity factor) and E experts, a layer of the model as it is written keeps in fp32 the residual
+    stream and its norms, 4 d, and rotation and norms of queries and keys, 2 (q + k); in the precision of products those
+    two, v and the output, 2 (q + k), inputs of products, 3 d, and experts, A (3 d + 4 F) + 4 W (a dense FFN: 4 F).
+
+    Compiled blocks with fused kernels keep less, in bf16: 5 d, 2 q + 3 k, 3 W and A (d + 3 F) (a dense FFN: 3 F), and
+    about 5 E in fp32; and the layer whose backward pass runs takes as much again. Peaks of S, M and L on an H200 were
+    within 7% of it.
+
+    With activation checkpointing a layer keeps d in fp32, and one layer at a time the rest.
     """
-    c, layers = config, config.num_hidden_layers
-    heads = (c.num_attention_heads + c.num_key_value_heads) * c.head_dim
+    c, layers, fused = config, config.num_hidden_layers, _fused(recipe)
+    queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    ffn: float = (3 if fused else 4) * (c.intermediate_size_mlp if c.is_moe else c.intermediate_size)
     if c.is_moe:
         used = c.num_experts_per_tok * (recipe.train.capacity_factor or 1.0)
-        ffn = used * (3 * c.hidden_size + 4 * c.intermediate_size) + 4 * c.intermediate_size_mlp
+        width = c.hidden_size + 3 * c.intermediate_size if fused else 3 * c.hidden_size + 4 * c.intermediate_size
+        ffn += used * width
+    if fused:
+        layer = (5 * c.hidden_size + 2 * queries + 3 * keys + ffn) * BYTES["bf16"]
+        layer += 5 * c.num_local_experts * 4 if c.is_moe else 0
     else:
-        ffn = 4 * c.intermediate_size
-    products = 3 * c.hidden_size + 2 * heads + ffn
-    layer = (4 * c.hidden_size + 2 * heads) * 4 + products * BYTES[recipe.train.precision]
+        products = 3 * c.hidden_size + 2 * (queries + keys) + ffn
+        layer = (4 * c.hidden_size + 2 * (queries + keys)) * 4 + products * BYTES[recipe.train.precision]
     if recipe.train.activation_checkpointing:
         return int(layers * c.hidden_size * 4 + layer)
-    return int(layers * layer)
+    return int((layers + 1 if fused else layers) * layer)
+
+
+def _fused(recipe: Recipe) -> bool:
+    """Whether blocks are compiled and run in fused kernels."""
+    train = recipe.train
+    return torch.cuda.is_available() and train.precision == "bf16" and train.compile is not False
 
 
 def _adapter_parameters(config: ModelConfig, lora: LoraTable) -> int:

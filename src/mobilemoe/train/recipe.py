@@ -164,7 +164,7 @@ class DistributedTable(_Table):
     """How processes share the model: `replicate` groups (HSDP), each of which holds it in shards (FSDP2), with the
     experts split over `expert_parallel` processes of a group.
 
-    `replicate` None: on GPUs each process holds the whole model where that takes at most half of a GPU's memory, which
+    `replicate` None: on GPUs each process holds the whole model where a step with it fits a GPU by estimate, which
     sends least; else, and with parallel experts, there is one group.
     """
 
