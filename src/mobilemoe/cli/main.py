@@ -90,21 +90,21 @@ def main() -> NoReturn:
     try:
         _run_verb()
     except BaseException as end:
-        if os.environ.get("WORLD_SIZE", "1") != "1" and getattr(end, "code", 1) != 0:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
             _end_at_once(end)
         raise
 
 
 def _end_at_once(end: BaseException) -> NoReturn:
-    """Ends one of several processes that failed. Python's own end would wait for threads, and for communication with
+    """Ends one of several processes. Python's own end would wait for threads, and for communicators, which may wait for
     processes that have gone."""
-    status = getattr(end, "code", None)
+    status = int(end.code or 0) if isinstance(end, SystemExit) else 1
     if not isinstance(end, SystemExit):
         traceback.print_exception(end)
     with suppress(OSError):
         sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status if isinstance(status, int) else 1)
+    os._exit(status)
 
 
 def _run_verb() -> NoReturn:

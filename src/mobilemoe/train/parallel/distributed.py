@@ -87,7 +87,9 @@ class World:
 def join(recipe: Recipe) -> Iterator[World]:
     """The processes that `torchrun` started, or this one alone.
 
-    Raises ConfigError if the recipe's batch or its distribution cannot be divided among the processes.
+    Their communicators stay open, also for the next stage of a pipeline: closing those of several GPUs may wait for
+    ever. `mobilemoe` ends its process without that. Raises ConfigError if the recipe's batch or its distribution cannot
+    be divided among the processes.
     """
     size, rank, local = (int(os.environ.get(name, at)) for name, at in _ENVIRONMENT)
     _check(recipe, size)
@@ -97,14 +99,14 @@ def join(recipe: Recipe) -> Iterator[World]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     with stop_all_on_failure(rank, size):
         groups = replicas(recipe, architecture(recipe.model), size)
         mesh = init_device_mesh(device.type, (groups, size // groups), mesh_dim_names=("replicate", "shard"))
         world = World(rank, size, device, mesh)
         yield world
         world.wait()  # here, where it is noticed if another process fails before its end
-    dist.destroy_process_group()  # not after an error, when it would wait for the others
 
 
 _ENVIRONMENT = (
