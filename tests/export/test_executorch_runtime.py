@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import mobilemoe
+from conversions import INT4_IN, INT4_OUT, relative_rms
 from mobilemoe.checkpoint import write_random
 from mobilemoe.config_rope import RopeScaling
 from mobilemoe.export.executorch import PROGRAM, write_executorch
@@ -16,6 +17,7 @@ from places import HELDOUT
 from runtimes import PROMPTS, perplexity
 
 pytestmark = pytest.mark.runtimes
+TARGET = "ExecuTorch"
 
 FAMILY = dataclasses.replace(GROUPED_QUERIES, max_position_embeddings=512, **NANO_IDS, vocab_size=16_384)
 DENSE = {
@@ -73,10 +75,10 @@ def nano(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("name", "axis"), [*((name, "in") for name in CASES), ("family", "out")])
-def test_logits_are_the_same_in_prefill_and_decoding(name, axis, tmp_path):
+def test_logits_are_the_same_in_prefill_and_decoding(name, axis, tmp_path, conversion):
     pytest.importorskip("executorch")
     write_random(tmp_path / "ours", dataclasses.replace(FAMILY, **CASES[name]), seed=5, format="int4", group_axis=axis)
-    write_executorch(tmp_path / "ours", tmp_path / "theirs", 256)
+    report = write_executorch(tmp_path / "ours", tmp_path / "theirs", 256)
     theirs, ours = Program(tmp_path / "theirs"), mobilemoe.load(tmp_path / "ours", activations="fp32")
     ids = np.random.default_rng(6).integers(0, 16_000, 200).tolist()
     ours_TV = ours.logits(ids)
@@ -84,6 +86,10 @@ def test_logits_are_the_same_in_prefill_and_decoding(name, axis, tmp_path):
     found |= {place: theirs.logits([ids[place]], place) for place in range(190, 200)}
     for place, logits in found.items():
         assert np.corrcoef(logits, ours_TV[place])[0, 1] > (0.9999 if axis == "in" else 0.999), place
+    if name == "family":
+        source, error = INT4_IN if axis == "in" else INT4_OUT, relative_rms(list(found.values()), ours_TV[list(found)])
+        conversion(source, TARGET, report)
+        conversion(source, TARGET, error, "logits", "executorch")
 
 
 def test_the_program_answers_what_the_runner_asks(nano):
@@ -103,17 +109,20 @@ def test_the_size_is_that_of_the_packed_weights(nano):
     assert (nano / PROGRAM).stat().st_size == pytest.approx(expected, rel=0.005)
 
 
-def test_nano_says_the_same_and_continues_prompts_the_same(nano):
+def test_nano_says_the_same_and_continues_prompts_the_same(nano, conversion):
     theirs, ours = Program(nano), mobilemoe.load("nano", activations="fp32")
     same = equal = 0  # first tokens, and continuations of 24 tokens
+    errors = []
     for prompt in PROMPTS:
         ids = ours.tokenizer.encode(prompt, bos=True)
         a, b = theirs.logits(ids), ours.logits(ids)[-1]
         assert np.corrcoef(a, b)[0, 1] > 0.999, prompt  # XNNPACK rounds activations to 8 bits, ours are fp32 here
+        errors.append(relative_rms(a, b))
         same += int(a.argmax() == b.argmax())
         equal += theirs.greedy(ids, 24) == ours_greedy(ours, ids, 24)
     assert same >= 19
     assert equal >= 10
+    conversion(INT4_IN, TARGET, float(np.mean(errors)), "logits of nano", "executorch")
 
 
 def ours_greedy(model, ids, count):
@@ -123,7 +132,7 @@ def ours_greedy(model, ids, count):
     return found[len(ids) :]
 
 
-def test_perplexity_is_the_same_within_half_a_percent(nano):
+def test_perplexity_is_the_same_within_half_a_percent(nano, conversion):
     theirs, ours = Program(nano), mobilemoe.load("nano", activations="fp32")
     ids = ours.tokenizer.encode(HELDOUT.read_text()[:20_000], bos=True)
     found = []
@@ -133,6 +142,7 @@ def test_perplexity_is_the_same_within_half_a_percent(nano):
         found.append((perplexity(np.array(decoded), window), perplexity(ours.logits(window), window)))
     a, b = np.exp(np.log(np.array(found)).mean(0))
     assert abs(a / b - 1) < 0.005, (a, b)
+    conversion(INT4_IN, TARGET, abs(a / b - 1), "perplexity of nano", "executorch")
 
 
 def test_the_text_runner_reads_text_and_continues_it(nano):

@@ -119,6 +119,19 @@ def test_a_group_under_a_scale_of_zero_becomes_zeros_under_a_scale_that_xnnpack_
     assert (matrix.scales > 0).all()
 
 
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.feed_forward.router.weight"])
+def test_a_norm_or_a_router_that_is_not_finite_is_refused_by_name(name, tmp_path):
+    write_random(tmp_path / "m", GROUPED_QUERIES, seed=1, format="bf16")
+
+    def change(tensors):
+        dtype, array = tensors[name]
+        array.flat[0] = np.nan if dtype == "F32" else 0x7F80  # infinity in bfloat16
+
+    rewrite(tmp_path / "m", change)
+    with Checkpoint.open(tmp_path / "m") as source, pytest.raises(CheckpointError, match=name):
+        Weights(source).floats(name)
+
+
 @pytest.mark.parametrize("value", [-0.5, np.inf, np.nan])
 def test_a_scale_that_would_end_the_process_there_is_refused_by_the_weights_name(value, tmp_path):
     with with_scale(tmp_path / "m", value) as source, pytest.raises(CheckpointError, match=QUERIES):

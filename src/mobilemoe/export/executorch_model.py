@@ -120,9 +120,11 @@ class MoE(nn.Module):
     def __init__(self, config: ModelConfig, weights: Weights, stem: str) -> None:
         super().__init__()
         self.config = config
-        bias = weights.floats(f"{stem}.expert_bias") if config.has_expert_bias else np.empty(0, np.float32)
+        bias_E = torch.empty(0)  # none
+        if config.has_expert_bias:
+            bias_E = torch.from_numpy(weights.floats(f"{stem}.expert_bias"))
         self.register_buffer("router_ED", torch.from_numpy(weights.floats(f"{stem}.router.weight")))
-        self.register_buffer("bias_E", torch.from_numpy(bias))
+        self.register_buffer("bias_E", bias_E)
         for part in ("gate_up", "down"):
             self.register_buffer(part, torch.from_numpy(weights.experts(f"{stem}.experts.{part}_proj")))
         if config.intermediate_size_mlp:

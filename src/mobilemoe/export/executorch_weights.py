@@ -45,6 +45,8 @@ class Weights:
     def floats(self, name: str) -> Floats:
         """A norm's weight, a router or its bias, in fp32."""
         w = self.source.weight(name)
+        if not np.isfinite(w).all():
+            raise CheckpointError(f"{name} holds NaN or infinity, with which no model can compute")
         self.found.add(self.source.weights[name].kind, w, w)
         return np.ascontiguousarray(w[output_rows(self.source.config, name)])
 
