@@ -7,7 +7,7 @@ import pytest
 
 from mobilemoe.checkpoint import write_random
 from mobilemoe.config import FULL, SLIDING
-from mobilemoe.errors import CheckpointError, ConfigError, MissingExtraError, UsageError
+from mobilemoe.errors import CheckpointError, ConfigError, MissingExtraError, TokenizerError, UsageError
 from mobilemoe.export.executorch import metadata, write_executorch
 from mobilemoe.hub import find_model
 from mobilemoe.tokenizer import Tokenizer
@@ -34,11 +34,19 @@ def test_what_executorch_does_not_compute_is_refused_by_name(change, reason, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 
-@pytest.mark.parametrize("context", [0, 1, -3, 8193])
+@pytest.mark.parametrize("context", [0, 15, -3, 8193])
 def test_a_context_that_the_model_does_not_have_is_refused(context, tmp_path):
     write_random(tmp_path / "ours", GROUPED_QUERIES, seed=1, format="int4")
-    with pytest.raises(UsageError, match=f"--context is {context}, .* from 2 to 8,192"):
+    with pytest.raises(UsageError, match=f"--context is {context}, .* from 16 to 8,192"):
         write_executorch(tmp_path / "ours", tmp_path / "theirs", context)
+
+
+def test_a_tokenizer_with_more_ids_than_logits_is_refused(tmp_path):
+    write_random(tmp_path / "ours", GROUPED_QUERIES, seed=1, format="int4")
+    Tokenizer.load(find_model("nano")).save(tmp_path / "ours")
+    with pytest.raises(TokenizerError, match="has 16,384 ids, but the model only 96"):
+        write_executorch(tmp_path / "ours", tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()
 
 
 def test_what_is_there_is_not_replaced(tmp_path):
@@ -57,7 +65,7 @@ def test_a_missing_package_names_the_extra(package, tmp_path, monkeypatch):
     write_random(tmp_path / "ours", GROUPED_QUERIES, seed=1, format="int4")
     with pytest.raises(MissingExtraError, match=r"mobilemoe\[executorch\]"):
         write_executorch(tmp_path / "ours", tmp_path / "theirs")
-    assert not (tmp_path / "theirs").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 
 def test_the_metadata_says_what_the_runner_asks():

@@ -14,14 +14,14 @@ from mobilemoe.checkpoint import Checkpoint, Report
 from mobilemoe.checkpoint.companions import copy_companions
 from mobilemoe.config import GROUP_SIZE, ModelConfig
 from mobilemoe.config_rules import FULL
-from mobilemoe.errors import CheckpointError, ConfigError, MissingExtraError, UsageError
+from mobilemoe.errors import CheckpointError, ConfigError, MissingExtraError, TokenizerError, UsageError
 from mobilemoe.export.executorch_weights import Weights
 from mobilemoe.files import atomic_folder, refuse_existing, write_atomic
 from mobilemoe.tokenizer import Tokenizer
 
 PROGRAM = "model.pte"
 _DEFAULT_CONTEXT = 2048
-_SHORTEST = 2  # a length that never changes would not be exported as one that may
+_SHORTEST = 16  # a cache for less is of no use, and torch.export takes short lengths for fixed ones
 
 
 def write_executorch(folder: Path, out: Path, context: int | None = None) -> Report:
@@ -36,15 +36,14 @@ def write_executorch(folder: Path, out: Path, context: int | None = None) -> Rep
     with Checkpoint.open(folder) as source:
         check_runs(source.config)
         slots = _slots(source.config, context)
-        tokenizer = _tokenizer(folder)
-        with _quiet():
+        tokenizer = _tokenizer(folder, source.config)
+        with _quiet(), atomic_folder(out, CheckpointError) as part:  # first, since a program takes minutes
             program, report = _program(source, slots, metadata(source.config, tokenizer, slots))
-            with atomic_folder(out, CheckpointError) as part:
-                with open(part / PROGRAM, "wb") as file:
-                    program.write_to_file(file)
-                copy_companions(folder, part)
-                if tokenizer is not None and not (part / "tokenizer.json").exists():
-                    write_atomic(part / "tokenizer.json", tokenizer.to_json())  # the runner's reader for it is best
+            with open(part / PROGRAM, "wb") as file:
+                program.write_to_file(file)
+            copy_companions(folder, part)
+            if tokenizer is not None and not (part / "tokenizer.json").exists():
+                write_atomic(part / "tokenizer.json", tokenizer.to_json())  # of other files it knows no special tokens
         return report
 
 
@@ -69,8 +68,8 @@ def check_runs(config: ModelConfig) -> None:
 def metadata(config: ModelConfig, tokenizer: Tokenizer | None, slots: int) -> dict[str, Any]:
     """What ExecuTorch's text runner asks a program, by the names of its methods.
 
-    A prompt may be as long as the cache: the runner takes a shorter limit for a sliding window, and then no longer
-    counts the tokens of earlier turns, so that the cache would overflow.
+    A prompt may be as long as the cache: the runner takes a shorter limit for that of a sliding window, and then no
+    longer counts the tokens of earlier turns, so that a conversation would overflow the cache.
     """
     known = () if tokenizer is None else tokenizer.stop_ids
     bos = config.bos_token_id if tokenizer is None else tokenizer.bos_id
@@ -95,9 +94,16 @@ def _slots(config: ModelConfig, context: int | None) -> int:
     return context
 
 
-def _tokenizer(folder: Path) -> Tokenizer | None:
-    there = any(os.path.lexists(folder / name) for name in ("tokenizer.json", "tokenizer.model"))
-    return Tokenizer.load(folder) if there else None
+def _tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
+    """The model's tokenizer, if it has one. The runner reads as many logits as this has ids."""
+    if not any(os.path.lexists(folder / name) for name in ("tokenizer.json", "tokenizer.model")):
+        return None
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise TokenizerError(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size:,} ids, but the model only {config.vocab_size:,}"
+        )
+    return tokenizer
 
 
 def _program(source: Checkpoint, slots: int, methods: dict[str, Any]) -> tuple[Any, Report]:
@@ -118,7 +124,7 @@ def _program(source: Checkpoint, slots: int, methods: dict[str, Any]) -> tuple[A
         raise MissingExtraError("exporting to ExecuTorch", "executorch") from None
     weights = Weights(source)
     model = unwrap_tensor_subclass(ExportedModel(source.config, weights, slots).eval())
-    inputs = (torch.zeros((1, _SHORTEST), dtype=torch.long), torch.zeros(1, dtype=torch.long))
+    inputs = (torch.zeros((1, 2), dtype=torch.long), torch.zeros(1, dtype=torch.long))
     lengths = ({1: torch.export.Dim("tokens", max=slots)}, None)
     with torch.no_grad():
         exported = torch.export.export(model, inputs, dynamic_shapes=lengths, strict=False)
