@@ -1,4 +1,4 @@
-"""What a GGUF file holds; that llama.cpp computes the same is in test_gguf_runtime.py (`make test-runtimes`)."""
+"""What a GGUF file holds; that llama.cpp computes the same is in test_gguf_runtime.py (`make test-doors`)."""
 
 import dataclasses
 import json

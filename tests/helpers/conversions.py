@@ -20,7 +20,7 @@ KEPT = ROOT / "docs" / "conversions.json"
 PAGE = ROOT / "docs" / "export.md"
 BEGIN, END = "<!-- conversions: by `make matrix` -->\n", "<!-- /conversions -->\n"
 REWRITE = "--rewrite-conversions"
-SLACK = 1.25  # a processor with other vector instructions adds in another order, and rounding falls otherwise
+SLACK = 1.5  # a processor with other vector instructions adds in another order, and rounding falls otherwise
 FP32_ROUNDING = 1e-5  # errors of outputs below it are of fp32 itself, and differ by more
 
 # Names of what is converted.
@@ -50,10 +50,18 @@ def conversion(request):
     """Keeps or checks one error of the conversion of `source` to `target`.
 
     `what` was compared, in the weights or in the outputs of `runtime`, a distribution's name; `error` is relative, the
-    greatest of several calls counts, and 0 says that all is equal. A report stands for its worst kind of weight.
+    greatest of several calls counts, and 0 says that all is equal. A report stands for its worst kind of weight. Errors
+    of outputs up to `accepted` pass whatever was kept.
     """
 
-    def measured(source: str, target: str, error: float | Report, what: str = "weights", runtime: str = "") -> None:
+    def measured(
+        source: str,
+        target: str,
+        error: float | Report,
+        what: str = "weights",
+        runtime: str = "",
+        accepted: float = FP32_ROUNDING,
+    ) -> None:
         if isinstance(error, Report):
             error = 0.0 if error.lossless else max(kind.relative_rms for kind in error.kinds.values())
         key = (source, target, what, runtime)
@@ -70,7 +78,7 @@ def conversion(request):
         kept = {key_of(row): row for row in load()}
         assert key in kept, f"{key} is in no row of {KEPT.name}: run `make matrix`"
         most = SLACK * kept[key]["error"]
-        assert error <= (most if what == "weights" else max(most, FP32_ROUNDING)), (key, error)
+        assert error <= (most if what == "weights" else max(most, accepted)), (key, error)
 
     return measured
 

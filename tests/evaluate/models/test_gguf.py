@@ -1,4 +1,4 @@
-"""A GGUF file under the same suites: llama.cpp's own numbers, whatever was computed before. `make test-runtimes`."""
+"""A GGUF file under the same suites: llama.cpp's own numbers, whatever was computed before. `make test-doors`."""
 
 import numpy as np
 import pytest
