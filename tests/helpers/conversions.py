@@ -25,7 +25,7 @@ FP32_ROUNDING = 1e-5  # errors of outputs below it are of fp32 itself, and diffe
 
 # Names of what is converted.
 BF16, INT4_IN, INT4_OUT = "BF16", "INT4 `in`", "INT4 `out`"
-GLM4MOE, HF, EXECUTORCH = "Glm4Moe", "`mobilemoe.hf`", "ExecuTorch"
+GLM4MOE, HF = "Glm4Moe", "`mobilemoe.hf`"
 
 
 def gguf_file(type: str, config: ModelConfig) -> str:
