@@ -69,6 +69,16 @@ def test_no_gradient_crosses_a_packed_document(config):
 
 
 @torch.no_grad()
+def test_segments_may_be_an_array_of_the_host():
+    model, tokens_BT = random_model(FAMILY), torch.arange(16).unsqueeze(0)
+    segments_BT = torch.tensor([[0] * 6 + [1] * 10])
+    as_tensor, as_array = (
+        model.hidden(tokens_BT, segments_BT=given)[0] for given in (segments_BT, segments_BT.numpy())
+    )
+    assert torch.equal(as_tensor, as_array)
+
+
+@torch.no_grad()
 def test_rows_of_a_batch_do_not_see_each_other():
     model, tokens_BT = random_model(FAMILY), random_tokens(3, 9)
     assert_close(model(tokens_BT), torch.cat([model(row.unsqueeze(0)) for row in tokens_BT]))

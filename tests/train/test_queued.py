@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch.distributed.utils import _to_kwargs
 
 from mobilemoe.checkpoint.run_folder import step_folder, step_folders
 from mobilemoe.errors import TrainError
+from mobilemoe.model import MobileMoE
 from mobilemoe.train import step as step_module
 from mobilemoe.train.loop import train
 from mobilemoe.train.step import Stepper
@@ -34,6 +36,24 @@ def test_queued_steps_train_as_steps_that_wait(log_every, optimizer, recipe, unb
     monkeypatch.undo()
     monkeypatch.setattr("mobilemoe.train.loop.draw_loss", lambda rows, path: None)
     assert_same(tmp_path / "run", unbroken(waited))
+
+
+def test_fsdp_has_nothing_to_wait_for_in_the_segments_of_a_batch(recipe, tmp_path, monkeypatch):
+    """FSDP copies every tensor of the host that the model is given to the GPU, and waits for all work before it."""
+    given = []
+
+    def hidden(self, tokens_BT, **others):
+        given.append(others["segments_BT"])
+        return real(self, tokens_BT, **others)
+
+    real = MobileMoE.hidden
+    monkeypatch.setattr(MobileMoE, "hidden", hidden)
+    train(recipe("train.steps=1"), tmp_path / "run")
+    for segments_BT in given:
+        assert (
+            _to_kwargs((), {"segments_BT": segments_BT}, torch.device("meta"), False)[1][0]["segments_BT"]
+            is segments_BT
+        )
 
 
 def _break_from(monkeypatch, number: int):

@@ -54,16 +54,18 @@ class MobileMoE(nn.Module):
         tokens_BT: Tensor,
         *,
         positions_BT: Tensor | None = None,
-        segments_BT: Tensor | None = None,
+        segments_BT: Tensor | npt.NDArray[np.integer] | None = None,
         cache: KVCache | None = None,
     ) -> tuple[Tensor, list[Routing]]:
         """The last norm's output x_BTD, and each MoE layer's routing (over the B T tokens, flattened).
 
         positions_BT: place of each token in its document (default: its place in the row). segments_BT: a number per
         token; tokens attend only to tokens with the same number (default: one document). Padding has a number of its
-        own. With tokens on a GPU the segments may stay on the CPU, which saves waiting for the GPU. `cache` is extended
-        by the T tokens.
+        own. With tokens on a GPU the segments may stay on the CPU, which saves waiting for the GPU; as an array, since
+        FSDP sends every tensor to the GPU. `cache` is extended by the T tokens.
         """
+        if isinstance(segments_BT, np.ndarray):
+            segments_BT = torch.from_numpy(segments_BT)
         past = 0 if cache is None else cache.length
         if positions_BT is None:
             positions_BT = torch.arange(past, past + tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)

@@ -19,7 +19,7 @@ from mobilemoe.checkpoint import Checkpoint, weights
 from mobilemoe.checkpoint.layout import stored_tensors
 from mobilemoe.checkpoint.run_folder import newest_model
 from mobilemoe.config import GROUP_SIZE
-from mobilemoe.data.packing import NO_TARGET
+from mobilemoe.data.packing import NO_TARGET, Ids
 from mobilemoe.errors import ConfigError
 from mobilemoe.hub import find_model
 from mobilemoe.model import MobileMoE
@@ -176,7 +176,7 @@ class Teacher:
                 for parameter in module.parameters(recurse=False):
                     parameter.data = parameter.data.to(dtype)
 
-    def hidden(self, tokens_BT: Tensor, positions_BT: Tensor, segments_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def hidden(self, tokens_BT: Tensor, positions_BT: Tensor, segments_BT: Ids) -> tuple[Tensor, Tensor]:
         """The last hidden states x_ND of the B T tokens, and the head_VD."""
         with torch.no_grad():
             x_BTD, _ = self.model.hidden(tokens_BT, positions_BT=positions_BT, segments_BT=segments_BT)

@@ -175,7 +175,7 @@ class Stepper:
         """Adds the gradients of one micro-batch, whose loss counts by its share of the step's `targets` and whose
         z-loss by its rows; returns both, [2]."""
         tokens_BT, targets_N = self._tensor(batch.tokens_BT), self._tensor(batch.targets_BT).flatten()
-        positions_BT, segments_BT = self._tensor(batch.positions_BT), torch.from_numpy(batch.segments_BT)
+        positions_BT, segments_BT = self._tensor(batch.positions_BT), batch.segments_BT  # which stay on the host
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.train.precision == "bf16"):
             x_BTD, routings = self.model.hidden(tokens_BT, positions_BT=positions_BT, segments_BT=segments_BT)
         x_ND, head_VD = x_BTD.flatten(0, 1), self.model.head_VD

@@ -56,6 +56,6 @@ def cross_entropy_in_place(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor
     """
     tokens, vocabulary = logits_CV.shape
     losses_C, inverses_C = (logits_CV.new_empty(tokens, dtype=torch.float32) for _ in range(2))
-    block = min(8192, triton.next_power_of_2(vocabulary))
-    _cross_entropy_kernel[(tokens,)](logits_CV, targets_C, losses_C, inverses_C, V=vocabulary, COLS=block, num_warps=16)
+    block = min(4096, triton.next_power_of_2(vocabulary))
+    _cross_entropy_kernel[(tokens,)](logits_CV, targets_C, losses_C, inverses_C, V=vocabulary, COLS=block, num_warps=8)
     return losses_C, inverses_C

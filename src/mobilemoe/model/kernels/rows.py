@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mobilemoe.model.kernels import launcher
 
-_ROWS, _COLS = 8, 256  # a tile
+_ROWS, _COLS = 16, 128  # a tile; the widths of S, M and L are multiples of 128
 
 
 @triton.jit  # type: ignore[untyped-decorator]
