@@ -1,4 +1,4 @@
-"""The committed sweep: its table is the grid's, gives the committed laws, and docs/scaling.md says what it says."""
+"""The committed sweeps: each table is its grid's, gives the committed laws, and docs/scaling.md says what it says."""
 
 import csv
 import runpy
@@ -13,12 +13,13 @@ from mobilemoe.sweep.runs import grid_runs
 from places import RECIPES, ROOT
 
 SWEEP = RECIPES / "sweep"
+THIRD = SWEEP / "third"
 LAWS = {"law.json": ("*-dense-*", "*-e8g8s0-*"), "law-from-25M.json": ("*-dense-t[!1]*", "*-e8g8s0-t[!1]*")}
 WORDS = " ".join((ROOT / "docs" / "scaling.md").read_text(encoding="utf-8").replace("**", "").split())
 
 
-def rows(name):
-    with (SWEEP / name).open(newline="") as handle:
+def rows(name, folder=SWEEP):
+    with (folder / name).open(newline="") as handle:
         return list(csv.DictReader(handle))
 
 
@@ -94,3 +95,32 @@ def test_documents_add_up_to_the_losses_and_findings_are_as_the_docs_say():
     for place, tokens in enumerate((12.3, 24.6, 49.2, 98.3)):
         cells = " | ".join(signed(values[place]) for values in found["mixtures_gain"].values())
         assert f"| {tokens} M | {cells} |" in WORDS
+
+
+def keys(grid, *changes):
+    return {run.id: run.key for run in grid_runs(load_grid(THIRD / grid, changes))}
+
+
+def test_every_run_of_the_third_sweep_is_one_of_its_grid():
+    grid, table = load_grid(THIRD / "grid.toml"), rows("runs.csv", THIRD)
+    assert len(table) == 140
+    assert {row["id"]: row["key"] for row in table}.items() <= keys("grid.toml").items()
+    for row in table:
+        above = 6 * int(row["n_active"]) * int(row["tokens"]) > grid.scaling.held_out_above
+        assert row["held_out"] == str(int(above))
+    trials = rows("rates.csv", THIRD)
+    assert {row["id"]: row["key"] for row in trials}.items() <= keys(
+        "grid.toml", "scaling.dense_learning_rate=4.5e-3"
+    ).items()
+    for order in ("shuffled", "file-order"):
+        twins = {row["id"]: row["key"] for row in rows("order.csv", THIRD) if row["order"] == order}
+        assert twins == keys("order.toml")
+    same = [{row[name] for row in (*table, *trials)} for name in ("device", "torch", "data", "heldout", "code")]
+    assert all(len(values) == 1 for values in same)
+
+
+def test_the_dense_rate_of_the_third_sweep_is_the_minimum_of_its_trials():
+    losses = {float(row["rate"]): float(row["loss"]) for row in rows("rates.csv", THIRD)}
+    half, one, double = (losses[rate] for rate in (0.5, 1, 2))
+    minimum = 4.5e-3 * 2 ** ((half - double) / (2 * (half - 2 * one + double)))
+    assert load_grid(THIRD / "grid.toml").scaling.dense_learning_rate == float(f"{minimum:.1e}")
