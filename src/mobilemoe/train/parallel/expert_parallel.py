@@ -51,48 +51,29 @@ class Exchange:
         self.group, self.processes, self.local = mesh.get_group(), mesh.size(), local
         self.first = mesh.get_local_rank() * local
 
-    # What is sent stays outside of compiled code; what the experts compute is compiled on its own.
-    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the numbers of pairs would be new code in every step
     def __call__(self, compute: Compute, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
         """y_ND as `Experts` gives it: `compute` is that of the experts that are here."""
-        expert_MA, pairs_G = _own(_gathered(experts_NA, self.group), self.first, self.local, self.processes)
-        counted_G = _Reading(pairs_G)
-        x_MD, weights_MA = _gather(x_ND, self.group), _gather(weights_NA, self.group)
-        counts = counted_G.wait()
-        if sum(counts) <= ROOM * experts_NA.numel():
-            y_MD = compute(x_MD, expert_MA, weights_MA, sum(counts))
+        expert_MA = _gathered(experts_NA, self.group) - self.first
+        expert_MA = torch.where((expert_MA >= 0) & (expert_MA < self.local), expert_MA, self.local)
+        counted_G = _Reading((expert_MA < self.local).view(self.processes, -1).sum(1))
+        x_MD: Tensor = _Gather.apply(x_ND, self.group)  # type: ignore[no-untyped-call]
+        weights_MA: Tensor = _Gather.apply(weights_NA, self.group)  # type: ignore[no-untyped-call]
+        pairs_G = counted_G.wait()
+        if sum(pairs_G) <= ROOM * experts_NA.numel():
+            y_MD = compute(x_MD, expert_MA, weights_MA, sum(pairs_G))
         else:
-            parts = zip(*(whole.chunk(self.processes) for whole in (x_MD, expert_MA, weights_MA)), counts, strict=True)
+            parts = zip(*(whole.chunk(self.processes) for whole in (x_MD, expert_MA, weights_MA)), pairs_G, strict=True)
             y_MD = torch.cat(
                 [checkpoint(compute, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
             )
-        y_ND: Tensor = _sum_by_token(y_MD, self.group)
+        y_ND: Tensor = _SumOfParts.apply(y_MD, self.group)  # type: ignore[no-untyped-call]
         return y_ND
-
-
-def _own(expert_MA: Tensor, first: int, local: int, processes: int) -> tuple[Tensor, Tensor]:
-    """The experts' numbers here, `local` for those of other processes, and the pairs that are here by process, [G]."""
-    expert_MA = expert_MA - first
-    expert_MA = torch.where((expert_MA >= 0) & (expert_MA < local), expert_MA, local)
-    return expert_MA, (expert_MA < local).view(processes, -1).sum(1)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    whole: Tensor = _Gather.apply(x, group)  # type: ignore[no-untyped-call]
-    return whole
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _sum_by_token(y: Tensor, group: dist.ProcessGroup) -> Tensor:
-    part: Tensor = _SumOfParts.apply(y, group)  # type: ignore[no-untyped-call]
-    return part
 
 
 class _Reading:
     """Numbers on their way to the host: `wait` waits for them, and for no work that follows them."""
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __init__(self, numbers: Tensor) -> None:
         self._numbers, self._event = numbers, None
         if numbers.is_cuda:
@@ -100,7 +81,6 @@ class _Reading:
             self._event = torch.cuda.Event()
             self._event.record()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def wait(self) -> list[int]:
         if self._event is not None:
             self._event.synchronize()
@@ -108,7 +88,6 @@ class _Reading:
         return read
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """What all processes of the group have, in their order along the first dimension."""
     whole = x.new_empty(dist.get_world_size(group) * len(x), *x.shape[1:])
@@ -116,7 +95,6 @@ def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return whole
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _sum_of_parts(whole: Tensor, group: dist.ProcessGroup) -> Tensor:
     """This process's part of the sum of what all processes of the group have."""
     part = whole.new_empty(len(whole) // dist.get_world_size(group), *whole.shape[1:])
@@ -128,8 +106,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        whole: Tensor = _gathered(x, group)
-        return whole
+        return _gathered(x, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -140,8 +117,7 @@ class _SumOfParts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, whole: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        part: Tensor = _sum_of_parts(whole, group)
-        return part
+        return _sum_of_parts(whole, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
