@@ -29,6 +29,7 @@ from mobilemoe.cli import (
     quantize,
     report,
     run,
+    serve,
     sweep,
     train,
 )
@@ -69,6 +70,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
 app.command("info")(info.info)
 app.command("bench")(bench.bench)
 app.command("train")(train.train)

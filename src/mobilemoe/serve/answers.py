@@ -1,0 +1,187 @@
+"""What responses hold: whole answers and the events of a stream, of chats and of plain continuations."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from mobilemoe.sampling import Choice
+from mobilemoe.serve.scheduler import Step
+from mobilemoe.tokenizer import StreamDecoder, Tokenizer
+
+_LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON has not
+
+
+@dataclass
+class Written:
+    """One answer so far."""
+
+    text: str = ""
+    choices: list[Choice] = field(default_factory=list)
+    tokens: int = 0
+    finished: str | None = None
+
+
+class Answer:
+    """The response to one request: `add` takes each step in turn, `whole` gives all at the end, `event` one step.
+
+    `prompt_tokens` are those of all prompts. Log-probabilities leave out the token that ends a text.
+    """
+
+    prefix = ""
+    kind = event_kind = ""
+
+    def __init__(
+        self,
+        model: str,
+        tokenizer: Tokenizer,
+        *,
+        count: int,
+        prompt_tokens: int,
+        with_logprobs: bool,
+        stop_ids: frozenset[int],
+        warnings: list[str],
+    ) -> None:
+        self._tokenizer, self._with_logprobs, self._stop_ids = tokenizer, with_logprobs, stop_ids
+        self._prompt_tokens, self._warnings = prompt_tokens, warnings
+        self._head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+        self._written = [Written() for _ in range(count)]
+
+    def add(self, step: Step) -> None:
+        written = self._written[step.index]
+        written.text += step.piece
+        if self._with_logprobs and step.choice.token not in self._stop_ids:
+            written.choices.append(step.choice)
+        written.tokens, written.finished = step.tokens, step.finished
+
+    def usage(self) -> dict[str, int]:
+        made = sum(written.tokens for written in self._written)
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": made,
+            "total_tokens": self._prompt_tokens + made,
+        }
+
+    def whole(self) -> dict[str, Any]:
+        choices = [
+            {
+                "index": index,
+                **self._content(written.text),
+                "logprobs": self._logprobs(index, written.choices),
+                "finish_reason": written.finished,
+            }
+            for index, written in enumerate(self._written)
+        ]
+        return {"object": self.kind, **self._head, "choices": choices, "usage": self.usage(), **self._notes()}
+
+    def opening(self) -> list[dict[str, Any]]:
+        """The events before the first token."""
+        return []
+
+    def event(self, step: Step) -> dict[str, Any] | None:
+        """None where the step brings nothing that a client could use."""
+        shown = [step.choice] if self._with_logprobs and step.choice.token not in self._stop_ids else []
+        if not (step.piece or shown or step.finished):
+            return None
+        return self._event(
+            {
+                "index": step.index,
+                **self._delta(step.piece),
+                "logprobs": self._logprobs(step.index, shown) if shown else None,
+                "finish_reason": step.finished,
+            }
+        )
+
+    def usage_event(self) -> dict[str, Any]:
+        return {**self._event(), "usage": self.usage()}
+
+    def _event(self, *choices: dict[str, Any]) -> dict[str, Any]:
+        return {"object": self.event_kind, **self._head, "choices": list(choices), **self._notes()}
+
+    def _notes(self) -> dict[str, Any]:
+        return {"x_mobilemoe": {"warnings": self._warnings}} if self._warnings else {}
+
+    def _spelt(self, token: int) -> str:
+        return self._tokenizer.decode([token], skip_special=False)
+
+    def _content(self, text: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _delta(self, text: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _logprobs(self, index: int, choices: list[Choice]) -> dict[str, Any] | None:
+        raise NotImplementedError
+
+
+class ChatAnswer(Answer):
+    prefix, kind, event_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def opening(self) -> list[dict[str, Any]]:
+        delta = {"role": "assistant", "content": ""}
+        return [
+            self._event({"index": index, "delta": delta, "logprobs": None, "finish_reason": None})
+            for index in range(len(self._written))
+        ]
+
+    def _content(self, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+
+    def _delta(self, text: str) -> dict[str, Any]:
+        return {"delta": {"content": text} if text else {}}
+
+    def _logprobs(self, index: int, choices: list[Choice]) -> dict[str, Any] | None:
+        if not self._with_logprobs:
+            return None
+        return {
+            "content": [
+                {
+                    **self._token(choice.token, choice.logprob),
+                    "top_logprobs": [self._token(token, logprob) for token, logprob in choice.top],
+                }
+                for choice in choices
+            ],
+            "refusal": None,
+        }
+
+    def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
+        spelt = self._tokenizer.token_bytes(token, skip_special=False)
+        return {"token": self._spelt(token), "logprob": _sayable(logprob), "bytes": list(spelt)}
+
+
+class CompletionAnswer(Answer):
+    prefix, kind, event_kind = "cmpl", "text_completion", "text_completion"
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._decoders: defaultdict[int, StreamDecoder] = defaultdict(lambda: StreamDecoder(self._tokenizer))
+        self._offsets: defaultdict[int, int] = defaultdict(int)
+
+    def _content(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+    _delta = _content
+
+    def _logprobs(self, index: int, choices: list[Choice]) -> dict[str, Any] | None:
+        """In the older form, with the place of each token in the text; each token is to be asked for once."""
+        if not self._with_logprobs:
+            return None
+        offsets = []
+        for choice in choices:
+            offsets.append(self._offsets[index])
+            self._offsets[index] += len(self._decoders[index].push(choice.token))
+        return {
+            "tokens": [self._spelt(choice.token) for choice in choices],
+            "token_logprobs": [_sayable(choice.logprob) for choice in choices],
+            "top_logprobs": [
+                {self._spelt(token): _sayable(logprob) for token, logprob in choice.top} for choice in choices
+            ],
+            "text_offset": offsets,
+        }
+
+
+def _sayable(logprob: float | None) -> float:
+    return _LEAST_LOGPROB if logprob is None else max(logprob, _LEAST_LOGPROB)

@@ -1,0 +1,78 @@
+"""The server's process: its port, its signals, and its end once every request is answered."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from mobilemoe.errors import UsageError
+from mobilemoe.load import Model
+from mobilemoe.serve.app import create_app
+from mobilemoe.serve.guard import is_loopback
+from mobilemoe.serve.scheduler import Scheduler
+
+_LAST_BYTES = 5  # seconds in which a client has to take the rest of its answer, once all is computed
+
+
+class _Server(uvicorn.Server):
+    """Drains at the first SIGTERM or Ctrl-C, and ends at once at the second."""
+
+    drain: Callable[[], None]
+    _signals = 0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        if self._signals == 1:
+            self.drain()
+        else:
+            self.should_exit = self.force_exit = True
+
+
+def serve(
+    load: Callable[[], Model],
+    name: str,
+    *,
+    host: str,
+    port: int,
+    api_key: str | None,
+    without_key: bool,
+    parallel: int,
+    queue: int,
+    drain_seconds: float,
+    on_ready: Callable[[str], None],
+) -> None:
+    """Serves the model that `load` gives, as `name`, until a signal ends the process; port 0 takes any that is free.
+
+    The port answers while the model is being loaded; then `on_ready` is called, with the address and in another thread.
+    UsageError for a port that cannot be had, and for a host that others can reach where there is neither a key nor
+    `without_key`; what `load` raises.
+    """
+    local = is_loopback(host)
+    if not local and api_key is None and not without_key:
+        raise UsageError(
+            f"others may reach {host}: give --api-key KEY, or --no-api-key to let everybody use this server"
+        )
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listening = socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as fault:
+        reason = fault.strerror if isinstance(fault, OSError) else "there is no such port"
+        raise UsageError(f"port {port} of {host} cannot be used: {reason}") from None
+    shown = f"[{host}]" if family == socket.AF_INET6 else host
+    address = f"http://{shown}:{listening.getsockname()[1]}/v1"
+
+    def end() -> None:
+        server.should_exit = True
+
+    scheduler = Scheduler(load, parallel=parallel, queue=queue, on_ready=lambda: on_ready(address), on_end=end)
+    app = create_app(scheduler, name, api_key=api_key, local=local)
+    server = _Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_LAST_BYTES))
+    server.drain = lambda: scheduler.drain(drain_seconds)
+    scheduler.start()
+    with listening:
+        server.run(sockets=[listening])
+    if scheduler.fault is not None:
+        raise scheduler.fault

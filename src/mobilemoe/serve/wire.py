@@ -1,0 +1,182 @@
+"""The bodies of requests: which fields there are, their types and ranges, and what becomes of fields not offered."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mobilemoe.sampling import MAX_SEED, Sampling
+from mobilemoe.serve.errors import ApiError
+
+MAX_TEXTS = 128  # that one request may ask for
+_Stops = Annotated[list[str], Field(max_length=16)]
+_Ids = Annotated[list[int], Field(min_length=1)]
+
+# What changes no answer here. These are accepted, and named in the answer's `x_mobilemoe.warnings`.
+IGNORED = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "reasoning_effort",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+        "verbosity",
+    }
+)
+# What is not offered, with the values that do not ask for it.
+NOT_OFFERED: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "echo": (False,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "prediction": (),
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "web_search_options": (),
+}
+
+
+class _Object(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, value: Any) -> Any:
+        """A field that is null counts as one that is not given."""
+        return {name: each for name, each in value.items() if each is not None} if isinstance(value, dict) else value
+
+
+class StreamOptions(_Object):
+    include_usage: bool = False
+    include_obfuscation: bool = False  # changes nothing here: no answer is padded
+
+
+class TextPart(_Object):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Object):
+    """`developer` is OpenAI's newer name of `system`."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    name: str | None = None
+
+    def plain(self) -> dict[str, str]:
+        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+
+
+class _Writing(_Object):
+    """What requests for a chat's answer and for a plain continuation have in common. Ranges are those of OpenAI."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str
+    n: Annotated[int, Field(ge=1, le=MAX_TEXTS)] = 1
+    best_of: int | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    stop: str | _Stops = Field(default_factory=list)
+    seed: Annotated[int, Field(ge=-(2**63), le=MAX_SEED)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
+
+    def sampling(self, number: int) -> Sampling:
+        """The rules of one of `n` answers. A given seed is that of number 0; the others count up from it."""
+        try:
+            bias = {int(token): value for token, value in self.logit_bias.items()}
+        except ValueError:
+            raise ApiError(400, "logit_bias has a key that is not a token id", param="logit_bias") from None
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=bias,
+            seed=None if self.seed is None else (self.seed + number) % (MAX_SEED + 1),
+        )
+
+    def warnings(self) -> list[str]:
+        """What was given and is ignored. ApiError for what is not offered, and for fields that nobody knows."""
+        for name, value in (self.model_extra or {}).items():
+            if name in NOT_OFFERED and value not in NOT_OFFERED[name]:
+                raise ApiError(400, f"{name} is not offered here", param=name, code="unsupported_parameter")
+            if name not in IGNORED and name not in NOT_OFFERED:
+                raise ApiError(400, f"there is no parameter named {name!r}", param=name, code="unknown_parameter")
+        if self.best_of not in (None, self.n):
+            raise ApiError(400, "best_of can only be equal to n here", param="best_of", code="unsupported_parameter")
+        if self.stream_options is not None and not self.stream:
+            raise ApiError(400, "stream_options need stream: true", param="stream_options")
+        return [f"{name} is ignored" for name in sorted(IGNORED & (self.model_extra or {}).keys())]
+
+
+class ChatRequest(_Writing):
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    def most_tokens(self, context: int) -> int:
+        """Without a limit an answer may fill the context."""
+        return self.max_completion_tokens or self.max_tokens or context
+
+    def wanted_logprobs(self) -> int | None:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError(400, "top_logprobs need logprobs: true", param="top_logprobs")
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def warnings(self) -> list[str]:
+        named = any(message.name is not None for message in self.messages)
+        return super().warnings() + (["the name of a message is ignored"] if named else [])
+
+
+class CompletionRequest(_Writing):
+    prompt: str | Annotated[list[str] | _Ids | list[_Ids], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] = 16
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    def most_tokens(self, context: int) -> int:
+        return self.max_tokens
+
+    def wanted_logprobs(self) -> int | None:
+        return self.logprobs
+
+    def prompts(self) -> list[str | list[int]]:
+        """Each text or list of token ids that is to be continued."""
+        given: Any = self.prompt
+        is_one = isinstance(given, str) or isinstance(given[0], int)
+        return [given] if is_one else list(given)
+
+
+class TokenizeRequest(_Object):
+    """A text, to which `add_special_tokens` adds the begin-of-text id, or a conversation."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    add_special_tokens: bool = True
+
+
+class DetokenizeRequest(_Object):
+    model: str | None = None
+    tokens: list[int]

@@ -1,0 +1,375 @@
+"""A real server process on the bundled model, asked by the official `openai` client and by plain HTTP."""
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+
+import mobilemoe
+
+KEY = "a long secret"
+QUESTION = [{"role": "user", "content": "What is 58 minus 23?"}]
+STORY = "Once upon a time"
+
+
+class Server:
+    def __init__(self, *options: str, key: str | None = KEY) -> None:
+        command = [sys.executable, "-m", "mobilemoe", "serve", "nano", "--port", "0", "--threads", "1", "--json"]
+        self.process = subprocess.Popen(
+            [*command, *options, *(["--api-key", key] if key else [])], stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        ready = json.loads(self.process.stdout.readline())
+        assert ready["model"] == "nano"
+        self.root = ready["address"].removesuffix("/v1")
+        self.port = int(self.root.rpartition(":")[2])
+        self.client = openai.OpenAI(base_url=f"{self.root}/v1", api_key=key or "none", max_retries=0, timeout=30)
+        self.http = httpx.Client(base_url=self.root, headers={"Authorization": f"Bearer {key}"}, timeout=30)
+
+    def health(self) -> dict:
+        return self.http.get("/health").json()
+
+    def wait_for(self, **counts: int) -> None:
+        until = time.monotonic() + 20
+        while not counts.items() <= (seen := self.health()).items():
+            assert time.monotonic() < until, seen
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def running(*options: str, key: str | None = KEY) -> Iterator[Server]:
+    server = Server(*options, key=key)
+    try:
+        yield server
+    finally:
+        server.process.kill()
+        server.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running("--parallel", "4", "--queue", "8") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return mobilemoe.load("nano", threads=1)
+
+
+def ask(server: Server, **fields):
+    return server.client.chat.completions.create(**{"model": "nano", "messages": QUESTION, "temperature": 0} | fields)
+
+
+def tell(server: Server, **fields):
+    return server.client.completions.create(**{"model": "nano", "prompt": STORY, "temperature": 0} | fields)
+
+
+def raw_story(server: Server, **fields) -> socket.socket:
+    """A request for a long story, sent by hand: the caller decides when it hangs up."""
+    body = json.dumps({"model": "nano", "prompt": STORY, "max_tokens": 2000} | fields)
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
+    connection.sendall(f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+    return connection
+
+
+@pytest.fixture(scope="module")
+def endless(nano) -> dict:
+    """Fields that keep a text from ending before its 2,000 tokens."""
+    return {"logit_bias": {str(token): -100 for token in nano.stop_ids}, "temperature": 0}
+
+
+def test_a_chat_has_the_same_text_as_the_verb_chat(server, nano):
+    answer = ask(server)
+    assert answer.choices[0].message.content == nano.generate(messages=QUESTION)
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.prompt_tokens == len(nano.encode(messages=QUESTION))
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_a_completion_has_the_same_text_as_the_verb_run(server, nano):
+    answer = tell(server, max_tokens=40)
+    assert answer.choices[0].text == nano.generate(STORY, max_new_tokens=40)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 40
+
+
+def test_neighbours_do_not_change_a_greedy_text(server, nano):
+    prompts = [STORY, "An economy is", "def add(a, b):", "The old man", "In the beginning", "A list of"]
+    with ThreadPoolExecutor(6) as threads:
+        texts = list(threads.map(lambda prompt: tell(server, prompt=prompt, max_tokens=24).choices[0].text, prompts))
+    assert texts == [nano.generate(prompt, max_new_tokens=24) for prompt in prompts]
+
+
+def test_the_pieces_of_a_stream_join_to_the_whole(server):
+    events = list(ask(server, stream=True, stream_options={"include_usage": True}))
+    whole = ask(server)
+    assert "".join(event.choices[0].delta.content or "" for event in events[:-1]) == whole.choices[0].message.content
+    assert events[0].choices[0].delta.role == "assistant"
+    assert [event.choices[0].finish_reason for event in events[:-1] if event.choices[0].finish_reason] == ["stop"]
+    assert events[-1].choices == []
+    assert events[-1].usage == whole.usage
+    assert all(event.usage is None for event in ask(server, stream=True))
+
+
+def test_several_prompts_and_several_answers_come_in_order(server, nano):
+    answer = tell(server, prompt=[nano.encode(STORY), nano.encode("An economy is")], n=2, max_tokens=8)
+    story, economy = (nano.generate(prompt, max_new_tokens=8) for prompt in (STORY, "An economy is"))
+    assert [choice.text for choice in answer.choices] == [story, story, economy, economy]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    streamed = [""] * 4
+    for event in tell(server, prompt=[STORY, "An economy is"], n=2, max_tokens=8, stream=True):
+        streamed[event.choices[0].index] += event.choices[0].text
+    assert streamed == [story, story, economy, economy]
+
+
+def test_a_stop_text_ends_the_answer_before_it(server):
+    whole = ask(server).choices[0].message.content
+    for stop in (" 38", ["nowhere", " 38"]):
+        answer = ask(server, stop=stop)
+        assert answer.choices[0].message.content == whole[: whole.index(" 38")]
+        assert answer.choices[0].finish_reason == "stop"
+        pieces = ask(server, stop=stop, stream=True)
+        assert "".join(event.choices[0].delta.content or "" for event in pieces) == whole[: whole.index(" 38")]
+
+
+def test_a_seed_makes_sampling_repeatable_and_n_answers_differ(server):
+    def texts(seed, n=3):
+        answer = tell(server, temperature=1, seed=seed, n=n, max_tokens=20)
+        return [choice.text for choice in answer.choices]
+
+    first = texts(7)
+    assert texts(7) == first
+    assert len({*first}) == 3
+    assert texts(7, n=1) == first[:1]
+    assert texts(-1) != first
+
+
+def test_the_limit_of_tokens_has_two_names(server):
+    for name in ("max_tokens", "max_completion_tokens"):
+        answer = ask(server, **{name: 3})
+        assert answer.usage.completion_tokens == 3
+        assert answer.choices[0].finish_reason == "length"
+
+
+def test_logprobs_are_those_of_the_model(server, nano):
+    stream = nano.stream(messages=QUESTION, logprobs=2)
+    text = "".join(stream)
+    expected = [choice for choice in stream.choices if choice.token not in nano.stop_ids]
+    answer = ask(server, logprobs=True, top_logprobs=2)
+    found = answer.choices[0].logprobs.content
+    assert b"".join(bytes(token.bytes) for token in found).decode() == text
+    assert [token.logprob for token in found] == pytest.approx([choice.logprob for choice in expected])
+    assert [[top.logprob for top in token.top_logprobs] for token in found] == [
+        pytest.approx([logprob for _, logprob in choice.top]) for choice in expected
+    ]
+    streamed = [
+        token for event in ask(server, logprobs=True, top_logprobs=2, stream=True)
+        if event.choices[0].logprobs for token in event.choices[0].logprobs.content
+    ]  # fmt: skip
+    assert streamed == found
+
+
+def test_logprobs_of_a_completion_know_their_places_in_the_text(server):
+    choice = tell(server, logprobs=1, max_tokens=12).choices[0]
+    assert "".join(choice.logprobs.tokens) == choice.text
+    for token, offset, top in zip(
+        choice.logprobs.tokens, choice.logprobs.text_offset, choice.logprobs.top_logprobs, strict=True
+    ):
+        assert choice.text.startswith(token, offset)
+        assert [*top] == [token]
+
+
+def test_a_bias_of_100_decides_and_system_and_developer_are_one_role(server, nano):
+    token = nano.tokenizer.encode(" the")[0]
+    assert tell(server, logit_bias={str(token): 100}, max_tokens=3).choices[0].text == " the the the"
+    texts = {
+        ask(server, messages=[{"role": role, "content": "Answer in one word."}, *QUESTION]).choices[0].message.content
+        for role in ("system", "developer")
+    }
+    assert len(texts) == 1
+
+
+def test_what_is_ignored_is_listed(server):
+    answer = ask(server, user="somebody", store=False, max_tokens=2)
+    assert answer.x_mobilemoe == {"warnings": ["store is ignored", "user is ignored"]}
+    assert not hasattr(ask(server, max_tokens=2), "x_mobilemoe")
+
+
+def test_the_models_are_listed(server):
+    assert [model.id for model in server.client.models.list()] == ["nano"]
+    assert server.client.models.retrieve("nano").id == "nano"
+    with pytest.raises(openai.NotFoundError):
+        server.client.models.retrieve("gpt-5")
+
+
+def test_tokenize_and_detokenize_are_each_others_inverse(server, nano):
+    found = server.http.post("/tokenize", json={"prompt": "Grüße, 世界"}).json()
+    assert found["tokens"] == nano.encode("Grüße, 世界")
+    assert found["count"] == len(found["tokens"])
+    plain = server.http.post("/tokenize", json={"prompt": "Grüße, 世界", "add_special_tokens": False}).json()["tokens"]
+    assert server.http.post("/detokenize", json={"tokens": plain}).json() == {"prompt": "Grüße, 世界"}
+    chat = server.http.post("/tokenize", json={"messages": QUESTION}).json()
+    assert chat["tokens"] == nano.encode(messages=QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "x " * 3000}]}, None),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"n": "2"}, "n"),
+        ({"n": 129}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"seed": 2**65}, "seed"),
+        ({"stop": ""}, None),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"999999": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 1e9}}, "logit_bias"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"max_token": 3}, "max_token"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"best_of": 3}, "best_of"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ],
+)
+def test_a_wrong_body_is_a_400_in_openai_s_shape(server, change, param):
+    body = json.dumps({"model": "nano", "messages": QUESTION} | change)
+    response = server.http.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["message"]
+    assert {*error} == {"message", "type", "param", "code"}
+    assert error["param"] == param
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b'"x"', b"\xff", b"[" * 100_000, b'{"model": "nano", "prompt": "\\ud800"}'],
+    ids=range(8),
+)
+def test_bytes_that_are_no_request_are_a_400_too(server, body):
+    response = server.http.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_other_errors_have_the_shape_too(server):
+    with pytest.raises(openai.NotFoundError) as missing:
+        ask(server, model="gpt-5")
+    assert missing.value.code == "model_not_found"
+    for method, path, status in (("GET", "/nowhere", 404), ("DELETE", "/v1/models", 405)):
+        response = server.http.request(method, path)
+        assert response.status_code == status
+        assert response.json()["error"]["message"]
+
+
+def test_a_body_beyond_the_limit_is_refused(server):
+    large = b'{"model": "' + b"x" * (5 * 2**20) + b'"}'
+    headers = {"Content-Type": "application/json"}
+    assert server.http.post("/v1/completions", content=large, headers=headers).status_code == 413
+
+    def parts():
+        yield from (large[at : at + 65536] for at in range(0, len(large), 65536))
+
+    response = server.http.post("/v1/completions", content=parts(), headers=headers)
+    assert response.status_code == 413
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("header", [None, "Bearer", "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY}x", "Bearer é"])
+def test_every_endpoint_but_health_needs_the_key(server, header):
+    headers = {} if header is None else {"Authorization": header.encode()}
+    with httpx.Client(base_url=server.root, headers=headers) as stranger:
+        assert stranger.get("/health").status_code == 200
+        for path in ("/v1/models", "/openapi.json", "/nowhere"):
+            assert stranger.get(path).status_code == 401
+        response = stranger.post("/v1/chat/completions", json={})
+        assert response.status_code == 401
+        assert response.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_a_name_of_another_host_is_refused_where_only_this_machine_is_served(server):
+    """A web page could let a name of its own point to 127.0.0.1."""
+    assert server.http.get("/v1/models", headers={"Host": "evil.example"}).status_code == 403
+    assert server.http.get("/v1/models", headers={"Host": "localhost:1"}).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_place(server, endless, stream):
+    server.wait_for(running=0, waiting=0)
+    connections = [raw_story(server, **endless, stream=stream) for _ in range(5)]
+    server.wait_for(running=4, waiting=1)
+    for connection in connections:
+        connection.close()
+    began = time.monotonic()
+    server.wait_for(running=0, waiting=0)
+    assert time.monotonic() - began < 2, "the whole texts would take longer"
+
+
+def test_a_full_queue_is_a_429_that_says_when_to_come_again(server, endless):
+    connections = [raw_story(server, **endless) for _ in range(4)]
+    server.wait_for(running=4)
+    connections += [raw_story(server, **endless) for _ in range(8)]
+    server.wait_for(running=4, waiting=8)
+    with pytest.raises(openai.RateLimitError) as refused:
+        ask(server)
+    assert refused.value.response.headers["Retry-After"] == "1"
+    for connection in connections:
+        connection.close()
+    server.wait_for(running=0, waiting=0)
+    assert ask(server, max_tokens=2).usage.completion_tokens == 2
+
+
+def test_a_request_for_many_texts_does_not_hold_up_a_small_one(server, endless):
+    many = raw_story(server, **endless, n=100, max_tokens=30)
+    server.wait_for(running=4, waiting=1)
+    assert ask(server, max_tokens=2).usage.completion_tokens == 2
+    assert server.health()["running"] == 4, "the many were done before"
+    many.close()
+
+
+def test_sigterm_finishes_what_was_begun_and_refuses_the_rest(endless):
+    with running() as server:
+        stream = iter(tell(server, **endless, max_tokens=500, stream=True))
+        pieces = [next(stream).choices[0]]
+        server.process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + 10
+        while (health := server.http.get("/health")).status_code == 200:
+            assert time.monotonic() < until
+        assert health.json()["status"] == "draining"
+        with pytest.raises(openai.APIStatusError) as refused:
+            tell(server)
+        assert refused.value.status_code == 503
+        pieces += [event.choices[0] for event in stream]
+        assert pieces[-1].finish_reason == "length"
+        assert server.process.wait(20) == 0
+
+
+def test_a_drain_has_an_end(endless):
+    with running("--drain-seconds", "0.2") as server:
+        stream = iter(tell(server, **endless, max_tokens=2000, n=8, stream=True))
+        next(stream)
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="ended before"):
+            list(stream)
+        assert server.process.wait(20) == 0
