@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import signal
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ pytest_plugins = ["train_runs"]
 
 # Reads JSON lines: forks four processes, of which one fails, and prints how and when each ended and what it said.
 CODE = """
-import json, os, pkgutil, socket, sys, tempfile, time
+import ctypes, json, os, pkgutil, socket, sys, tempfile, time
 import torch._dynamo, torch.distributed.fsdp  # what torch would import later, once for all
 from mobilemoe.cli.main import main
 from mobilemoe.data import loader
@@ -25,13 +26,15 @@ def work(rank, order, port, said):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.dup2(said.fileno(), 2)
     sys.argv[1:] = order["arguments"]
-    if rank == order["failing"]:
+    if rank in (order["failing"], order.get("deaf")):
         holder, name, calls = pkgutil.resolve_name("mobilemoe." + order["holder"]), order["name"], []
         real = getattr(holder, name)
 
         def fails(*args, **kwargs):
             calls.append(0)
             if len(calls) == order["call"]:
+                if rank == order.get("deaf"):
+                    ctypes.PyDLL(None).sleep(1000)  # and no other thread of this process runs
                 raise {"TrainError": TrainError, "ValueError": ValueError}[order["kind"]]("the roof is leaking")
             return real(*args, **kwargs)
 
@@ -101,3 +104,13 @@ def test_all_end_with_the_sentence_of_the_one_that_failed(place, four, recipe_pa
         assert rank == failing or re.search(
             rf"mobilemoe: process {failing} (stopped the training|could not write)", said
         )
+
+
+def test_a_process_whose_threads_cannot_run_is_ended_by_the_one_that_failed(four, recipe_path, tmp_path):
+    arguments = ["train", str(recipe_path), "--out", str(tmp_path / "run"), "--json", "--set", "train.batch_size=4"]
+    place = {"holder": "train.step:Stepper", "name": "_update", "call": 2, "kind": "TrainError"}
+    ends = four(failing=1, deaf=2, **place, arguments=arguments)
+    assert [status for status, _, _ in ends] == [1, 1, -signal.SIGKILL, 1], ends
+    times = [at for _, at, _ in ends]
+    assert max(times) - min(times) < 30  # 3 on an idle machine
+    assert all("the roof is leaking" in said for rank, (_, _, said) in enumerate(ends) if rank != 2)

@@ -2,17 +2,19 @@
 
 The others may be waiting for it in a collective operation that never completes. So each process has a thread that looks
 for a failure in the store through which the processes found each other, and that ends the process whatever its other
-threads are waiting for.
+threads are waiting for. Where even this thread cannot run, the process that failed ends the other one.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -21,7 +23,7 @@ from mobilemoe.errors import MobileMoEError, TrainError
 
 LOOK = 0.5  # seconds between two looks
 GRACE = 3.0  # seconds that a process has to end by itself, once another has failed
-_FAULT, _KNOWN = "mobilemoe/fault", "mobilemoe/known"
+_FAULT, _KNOWN, _PLACE = "mobilemoe/fault", "mobilemoe/known", "mobilemoe/place"
 _GONE = "the first process has gone"
 
 
@@ -43,7 +45,7 @@ def stop_all_on_failure(rank: int, size: int) -> Iterator[None]:
         watch.over.set()  # this process ends by its exception: the thread need not end it
         sentence = str(fault) if isinstance(fault, MobileMoEError) else f"{type(fault).__name__}: {fault}"
         told = watch.told or watch.report(f"process {rank} stopped the training: {sentence}")
-        watch.wait_until_all_know(size)
+        watch.end_all(size)
         if told is not None and not isinstance(fault, MobileMoEError):
             raise TrainError(told) from None
         raise
@@ -64,6 +66,7 @@ class _Watch(threading.Thread):
         self._rank = rank
         store: Any = dist.distributed_c10d._get_default_store()
         self._store = store.clone()
+        self._store.set(f"{_PLACE}/{rank}", f"{_machine()} {os.getpid()}")
 
     def run(self) -> None:
         while self.told is None and not self.over.wait(LOOK):
@@ -83,13 +86,28 @@ class _Watch(threading.Thread):
             first = _GONE
         return None if first == ours else first
 
-    def wait_until_all_know(self, size: int) -> None:
-        """Waits until all processes know of the failure, because the store ends with the process that hosts it."""
+    def end_all(self, size: int) -> None:
+        """Waits until all processes know of the failure, because the store ends with the process that hosts it.
+
+        Those on this machine that do not answer are killed. Their thread cannot run while a call holds the interpreter:
+        so does the launch of a compiled kernel on a GPU whose queue is full, behind an exchange that never completes.
+        """
         self._acknowledge()
         end = time.monotonic() + 2 * GRACE
+        silent = {rank: "" for rank in range(size) if rank != self._rank}
         with suppress(dist.DistError):
-            while not self._store.check([f"{_KNOWN}/{rank}" for rank in range(size)]) and time.monotonic() < end:
+            for rank in silent:
+                if self._store.check([f"{_PLACE}/{rank}"]):
+                    silent[rank] = self._store.get(f"{_PLACE}/{rank}").decode()
+            while silent and time.monotonic() < end:
                 time.sleep(LOOK / 10)
+                silent = {rank: at for rank, at in silent.items() if not self._store.check([f"{_KNOWN}/{rank}"])}
+        if silent:  # also where the store has gone: they see that, and end by themselves
+            time.sleep(max(0.0, end - time.monotonic()))
+        for machine, _, process in (at.rpartition(" ") for at in silent.values()):
+            if machine and machine == _machine():
+                with suppress(ProcessLookupError):
+                    os.kill(int(process), signal.SIGKILL)
 
     def _acknowledge(self) -> None:
         with suppress(dist.DistError):
@@ -100,3 +118,12 @@ class _Watch(threading.Thread):
             return self._store.get(_FAULT).decode() if self._store.check([_FAULT]) else None
         except dist.DistError:
             return _GONE
+
+
+def _machine() -> str:
+    """The machine, and the container in which the numbers of its processes hold; "" where that is unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
