@@ -12,6 +12,10 @@ def no_key(monkeypatch):
     monkeypatch.delenv("MOBILEMOE_API_KEY", raising=False)
 
 
+def test_a_name_that_is_no_host_is_one_line(fails):
+    assert "cannot be used" in fails(2, "serve", "nano", "--host", "a..b", "--api-key", "x")
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.invalid"])
 def test_a_public_address_needs_a_key_or_a_word(fails, host):
     assert "--no-api-key" in fails(2, "serve", "nano", "--host", host)

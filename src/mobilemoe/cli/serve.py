@@ -49,7 +49,7 @@ def serve(
         raise MissingExtraError(f"serving ({missing.name})", "serve") from None
     if api_key == "" or (api_key is not None and no_api_key):
         raise UsageError("--api-key is empty" if api_key == "" else "--api-key and --no-api-key exclude each other")
-    name = Path(model).name if Path(model).is_dir() else model
+    name = Path(model).resolve().name if Path(model).is_dir() else model
 
     def load() -> Model:
         loaded = options.load_model(model, "native", engine)

@@ -90,7 +90,7 @@ async def _events(order: _Order, answer: Answer, with_usage: bool) -> AsyncItera
 
 
 def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n"
+    return f"data: {json.dumps(value, allow_nan=False)}\n\n"
 
 
 async def _whole(request: Request, order: _Order, answer: Answer) -> Response:
@@ -117,10 +117,10 @@ async def _whole(request: Request, order: _Order, answer: Answer) -> Response:
         gone.cancel()
 
 
-def create_app(scheduler: Scheduler, name: str, *, api_key: str | None, local: bool) -> FastAPI:
+def create_app(scheduler: Scheduler, name: str, *, api_key: str | None, local_only: bool) -> FastAPI:
     """The server's routes for the model that `scheduler` runs, which clients call `name`; see `Guard` for the rest."""
     app = FastAPI(title="mobilemoe", docs_url=None, redoc_url=None)  # the pages would load scripts from elsewhere
-    app.add_middleware(Guard, api_key=api_key, local=local)
+    app.add_middleware(Guard, api_key=api_key, local_only=local_only)
     add_handlers(app)
     started = int(time.time())
 
@@ -184,12 +184,14 @@ def create_app(scheduler: Scheduler, name: str, *, api_key: str | None, local: b
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         model = loaded(body.model)
+        scheduler.check_open()
         ids = await asyncio.to_thread(_chat_ids, model, body.messages)
         return await write(request, body, model, [ids], ChatAnswer)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
         model = loaded(body.model)
+        scheduler.check_open()
         prompts = await asyncio.to_thread(
             lambda: [model.encode(each) if isinstance(each, str) else each for each in body.prompts()]
         )

@@ -17,12 +17,12 @@ MAX_BODY_BYTES = 4 * 2**20
 class Guard:
     """Lets requests pass that have the key, if there is one; `/health` needs none.
 
-    `local`: only requests to a loopback name pass. Otherwise a web page could reach a server without a key, through a
-    name of its own that it lets point to this machine.
+    `local_only`: where there is no key, only requests to a loopback name pass. Otherwise a web page could reach the
+    server through a name of its own that it lets point to this machine.
     """
 
-    def __init__(self, app: ASGIApp, *, api_key: str | None, local: bool) -> None:
-        self._app, self._local = app, local
+    def __init__(self, app: ASGIApp, *, api_key: str | None, local_only: bool) -> None:
+        self._app, self._local_only = app, local_only
         self._key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,7 +50,7 @@ class Guard:
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-        if self._local and not is_loopback(_host_name(headers.get("host", ""))):
+        elif self._local_only and not is_loopback(_host_name(headers.get("host", ""))):
             raise ApiError(403, "this server answers to the name localhost and to loopback addresses only")
 
 

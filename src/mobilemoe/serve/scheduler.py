@@ -6,6 +6,7 @@ request for many does not hold up the others.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -107,12 +108,16 @@ class Scheduler:
     def submit(self, ticket: Ticket) -> None:
         """Puts a request into the queue. ApiError 503 while the server drains, and 429 where the queue is full."""
         with self._changed:
-            if self._deadline is not None:
-                raise later(503, "the server is about to end", "draining")
-            if len(self._queue) >= self._most_waiting:
-                raise later(429, f"{self._most_waiting} requests wait already", "queue_full")
+            self.check_open()
             self._queue.append(ticket)
             self._changed.notify()
+
+    def check_open(self) -> None:
+        """Raises as `submit` does: worth a look before work on a request begins."""
+        if self._deadline is not None:
+            raise later(503, "the server is about to end", "draining")
+        if len(self._queue) >= self._most_waiting:
+            raise later(429, f"{self._most_waiting} requests wait already", "queue_full")
 
     def cancel(self, ticket: Ticket) -> None:
         """Ends a request whose client has gone; its texts leave before the next step."""
@@ -122,11 +127,17 @@ class Scheduler:
                 self._queue.remove(ticket)
 
     def drain(self, seconds: float) -> None:
-        """Takes no further requests and ends the thread once all are answered, at the latest after `seconds`."""
+        """Takes no further requests and ends the thread once all are answered, at the latest after `seconds`.
+
+        May be called by a signal's handler, whatever the thread it interrupts is doing.
+        """
         with self._changed:
-            if self._deadline is None:
-                self._deadline = time.monotonic() + seconds
+            self._deadline = min(time.monotonic() + seconds, self._deadline or math.inf)
             self._changed.notify()
+
+    def join(self, seconds: float) -> None:
+        """Waits for the thread to end, for at most `seconds`."""
+        self._thread.join(seconds)
 
     def _run(self) -> None:
         try:

@@ -20,14 +20,16 @@ _LAST_BYTES = 5  # seconds in which a client has to take the rest of its answer,
 class _Server(uvicorn.Server):
     """Drains at the first SIGTERM or Ctrl-C, and ends at once at the second."""
 
-    drain: Callable[[], None]
+    drain: Callable[[float], None]
+    drain_seconds: float
     _signals = 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._signals += 1
         if self._signals == 1:
-            self.drain()
+            self.drain(self.drain_seconds)
         else:
+            self.drain(0)
             self.should_exit = self.force_exit = True
 
 
@@ -58,8 +60,8 @@ def serve(
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as fault:
-        reason = fault.strerror if isinstance(fault, OSError) else "there is no such port"
+    except (OSError, UnicodeError) as fault:
+        reason = fault.strerror if isinstance(fault, OSError) else "it is not the name of a host"
         raise UsageError(f"port {port} of {host} cannot be used: {reason}") from None
     shown = f"[{host}]" if family == socket.AF_INET6 else host
     address = f"http://{shown}:{listening.getsockname()[1]}/v1"
@@ -68,11 +70,22 @@ def serve(
         server.should_exit = True
 
     scheduler = Scheduler(load, parallel=parallel, queue=queue, on_ready=lambda: on_ready(address), on_end=end)
-    app = create_app(scheduler, name, api_key=api_key, local=local)
-    server = _Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_LAST_BYTES))
-    server.drain = lambda: scheduler.drain(drain_seconds)
+    app = create_app(scheduler, name, api_key=api_key, local_only=local)
+    server = _Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            ws="none",
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=_LAST_BYTES,
+        )
+    )
+    server.drain, server.drain_seconds = scheduler.drain, drain_seconds
     scheduler.start()
     with listening:
         server.run(sockets=[listening])
+    scheduler.join(_LAST_BYTES)  # or the interpreter would end under its feet
     if scheduler.fault is not None:
         raise scheduler.fault

@@ -12,6 +12,8 @@ from mobilemoe.serve.errors import ApiError
 MAX_TEXTS = 128  # that one request may ask for
 _Stops = Annotated[list[str], Field(max_length=16)]
 _Ids = Annotated[list[int], Field(min_length=1)]
+_Prompts = Annotated[list[str] | list[_Ids], Field(min_length=1, max_length=MAX_TEXTS)]
+_Biases = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)]
 
 # What changes no answer here. These are accepted, and named in the answer's `x_mobilemoe.warnings`.
 IGNORED = frozenset(
@@ -95,7 +97,7 @@ class _Writing(_Object):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
+    logit_bias: _Biases = Field(default_factory=dict)
 
     def sampling(self, number: int) -> Sampling:
         """The rules of one of `n` answers. A given seed is that of number 0; the others count up from it."""
@@ -151,7 +153,7 @@ class ChatRequest(_Writing):
 
 
 class CompletionRequest(_Writing):
-    prompt: str | Annotated[list[str] | _Ids | list[_Ids], Field(min_length=1)]
+    prompt: str | _Prompts | _Ids
     max_tokens: Annotated[int, Field(ge=1)] = 16
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 

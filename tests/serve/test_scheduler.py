@@ -1,0 +1,169 @@
+"""The scheduler by itself: its states, and whom a failure reaches."""
+
+import threading
+
+import pytest
+
+import mobilemoe
+from mobilemoe.errors import CheckpointError
+from mobilemoe.sampling import Sampling
+from mobilemoe.serve.errors import ApiError
+from mobilemoe.serve.scheduler import Scheduler, Text, Ticket
+
+
+@pytest.fixture
+def model():
+    return mobilemoe.load("nano", threads=1)
+
+
+class Running:
+    """A scheduler whose model is loaded when `may_load` is set."""
+
+    def __init__(self, load, *, parallel=2, queue=8):
+        self.may_load, self.ready, self.ended = threading.Event(), threading.Event(), threading.Event()
+
+        def wait_and_load():
+            self.may_load.wait()
+            return load()
+
+        self.scheduler = Scheduler(
+            wait_and_load, parallel=parallel, queue=queue, on_ready=self.ready.set, on_end=self.ended.set
+        )
+        self.scheduler.start()
+
+    def open(self):
+        self.may_load.set()
+        assert self.ready.wait(20)
+        return self.scheduler
+
+
+class Asked:
+    def __init__(self, model, prompts=("Once upon a time",), tokens=5):
+        self.steps, self.fault, self.done, self.left = [], None, threading.Event(), len(prompts)
+        encoded = [model.encode(prompt) for prompt in prompts]
+        texts = [
+            Text(index, ids, model.writer(tokens), tokens, Sampling(temperature=0), None)
+            for index, ids in enumerate(encoded)
+        ]
+        self.ticket = Ticket(texts, self.take)
+
+    def take(self, arrived):
+        if isinstance(arrived, Exception):
+            self.fault = arrived
+        else:
+            self.steps.append(arrived)
+            self.left -= arrived.finished is not None
+        if self.fault or not self.left:
+            self.done.set()
+
+
+def test_the_states_are_loading_ready_draining(model):
+    running = Running(lambda: model)
+    assert running.scheduler.state == "loading"
+    with pytest.raises(ApiError) as early:
+        _ = running.scheduler.model
+    assert early.value.status_code == 503
+    scheduler = running.open()
+    assert scheduler.state == "ready"
+    scheduler.drain(20)
+    assert scheduler.state == "draining"
+    assert running.ended.wait(20)
+    with pytest.raises(ApiError):
+        scheduler.submit(Asked(model).ticket)
+    assert scheduler.fault is None
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_thread_with_its_fault():
+    def load():
+        raise CheckpointError("the file is damaged")
+
+    running = Running(load)
+    running.may_load.set()
+    assert running.ended.wait(20)
+    assert isinstance(running.scheduler.fault, CheckpointError)
+    assert not running.ready.is_set()
+
+
+def test_a_drain_while_loading_ends_the_thread_too(model):
+    running = Running(lambda: model)
+    running.scheduler.drain(20)
+    running.may_load.set()
+    assert running.ended.wait(20)
+    assert not running.ready.is_set()
+
+
+def test_what_was_accepted_is_answered_in_a_drain_also_what_waits(model):
+    running = Running(lambda: model, parallel=1)
+    scheduler = running.open()
+    asked = [Asked(model, ["A", "B"]) for _ in range(3)]
+    for each in asked:
+        scheduler.submit(each.ticket)
+    scheduler.drain(20)
+    assert running.ended.wait(20)
+    assert [(each.fault, each.left) for each in asked] == [(None, 0)] * 3
+
+
+def test_a_text_for_which_there_is_no_memory_fails_alone(model, monkeypatch):
+    running = Running(lambda: model)
+    scheduler = running.open()
+    session = model.engine.session
+
+    def short(context):
+        if context > 1000:
+            raise MemoryError
+        return session(context)
+
+    monkeypatch.setattr(model.engine, "session", short)
+    large, small = Asked(model, ["A", "B", "C"], tokens=1500), Asked(model)
+    scheduler.submit(large.ticket)
+    scheduler.submit(small.ticket)
+    assert large.done.wait(20)
+    assert small.done.wait(20)
+    assert large.fault.status_code == 503
+    assert small.fault is None
+    scheduler.drain(20)
+    assert running.ended.wait(20)
+
+
+def test_a_failure_of_the_engine_ends_the_requests_and_not_the_server(model, monkeypatch, capsys):
+    running = Running(lambda: model)
+    scheduler = running.open()
+    forward = model.engine.forward
+
+    def broken(requests):
+        raise CheckpointError("the engine file was changed")
+
+    monkeypatch.setattr(model.engine, "forward", broken)
+    first = Asked(model, ["A", "B", "C"])
+    scheduler.submit(first.ticket)
+    assert first.done.wait(20)
+    assert first.fault.status_code == 500
+    assert "was changed" in capsys.readouterr().err
+    monkeypatch.setattr(model.engine, "forward", forward)
+    second = Asked(model)
+    scheduler.submit(second.ticket)
+    assert second.done.wait(20)
+    assert second.fault is None
+    scheduler.drain(20)
+    assert running.ended.wait(20)
+
+
+def test_waiting_requests_take_turns(model):
+    running = Running(lambda: model, parallel=1)
+    many, few = Asked(model, ["A"] * 6, tokens=2), Asked(model, ["B"], tokens=2)
+    order = []
+    for name, asked in (("many", many), ("few", few)):
+        deliver = asked.ticket.deliver
+
+        def note(arrived, name=name, deliver=deliver):
+            if arrived.finished:
+                order.append(name)
+            deliver(arrived)
+
+        asked.ticket.deliver = note
+        running.scheduler.submit(asked.ticket)
+    running.open()
+    assert many.done.wait(20)
+    assert order == ["many", "few", *["many"] * 5]
+    running.scheduler.drain(20)
+    assert running.ended.wait(20)
