@@ -19,7 +19,10 @@ CLANG ?= clang++
 ARM64 ?= aarch64-linux-gnu-g++
 QEMU ?= qemu-aarch64-static
 
-.PHONY: demo setup test test-slow test-runtimes test-doors matrix lint format clean native native-test native-arm64 sanitize tsan fuzz
+# Their headers are used: 3.11 and the first that is newer. pyenv's run where PYENV_VERSION names them all.
+WHEEL_PYTHONS ?= python3.11 python3.12 python3.13 python3.14
+
+.PHONY: demo setup test test-slow test-runtimes test-doors test-wheels matrix wheel lint format clean native native-test native-arm64 sanitize tsan fuzz
 
 demo: .venv/.run-installed
 	@for prompt in \
@@ -48,6 +51,13 @@ test-slow: setup
 test-doors test-runtimes: .venv/.runtimes-installed $(EXECUTORCH)/.installed
 	PYTHONPATH=$(abspath $(EXECUTORCH)) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m runtimes
 
+# For Linux on x86-64 and Arm, both compiled by zig.
+wheel: setup
+	$(BIN)/python tools/build_wheels.py $(WHEEL_PYTHONS)
+
+test-wheels: wheel
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m wheels tests/test_wheels.py -rs
+
 # Measures every conversion anew and shows the errors in docs/export.md.
 matrix: .venv/.runtimes-installed $(EXECUTORCH)/.installed
 	rm -f docs/conversions.json
@@ -61,16 +71,16 @@ $(EXECUTORCH)/.installed: constraints.txt | $(BIN)/python
 	@touch $@
 
 lint: setup
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks tools
+	$(BIN)/ruff format --check src tests benchmarks tools
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 	@printf '%s\n' $(TIDY_FILES) | xargs --max-procs=2 --max-args=4 $(BIN)/clang-tidy --quiet -p build/native \
 		2>build/clang-tidy.log || { cat build/clang-tidy.log; exit 1; }  # findings go to stdout, counts of no use here
 
 format: setup
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks tools
+	$(BIN)/ruff format src tests benchmarks tools
 	$(BIN)/clang-format -i $(CPP_FILES)
 
 # The engine alone: mobilemoe-cli and mobilemoe-tests in build/native.
@@ -90,7 +100,7 @@ native-arm64: setup
 	$(QEMU) -cpu max build/arm64/mobilemoe-tests
 	$(QEMU) -cpu cortex-a57 build/arm64/mobilemoe-tests instruction_set api
 	@$(BIN)/python -c 'import ziglang' || { echo "the musl build needs zig: $(BIN)/python -m pip install ziglang"; exit 1; }
-	$(CMAKE) -B build/arm64-musl -DCMAKE_TOOLCHAIN_FILE=native/zig-aarch64-musl.cmake
+	$(CMAKE) -B build/arm64-musl -DCMAKE_TOOLCHAIN_FILE=native/zig.cmake -DZIG_TARGET=aarch64-linux-musl
 	$(BUILD) build/arm64-musl --target mobilemoe-cli
 	$(QEMU) -cpu max build/arm64-musl/mobilemoe-cli --help >/dev/null
 

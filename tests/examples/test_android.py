@@ -150,9 +150,9 @@ def test_the_whole_library_links_for_arm_in_less_than_a_megabyte(jdk, tmp_path):
     pytest.importorskip("ziglang")
     tools = Path(sys.executable).parent
     java = f"-DCMAKE_CXX_FLAGS=-I{jdk / 'include'} -I{jdk / 'include' / 'linux'}"
-    toolchain = f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'native' / 'zig-aarch64-musl.cmake'}"
+    toolchain = [f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'native' / 'zig.cmake'}", "-DZIG_TARGET=aarch64-linux-musl"]
     make = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}", "-DCMAKE_SHARED_LINKER_FLAGS=-s"]
-    run(tools / "cmake", *make, java, toolchain, "-S", MAIN / "cpp", "-B", tmp_path)
+    run(tools / "cmake", *make, java, *toolchain, "-S", MAIN / "cpp", "-B", tmp_path)
     run(tools / "cmake", "--build", tmp_path, "--target", "mobilemoe_jni")
     library = (tmp_path / "libmobilemoe_jni.so").read_bytes()
     methods = re.findall(r"static native \w+ (\w+)\(", (MAIN / "java/org/mobilemoe/Engine.java").read_text())
