@@ -124,3 +124,53 @@ def test_the_dense_rate_of_the_third_sweep_is_the_minimum_of_its_trials():
     half, one, double = (losses[rate] for rate in (0.5, 1, 2))
     minimum = 4.5e-3 * 2 ** ((half - double) / (2 * (half - 2 * one + double)))
     assert load_grid(THIRD / "grid.toml").scaling.dense_learning_rate == float(f"{minimum:.1e}")
+
+
+def test_the_docs_say_how_the_registered_law_of_the_third_sweep_forecast():
+    forecast = runpy.run_path(str(THIRD / "forecast.py"))
+    runs = forecast["read"](THIRD / "runs.csv")
+    known, unseen = runs.part(~runs.held_out_R), runs.part(runs.held_out_R)
+    assert (len(known.ids), len(unseen.ids)) == (60, 59)
+    for name, said_of in (("root (registered)", "`root`, registered | 9"), ("paper-E", "`paper-E` | 9")):
+        law, count = forecast["LAWS"][name]
+        theta, again = forecast["fit"](law, count, known), forecast["fit"](law, count, runs)
+        fitted = forecast["rmse"](law(theta, known) - known.loss_R)
+        errors = law(theta, unseen) - unseen.loss_R
+        mean = f"{errors.mean():+.4f}".replace("0.", ".", 1)
+        everything = forecast["rmse"](law(again, runs) - runs.loss_R)
+        cells = (said(fitted), said(forecast["rmse"](errors)), mean, said(everything))
+        assert " | ".join((said_of, *cells)) in WORDS
+
+
+def test_the_docs_say_what_the_third_sweep_found():
+    found = runpy.run_path(str(THIRD / "findings.py"))
+    errors = found["forecasts"]()
+    assert f"within {said(errors['dense alone']['root (registered)'])} (bias" in WORDS
+    assert f"For mixtures alone it has {said(errors['mixtures alone']['root (registered)'])}," in WORDS
+    assert f"Mixtures cause {found['shares']()['experts 8'][0]:.0%}" in WORDS
+    lengths = [tokens for tokens in found["TOKENS"] if tokens not in found["NOISE_OF"]]
+    for name, arm, column in (
+        ("dense", "dense", "loss"),
+        ("E = 8", "e8g8s0", "loss"),
+        ("E = 8, code", "e8g8s0", "loss_code"),
+        ("E = 8, books", "e8g8s0", "loss_books"),
+    ):
+        cells = " | ".join(said(found["noise"](arm, tokens, column)[0]) for tokens in lengths)
+        assert f"| {name} | {cells} |" in WORDS
+    for tokens in lengths:
+        gaps = [found["gap"](model, tokens, model, tokens) for model in found["MODELS"]]
+        cells = " | ".join(signed(pair[0]) for pair in gaps if pair)
+        assert f"| {tokens / 1e6:.1f} M | {cells} |" in WORDS
+    for _, tokens, _, dense_tokens, _, (gap, half) in found["equal_bytes"]():
+        if tokens != dense_tokens:
+            lengths_of_both = f"({tokens / 1e6:.1f}, {dense_tokens / 1e6:.1f})"
+            assert f"{signed(gap)} +- {said(half, 3)} {lengths_of_both}" in WORDS
+    knobs, _ = found["knobs"]()
+    assert (
+        "E = 2: {}, 4: {}, 16: {}, 32: {} (+-".format(
+            *(signed(knobs[name][0]) for name in ("e2g8s0", "e4g8s0", "e16g8s0", "e32g8s0"))
+        )
+        in WORDS
+    )
+    spreads = [said(found["order"]()[f"{order} loss"][1]) for order in ("shuffled", "file-order")]
+    assert "the standard deviation is {} (95% interval .007 to .032) shuffled and {} ".format(*spreads) in WORDS
