@@ -1,12 +1,14 @@
 """What runs can say: terms that they do not determine are held with a sentence, and runs that do not fit are named."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from mobilemoe.errors import DataError
 from mobilemoe.scaling import Points
 from mobilemoe.scaling.law.forms import FORMS
-from mobilemoe.scaling.law.identify import FAR, doubts, far_from, problem_of, replicates
+from mobilemoe.scaling.law.identify import FAR, doubts, far_from, problem_of, replicates, unsettled
 from mobilemoe.scaling.law.solver import Problem
 from refusals import refusal
 from scaling_runs import joint_law, paper_sweep, runs_of
@@ -106,3 +108,16 @@ def test_replicates_are_counted_and_their_scatter_is_the_noise():
     assert scatter == pytest.approx(0.01, rel=0.15)
     assert replicates(RUNS) is None
     assert replicates(RUNS.at([*range(210), 0, 1, 2])) is None  # a few need no word
+
+
+def test_shortest_runs_that_scatter_far_more_than_longer_ones_are_named():
+    points = paper_sweep()
+    twice = points.at(np.tile(np.arange(210), 3))
+    even = runs_of(joint_law(), twice, noise=0.01)
+    assert unsettled(even) is None
+    assert unsettled(RUNS) is None  # without replicates nothing is known
+    shortest = twice.tokens == twice.tokens.min()
+    noisier = runs_of(joint_law(), twice, noise=0.04).loss
+    said = unsettled(replace(even, loss=np.where(shortest, noisier, even.loss)))
+    assert said.startswith(f"runs of the fewest tokens ({twice.tokens.min():g}e9) scatter around their own mean by 0.0")
+    assert unsettled(replace(even, loss=np.where(shortest, even.loss, noisier))) is None

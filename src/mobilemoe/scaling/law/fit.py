@@ -14,7 +14,7 @@ from mobilemoe.errors import DataError, UsageError
 from mobilemoe.scaling.law.bootstrap import Bootstrap, bootstrap
 from mobilemoe.scaling.law.domain import THIN, hull_of, share_of_box
 from mobilemoe.scaling.law.forms import Form, form_named
-from mobilemoe.scaling.law.identify import FAR, doubts, far_from, problem_of, replicates
+from mobilemoe.scaling.law.identify import FAR, doubts, far_from, problem_of, replicates, unsettled
 from mobilemoe.scaling.law.law import Law
 from mobilemoe.scaling.law.prior import SAID
 from mobilemoe.scaling.law.runs import Runs, few
@@ -129,8 +129,7 @@ def fit(
             apart = _fit_once(form, again, seed)
         except DataError as fault:
             notes.append(f"the runs that repeat data cannot be fitted apart: {fault}")
-    if said := replicates(once):
-        notes.append(said)
+    notes += [said for said in (replicates(once), unsettled(once)) if said]
     near, whole, left_out = None, None, ()
     every = once
     if len(far := far_from(once, found.predicted)):
