@@ -165,6 +165,14 @@ def test_the_docs_say_what_the_third_sweep_found():
         if tokens != dense_tokens:
             lengths_of_both = f"({tokens / 1e6:.1f}, {dense_tokens / 1e6:.1f})"
             assert f"{signed(gap)} +- {said(half, 3)} {lengths_of_both}" in WORDS
+    dense, mixtures = (
+        ", ".join(said(gain, 3) for gain in found["gains"](arm, 49_152_000, 98_304_000)) for arm in ("dense", "e8g8s0")
+    )
+    assert f"{dense} at widths 96 to 192 (dense)" in WORDS
+    assert f"but {mixtures} (E = 8)" in WORDS
+    body = {name: laws for name, laws in errors.items() if name.endswith("N without embedding")}
+    roots = [said(laws["root (registered)"]) for laws in body.values()]
+    assert "`root` has {} for all runs, {} for dense models and {} for mixtures".format(*roots) in WORDS
     knobs, _ = found["knobs"]()
     assert (
         "E = 2: {}, 4: {}, 16: {}, 32: {} (+-".format(

@@ -86,6 +86,12 @@ def equal_bytes() -> list[tuple[str, int, str, int, float, Interval]]:
     return found
 
 
+def gains(arm: str, short: int, long: int) -> list[float]:
+    """How much lower the loss is at the longer of two lengths, the mean of the seeds, for each width that has both."""
+    both = [(seeds(f"{model}-{arm}", short), seeds(f"{model}-{arm}", long)) for model in MODELS]
+    return [float(first.mean() - then.mean()) for first, then in both if len(first) and len(then)]
+
+
 def shares() -> dict[str, Any]:
     """Share of the squared forecast error, and mean error, of the registered law, by arm, D and width."""
     table = FORECAST["read"](HERE / "runs.csv")
@@ -105,17 +111,21 @@ def shares() -> dict[str, Any]:
 def forecasts() -> dict[str, dict[str, float]]:
     """The forecast error of each law for other losses and other runs, by the registered split."""
     table = FORECAST["read"](HERE / "runs.csv")
-    tables = {"all": table}
+    tables = {}
     for domain in DOMAINS:
         tables[domain] = replace(table, loss_R=np.array([float(ROWS[name][f"loss_{domain}"]) for name in table.ids]))
-    tables |= {"dense alone": table.part(table.mixture_R == 0), "mixtures alone": table.part(table.mixture_R == 1)}
+    body_R = np.array([float(ROWS[name]["n_active_no_embedding"]) / 5e6 for name in table.ids])
+    for name, runs in (("", table), (", N without embedding", replace(table, n_R=body_R))):
+        tables[f"all{name}"] = runs
+        tables[f"dense alone{name}"] = runs.part(runs.mixture_R == 0)
+        tables[f"mixtures alone{name}"] = runs.part(runs.mixture_R == 1)
     found: dict[str, dict[str, float]] = {}
     for name, runs in tables.items():
         known, unseen = runs.part(~runs.held_out_R), runs.part(runs.held_out_R)
         found[name] = {}
         for law in ("root (registered)", "paper-E"):
             model, count = FORECAST["LAWS"][law]
-            if name.endswith("alone"):
+            if "alone" in name:
                 count = 5  # without what mixtures add
                 wide = model
 
@@ -196,13 +206,17 @@ def main() -> None:
         print(f"  {name:20} {share:5.0%} {bias:+.4f}")
     print("forecast error of the root law and of paper-E")
     for name, laws in forecasts().items():
-        print(f"  {name:20} " + "  ".join(f"{error:.4f}" for error in laws.values()))
+        print(f"  {name:37} " + "  ".join(f"{error:.4f}" for error in laws.values()))
     print("standard deviation of one run: all, " + ", ".join(DOMAINS))
     for arm in ("dense", "e8g8s0"):
         for tokens in TOKENS:
             spreads = [noise(arm, tokens, column)[0] for column in ("loss", *(f"loss_{name}" for name in DOMAINS))]
             pairs = noise(arm, tokens)[1]
             print(f"  {arm:7} {tokens / 1e6:5.1f} M, {pairs} pairs  " + " ".join(f"{spread:.4f}" for spread in spreads))
+    for short, long in ((49_152_000, 98_304_000), (34_406_400, 68_812_800)):
+        print(f"gain from {short / 1e6:.1f} to {long / 1e6:.1f} M tokens, by width")
+        for arm in ("dense", "e8g8s0"):
+            print(f"  {arm:7} " + " ".join(f"{gain:.3f}" for gain in gains(arm, short, long)))
     print("dense less E = 8 at equal active parameters: " + ", ".join(MODELS))
     for tokens in TOKENS:
         gaps = [gap(model, tokens, model, tokens) for model in MODELS]
