@@ -96,7 +96,8 @@ class Scheduler:
     @property
     def counts(self) -> tuple[int, int]:
         """How many texts run, and how many requests wait."""
-        return len(self._active), len(self._queue)
+        with self._changed:
+            return len(self._active), len(self._queue)
 
     @property
     def model(self) -> Model:
