@@ -1,12 +1,15 @@
 """The scheduler by itself: its states, and whom a failure reaches."""
 
+import asyncio
 import threading
 
+import httpx
 import pytest
 
 import mobilemoe
 from mobilemoe.errors import CheckpointError
 from mobilemoe.sampling import Sampling
+from mobilemoe.serve.app import create_app
 from mobilemoe.serve.errors import ApiError
 from mobilemoe.serve.scheduler import Scheduler, Text, Ticket
 
@@ -71,6 +74,25 @@ def test_the_states_are_loading_ready_draining(model):
     with pytest.raises(ApiError):
         scheduler.submit(Asked(model).ticket)
     assert scheduler.fault is None
+
+
+def test_while_the_model_is_loaded_health_says_so_and_requests_are_to_come_again(model):
+    running = Running(lambda: model)
+    app = create_app(running.scheduler, "nano", api_key=None, local_only=True)
+
+    async def ask(method, path, **body):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            return await client.request(method, path, **body)
+
+    health = asyncio.run(ask("GET", "/health"))
+    assert (health.status_code, health.json()["status"]) == (503, "loading")
+    early = asyncio.run(ask("POST", "/v1/completions", json={"model": "nano", "prompt": "A"}))
+    assert (early.status_code, early.headers["Retry-After"], early.json()["error"]["code"]) == (503, "1", "loading")
+    running.open()
+    health = asyncio.run(ask("GET", "/health"))
+    assert (health.status_code, health.json()["status"]) == (200, "ready")
+    running.scheduler.drain(20)
+    assert running.ended.wait(20)
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_thread_with_its_fault():
