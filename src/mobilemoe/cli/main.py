@@ -64,7 +64,6 @@ app = typer.Typer(
     cls=_Verbs,
     help="Plan, train, quantise, evaluate and run small mixture-of-experts language models for phones.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",  # joins the lines of a paragraph
 )
