@@ -9,5 +9,7 @@ else()
   set(CMAKE_SYSTEM_NAME Linux)
 endif()
 get_filename_component(python "${CMAKE_CURRENT_LIST_DIR}/../.venv/bin/python" ABSOLUTE)
+set(CMAKE_CXX_ARCHIVE_CREATE "${python} -m ziglang ar qcs <TARGET> <OBJECTS>")  # in the target's own format
+set(CMAKE_CXX_ARCHIVE_FINISH "")
 set(CMAKE_CXX_COMPILER ${python} -m ziglang c++ -target ${ZIG_TARGET})
 set(MOBILEMOE_NEON -mcpu=generic+v8_2a+dotprod+fullfp16)  # zig takes no -march

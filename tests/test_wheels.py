@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -67,8 +68,9 @@ def alone(programs):
 
 def test_every_platform_has_a_wheel_for_python_3_11_and_one_for_all_later_versions():
     tags = {path.stem.split("-", 2)[2] for path in wheels()}
-    machines = ["x86_64", "aarch64"]
-    assert tags == {f"{python}-manylinux_2_17_{name}" for python in ["cp311-cp311", "cp312-abi3"] for name in machines}
+    linux = {f"{python}-manylinux_2_17_" for python in ["cp311-cp311", "cp312-abi3"]}
+    macos = {"cp312-abi3-macosx_11_0_arm64"}
+    assert tags == {tag + machine for tag in linux for machine in ["x86_64", "aarch64"]} | macos
 
 
 def test_a_wheel_has_one_module_nano_and_at_most_45_megabytes():
@@ -80,12 +82,29 @@ def test_a_wheel_has_one_module_nano_and_at_most_45_megabytes():
         assert path.stat().st_size <= 45_000_000
 
 
-def test_a_module_needs_no_library_but_an_old_libc():
+def test_on_linux_a_module_needs_no_library_but_an_old_libc():
     for path in wheels():
+        if "linux" not in path.name:
+            continue
         machine = path.stem.rsplit("2_17_")[1]
         shown = " ".join(run(sys.executable, "-m", "auditwheel", "show", path).split())
         assert f'is consistent with the following platform tag: "manylinux_2_17_{machine}"' in shown
         assert "libstdc++" not in shown
+
+
+def test_on_macos_a_module_is_for_arm_and_signed():
+    """More cannot be checked where there is no Mac: unsigned code does not start there."""
+    (path,) = [path for path in wheels() if "macosx" in path.name]
+    with zipfile.ZipFile(path) as archive:
+        module = archive.read("mobilemoe/engine/_native.abi3.so")
+    magic, processor, _, kind, commands = struct.unpack_from("<5I", module)
+    assert (magic, processor, kind) == (0xFEEDFACF, 0x0100000C, 6)  # a 64-bit Mach-O file, arm64, a dynamic library
+    found, place = set(), 32
+    for _ in range(commands):
+        command, size = struct.unpack_from("<2I", module, place)
+        found.add(command)
+        place += size
+    assert 0x1D in found  # LC_CODE_SIGNATURE
 
 
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14"])

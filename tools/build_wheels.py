@@ -1,4 +1,5 @@
-"""Builds the wheels into dist/: for every platform one for Python 3.11, and one for 3.12 and all that come later.
+"""Builds the wheels into dist/: for Linux one for Python 3.11, and one for 3.12 and all that come later; for macOS the
+second only.
 
 `make wheel` runs it with the interpreters whose headers are used, of which 3.11 and any newer one must be there. zig
 compiles for all platforms (native/zig.cmake) and links its C++ library in, so that a wheel needs nothing but libc.
@@ -13,8 +14,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 DIST = ROOT / "dist"
 BUILD = ROOT / "build" / "wheels"
-MACHINES = ["x86_64", "aarch64"]
-GLIBC = "2.17"  # the oldest that the wheels run with, of 2012
+# The platform in a wheel's name, and what Python and zig call it. glibc 2.17 is of 2012, macOS 11 the first for Arm.
+LINUX = {
+    "manylinux_2_17_x86_64": ("linux-x86_64", "x86_64-linux-gnu.2.17"),
+    "manylinux_2_17_aarch64": ("linux-aarch64", "aarch64-linux-gnu.2.17"),
+}
+MACOS = {"macosx_11_0_arm64": ("macosx-11.0-arm64", "aarch64-macos.11.0")}
 BUILD_TOOLS = ["cmake", "nanobind", "ninja", "scikit-build-core"]
 
 
@@ -41,24 +46,23 @@ def with_build_tools(python: str, version: tuple[int, int]) -> Path:
     return inside
 
 
-def build(python: Path, version: tuple[int, int], machine: str) -> None:
-    """Puts one wheel into dist/. Its tag claims the old libc that zig was told; `make test-wheels` checks the claim."""
+def build(python: Path, tag: str, host: str, target: str) -> None:
+    """Puts one wheel into dist/. That it runs with the libc in its tag, `make test-wheels` checks."""
     settings = {
-        "build-dir": BUILD / "{}-{}.{}".format(machine, *version),
+        "build-dir": BUILD / f"{python.parent.parent.name}-{tag}",
         "cmake.define.CMAKE_TOOLCHAIN_FILE": ROOT / "native" / "zig.cmake",
-        "cmake.define.ZIG_TARGET": f"{machine}-linux-gnu.{GLIBC}",
+        "cmake.define.ZIG_TARGET": target,
     }
     pip(
         python,
         *("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", DIST, ROOT),
         *(f"--config-settings={name}={value}" for name, value in settings.items()),
-        _PYTHON_HOST_PLATFORM=f"linux-{machine}",
-        SETUPTOOLS_EXT_SUFFIX=".cpython-{}{}-{}-linux-gnu.so".format(*version, machine),
+        _PYTHON_HOST_PLATFORM=host,
+        SETUPTOOLS_EXT_SUFFIX=f".cpython-311-{host.removeprefix('linux-')}-linux-gnu.so",  # unused by the stable ABI
     )
-    tag = f"manylinux_{GLIBC.replace('.', '_')}_{machine}"
-    (made,) = DIST.glob(f"*-linux_{machine}.whl")
-    command = [sys.executable, "-m", "wheel", "tags", "--remove", "--platform-tag", tag, made]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    for made in DIST.glob(f"*-{host.replace('-', '_')}.whl"):  # only Linux has two names for a platform
+        command = [sys.executable, "-m", "wheel", "tags", "--remove", "--platform-tag", tag, made]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def main() -> None:
@@ -68,10 +72,10 @@ def main() -> None:
         sys.exit("the wheels need Python 3.11 and one that is newer: make wheel WHEEL_PYTHONS='python3.11 python3.13'")
     for old in DIST.glob("*.whl"):
         old.unlink()
-    for version in [(3, 11), newer[0]]:
+    for version, platforms in [((3, 11), LINUX), (newer[0], LINUX | MACOS)]:
         python = with_build_tools(versions[version], version)
-        for machine in MACHINES:
-            build(python, version, machine)
+        for tag, (host, target) in platforms.items():
+            build(python, tag, host, target)
     for wheel in sorted(DIST.glob("*.whl")):
         print(f"{wheel.relative_to(ROOT)}: {wheel.stat().st_size / 1e6:.1f} MB")
 
