@@ -51,7 +51,7 @@ test-slow: setup
 test-doors test-runtimes: .venv/.runtimes-installed $(EXECUTORCH)/.installed
 	PYTHONPATH=$(abspath $(EXECUTORCH)) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m runtimes
 
-# For Linux on x86-64 and Arm, both compiled by zig.
+# For Linux on x86-64 and Arm and for macOS on Arm, all compiled by zig (some five minutes on 2 cores).
 wheel: setup
 	$(BIN)/python tools/build_wheels.py $(WHEEL_PYTHONS)
 
