@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,6 +50,8 @@ def serve(
         raise MissingExtraError(f"serving ({missing.name})", "serve") from None
     if api_key == "" or (api_key is not None and no_api_key):
         raise UsageError("--api-key is empty" if api_key == "" else "--api-key and --no-api-key exclude each other")
+    if not math.isfinite(drain_seconds):
+        raise UsageError(f"--drain-seconds is {drain_seconds}, not a number of seconds")
     name = Path(model).resolve().name if Path(model).is_dir() else model
 
     def load() -> Model:
