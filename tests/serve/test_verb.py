@@ -23,6 +23,9 @@ def test_a_public_address_needs_a_key_or_a_word(fails, host):
 
 def test_a_key_and_no_key_exclude_each_other(fails):
     assert "exclude" in fails(2, "serve", "nano", "--api-key", "x", "--no-api-key")
+
+
+def test_a_time_to_drain_that_is_no_number_is_one_line(fails):
     assert "--drain-seconds" in fails(2, "serve", "nano", "--drain-seconds", "nan")
 
 
