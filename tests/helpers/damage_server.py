@@ -34,9 +34,9 @@ _ROOT = Path(mobilemoe.__file__).parent
 
 
 def import_all() -> None:
-    """What verbs would import in each call."""
+    """What verbs would import in each call. The extra `executorch` has an environment of its own."""
     for module in pkgutil.walk_packages([str(_ROOT)], "mobilemoe."):
-        if not module.name.endswith(("__main__", "sandbox_inside")):
+        if not module.name.endswith(("__main__", "sandbox_inside", ".executorch", ".executorch_model")):
             importlib.import_module(module.name)
     for name in ("torch._dynamo", "matplotlib.pyplot", "pyarrow.parquet", "scipy.optimize", "jinja2.sandbox"):
         importlib.import_module(name)
