@@ -36,6 +36,17 @@ def logical(config, seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
+def assert_same_tensors(left: Path, right: Path) -> None:
+    """Two folders hold the same model, every tensor byte for byte."""
+    with Checkpoint.open(left) as before, Checkpoint.open(right) as after:
+        assert before.config == after.config
+        assert before.tensors.keys() == after.tensors.keys()
+        for name in before.tensors:
+            one, other = before.array(name), after.array(name)
+            assert one.dtype == other.dtype
+            assert one.tobytes() == other.tobytes(), name
+
+
 def rewrite(folder: Path, change) -> None:
     """Replaces the tensors of a BF16 folder by what `change` makes of them: {name: (dtype, array)}."""
     path = folder / "model.safetensors"

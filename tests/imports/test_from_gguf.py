@@ -8,8 +8,9 @@ import struct
 import numpy as np
 import pytest
 
+from checkpoint_models import assert_same_tensors
 from conversions import BF16, INT4_IN, INT4_OUT, gguf_file
-from mobilemoe.checkpoint import Checkpoint, write_random
+from mobilemoe.checkpoint import write_random
 from mobilemoe.config_rope import RopeScaling
 from mobilemoe.errors import MobileMoEError
 from mobilemoe.export.gguf import write_gguf
@@ -44,16 +45,6 @@ def make(folder, config=TINY, **options):
     Tokenizer.load(find_model("nano")).save(folder, chat_template="{{ messages }}")
     (folder / "README.md").write_text("# Tiny\n\nA model.\n")
     return folder
-
-
-def assert_same_tensors(a, b):
-    with Checkpoint.open(a) as before, Checkpoint.open(b) as after:
-        assert before.config == after.config
-        assert before.tensors.keys() == after.tensors.keys()
-        for name in before.tensors:
-            one, other = before.array(name), after.array(name)
-            assert one.dtype == other.dtype
-            assert one.tobytes() == other.tobytes(), name
 
 
 @pytest.mark.parametrize("format", ["int4", "bf16"])

@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from checkpoint_models import assert_same_tensors
 from conversions import INT4_IN, INT4_OUT, mlx_folder
-from mobilemoe.checkpoint import Checkpoint, SafetensorsFile, convert, int4, write_random, write_safetensors
+from mobilemoe.checkpoint import SafetensorsFile, convert, int4, write_random, write_safetensors
 from mobilemoe.config_rope import RopeScaling
 from mobilemoe.errors import MobileMoEError
 from mobilemoe.export.compressed_tensors import write_compressed_tensors
@@ -45,11 +46,7 @@ def make(folder, change=()):
 
 
 def assert_same(ours, again):
-    with Checkpoint.open(ours) as before, Checkpoint.open(again) as after:
-        assert before.config == after.config
-        assert before.tensors.keys() == after.tensors.keys()
-        for name in before.tensors:
-            assert before.array(name).tobytes() == after.array(name).tobytes(), name
+    assert_same_tensors(ours, again)
     assert (again / "tokenizer.json").read_bytes() == (ours / "tokenizer.json").read_bytes()
 
 
