@@ -34,6 +34,7 @@ from mobilemoe.sweep.table import FAILURES, RUNS, read_rows, remove_rows
 from mobilemoe.sweep.units import units
 from mobilemoe.sweep.worker import GRID, record_failure, settled
 from mobilemoe.train.estimate import expected_speed
+from mobilemoe.train.interrupts import handled
 
 PROCESSES_OF_A_GPU = 4  # small models leave a GPU idle between their kernels
 SAVE_SECONDS = 120.0  # how long workers may take to save their current runs
@@ -280,17 +281,7 @@ def _last_line(log: Path) -> str:
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """While the context lasts, SIGINT, SIGTERM and SIGHUP are added to the list that it gives, and do nothing else.
-
-    A SIGHUP that is ignored, as under nohup, stays ignored.
-    """
+    """While the context lasts, the signals of `handled` are added to the list that it gives, and do nothing else."""
     seen: list[int] = []
-    kinds = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        kinds.append(signal.SIGHUP)
-    before = [signal.signal(kind, lambda number, _: seen.append(number)) for kind in kinds]
-    try:
+    with handled(lambda number, _: seen.append(number)):
         yield seen
-    finally:
-        for kind, handler in zip(kinds, before, strict=True):
-            signal.signal(kind, handler)

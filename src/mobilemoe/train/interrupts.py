@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -15,9 +15,25 @@ class StopRequest:
 
 
 @contextmanager
+def handled(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Gives SIGINT, SIGTERM and SIGHUP to `handler`, and their own handlers back at the end.
+
+    A SIGHUP that is ignored, as under nohup, stays ignored.
+    """
+    kinds = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        kinds.append(signal.SIGHUP)
+    before = [signal.signal(kind, handler) for kind in kinds]
+    try:
+        yield
+    finally:
+        for kind, own in zip(kinds, before, strict=True):
+            signal.signal(kind, own)
+
+
+@contextmanager
 def interrupts(insistent: bool) -> Iterator[StopRequest]:
-    """Takes SIGINT, SIGTERM and SIGHUP as a request to stop, and gives their handlers back at the end. A SIGHUP that is
-    ignored, as under nohup, stays ignored.
+    """Takes the signals of `handled` as a request to stop.
 
     If `insistent`, a second signal raises KeyboardInterrupt at once. Launchers of several processes may repeat what the
     user sent once, and have their own patience.
@@ -29,12 +45,5 @@ def interrupts(insistent: bool) -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.made = True
 
-    kinds = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        kinds.append(signal.SIGHUP)
-    before = [signal.signal(kind, ask) for kind in kinds]
-    try:
+    with handled(ask):
         yield request
-    finally:
-        for kind, handler in zip(kinds, before, strict=True):
-            signal.signal(kind, handler)
