@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,14 +51,14 @@ def convert(src: Path | str, dst: Path | str, *, format: Format, group_axis: Gro
 
         write_folder(dst, config, produce, beside=src)
         with Checkpoint.open(dst) as result:
-            return compare(source, result)
+            return compare(source.weight, result)
 
 
-def compare(source: Checkpoint, result: Checkpoint) -> Report:
-    """How far the weights of `result` are from those of `source`, which must be of the same architecture."""
+def compare(source: Callable[[str], Floats], result: Checkpoint) -> Report:
+    """How far the weights of `result` are from those that `source` gives by canonical name."""
     found = Differences()
-    for weight in source.weights.values():
-        found.add(weight.kind, source.weight(weight.name), result.weight(weight.name))
+    for weight in result.weights.values():
+        found.add(weight.kind, source(weight.name), result.weight(weight.name))
     return found.report()
 
 

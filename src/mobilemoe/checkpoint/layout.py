@@ -32,6 +32,10 @@ class Weight:
         """Whether INT4 files store it as nibbles and scales."""
         return self.storage in ("matrix", "experts")
 
+    def lies_along_inputs(self, axis: GroupAxis | None) -> bool:
+        """Whether groups of its inputs share a scale in a file whose experts are grouped along `axis`, None in BF16."""
+        return self.is_quantizable and axis is not None and (axis == "in" or self.storage != "experts")
+
     @property
     def int4_names(self) -> tuple[str, str]:
         """Names of the nibbles and of the scales in an INT4 file."""

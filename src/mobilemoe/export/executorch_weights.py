@@ -14,7 +14,7 @@ import numpy.typing as npt
 from mobilemoe.checkpoint import Checkpoint, Differences, int4
 from mobilemoe.config import GROUP_SIZE
 from mobilemoe.errors import CheckpointError
-from mobilemoe.export.stock import Floats, lies_along_inputs, output_rows
+from mobilemoe.export.stock import Floats, output_rows
 
 # The operator's "universal" layout: magic, version, bits, zero points, bias, rows and columns of a tile, its halves.
 _HEADER = np.array([6712, 1, 4, 0, 0, 8, 16, 2, *[0] * 8], "<i4").view(np.uint8)
@@ -81,8 +81,9 @@ def grouped(source: Checkpoint, name: str) -> Grouped:
     A group whose scale is zero becomes zeros under a scale of one, since XNNPACK refuses zero. CheckpointError for a
     scale that is negative or not finite.
     """
-    if lies_along_inputs(source, name):
-        nibbles, fp16 = (source.array(stored) for stored in source.weights[name].int4_names)
+    weight = source.weights[name]
+    if weight.lies_along_inputs(source.config.expert_group_axis):
+        nibbles, fp16 = (source.array(stored) for stored in weight.int4_names)
     else:
         w = source.weight(name)
         nibbles, fp16 = int4.quantize(np.ascontiguousarray(w.swapaxes(1, 2)) if w.ndim == 3 else w, name)

@@ -15,7 +15,7 @@ from mobilemoe.errors import CheckpointError, MissingExtraError, UsageError
 from mobilemoe.export.gguf_blocks import TYPES, Type, decode, encode, q4_0
 from mobilemoe.export.gguf_layout import Tensor, architecture, metadata, scaling_metadata, tensors
 from mobilemoe.export.gguf_vocabulary import add_vocabulary
-from mobilemoe.export.stock import Floats, lies_along_inputs, matrices
+from mobilemoe.export.stock import Floats, matrices
 from mobilemoe.files import atomic_file, read_text, refuse_existing
 
 if TYPE_CHECKING:
@@ -113,8 +113,9 @@ def _declare(writer: GGUFWriter, tensor: Tensor, type: Type) -> None:
 
 def _stored(source: Checkpoint, matrix: Matrices, tensor: Tensor, type: Type) -> npt.NDArray[Any]:
     """The bytes of `tensor`; INT4 that lies along the inputs becomes Q4_0 as it is."""
-    if tensor.is_matrix and type == "q4_0" and tensor.weight is not None and lies_along_inputs(source, tensor.weight):
-        nibbles, scales = (source.array(name) for name in source.weights[tensor.weight].int4_names)
+    weight = None if tensor.weight is None else source.weights[tensor.weight]
+    if type == "q4_0" and weight is not None and weight.lies_along_inputs(source.config.expert_group_axis):
+        nibbles, scales = (source.array(name) for name in weight.int4_names)
         return q4_0(nibbles[..., _rows(tensor), :], scales[..., _rows(tensor), :])
     w = _exact(matrix, tensor)
     return encode(w, type, tensor.weight or tensor.name) if tensor.is_matrix else w

@@ -74,9 +74,3 @@ def matrices(source: Checkpoint) -> Callable[[str], Floats]:
         return w.swapaxes(1, 2) if source.weights[name].storage == "experts" else w
 
     return matrix
-
-
-def lies_along_inputs(source: Checkpoint, name: str) -> bool:
-    """Whether the weight of canonical `name` is stored in INT4 with groups of inputs that share a scale."""
-    axis = source.config.expert_group_axis
-    return axis is not None and (axis == "in" or source.weights[name].storage != "experts")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilemoe.checkpoint import Checkpoint, Differences, Format, Report
+from mobilemoe.checkpoint import Checkpoint, Format, Report, compare
 from mobilemoe.checkpoint.container import is_finite
 from mobilemoe.checkpoint.layout import weights
 from mobilemoe.checkpoint.writing import encoder, stored_config, write_folder
@@ -39,7 +39,7 @@ def convert_gguf(path: Path, out: Path, *, format: Format, group_axis: GroupAxis
     copied = {
         name: (weight.name, at)
         for weight in weights(config).values()
-        if weight.is_quantizable and format == "int4" and (weight.storage == "matrix" or group_axis == "in")
+        if weight.lies_along_inputs(config.expert_group_axis)
         if source.is_q4_0(weight.name)
         for at, name in enumerate(weight.int4_names)
     }
@@ -50,11 +50,8 @@ def convert_gguf(path: Path, out: Path, *, format: Format, group_axis: GroupAxis
     with scratch_folder() as companions:
         write_companions(file, tokenizer, companions)
         write_folder(out, config, produce, beside=companions)
-    found = Differences()
     with Checkpoint.open(out) as written:
-        for weight in written.weights.values():
-            found.add(weight.kind, source.weight(weight.name), written.weight(weight.name))
-    return found.report()
+        return compare(source.weight, written)
 
 
 class _Source:

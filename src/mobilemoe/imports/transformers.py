@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mobilemoe.checkpoint import Checkpoint, Differences, Format, Report, Weight, weights
+from mobilemoe.checkpoint import Checkpoint, Format, Report, Weight, compare, weights
 from mobilemoe.checkpoint.container import Array, shorten
 from mobilemoe.checkpoint.folder import open_files
 from mobilemoe.checkpoint.writing import encoder, stored_config, write_folder
@@ -47,7 +47,7 @@ def convert_transformers(folder: Path, out: Path, *, format: Format, group_axis:
         kept = {
             name: (weight.name, at)
             for weight in weights(config).values()
-            if format == "int4" and weight.is_quantizable and (weight.storage == "matrix" or group_axis == "in")
+            if weight.lies_along_inputs(config.expert_group_axis)
             for at, name in enumerate(weight.int4_names)
         }
 
@@ -57,11 +57,8 @@ def convert_transformers(folder: Path, out: Path, *, format: Format, group_axis:
             return encode(stored) if as_stored is None else as_stored[at]
 
         write_folder(out, config, produce, beside=folder)
-        found = Differences()
         with Checkpoint.open(out) as written:
-            for weight in written.weights.values():
-                found.add(weight.kind, source.weight(weight.name), written.weight(weight.name))
-    return found.report()
+            return compare(source.weight, written)
 
 
 def _with_ids(config: ModelConfig, folder: Path) -> ModelConfig:

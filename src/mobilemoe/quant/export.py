@@ -49,7 +49,7 @@ def quantize_learnt(source: Path, target: Path, scales: Mapping[str, Floats], gr
     with Checkpoint.open(source) as master:
         save_learnt(target, master.config, master.weight, scales, group_axis=group_axis, beside=source)
         with Checkpoint.open(target) as result:
-            return compare(master, result)
+            return compare(master.weight, result)
 
 
 def save_learnt(
