@@ -71,16 +71,16 @@ $(EXECUTORCH)/.installed: constraints.txt | $(BIN)/python
 	@touch $@
 
 lint: setup
-	$(BIN)/ruff check src tests benchmarks tools
-	$(BIN)/ruff format --check src tests benchmarks tools
+	$(BIN)/ruff check src tests benchmarks tools recipes examples
+	$(BIN)/ruff format --check src tests benchmarks tools recipes examples
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 	@printf '%s\n' $(TIDY_FILES) | xargs --max-procs=2 --max-args=4 $(BIN)/clang-tidy --quiet -p build/native \
 		2>build/clang-tidy.log || { cat build/clang-tidy.log; exit 1; }  # findings go to stdout, counts of no use here
 
 format: setup
-	$(BIN)/ruff check --fix src tests benchmarks tools
-	$(BIN)/ruff format src tests benchmarks tools
+	$(BIN)/ruff check --fix src tests benchmarks tools recipes examples
+	$(BIN)/ruff format src tests benchmarks tools recipes examples
 	$(BIN)/clang-format -i $(CPP_FILES)
 
 # The engine alone: mobilemoe-cli and mobilemoe-tests in build/native.

@@ -130,7 +130,7 @@ def mixtures_gain(loss: dict[str, float]) -> dict[str, list[float | None]]:
 
 
 def equal_bytes(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """Seed 0: total and active parameters, compute 6 N D and loss of mixtures and of dense models with as many bytes."""
+    """Seed 0: total and active parameters, compute 6 N D, and loss of mixtures and dense models of as many bytes."""
     names = [run(f"d256x7-{arm}", TOKENS[2]) for arm in ("e4g8s0", "e8g8s0")] + [run(BASE, TOKENS[3])]
     names += [run(f"{model}-dense", tokens) for model in ("d384x10", "d448x12") for tokens in TOKENS[1:3]]
     found = []

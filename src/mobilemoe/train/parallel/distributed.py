@@ -200,9 +200,8 @@ def fill(place: Tensor, values: Array) -> None:
         shape, offset = compute_local_shape_and_global_offset(place.shape, place.device_mesh, place.placements)
         values = values[tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))]
         place = place.to_local()
-    place.copy_(
-        torch.from_numpy(np.array(values))
-    )  # a copy, since files are mapped read-only and torch wants writable arrays
+    copy = np.array(values)  # files are mapped read-only, and torch wants writable arrays
+    place.copy_(torch.from_numpy(copy))
 
 
 def _norm(group: list[nn.Parameter]) -> Tensor:
