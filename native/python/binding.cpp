@@ -2,6 +2,7 @@
 // written in Python.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -10,6 +11,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
+#include <optional>
 
 #include "compute/machine_speed.h"
 #include "compute/sampler.h"
@@ -27,6 +29,7 @@ namespace {
 using namespace nb::literals;
 
 using Logits = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bits = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 const char* name_of(ErrorCode code) {
   switch (code) {
@@ -252,14 +255,17 @@ void bind_sampler(nb::module_& m) {
           "tokens"_a)
       .def(
           "choose",
-          [](PySampler& self, const Logits& logits, bool with_logprob, int top) {
-            require(logits.size() == static_cast<size_t>(self.vocab_size),
-                    "there are " + std::to_string(logits.size()) + " logits for a vocabulary of " +
-                        std::to_string(self.vocab_size));
-            Choice choice = self.sampler.choose(logits.data(), with_logprob, top);
+          [](PySampler& self, const Logits& logits, bool with_logprob, int top, const std::optional<Bits>& allowed) {
+            const auto size = static_cast<size_t>(self.vocab_size);
+            const std::string vocabulary = " for a vocabulary of " + std::to_string(size);
+            require(logits.size() == size, "there are " + std::to_string(logits.size()) + " logits" + vocabulary);
+            require(!allowed || allowed->size() == (size + 31) / 32,
+                    "allowed has " + std::to_string(allowed ? allowed->size() : 0) + " words of 32 bits" + vocabulary);
+            Choice choice = self.sampler.choose(logits.data(), with_logprob, top, allowed ? allowed->data() : nullptr);
             return std::make_tuple(choice.token, choice.logprob, std::move(choice.top));
           },
-          nb::arg("logits").noconvert(), "with_logprob"_a = false, "top"_a = 0);
+          nb::arg("logits").noconvert(), "with_logprob"_a = false, "top"_a = 0,
+          nb::arg("allowed").noconvert().none() = nb::none());
 }
 
 }  // namespace

@@ -210,3 +210,51 @@ def test_a_stream_keeps_its_choices(backend):
     for logprobs in (-1, 1.5, "all", 10**9):
         with pytest.raises(UsageError, match="logprobs is"):
             model.stream("x", logprobs=logprobs)
+
+
+class _Guide:
+    """Allows `tokens` only, or in turn each of them."""
+
+    def __init__(self, engine, tokens, in_turn=False):
+        self.tokens, self.in_turn, self.taken = tokens, in_turn, []
+        self.words = (engine.vocab_size + 31) // 32
+
+    def take(self, token):
+        self.taken.append(token)
+
+    def allowed(self):
+        bits = np.zeros(32 * self.words, np.uint8)
+        bits[[self.tokens[len(self.taken)]] if self.in_turn else self.tokens] = 1
+        return np.packbits(bits, bitorder="little").view(np.uint32)
+
+
+def test_what_a_guide_does_not_allow_is_never_chosen(engine):
+    tokens = [3, engine.vocab_size - 1, 40]
+    for sampling in (
+        Sampling(),
+        Sampling(logit_bias={5: 1000, 3: -1000}),
+        Sampling(temperature=50, seed=1),
+        Sampling(temperature=1, top_k=2, top_p=0.9, min_p=0.1, seed=1, repetition_penalty=3, frequency_penalty=9),
+    ):
+        batch = engine.batch()
+        free, one, forced = _Guide(engine, tokens), _Guide(engine, tokens[:1]), _Guide(engine, tokens, in_turn=True)
+        for guide in (free, one, forced):
+            batch.join(ids_for(engine, 3), sampling, guide=guide)
+        for _ in range(3):
+            batch.step()
+        assert {*free.taken} <= {*tokens}
+        assert one.taken == [3, 3, 3]
+        assert forced.taken == tokens
+
+
+def test_a_guide_changes_neither_its_neighbours_nor_the_log_probabilities(engine):
+    alone, guided = engine.batch(), engine.batch()
+    alone.join(ids_for(engine, 4), logprobs=3)
+    guided.join(ids_for(engine, 4), logprobs=3)
+    guided.join(ids_for(engine, 4), logprobs=3, guide=_Guide(engine, [7]))
+    [(_, expected)] = alone.step()
+    (_, neighbour), (_, choice) = guided.step()
+    assert neighbour == expected
+    assert choice.token == 7
+    assert choice.top == expected.top
+    assert choice.logprob < expected.logprob

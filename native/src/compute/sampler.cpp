@@ -30,6 +30,8 @@ void check_token(const char* name, int token, int vocab_size) {
                                     ", but the vocabulary has " + std::to_string(vocab_size) + " tokens");
 }
 
+bool has_bit(const uint32_t* bits, int i) { return (bits[i / 32] >> (i % 32) & 1U) != 0; }
+
 // The index of the highest score, the first of equal ones; throws Error(numerics) if no score is above -infinity.
 template <class T>
 int best_of(const T* scores, int size) {
@@ -168,9 +170,9 @@ void Sampler::see(const int* tokens, int count) {
   for (int i = 0; i < count; ++i) seen_.emplace(tokens[i], 0);
 }
 
-Choice Sampler::choose(const float* logits, bool with_logprob, int top) {
+Choice Sampler::choose(const float* logits, bool with_logprob, int top, const uint32_t* allowed) {
   require(top >= 0 && top <= vocab_size_, "top", top, "between 0 and the size of the vocabulary");
-  Choice choice{next_token(logits), 0, {}};
+  Choice choice{next_token(logits, allowed), 0, {}};
   if (with_logprob || top > 0) {
     const LogSoftmax logprob(logits, vocab_size_);
     choice.logprob = with_logprob ? logprob(logits[choice.token]) : 0;
@@ -181,12 +183,17 @@ Choice Sampler::choose(const float* logits, bool with_logprob, int top) {
   return choice;
 }
 
-int Sampler::next_token(const float* logits) {
+int Sampler::next_token(const float* logits, const uint32_t* allowed) {
   const bool is_adjusted = !sampling_.logit_bias.empty() || (has_penalties() && !seen_.empty());
-  if (sampling_.temperature == 0 && !is_adjusted) return best_of(logits, vocab_size_);
+  if (sampling_.temperature == 0 && !is_adjusted && allowed == nullptr) return best_of(logits, vocab_size_);
 
   scores_.resize(vocab_size_);
   std::transform(logits, logits + vocab_size_, scores_.begin(), [](float logit) { return usable(logit); });
+  if (allowed != nullptr) {  // minus infinity stays so, whatever the bias and the penalties
+    for (int i = 0; i < vocab_size_; ++i) {
+      if (!has_bit(allowed, i)) scores_[i] = -kInfinity;
+    }
+  }
   if (is_adjusted) adjust();
   const int best = best_of(scores_.data(), vocab_size_);
   const double highest = scores_[best];
@@ -197,6 +204,10 @@ int Sampler::next_token(const float* logits) {
   } else {
     order_.resize(scores_.size());
     std::iota(order_.begin(), order_.end(), 0);
+  }
+  if (allowed != nullptr) {
+    const auto is_refused = [allowed](int token) { return !has_bit(allowed, token); };
+    order_.erase(std::remove_if(order_.begin(), order_.end(), is_refused), order_.end());
   }
   for (const int token : order_) {
     double& score = scores_[token];

@@ -31,11 +31,12 @@ class Sampler {
   Sampler(Sampling sampling, int vocab_size);  // throws Error(usage) that names the field
   void see(const int* tokens, int count);      // tells the sampler the tokens of the prompt
   // Ties go to the lowest id, NaN ranks below everything; throws Error(numerics) if nothing is usable. `top`: how many
-  // likeliest tokens to report; with_logprob false leaves logprob 0 and saves the sum over the vocabulary.
-  Choice choose(const float* logits, bool with_logprob, int top);
+  // likeliest tokens to report; with_logprob false leaves logprob 0 and saves the sum over the vocabulary. `allowed`: a
+  // bit for each token, from the lowest of the first word; a token whose bit is 0 is never chosen, and null allows all.
+  Choice choose(const float* logits, bool with_logprob, int top, const uint32_t* allowed = nullptr);
 
  private:
-  int next_token(const float* logits);
+  int next_token(const float* logits, const uint32_t* allowed);
   bool has_penalties() const;
   void adjust();  // bias and penalties, on scores_
 

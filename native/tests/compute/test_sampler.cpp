@@ -208,6 +208,34 @@ TEST(the_top_list_ranks_equals_by_id_and_nan_last) {
   CHECK_EQ(choice.top[4].second, -kInfinity);
 }
 
+TEST(a_token_that_is_not_allowed_is_never_chosen_and_still_counts_as_likely) {
+  const std::vector<float> logits{5, kInfinity, 1, -40, kNan, 3};
+  const uint32_t allowed = 0b011100;  // 2, 3, 4
+  const Choice choice = Sampler({}, 6).choose(logits.data(), true, 2, &allowed);
+  CHECK_EQ(choice.token, 2);
+  CHECK_EQ(choice.top[0].first, 1);  // under the model itself
+  const std::vector<void (*)(Sampling&)> rules{
+      [](Sampling&) {},
+      [](Sampling& s) { s.logit_bias = {{0, 100.0F}, {3, 100.0F}}; },
+      [](Sampling& s) { s.top_k = 5; },
+      [](Sampling& s) { s.top_p = 0.999; },
+      [](Sampling& s) { s.min_p = 0.5; },
+      [](Sampling& s) { s.repetition_penalty = 0.1; },
+      [](Sampling& s) { s.temperature = 1e9; },
+  };
+  for (const auto change : rules) {
+    Sampling sampling = at_temperature_one();
+    change(sampling);
+    Sampler sampler(sampling, 6);
+    for (int i = 0; i < 200; ++i) {
+      const int token = sampler.choose(logits.data(), false, 0, &allowed).token;
+      CHECK(token == 2 || token == 3);
+    }
+  }
+  const uint32_t none = 0b010000;  // only one that is NaN
+  CHECK_THROWS_SAYING(Sampler({}, 6).choose(logits.data(), false, 0, &none), ErrorCode::numerics, "no usable logits");
+}
+
 TEST(settings_out_of_range_are_refused_by_name) {
   const auto refused = [](const char* words, void (*change)(Sampling&)) {
     Sampling sampling;

@@ -103,9 +103,16 @@ class Sampler:
         """The prompt, for the repetition penalty."""
 
     def choose(
-        self, logits: npt.NDArray[np.float32], with_logprob: bool = False, top: int = 0
+        self,
+        logits: npt.NDArray[np.float32],
+        with_logprob: bool = False,
+        top: int = 0,
+        allowed: npt.NDArray[np.uint32] | None = None,
     ) -> tuple[int, float, list[tuple[int, float]]]:
-        """The next token, its log-probability under the model itself, and the `top` likeliest with theirs."""
+        """The next token, its log-probability under the model itself, and the `top` likeliest with theirs.
+
+        `allowed`: V bits in words of 32, lowest first; a token whose bit is 0 is not chosen, but counts as likely.
+        """
 
 def available_kernels() -> list[str]:
     """The instruction sets that this build has and this machine can run, best first."""

@@ -6,13 +6,31 @@ V vocabulary.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from mobilemoe.engine.core import CHUNK, Core, Floats, Request, Session
 from mobilemoe.engine.native import native, our_errors
 from mobilemoe.ids import common_prefix
 from mobilemoe.sampling import Choice, Sampling
+
+Bits: TypeAlias = npt.NDArray[np.uint32]  # one for each token of the vocabulary, in words of 32, lowest first
+
+
+class Guide(Protocol):
+    """Says which tokens may come next in one text. It raises nothing: the other texts of a batch must go on."""
+
+    def take(self, token: int) -> None:
+        """Tells it the token that was chosen."""
+
+    def allowed(self) -> Bits:
+        """bits_V of what may come next, at least one. Called in another thread, while the engine computes."""
 
 
 @dataclass
@@ -21,6 +39,7 @@ class _Member:
     ids: list[int]  # the prompt and the tokens chosen so far; the session holds at least one fewer
     sampler: native.Sampler
     logprobs: int | None
+    guide: Guide | None
 
 
 class Batch:
@@ -41,11 +60,13 @@ class Batch:
         *,
         logprobs: int | None = None,
         session: Session | None = None,
+        guide: Guide | None = None,
     ) -> int:
         """Adds a text that begins with `ids`; returns its number: 0, 1, 2 ... in the order of joining.
 
         `logprobs` asks for the log-probability of each chosen token and of that many likeliest ones. A given `session`
-        keeps the prefix that it shares with `ids`, which is not computed again. UsageError for ids outside the
+        keeps the prefix that it shares with `ids`, which is not computed again. What a `guide` does not allow is never
+        chosen, whatever the `sampling`. UsageError for ids outside the
         vocabulary, none, or more than the context takes.
         """
         checked = self._engine.check_ids(ids)
@@ -57,7 +78,7 @@ class Batch:
         session = self._engine.session() if session is None else session
         session.truncate(min(common_prefix(session.tokens, checked), len(checked) - 1))
         number, self._joined = self._joined, self._joined + 1
-        self._members[number] = _Member(session, checked, sampler, logprobs)
+        self._members[number] = _Member(session, checked, sampler, logprobs, guide)
         return number
 
     def leave(self, number: int) -> None:
@@ -87,14 +108,32 @@ class Batch:
             if count == left:
                 chosen.append(number)
             requests.append((member.session, member.ids[start : start + count], int(count == left)))
+        guides = {number: guide for number in chosen if (guide := self._members[number].guide) is not None}
+        asked = self._thread.submit(_all_allowed, [*guides.values()]) if guides else None
         logits = self._engine.forward(requests)
-        return [(number, self._choose(self._members[number], row)) for number, row in zip(chosen, logits, strict=True)]
+        allowed = dict(zip(guides, asked.result(), strict=True)) if asked else {}
+        return [
+            (number, self._choose(self._members[number], row, allowed.get(number)))
+            for number, row in zip(chosen, logits, strict=True)
+        ]
 
-    def _choose(self, member: _Member, logits_V: Floats) -> Choice:
+    @cached_property
+    def _thread(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, "guides")
+
+    def _choose(self, member: _Member, logits_V: Floats, allowed_V: Bits | None) -> Choice:
         with our_errors():
-            token, logprob, top = member.sampler.choose(logits_V, member.logprobs is not None, member.logprobs or 0)
+            token, logprob, top = member.sampler.choose(
+                logits_V, member.logprobs is not None, member.logprobs or 0, allowed_V
+            )
         member.ids.append(token)
+        if member.guide is not None:
+            member.guide.take(token)
         return Choice(token) if member.logprobs is None else Choice(token, logprob, tuple(top))
+
+
+def _all_allowed(guides: Sequence[Guide]) -> list[Bits]:
+    return [guide.allowed() for guide in guides]
 
 
 def _sampler(sampling: Sampling, vocab_size: int) -> native.Sampler:

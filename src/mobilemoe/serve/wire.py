@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from mobilemoe.sampling import MAX_SEED, Sampling
 from mobilemoe.serve.errors import ApiError
+from mobilemoe.serve.fields import MAX_TOOLS, Object, ResponseFormat, StructuredOutputs, Tool, ToolCall, ToolChoice
 
 MAX_TEXTS = 128  # that one request may ask for
 _Stops = Annotated[list[str], Field(max_length=16)]
@@ -46,39 +47,42 @@ NOT_OFFERED: dict[str, tuple[Any, ...]] = {
 }
 
 
-class _Object(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, value: Any) -> Any:
-        """A field that is null counts as one that is not given."""
-        return {name: each for name, each in value.items() if each is not None} if isinstance(value, dict) else value
-
-
-class StreamOptions(_Object):
+class StreamOptions(Object):
     include_usage: bool = False
     include_obfuscation: bool = False  # changes nothing here: no answer is padded
 
 
-class TextPart(_Object):
+class TextPart(Object):
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(_Object):
-    """`developer` is OpenAI's newer name of `system`."""
+class ChatMessage(Object):
+    """`developer` is OpenAI's newer name of `system`; `tool` has the result of the call `tool_call_id`."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)] = ""
     name: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _check_role(self) -> ChatMessage:
+        if self.tool_calls is not None and self.role != "assistant":
+            raise ValueError("only a message of the assistant has tool_calls")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("a message has a tool_call_id if its role is tool, and only then")
+        if "content" not in self.model_fields_set and self.tool_calls is None:
+            raise ValueError("content is missing")
+        return self
 
     def plain(self) -> dict[str, str]:
+        """The role and the text, without calls of tools."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
-class _Writing(_Object):
+class _Writing(Object):
     """What requests for a chat's answer and for a plain continuation have in common. Ranges are those of OpenAI."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -98,6 +102,7 @@ class _Writing(_Object):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     logit_bias: _Biases = Field(default_factory=dict)
+    structured_outputs: StructuredOutputs | None = None
 
     def sampling(self, number: int) -> Sampling:
         """The rules of one of `n` answers. A given seed is that of number 0; the others count up from it."""
@@ -126,6 +131,10 @@ class _Writing(_Object):
                 raise ApiError(400, f"there is no parameter named {name!r}", param=name, code="unknown_parameter")
         if self.best_of not in (None, self.n):
             raise ApiError(400, "best_of can only be equal to n here", param="best_of", code="unsupported_parameter")
+        for name in ("response_format", "structured_outputs", "tools"):  # known, but not computed yet
+            asked = getattr(self, name, None)
+            if asked and getattr(asked, "type", None) != "text":
+                raise ApiError(400, f"{name} is not offered here", param=name, code="unsupported_parameter")
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options need stream: true", param="stream_options")
         return [f"{name} is ignored" for name in sorted(IGNORED & (self.model_extra or {}).keys())]
@@ -137,6 +146,10 @@ class ChatRequest(_Writing):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool = True
 
     def most_tokens(self, context: int) -> int:
         """Without a limit an answer may fill the context."""
@@ -170,7 +183,7 @@ class CompletionRequest(_Writing):
         return [given] if is_one else list(given)
 
 
-class TokenizeRequest(_Object):
+class TokenizeRequest(Object):
     """A text, to which `add_special_tokens` adds the begin-of-text id, or a conversation."""
 
     model: str | None = None
@@ -179,6 +192,6 @@ class TokenizeRequest(_Object):
     add_special_tokens: bool = True
 
 
-class DetokenizeRequest(_Object):
+class DetokenizeRequest(Object):
     model: str | None = None
     tokens: list[int]
