@@ -120,6 +120,13 @@ class Model:
         """Tokens that end a text: those of config.json and those that the tokenizer names."""
         return frozenset(self.config.eos_token_id) | frozenset(self.tokenizer.stop_ids)
 
+    @property
+    def template(self) -> ChatTemplate:
+        """Raises TokenizerError if the folder has none for conversations, or a damaged one."""
+        if self._template is None:
+            self._template = ChatTemplate.load(self.folder)
+        return self._template
+
     def encode(self, prompt: str | None = None, messages: Sequence[Message] | None = None) -> list[int]:
         """The ids of a plain prompt (BOS before it) or of a conversation that the assistant is to continue."""
         if (prompt is None) == (messages is None):
@@ -131,9 +138,7 @@ class Model:
             if not ids:
                 raise UsageError("the prompt is empty, and the tokenizer has no begin-of-text token to start from")
             return ids
-        if self._template is None:
-            self._template = ChatTemplate.load(self.folder)
-        return encode_chat(self.tokenizer, self._template, messages or (), add_generation_prompt=True)
+        return encode_chat(self.tokenizer, self.template, messages or (), add_generation_prompt=True)
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """logits_TV of the next token, after each of the T ids. Raises UsageError for ids outside the vocabulary."""

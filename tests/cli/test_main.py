@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+import mobilemoe
 from cli_calls import RECIPE, recipe_options
 from mobilemoe.cli import main as cli_main
 
@@ -215,3 +216,8 @@ def test_info_tells_what_the_engine_computes_with(mobilemoe_cli, fails, monkeypa
     monkeypatch.setenv("MOBILEMOE_ISA", "mmx")
     assert "mmx" in fails(2, "info", "--engine")
     assert "mmx" in fails(2, "run", "nano", "x")
+
+
+def test_the_version_is_printed_without_a_verb(mobilemoe_cli):
+    ended = mobilemoe_cli("--version")
+    assert (ended.status, ended.out) == (0, f"{mobilemoe.__version__}\n")

@@ -7,7 +7,8 @@ import httpx
 import pytest
 
 import mobilemoe
-from mobilemoe.errors import CheckpointError
+from mobilemoe.engine import Batch
+from mobilemoe.errors import CheckpointError, UsageError
 from mobilemoe.sampling import Sampling
 from mobilemoe.serve.app import create_app
 from mobilemoe.serve.errors import ApiError
@@ -22,7 +23,7 @@ def model():
 class Running:
     """A scheduler whose model is loaded when `may_load` is set."""
 
-    def __init__(self, load, *, parallel=2, queue=8):
+    def __init__(self, load, *, parallel=2, queue=8, **options):
         self.may_load, self.ready, self.ended = threading.Event(), threading.Event(), threading.Event()
 
         def wait_and_load():
@@ -30,7 +31,12 @@ class Running:
             return load()
 
         self.scheduler = Scheduler(
-            wait_and_load, parallel=parallel, queue=queue, on_ready=self.ready.set, on_end=self.ended.set
+            wait_and_load,
+            parallel=parallel,
+            queue=queue,
+            on_ready=self.ready.set,
+            on_end=self.ended.set,
+            **options,
         )
         self.scheduler.start()
 
@@ -41,11 +47,11 @@ class Running:
 
 
 class Asked:
-    def __init__(self, model, prompts=("Once upon a time",), tokens=5):
+    def __init__(self, model, prompts=("Once upon a time",), tokens=5, **sampling):
         self.steps, self.fault, self.done, self.left = [], None, threading.Event(), len(prompts)
         encoded = [model.encode(prompt) for prompt in prompts]
         texts = [
-            Text(index, ids, model.writer(tokens), tokens, Sampling(temperature=0), None)
+            Text(index, ids, model.writer(tokens), tokens, Sampling(temperature=0, **sampling), None)
             for index, ids in enumerate(encoded)
         ]
         self.ticket = Ticket(texts, self.take)
@@ -160,6 +166,7 @@ def test_a_failure_of_the_engine_ends_the_requests_and_not_the_server(model, mon
     scheduler.submit(first.ticket)
     assert first.done.wait(20)
     assert first.fault.status_code == 500
+    assert "file" not in first.fault.detail, "clients need not know of the server's files"
     assert "was changed" in capsys.readouterr().err
     monkeypatch.setattr(model.engine, "forward", forward)
     second = Asked(model)
@@ -188,4 +195,86 @@ def test_waiting_requests_take_turns(model):
     assert many.done.wait(20)
     assert order == ["many", "few", *["many"] * 5]
     running.scheduler.drain(20)
+    assert running.ended.wait(20)
+
+
+def test_a_fault_of_one_text_ends_its_request_and_leaves_the_others_tokens_as_they_were(model, monkeypatch):
+    choose = Batch._choose
+    broken = model.encode("B")
+
+    def fail_at_the_third(batch, member, *given):
+        if member.ids[: len(broken)] == broken and len(member.ids) == len(broken) + 2:
+            raise UsageError("the model gave no usable logits")
+        return choose(batch, member, *given)
+
+    def ask_both():
+        running = Running(lambda: model, parallel=4)
+        good, bad = Asked(model, ["A", "C"], tokens=8), Asked(model, ["B"], tokens=8)
+        for asked in (good, bad):
+            running.scheduler.submit(asked.ticket)
+        running.open()
+        assert good.done.wait(20)
+        assert bad.done.wait(20)
+        running.scheduler.drain(20)
+        assert running.ended.wait(20)
+        return good, bad
+
+    alone, _ = ask_both()
+    monkeypatch.setattr(Batch, "_choose", fail_at_the_third)
+    beside, bad = ask_both()
+    assert [step.choice.token for step in beside.steps] == [step.choice.token for step in alone.steps]
+    assert beside.fault is None
+    assert len(bad.steps) == 2
+    assert (bad.fault.status_code, bad.fault.detail) == (400, "the model gave no usable logits")
+
+
+def test_a_request_whose_client_goes_away_gets_no_further_token(model, monkeypatch):
+    running = Running(lambda: model, parallel=4)
+    leaver, stayer = Asked(model, ["A", "B"], tokens=50), Asked(model, ["C"], tokens=50)
+    computed = []
+    forward = model.engine.forward
+
+    def count(requests):
+        computed.append(len(requests))
+        return forward(requests)
+
+    monkeypatch.setattr(model.engine, "forward", count)
+    take, at = leaver.ticket.deliver, []
+
+    def leave_at_the_fifth(arrived):
+        take(arrived)
+        if len(leaver.steps) == 5:
+            running.scheduler.cancel(leaver.ticket)
+            at.append(len(computed))
+
+    leaver.ticket.deliver = leave_at_the_fifth
+    running.scheduler.submit(leaver.ticket)
+    running.scheduler.submit(stayer.ticket)
+    running.open()
+    assert stayer.done.wait(20)
+    assert len(leaver.steps) == 5, "the step that was being computed reaches nobody"
+    assert computed[at[0] :] == [1] * len(computed[at[0] :]), "the texts left before the next token"
+    running.scheduler.drain(20)
+    assert running.ended.wait(20)
+
+
+def test_a_request_beyond_its_time_ends_with_an_error_whether_it_runs_or_waits(model):
+    running = Running(lambda: model, parallel=1, request_seconds=0.2)
+    endless = {"logit_bias": dict.fromkeys(model.stop_ids, -100.0)}
+    runs, waits = Asked(model, tokens=2000, **endless), Asked(model, tokens=2000, **endless)
+    scheduler = running.open()
+    scheduler.submit(runs.ticket)
+    scheduler.submit(waits.ticket)
+    assert runs.done.wait(20)
+    assert waits.done.wait(20)
+    for asked in (runs, waits):
+        assert (asked.fault.status_code, asked.fault.code) == (504, "deadline_exceeded")
+        assert asked.fault.headers["x-should-retry"] == "false", "the clients would ask again, in vain"
+    assert runs.steps
+    assert not waits.steps
+    short = Asked(model, tokens=2)
+    scheduler.submit(short.ticket)
+    assert short.done.wait(20)
+    assert short.fault is None
+    scheduler.drain(20)
     assert running.ended.wait(20)

@@ -25,8 +25,9 @@ def test_a_key_and_no_key_exclude_each_other(fails):
     assert "exclude" in fails(2, "serve", "nano", "--api-key", "x", "--no-api-key")
 
 
-def test_a_time_to_drain_that_is_no_number_is_one_line(fails):
-    assert "--drain-seconds" in fails(2, "serve", "nano", "--drain-seconds", "nan")
+@pytest.mark.parametrize("option", ["--drain-seconds", "--request-seconds"])
+def test_a_time_that_is_no_number_is_one_line(fails, option):
+    assert option in fails(2, "serve", "nano", option, "nan")
 
 
 def test_a_port_in_use_is_one_line(fails):

@@ -34,6 +34,12 @@ def serve(
     drain_seconds: Annotated[
         float, typer.Option(min=0, help="At the end, finish what was begun for at most this long.")
     ] = 30,
+    request_seconds: Annotated[
+        float, typer.Option(min=0, help="End a request with an error if it is not answered after this time (0: never).")
+    ] = 0,
+    alias: Annotated[
+        list[str] | None, typer.Option(help="Another name that requests may use for the model; may be repeated.")
+    ] = None,
     *,
     engine: options.EngineOptions,
     json: options.JsonOption = False,
@@ -50,8 +56,9 @@ def serve(
         raise MissingExtraError(f"serving ({missing.name})", "serve") from None
     if api_key == "" or (api_key is not None and no_api_key):
         raise UsageError("--api-key is empty" if api_key == "" else "--api-key and --no-api-key exclude each other")
-    if not math.isfinite(drain_seconds):
-        raise UsageError(f"--drain-seconds is {drain_seconds}, not a number of seconds")
+    for option, seconds in (("--drain-seconds", drain_seconds), ("--request-seconds", request_seconds)):
+        if not math.isfinite(seconds):
+            raise UsageError(f"{option} is {seconds}, not a number of seconds")
     name = Path(model).resolve().name if Path(model).is_dir() else model
 
     def load() -> Model:
@@ -75,5 +82,7 @@ def serve(
         parallel=parallel,
         queue=queue,
         drain_seconds=drain_seconds,
+        request_seconds=request_seconds or math.inf,
+        aliases=alias or [],
         on_ready=say_ready,
     )

@@ -6,7 +6,7 @@ V vocabulary.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -89,7 +89,19 @@ class Batch:
         """Computes one more token of every text whose prompt is done, and a chunk of the prompts that are not.
 
         Returns each new token with the number of its text. UsageError, before anything is computed, for a text whose
-        context is full: the caller has to let it leave before.
+        context is full: the caller has to let it leave before. Raises what `attempt` would give a text, too.
+        """
+        chosen: list[tuple[int, Choice]] = []
+        for number, result in self.attempt():
+            if isinstance(result, Exception):
+                raise result
+            chosen.append((number, result))
+        return chosen
+
+    def attempt(self) -> list[tuple[int, Choice | Exception]]:
+        """`step` for texts of several owners: one whose token cannot be chosen gets its error, the others their tokens.
+
+        What concerns all of them, such as an engine file that was changed, is raised.
         """
         requests: list[Request] = []
         chosen: list[int] = []
@@ -109,13 +121,16 @@ class Batch:
                 chosen.append(number)
             requests.append((member.session, member.ids[start : start + count], int(count == left)))
         guides = {number: guide for number in chosen if (guide := self._members[number].guide) is not None}
-        asked = self._thread.submit(_all_allowed, [*guides.values()]) if guides else None
+        allowed = {number: self._thread.submit(guide.allowed) for number, guide in guides.items()}
         logits = self._engine.forward(requests)
-        allowed = dict(zip(guides, asked.result(), strict=True)) if asked else {}
-        return [
-            (number, self._choose(self._members[number], row, allowed.get(number)))
-            for number, row in zip(chosen, logits, strict=True)
-        ]
+        results: list[tuple[int, Choice | Exception]] = []
+        for number, row_V in zip(chosen, logits, strict=True):
+            try:
+                allowed_V = allowed[number].result() if number in allowed else None
+                results.append((number, self._choose(self._members[number], row_V, allowed_V)))
+            except Exception as fault:  # of its guide or sampler, which may raise anything
+                results.append((number, fault))
+        return results
 
     @cached_property
     def _thread(self) -> ThreadPoolExecutor:
@@ -130,10 +145,6 @@ class Batch:
         if member.guide is not None:
             member.guide.take(token)
         return Choice(token) if member.logprobs is None else Choice(token, logprob, tuple(top))
-
-
-def _all_allowed(guides: Sequence[Guide]) -> list[Bits]:
-    return [guide.allowed() for guide in guides]
 
 
 def _sampler(sampling: Sampling, vocab_size: int) -> native.Sampler:

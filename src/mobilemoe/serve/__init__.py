@@ -1,6 +1,9 @@
 """The HTTP server: OpenAI's interface to a model on the native engine. Needs the extra `serve`.
 
-`wire.py`: what requests hold, `fields.py`: the parts of them that ask for a structure. `scheduler.py`: the thread that
-computes. `answers.py`: what responses hold. `app.py`: the routes. `guard.py`: the key, the host and the size of a
-request. `server.py`: the process, from start to drain.
+`app.py`: the routes; `completions.py`: those of OpenAI's completions, one module for each protocol.
+`wire.py`: what requests hold, `fields.py`: the parts of them that ask for a structure.
+`desk.py`: from a request to the texts that it asks for. `scheduler.py`: the thread that computes them.
+`order.py`: the way of an answer back to its client. `answers.py`: what answers hold.
+`guard.py`: the key, the host and the size of a request. `metrics.py`, `pace.py`: what is counted and estimated.
+`server.py`: the process, from start to drain.
 """

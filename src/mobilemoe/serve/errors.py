@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from mobilemoe.errors import MobileMoEError
+from mobilemoe.errors import MobileMoEError, TokenizerError, UsageError
 
 
 class ApiError(HTTPException):
@@ -29,9 +31,15 @@ class ApiError(HTTPException):
         self.param, self.code = param, code
 
 
-def later(status: int, message: str, code: str) -> ApiError:
-    """A request that may succeed when it is sent again in a second."""
-    return ApiError(status, message, code=code, headers={"Retry-After": "1"})
+def later(status: int, message: str, code: str, seconds: float) -> ApiError:
+    """A request that may succeed when it is sent again in so many seconds."""
+    return ApiError(status, message, code=code, headers={"Retry-After": str(max(1, math.ceil(seconds)))})
+
+
+def failed(fault: Exception) -> ApiError:
+    """A fault that is not of the request: it is printed, and the client learns of no file or folder."""
+    print(f"mobilemoe: {fault or type(fault).__name__}", file=sys.stderr)
+    return ApiError(500, "the server failed: its own log says why", code="internal_error")
 
 
 def as_api_error(fault: Exception, fields: Mapping[str, Any] | None = None) -> ApiError:
@@ -45,7 +53,7 @@ def as_api_error(fault: Exception, fields: Mapping[str, Any] | None = None) -> A
         place = [str(part) for part in first["loc"] if part != "body"]
         where = ".".join(place) or "the body"
         return ApiError(400, f"{where}: {first['msg']}", param=place[0] if place else None)
-    if isinstance(fault, MobileMoEError):
+    if isinstance(fault, UsageError | TokenizerError):
         name = str(fault).split(" ", 1)[0]
         too_long = "more than the context" in str(fault)
         return ApiError(
@@ -54,7 +62,7 @@ def as_api_error(fault: Exception, fields: Mapping[str, Any] | None = None) -> A
             param=name if name in (fields or {}) else None,
             code="context_length_exceeded" if too_long else None,
         )
-    return ApiError(500, "the server failed: its own log says why", code="internal_error")
+    return failed(fault)
 
 
 def error_object(error: ApiError) -> dict[str, Any]:

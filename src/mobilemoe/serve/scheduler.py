@@ -7,19 +7,20 @@ request for many does not hold up the others.
 from __future__ import annotations
 
 import math
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from mobilemoe.engine import Batch, Engine
 from mobilemoe.errors import MobileMoEError
 from mobilemoe.load import Model
 from mobilemoe.sampling import Choice, Sampling
-from mobilemoe.serve.errors import ApiError, later
+from mobilemoe.serve.errors import ApiError, as_api_error, failed, later
+from mobilemoe.serve.metrics import Metrics
+from mobilemoe.serve.pace import Pace
 from mobilemoe.writer import Writer
 
 
@@ -55,13 +56,25 @@ class Ticket:
     def __init__(self, texts: Iterable[Text], deliver: Callable[[Step | Exception], None]) -> None:
         self.waiting = deque(texts)
         self.deliver = deliver
+        self.arrived = time.monotonic()
         self.over = False  # cancelled or failed: no step of it is wanted any more
+
+
+@dataclass
+class _Running:
+    """A text that has a place, since when, and when its last token came."""
+
+    ticket: Ticket
+    text: Text
+    since: float = field(default_factory=time.monotonic)
+    last: float | None = None
 
 
 class Scheduler:
     """Loads a model in a thread of its own, then computes for at most `parallel` texts at a time.
 
-    `queue` requests may wait beside those whose texts all run. `model` is there once `state` is "ready"; `fault` is
+    `queue` requests may wait beside those whose texts all run; one that is not answered after `request_seconds` ends
+    with an error. `model` is there once `state` is "ready"; `fault` is
     what ended the thread, if something did. `on_ready` and `on_end` are called from the thread.
     """
 
@@ -73,16 +86,22 @@ class Scheduler:
         queue: int,
         on_ready: Callable[[], None],
         on_end: Callable[[], None],
+        request_seconds: float = math.inf,
     ) -> None:
         self._load, self._parallel, self._most_waiting = load, parallel, queue
+        self._request_seconds = request_seconds
         self._on_ready, self._on_end = on_ready, on_end
         self._changed = threading.Condition()
         self._queue: deque[Ticket] = deque()
-        self._active: dict[int, tuple[Ticket, Text]] = {}
+        self._active: dict[int, _Running] = {}
+        self._pace, self._began = Pace(), time.monotonic()
         self._deadline: float | None = None
         self._model: Model | None = None
         self.fault: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.metrics = Metrics()
+        self.metrics.watch("mobilemoe_running_texts", "Texts that are computed", lambda: self.counts[0], "gauge")
+        self.metrics.watch("mobilemoe_waiting_requests", "Requests that wait", lambda: self.counts[1], "gauge")
 
     def start(self) -> None:
         self._thread.start()
@@ -103,7 +122,8 @@ class Scheduler:
     def model(self) -> Model:
         """ApiError 503 while it is being loaded."""
         if self._model is None:
-            raise later(503, "the model is being loaded", "loading")
+            # Nobody knows how long it takes: as long again is the best guess for most durations.
+            raise later(503, "the model is being loaded", "loading", time.monotonic() - self._began)
         return self._model
 
     def submit(self, ticket: Ticket) -> None:
@@ -116,9 +136,16 @@ class Scheduler:
     def check_open(self) -> None:
         """Raises as `submit` does: worth a look before work on a request begins."""
         if self._deadline is not None:
-            raise later(503, "the server is about to end", "draining")
+            raise later(503, "the server is about to end", "draining", self._deadline - time.monotonic())
         if len(self._queue) >= self._most_waiting:
-            raise later(429, f"{self._most_waiting} requests wait already", "queue_full")
+            raise later(429, f"{self._most_waiting} requests wait already", "queue_full", self._seconds_until_room())
+
+    def _seconds_until_room(self) -> float:
+        """Estimates the time until the queue has room."""
+        with self._changed:
+            now = time.monotonic()
+            ages = [now - running.since for running in self._active.values()]
+            return self._pace.seconds_until([len(each.waiting) for each in self._queue], ages, self._parallel)
 
     def cancel(self, ticket: Ticket) -> None:
         """Ends a request whose client has gone; its texts leave before the next step."""
@@ -160,23 +187,53 @@ class Scheduler:
         batch = engine.batch()
         while self._wait():
             try:
-                for number in [number for number, (ticket, _) in self._active.items() if ticket.over]:
-                    del self._active[number]
-                    batch.leave(number)
+                self._end_late()
+                for number in [number for number, running in self._active.items() if running.ticket.over]:
+                    self._leave(batch, number)
                 for ticket, text in self._admitted():
                     self._join(engine, batch, ticket, text)
-                for number, choice in batch.step() if self._active else ():
-                    ticket, text = self._active[number]
-                    piece = text.writer.push(choice.token)
-                    if text.writer.finished:
-                        del self._active[number]
-                        batch.leave(number)
-                    if not ticket.over:
-                        ticket.deliver(Step(text.index, choice, piece, text.writer.new_tokens, text.writer.finished))
+                for number, result in batch.attempt() if self._active else ():
+                    self._take(batch, number, result)
             except (MobileMoEError, MemoryError) as fault:  # of the machine or the model's file, not of a request
-                print(f"mobilemoe: {fault}", file=sys.stderr)
-                self._fail(ApiError(500, str(fault) or "there is not enough memory"))
+                self._fail(failed(fault))
                 batch = engine.batch()
+
+    def _take(self, batch: Batch, number: int, result: Choice | Exception) -> None:
+        """Hands on a text's next token; its fault ends its own request."""
+        running = self._active[number]
+        ticket, text, writer = running.ticket, running.text, running.text.writer
+        if isinstance(result, Exception):
+            self._leave(batch, number)
+            self._end(ticket, as_api_error(result))
+            return
+        piece = writer.push(result.token)
+        now = time.monotonic()
+        self.metrics.token(now - (running.last or ticket.arrived), first=running.last is None)
+        running.last = now
+        if writer.finished:
+            self._leave(batch, number)
+        if not ticket.over:
+            ticket.deliver(Step(text.index, result, piece, writer.new_tokens, writer.finished))
+
+    def _leave(self, batch: Batch, number: int) -> None:
+        with self._changed:
+            self._pace.ended(time.monotonic() - self._active.pop(number).since)
+        batch.leave(number)
+
+    def _end(self, ticket: Ticket, fault: Exception) -> None:
+        """Ends a request with an error, unless it has ended before."""
+        if not ticket.over:
+            self.cancel(ticket)
+            ticket.deliver(fault)
+
+    def _end_late(self) -> None:
+        """Ends the requests whose time is over, whether they run or wait."""
+        oldest = time.monotonic() - self._request_seconds
+        with self._changed:
+            tickets = [*(running.ticket for running in self._active.values()), *self._queue]
+        for ticket in tickets:
+            if ticket.arrived < oldest:
+                self._end(ticket, _too_late(self._request_seconds))
 
     def _join(self, engine: Engine, batch: Batch, ticket: Ticket, text: Text) -> None:
         """Lets a text run; its request fails if there is no memory for it."""
@@ -186,10 +243,13 @@ class Scheduler:
             session = engine.session(min(engine.context, len(text.ids) + text.most_tokens))
             number = batch.join(text.ids, text.sampling, logprobs=text.logprobs, session=session)
         except (MobileMoEError, MemoryError) as fault:
-            self.cancel(ticket)
-            ticket.deliver(later(503, str(fault) or "there is not enough memory for this now", "no_memory"))
+            with self._changed:
+                seconds = self._pace.seconds_until([1], [], self._parallel)
+            self._end(ticket, later(503, str(fault) or "there is not enough memory for this now", "no_memory", seconds))
         else:
-            self._active[number] = (ticket, text)
+            with self._changed:
+                self._active[number] = _Running(ticket, text)
+            self.metrics.joined(len(text.ids))
 
     def _wait(self) -> bool:
         """Waits until there is something to compute; False once the server has drained."""
@@ -199,7 +259,7 @@ class Scheduler:
                     return False
                 self._changed.wait()
         if self._deadline is not None and time.monotonic() > self._deadline:
-            self._fail(later(503, "the server ended before this was answered", "draining"))
+            self._fail(later(503, "the server ended before this was answered", "draining", 1))
         return True
 
     def _admitted(self) -> list[tuple[Ticket, Text]]:
@@ -216,10 +276,20 @@ class Scheduler:
     def _fail(self, fault: Exception) -> None:
         """Ends all requests, those that wait too."""
         with self._changed:
-            tickets = {ticket: None for ticket, _ in self._active.values()} | dict.fromkeys(self._queue)
+            tickets = {running.ticket: None for running in self._active.values()} | dict.fromkeys(self._queue)
             self._queue.clear()
             self._active.clear()
         for ticket in tickets:
             if not ticket.over:
                 ticket.over = True
                 ticket.deliver(fault)
+
+
+def _too_late(seconds: float) -> ApiError:
+    """Whoever sent the request should not send it again as it is: it would take as long."""
+    return ApiError(
+        504,
+        f"the answer was not complete after {seconds:g} seconds, this server's limit: ask for fewer tokens",
+        code="deadline_exceeded",
+        headers={"x-should-retry": "false"},
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import uvicorn
@@ -44,11 +44,14 @@ def serve(
     parallel: int,
     queue: int,
     drain_seconds: float,
+    request_seconds: float,
+    aliases: Sequence[str],
     on_ready: Callable[[str], None],
 ) -> None:
-    """Serves the model that `load` gives, as `name`, until a signal ends the process; port 0 takes any that is free.
+    """Serves the model that `load` gives, as `name` and under `aliases`, until a signal ends the process.
 
-    The port answers while the model is being loaded; then `on_ready` is called, with the address and in another thread.
+    Port 0 takes any that is free. It answers while the model is being loaded; then `on_ready` is called, with the
+    address and in another thread.
     UsageError for a port that cannot be had, and for a host that others can reach where there is neither a key nor
     `without_key`; what `load` raises.
     """
@@ -69,8 +72,15 @@ def serve(
     def end() -> None:
         server.should_exit = True
 
-    scheduler = Scheduler(load, parallel=parallel, queue=queue, on_ready=lambda: on_ready(address), on_end=end)
-    app = create_app(scheduler, name, api_key=api_key, local_only=local)
+    scheduler = Scheduler(
+        load,
+        parallel=parallel,
+        queue=queue,
+        request_seconds=request_seconds,
+        on_ready=lambda: on_ready(address),
+        on_end=end,
+    )
+    app = create_app(scheduler, name, api_key=api_key, local_only=local, aliases=aliases)
     server = _Server(
         uvicorn.Config(
             app,

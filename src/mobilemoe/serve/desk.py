@@ -1,0 +1,92 @@
+"""Takes requests for the model: from a request's fields to the texts that the scheduler computes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TypeVar
+
+from mobilemoe.errors import MobileMoEError, TokenizerError
+from mobilemoe.load import Model
+from mobilemoe.serve.answers import Answer, ChatAnswer, CompletionAnswer
+from mobilemoe.serve.errors import ApiError, as_api_error, failed
+from mobilemoe.serve.order import Order
+from mobilemoe.serve.scheduler import Scheduler, Text
+from mobilemoe.serve.wire import MAX_TEXTS, ChatMessage, ChatRequest, CompletionRequest
+
+_Kind = TypeVar("_Kind", bound=Answer)
+
+
+class Desk:
+    """The model that `scheduler` runs; clients call it `name`, or one of `aliases`."""
+
+    def __init__(self, scheduler: Scheduler, name: str, aliases: Sequence[str] = ()) -> None:
+        self.scheduler, self.name, self.names = scheduler, name, (name, *aliases)
+
+    def model(self, wanted: str | None) -> Model:
+        """The model, if that is one of its names. ApiError 404 if not, 503 while it is being loaded."""
+        model = self.scheduler.model
+        if wanted is not None and wanted not in self.names:
+            raise ApiError(
+                404, f"there is no model {wanted!r} here, only {self.name!r}", param="model", code="model_not_found"
+            )
+        return model
+
+    async def chat(self, body: ChatRequest) -> tuple[Order, ChatAnswer]:
+        """Puts a conversation into the queue, with what collects its answer. ApiError for what is not offered."""
+        model = self.model(body.model)
+        self.scheduler.check_open()
+        ids = await asyncio.to_thread(chat_ids, model, body.messages)
+        return self._order(body, model, [ids], ChatAnswer)
+
+    async def complete(self, body: CompletionRequest) -> tuple[Order, CompletionAnswer]:
+        """As `chat`, for texts that are continued."""
+        model = self.model(body.model)
+        self.scheduler.check_open()
+        prompts = await asyncio.to_thread(
+            lambda: [model.encode(each) if isinstance(each, str) else each for each in body.prompts()]
+        )
+        return self._order(body, model, prompts, CompletionAnswer)
+
+    def _order(
+        self,
+        body: ChatRequest | CompletionRequest,
+        model: Model,
+        prompts: Sequence[list[int]],
+        kind: type[_Kind],
+    ) -> tuple[Order, _Kind]:
+        logprobs, warnings = body.wanted_logprobs(), body.warnings()
+        if len(prompts) * body.n > MAX_TEXTS:
+            raise ApiError(400, f"n for each prompt makes more than {MAX_TEXTS} texts", param="n")
+        texts: list[Text] = []
+        try:
+            for ids in prompts:
+                most = model.fitting(ids, body.most_tokens(model.config.max_position_embeddings))
+                for number in range(body.n):
+                    sampling = body.sampling(number)
+                    sampling.check_for(model.config.vocab_size, logprobs)
+                    texts.append(Text(len(texts), ids, model.writer(most, body.stop), most, sampling, logprobs))
+        except MobileMoEError as fault:
+            raise as_api_error(fault, type(body).model_fields) from None
+        answer = kind(
+            self.name,
+            model.tokenizer,
+            count=len(texts),
+            prompt_tokens=sum(map(len, prompts)),
+            with_logprobs=logprobs is not None,
+            stop_ids=model.stop_ids,
+            warnings=warnings,
+        )
+        return Order(self.scheduler, texts), answer
+
+
+def chat_ids(model: Model, messages: Sequence[ChatMessage]) -> list[int]:
+    """The prompt of a conversation. ApiError where the model has no template for one."""
+    try:
+        _ = model.template
+    except TokenizerError as fault:  # it names the model's folder
+        failed(fault)
+        raise ApiError(
+            400, "this model has no usable chat template: it can only continue a prompt", code="no_chat_template"
+        ) from None
+    return model.encode(messages=[message.plain() for message in messages])

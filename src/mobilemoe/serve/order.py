@@ -1,0 +1,124 @@
+"""A request on its way: into the scheduler's queue, and its answer out, whole or as a stream of events.
+
+Whoever asked and goes away takes the request along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from mobilemoe.serve.errors import ApiError, as_api_error
+from mobilemoe.serve.scheduler import Scheduler, Step, Text, Ticket
+
+_CLIENT_GONE = 499  # as nginx logs it; nobody reads the response
+
+
+class Reply(Protocol):
+    """An answer in the words of one protocol: `whole` once every step was added, or `opening`, the `events` of each
+    step and `closing`, or `failure` in place of what is missing."""
+
+    def add(self, step: Step) -> None: ...
+
+    def whole(self) -> dict[str, Any]: ...
+
+    def opening(self) -> Iterable[str]: ...
+
+    def events(self, step: Step) -> Iterable[str]: ...
+
+    def closing(self) -> Iterable[str]: ...
+
+    def failure(self, fault: ApiError) -> Iterable[str]: ...
+
+
+class Order:
+    """A request in the queue, seen from the event loop: its steps in order, until every text has ended."""
+
+    def __init__(self, scheduler: Scheduler, texts: Sequence[Text]) -> None:
+        self._scheduler, self._left = scheduler, len(texts)
+        self._arrived: asyncio.Queue[Step | Exception] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self._ticket = Ticket(texts, self._deliver)
+        scheduler.submit(self._ticket)
+
+    def _deliver(self, arrived: Step | Exception) -> None:
+        with suppress(RuntimeError):  # the loop has ended, and with it whoever waits
+            self._loop.call_soon_threadsafe(self._arrived.put_nowait, arrived)
+
+    async def steps(self) -> AsyncIterator[Step]:
+        while self._left:
+            arrived = await self._arrived.get()
+            if isinstance(arrived, Exception):
+                raise arrived
+            self._left -= arrived.finished is not None
+            yield arrived
+
+    def cancel(self) -> None:
+        self._scheduler.cancel(self._ticket)
+
+
+class Events(StreamingResponse):
+    """A stream of server-sent events; a client that goes away cancels the order."""
+
+    def __init__(self, order: Order, reply: Reply) -> None:
+        super().__init__(_events(order, reply), media_type="text/event-stream")
+        self.headers["Cache-Control"] = "no-store"
+        self._order = order
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._order.cancel()
+
+
+async def _events(order: Order, reply: Reply) -> AsyncIterator[str]:
+    try:
+        for event in reply.opening():
+            yield event
+        async for step in order.steps():
+            reply.add(step)
+            for event in reply.events(step):
+                yield event
+        for event in reply.closing():
+            yield event
+    except Exception as fault:
+        for event in reply.failure(as_api_error(fault)):
+            yield event
+
+
+def written(value: dict[str, Any], name: str | None = None) -> str:
+    """A server-sent event; in some protocols it has a `name`."""
+    head = "" if name is None else f"event: {name}\n"
+    return f"{head}data: {json.dumps(value, allow_nan=False)}\n\n"
+
+
+async def whole(request: Request, order: Order, reply: Reply) -> Response:
+    """The answer once it is complete, unless its client goes away before."""
+
+    async def collect() -> None:
+        async for step in order.steps():
+            reply.add(step)
+
+    async def until_gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    collecting, gone = asyncio.ensure_future(collect()), asyncio.ensure_future(until_gone())
+    try:
+        await asyncio.wait({collecting, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not collecting.done():
+            return Response(status_code=_CLIENT_GONE)
+        collecting.result()
+        return JSONResponse(reply.whole())
+    finally:
+        order.cancel()
+        collecting.cancel()
+        gone.cancel()
