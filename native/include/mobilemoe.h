@@ -96,6 +96,10 @@ MM_API mm_info mm_describe(const mm_engine* engine);
 MM_API mm_status mm_sequence_new(mm_engine* engine, int32_t capacity, mm_sequence** sequence); /* 0: the context */
 MM_API void mm_sequence_free(mm_sequence* sequence);
 MM_API int32_t mm_sequence_length(const mm_sequence* sequence);
+/* Copies the first `count` of the tokens that the sequence holds, or all if it has fewer; returns their number. */
+MM_API int32_t mm_sequence_tokens(const mm_sequence* sequence, int32_t* tokens, int32_t count);
+/* The memory that the keys and values of `tokens` tokens of one sequence fill, in bytes. */
+MM_API uint64_t mm_kv_bytes(const mm_engine* engine, int32_t tokens);
 MM_API mm_status mm_sequence_truncate(mm_sequence* sequence, int32_t length);
 MM_API mm_status mm_sequence_copy(mm_sequence* to, const mm_sequence* from, int32_t length);
 MM_API mm_status mm_sequence_save(const mm_engine* engine, const mm_sequence* sequence, const char* path);

@@ -198,6 +198,14 @@ void bind_engine(nb::module_& m) {
           "new_sequence",
           [](const EnginePointer& self, int capacity) { return PySequence{self, self->engine.new_sequence(capacity)}; },
           "capacity"_a = 0)
+      .def(
+          "kv_bytes", [](const EnginePointer& self, int tokens) { return self->engine.kv_bytes(tokens); }, "tokens"_a)
+      .def(
+          "session_tokens",
+          [](const EnginePointer& self, const std::string& path) {
+            return session_tokens(path, self->engine.options().kv, self->engine.model().fingerprint);
+          },
+          "path"_a)
       .def("forward", &forward, "requests"_a, "forced_experts"_a = nb::none(), "chosen_experts"_a = nb::none())
       .def("score", &score, "requests"_a, "targets"_a);
 }
@@ -295,5 +303,6 @@ NB_MODULE(_native, m) {
         return bytes_of(found);
       },
       "folder"_a);
+  m.attr("INTERFACE_VERSION") = 2;  // of this module; src/mobilemoe/engine/native.py names the one it needs
   m.attr("ENGINE_VERSION") = mobilemoe::kEngineVersion;
 }

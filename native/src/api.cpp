@@ -1,4 +1,5 @@
 // The C API over the engine: no exception leaves it.
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <new>
@@ -204,6 +205,18 @@ void mm_sequence_free(mm_sequence* sequence) { delete sequence; }
 
 int32_t mm_sequence_length(const mm_sequence* sequence) {
   return sequence == nullptr ? 0 : sequence->sequence->length();
+}
+
+int32_t mm_sequence_tokens(const mm_sequence* sequence, int32_t* tokens, int32_t count) {
+  if (sequence == nullptr || tokens == nullptr) return 0;
+  const std::vector<int>& held = sequence->sequence->tokens();
+  count = std::clamp(count, 0, static_cast<int32_t>(held.size()));
+  std::copy_n(held.begin(), count, tokens);
+  return count;
+}
+
+uint64_t mm_kv_bytes(const mm_engine* engine, int32_t tokens) {
+  return engine == nullptr ? 0 : engine->engine.kv_bytes(tokens);
 }
 
 mm_status mm_sequence_truncate(mm_sequence* sequence, int32_t length) {

@@ -87,9 +87,21 @@ TEST(api_continues_copies_truncated_and_saved_sequences_alike) {
   CHECK_EQ(mm_sequence_load(engine.get(), loaded.get(), path.c_str()), MM_OK);
   std::filesystem::remove(path);
   CHECK_EQ(mm_sequence_length(loaded.get()), 4);
+  std::vector<int32_t> tokens(6, -1);
+  CHECK_EQ(mm_sequence_tokens(loaded.get(), tokens.data(), 6), 4);
+  CHECK(tokens == std::vector<int32_t>({16378, 791, 640, 300, -1, -1}));
+  CHECK_EQ(mm_sequence_tokens(loaded.get(), tokens.data(), 2), 2);
   const std::vector<float> wanted = forward(engine, first, {99, 100});
   CHECK(forward(engine, copy, {99, 100}) == wanted);
   CHECK(forward(engine, loaded, {99, 100}) == wanted);
+}
+
+TEST(api_says_how_much_memory_keys_and_values_fill) {
+  const EnginePointer engine = open_nano();
+  CHECK_EQ(mm_kv_bytes(engine.get(), 0), 0u);
+  CHECK_EQ(mm_kv_bytes(engine.get(), 1), 8u * 3 * (64 * 140 + 4096));
+  CHECK_EQ(mm_kv_bytes(engine.get(), 64), mm_kv_bytes(engine.get(), 1));
+  CHECK_EQ(mm_kv_bytes(engine.get(), 2048), 8u * 3 * (2048 * 140 + 4096));
 }
 
 TEST(api_scores_are_the_log_softmax_of_the_logits) {
@@ -164,6 +176,8 @@ TEST(api_refuses_null_pointers_with_a_sentence) {
   mm_sequence_free(nullptr);
   mm_sampler_free(nullptr);
   CHECK_EQ(mm_sequence_length(nullptr), 0);
+  CHECK_EQ(mm_sequence_tokens(nullptr, nullptr, 1), 0);
+  CHECK_EQ(mm_kv_bytes(nullptr, 1), 0u);
   CHECK_EQ(mm_describe(nullptr).vocab_size, 0);
   CHECK_EQ(mm_sequence_length(sequence.get()), 0);  // nothing was appended by all that
 }

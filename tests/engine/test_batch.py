@@ -258,3 +258,36 @@ def test_a_guide_changes_neither_its_neighbours_nor_the_log_probabilities(engine
     assert choice.token == 7
     assert choice.top == expected.top
     assert choice.logprob < expected.logprob
+
+
+def test_what_texts_share_is_computed_once(engine, monkeypatch):
+    ids, others = ids_for(engine, CHUNK + 100), [ids_for(engine, 10, seed=seed) for seed in range(3)]
+    prompts = [ids, ids, *([*ids[:400], *other] for other in others)]
+    expected = [engine.generate_ids(prompt, max_new_tokens=4) for prompt in prompts]
+    fed, batch, made = fed_tokens(engine, monkeypatch), engine.batch(), [[] for _ in prompts]
+    for prompt in prompts:
+        batch.join(prompt)
+    while min(map(len, made)) < 4:
+        for number, choice in batch.step():
+            made[number].append(choice.token)
+            if len(made[number]) == 4:
+                batch.leave(number)
+    assert made == expected
+    assert sum(fed) == len(ids) + 1 + 3 * 10 + 5 * 3
+
+
+def test_texts_that_wait_for_one_that_leaves_go_on(engine, monkeypatch):
+    ids = ids_for(engine, 2 * CHUNK)
+    prompts = [[*ids, *ids_for(engine, 5, seed=seed)] for seed in range(3)]
+    expected = [engine.generate_ids(prompt, max_new_tokens=3) for prompt in prompts]
+    fed, batch = fed_tokens(engine, monkeypatch), engine.batch()
+    for prompt in prompts:
+        batch.join(prompt)
+    batch.step()
+    batch.leave(0)
+    made = {1: [], 2: []}
+    while min(map(len, made.values())) < 3:
+        for number, choice in batch.step():
+            made[number].append(choice.token)
+    assert [made[1][:3], made[2][:3]] == expected[1:]
+    assert sum(fed) < 2 * CHUNK + 40

@@ -46,6 +46,9 @@ class Engine {
 
   std::unique_ptr<Sequence> new_sequence(int capacity) const;  // tokens; 0: the model's context
 
+  // The memory that the keys and values of `tokens` tokens of one sequence fill, in bytes.
+  size_t kv_bytes(int tokens) const { return kv_memory_bytes(model_.config, options_.kv, tokens); }
+
   // Appends every request's tokens to its sequence, and writes logits [sum of outputs][vocab], request by request. The
   // result of a sequence does not depend on the other requests. Throws Error(usage) or Error(full) before anything
   // changes.

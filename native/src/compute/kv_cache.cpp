@@ -10,6 +10,13 @@
 
 namespace mobilemoe {
 
+size_t kv_memory_bytes(const Config& config, KvType type, int tokens) {
+  constexpr size_t kPage = 4096;
+  if (tokens <= 0) return 0;
+  const size_t used = divide_up(tokens, kKvBlock) * kv_block_bytes(type, config.head_dim);
+  return static_cast<size_t>(config.num_hidden_layers) * config.num_key_value_heads * (used + kPage);
+}
+
 KvCache::KvCache(const Config& config, KvType type, int capacity)
     : type_(type), capacity_(capacity), layers_(config.num_hidden_layers), heads_(config.num_key_value_heads) {
   if (capacity < 1) throw Error(ErrorCode::usage, "the context is " + std::to_string(capacity) + ", not at least 1");

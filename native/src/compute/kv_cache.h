@@ -10,6 +10,10 @@
 
 namespace mobilemoe {
 
+// The most memory that the keys and values of `tokens` tokens of one sequence fill: all pages that hold a part of their
+// blocks.
+size_t kv_memory_bytes(const Config& config, KvType type, int tokens);
+
 class KvCache {
  public:
   KvCache(const Config& config, KvType type, int capacity);  // throws Error(memory)

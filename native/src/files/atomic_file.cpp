@@ -54,7 +54,7 @@ std::string random_digits() {
 
 }  // namespace
 
-AtomicFile::AtomicFile(const std::string& path) : path_(path) {
+AtomicFile::AtomicFile(const std::string& path, mode_t mode) : path_(path) {
   struct stat status{};
   if (stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode) && !S_ISDIR(status.st_mode)) {
     // A rename by root would take /dev/null from every program.
@@ -66,7 +66,7 @@ AtomicFile::AtomicFile(const std::string& path) : path_(path) {
   clear_abandoned(folder.empty() ? "." : folder, prefix);
   for (bool is_ours = false; !is_ours;) {
     part_ = folder + prefix + random_digits() + kSuffix;
-    descriptor_ = open(part_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);  // as the umask allows
+    descriptor_ = open(part_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, mode);
     if (descriptor_ < 0 && errno == EEXIST) continue;
     if (descriptor_ < 0) fail();
     is_ours = is_claimed(descriptor_, part_, true);

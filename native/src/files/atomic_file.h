@@ -3,6 +3,8 @@
 // and removes them.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstddef>
 #include <string>
 
@@ -10,8 +12,9 @@ namespace mobilemoe {
 
 class AtomicFile {
  public:
-  explicit AtomicFile(const std::string& path);  // throws Error(file), as do the others
-  ~AtomicFile();                                 // removes what has not been committed
+  // `mode` are the permissions, less what the umask takes. Throws Error(file), as do the others.
+  explicit AtomicFile(const std::string& path, mode_t mode = 0666);
+  ~AtomicFile();  // removes what has not been committed
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
 

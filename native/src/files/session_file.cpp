@@ -22,9 +22,25 @@ static_assert(sizeof(Header) == 64);
 
 constexpr char kMagic[8] = {'M', 'M', 'S', 'E', 'S', 'S', 'N', '\n'};
 constexpr uint32_t kVersion = 1;
+constexpr size_t kDigest = sizeof(Fingerprint);
 
 [[noreturn]] void refuse(const std::string& path, const std::string& why) {
   throw Error(ErrorCode::file, path + " " + why);
+}
+
+// The header of a session of this model, whose tokens lie within the file.
+Header header_of(const MappedFile& file, const std::string& path, KvType kv, const Fingerprint& model) {
+  Header header;
+  if (file.size() < sizeof header + kDigest) refuse(path, "is no saved session: it is too short");
+  std::memcpy(&header, file.data(), sizeof header);
+  if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0) refuse(path, "is no saved session");
+  if (header.version != kVersion) refuse(path, "was saved by another version of the engine");
+  if (header.model != model) refuse(path, "belongs to another model");
+  if (header.kv_type != static_cast<uint32_t>(kv)) refuse(path, "keeps its keys and values in another type");
+  if (header.tokens > (file.size() - sizeof header - kDigest) / sizeof(int)) {
+    refuse(path, "is damaged: its size is wrong");
+  }
+  return header;
 }
 
 }  // namespace
@@ -40,7 +56,7 @@ void save_sequence(const Sequence& sequence, const std::string& path, const Fing
   header.tokens = tokens.size();
   header.block_bytes = bytes;
   header.model = model;
-  AtomicFile file(path);
+  AtomicFile file(path, 0600);  // a conversation is for its owner's eyes
   Sha256 hash;
   size_t at = 0;
   const auto put = [&](const void* data, size_t size) {
@@ -61,14 +77,7 @@ void save_sequence(const Sequence& sequence, const std::string& path, const Fing
 void load_sequence(Sequence& sequence, const std::string& path, const Fingerprint& model) {
   KvCache& kv = sequence.kv();
   const MappedFile file(path);
-  constexpr size_t kDigest = sizeof(Fingerprint);
-  Header header;
-  if (file.size() < sizeof header + kDigest) refuse(path, "is no saved session: it is too short");
-  std::memcpy(&header, file.data(), sizeof header);
-  if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0) refuse(path, "is no saved session");
-  if (header.version != kVersion) refuse(path, "was saved by another version of the engine");
-  if (header.model != model) refuse(path, "belongs to another model");
-  if (header.kv_type != static_cast<uint32_t>(kv.type())) refuse(path, "keeps its keys and values in another type");
+  const Header header = header_of(file, path, kv.type(), model);
   if (header.tokens > static_cast<uint64_t>(sequence.capacity())) {
     refuse(path, "holds " + std::to_string(header.tokens) + " tokens, but the sequence's capacity is " +
                      std::to_string(sequence.capacity()));
@@ -90,6 +99,13 @@ void load_sequence(Sequence& sequence, const std::string& path, const Fingerprin
   }
   sequence.truncate(0);
   sequence.append(reinterpret_cast<const int*>(tokens), count);  // aligned: a page and a header of 64 bytes come before
+}
+
+std::vector<int> session_tokens(const std::string& path, KvType kv, const Fingerprint& model) {
+  const MappedFile file(path);
+  std::vector<int> tokens(header_of(file, path, kv, model).tokens);
+  std::memcpy(tokens.data(), file.data() + sizeof(Header), tokens.size() * sizeof(int));
+  return tokens;
 }
 
 }  // namespace mobilemoe

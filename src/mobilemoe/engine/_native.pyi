@@ -53,6 +53,12 @@ class Engine:
     def new_sequence(self, capacity: int = 0) -> Sequence:
         """An empty sequence of at most `capacity` tokens; 0 stands for the context."""
 
+    def kv_bytes(self, tokens: int) -> int:
+        """The memory that the keys and values of `tokens` tokens of one sequence fill."""
+
+    def session_tokens(self, path: str) -> list[int]:
+        """The tokens of a saved sequence of this model; only `Sequence.load` can tell whether the file is whole."""
+
     def forward(
         self,
         requests: _List[tuple[Sequence, _Ids, int]],
@@ -118,6 +124,7 @@ def available_kernels() -> list[str]:
     """The instruction sets that this build has and this machine can run, best first."""
 
 ENGINE_VERSION: int  # of the engine files that this build reads
+INTERFACE_VERSION: int  # of this module
 
 def repack(
     folder: str, path: str, progress: Callable[[int, int], object] | None = None, origin: bytes | None = None

@@ -1,5 +1,7 @@
 """Continuous batching: texts that are continued together; each may join and leave before any step.
 
+What a new text shares with one that is here already is computed once: the new one waits for it and copies it.
+
 V vocabulary.
 """
 
@@ -20,6 +22,8 @@ from mobilemoe.engine.native import native, our_errors
 from mobilemoe.ids import common_prefix
 from mobilemoe.sampling import Choice, Sampling
 
+LEAST_SHARED = 32  # tokens: to take over fewer saves less than it costs
+
 Bits: TypeAlias = npt.NDArray[np.uint32]  # one for each token of the vocabulary, in words of 32, lowest first
 
 
@@ -33,13 +37,16 @@ class Guide(Protocol):
         """bits_V of what may come next, at least one. Called in another thread, while the engine computes."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Member:
     session: Session
     ids: list[int]  # the prompt and the tokens chosen so far; the session holds at least one fewer
     sampler: native.Sampler
     logprobs: int | None
     guide: Guide | None
+    reused: int  # tokens of the prompt that were not computed for this text
+    leader: _Member | None = None  # whose first `shared` tokens this text takes over as soon as they are computed
+    shared: int = 0
 
 
 class Batch:
@@ -77,13 +84,23 @@ class Batch:
             sampler.see(checked)
         session = self._engine.session() if session is None else session
         session.truncate(min(common_prefix(session.tokens, checked), len(checked) - 1))
+        member = _Member(session, checked, sampler, logprobs, guide, reused=len(session))
+        self._find_leader(member)
         number, self._joined = self._joined, self._joined + 1
-        self._members[number] = _Member(session, checked, sampler, logprobs, guide)
+        self._members[number] = member
         return number
 
     def leave(self, number: int) -> None:
         """Ends a text, finished or not; its session is free for others."""
-        self._members.pop(number)
+        left = self._members.pop(number)
+        for member in self._members.values():
+            if member.leader is left:
+                _take_over(member)
+                self._find_leader(member)
+
+    def reused(self, number: int) -> int:
+        """How many tokens of a text's prompt were not computed for it; known from its first token on."""
+        return self._members[number].reused
 
     def step(self) -> list[tuple[int, Choice]]:
         """Computes one more token of every text whose prompt is done, and a chunk of the prompts that are not.
@@ -107,6 +124,10 @@ class Batch:
         chosen: list[int] = []
         budget = max(1, CHUNK - len(self._members))  # tokens of prompts, beside one token of every other text
         for number, member in self._members.items():
+            if member.leader is not None:
+                if len(member.leader.session) < member.shared:
+                    continue
+                _take_over(member)
             # After an interrupt the session may be ahead: it was computed, but the next token was not chosen.
             start = min(len(member.session), len(member.ids) - 1)
             if len(member.session) > start:
@@ -132,6 +153,16 @@ class Batch:
                 results.append((number, fault))
         return results
 
+    def _find_leader(self, member: _Member) -> None:
+        """Lets a text follow the one before it with which it shares most, if that is more than it has already."""
+        member.shared = 0
+        for other in self._members.values():
+            if other is member:  # only those before it lead, or two might wait for each other
+                break
+            shared = min(common_prefix(other.ids, member.ids), len(member.ids) - 1)
+            if shared >= max(len(member.session) + LEAST_SHARED, member.shared + 1):
+                member.leader, member.shared = other, shared
+
     @cached_property
     def _thread(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(1, "guides")
@@ -145,6 +176,14 @@ class Batch:
         if member.guide is not None:
             member.guide.take(token)
         return Choice(token) if member.logprobs is None else Choice(token, logprob, tuple(top))
+
+
+def _take_over(member: _Member) -> None:
+    """Copies what the leader has computed of the shared tokens; the text goes on by itself."""
+    if member.leader is not None and (length := min(member.shared, len(member.leader.session))) > len(member.session):
+        member.session.copy_from(member.leader.session, length)
+        member.reused = length
+    member.leader = None
 
 
 def _sampler(sampling: Sampling, vocab_size: int) -> native.Sampler:

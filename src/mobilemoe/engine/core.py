@@ -100,6 +100,23 @@ class Core:
         """64 hex digits that identify the config and the INT4 weights in use, whichever file they were read from."""
         return self.native.fingerprint.hex()
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights in memory of this process's own: 0 where they are mapped from a file."""
+        return 0 if self._mapped is not None else self.native.file_bytes
+
+    def kv_bytes(self, tokens: int) -> int:
+        """The memory that the keys and values of one session with `tokens` tokens fill."""
+        return self.native.kv_bytes(tokens)
+
+    def saved_tokens(self, path: Path | str) -> list[int]:
+        """The tokens of a session that `Session.save` wrote, without a look at the rest of the file.
+
+        CheckpointError if that is no session of this model; only `restore` can tell whether the file is whole.
+        """
+        with our_errors():
+            return self.native.session_tokens(str(path))
+
     def check_source(self) -> None:
         """Reads the model's files again: CheckpointError unless the open model was made from their present contents."""
         check_source(self.folder, self.native)
@@ -225,14 +242,18 @@ class Session:
         with our_errors():
             self.native.truncate(length)
 
+    def copy_from(self, other: Session, length: int) -> None:
+        """Becomes a copy of the first `length` tokens of another session; UsageError if they are not there."""
+        with our_errors():
+            self.native.copy_from(other.native, length)
+
     def fork(self, length: int | None = None, *, context: int | None = None) -> Session:
         """A new session with a copy of the first `length` tokens (default: all) of this one.
 
         `context` is how many tokens the new one can hold, by default as many as others of this engine.
         """
         copy = self.engine.session(context)
-        with our_errors():
-            copy.native.copy_from(self.native, len(self) if length is None else length)
+        copy.copy_from(self, len(self) if length is None else length)
         return copy
 
     def save(self, path: Path | str) -> None:
