@@ -82,11 +82,13 @@ class Sampling:
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A chosen token and, if requested, log-probabilities in nats under the model itself: before bias,
-    penalties and temperature. `top` are the likeliest ids with theirs, best first."""
+    penalties and temperature. `top` are the likeliest ids with theirs, best first. `experts`, if requested, are those
+    of each layer in the pass that chose the token, best first."""
 
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    experts: tuple[tuple[int, ...], ...] = ()
 
 
 class Sampler:

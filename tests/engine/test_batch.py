@@ -8,8 +8,11 @@ import pytest
 
 import mobilemoe
 from engine_models import fed_tokens, ids_for
+from mobilemoe.checkpoint import write_random
+from mobilemoe.engine import Engine
 from mobilemoe.engine.core import CHUNK
 from mobilemoe.errors import UsageError
+from mobilemoe.presets import family_member
 from mobilemoe.sampling import Sampler, Sampling, log_softmax
 
 
@@ -54,8 +57,8 @@ def test_an_interrupt_loses_and_repeats_nothing(engine, monkeypatch):
     batch.join(ids)
     forward = type(engine).forward
 
-    def interrupted(self, requests):
-        forward(self, requests)  # the work is done, but Ctrl-C comes before its result is taken
+    def interrupted(self, *requests):
+        forward(self, *requests)  # the work is done, but Ctrl-C comes before its result is taken
         raise KeyboardInterrupt
 
     for turn in range(20):
@@ -291,3 +294,34 @@ def test_texts_that_wait_for_one_that_leaves_go_on(engine, monkeypatch):
             made[number].append(choice.token)
     assert [made[1][:3], made[2][:3]] == expected[1:]
     assert sum(fed) < 2 * CHUNK + 40
+
+
+def test_a_token_tells_the_experts_of_the_pass_that_chose_it(engine):
+    """Of a long prompt, of a short one and while decoding, whatever the neighbours are."""
+    prompts = [ids_for(engine, CHUNK + 7), ids_for(engine, 3, seed=1), ids_for(engine, CHUNK + 7)]
+    batch = engine.batch()
+    wanting = {batch.join(ids, experts=True): list(ids) for ids in prompts}
+    silent = batch.join(ids_for(engine, 4, seed=2))
+    told = {number: [] for number in wanting}
+    while len(told[0]) < 3:
+        for number, choice in batch.step():
+            if number == silent:
+                assert choice.experts == ()
+            else:
+                told[number].append(choice.experts)
+                wanting[number].append(choice.token)
+    config = engine.config
+    for number, ids in wanting.items():
+        count = len(ids) - 1  # the last token was chosen, but is not yet computed with
+        chosen_TLA = np.empty((count, config.num_hidden_layers, config.num_experts_per_tok), np.int32)
+        session = engine.session()
+        engine.forward([(session, ids[:-1], 1)], {session: chosen_TLA})
+        made = len(ids) - len(prompts[number])
+        assert np.array_equal(chosen_TLA[count - made :], np.array(told[number]))
+
+
+def test_a_dense_model_has_no_experts_to_tell_of(tmp_path):
+    config = family_member(64, expansion=1, layers=1, vocab_size=96, max_position_embeddings=64)
+    write_random(tmp_path / "dense", config, seed=1, format="int4")
+    with pytest.raises(UsageError, match="has no experts"):
+        Engine(tmp_path / "dense").batch().join([1], experts=True)

@@ -72,9 +72,9 @@ def fed_tokens(engine: Engine, monkeypatch) -> list[int]:
         def __getattr__(self, name):
             return getattr(native, name)
 
-        def forward(self, requests):
+        def forward(self, requests, **experts):
             fed.append(sum(len(ids) for _, ids, _ in requests))
-            return native.forward(requests)
+            return native.forward(requests, **experts)
 
         def score(self, requests, targets):
             fed.append(sum(len(ids) for _, ids, _ in requests))

@@ -158,7 +158,7 @@ def test_a_failure_of_the_engine_ends_the_requests_and_not_the_server(model, mon
     scheduler = running.open()
     forward = model.engine.forward
 
-    def broken(requests):
+    def broken(*requests):
         raise CheckpointError("the engine file was changed")
 
     monkeypatch.setattr(model.engine, "forward", broken)
@@ -234,9 +234,9 @@ def test_a_request_whose_client_goes_away_gets_no_further_token(model, monkeypat
     computed = []
     forward = model.engine.forward
 
-    def count(requests):
+    def count(requests, *experts):
         computed.append(len(requests))
-        return forward(requests)
+        return forward(requests, *experts)
 
     monkeypatch.setattr(model.engine, "forward", count)
     take, at = leaver.ticket.deliver, []

@@ -2,13 +2,13 @@
 
 What a new text shares with one that is here already is computed once: the new one waits for it and copies it.
 
-V vocabulary.
+L layers, A active experts, V vocabulary.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,8 +17,9 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mobilemoe.engine.core import CHUNK, Core, Floats, Request, Session
+from mobilemoe.engine.core import CHUNK, Core, Experts, Floats, Request, Session
 from mobilemoe.engine.native import native, our_errors
+from mobilemoe.errors import UsageError
 from mobilemoe.ids import common_prefix
 from mobilemoe.sampling import Choice, Sampling
 
@@ -44,6 +45,7 @@ class _Member:
     sampler: native.Sampler
     logprobs: int | None
     guide: Guide | None
+    experts: bool
     reused: int  # tokens of the prompt that were not computed for this text
     leader: _Member | None = None  # whose first `shared` tokens this text takes over as soon as they are computed
     shared: int = 0
@@ -68,23 +70,26 @@ class Batch:
         logprobs: int | None = None,
         session: Session | None = None,
         guide: Guide | None = None,
+        experts: bool = False,
     ) -> int:
         """Adds a text that begins with `ids`; returns its number: 0, 1, 2 ... in the order of joining.
 
         `logprobs` asks for the log-probability of each chosen token and of that many likeliest ones. A given `session`
         keeps the prefix that it shares with `ids`, which is not computed again. What a `guide` does not allow is never
-        chosen, whatever the `sampling`. UsageError for ids outside the
-        vocabulary, none, or more than the context takes.
+        chosen, whatever the `sampling`. `experts` asks for those of the pass that chose each token. UsageError for ids
+        outside the vocabulary, none, or more than the context takes, and for the experts of a model that has none.
         """
         checked = self._engine.check_ids(ids)
         sampling = sampling or Sampling()
         sampling.check_for(self._engine.vocab_size, logprobs)
+        if experts and not self._engine.config.is_moe:
+            raise UsageError(f"{self._engine.folder} has no experts to tell of")
         sampler = _sampler(sampling, self._engine.vocab_size)
         with our_errors():
             sampler.see(checked)
         session = self._engine.session() if session is None else session
         session.truncate(min(common_prefix(session.tokens, checked), len(checked) - 1))
-        member = _Member(session, checked, sampler, logprobs, guide, reused=len(session))
+        member = _Member(session, checked, sampler, logprobs, guide, experts, reused=len(session))
         self._find_leader(member)
         number, self._joined = self._joined, self._joined + 1
         self._members[number] = member
@@ -121,6 +126,7 @@ class Batch:
         What concerns all of them, such as an engine file that was changed, is raised.
         """
         requests: list[Request] = []
+        experts: dict[Session, Experts] = {}
         chosen: list[int] = []
         budget = max(1, CHUNK - len(self._members))  # tokens of prompts, beside one token of every other text
         for number, member in self._members.items():
@@ -140,15 +146,19 @@ class Batch:
                 budget -= count
             if count == left:
                 chosen.append(number)
+                if member.experts:
+                    config = self._engine.config
+                    shape = (count, config.num_hidden_layers, config.num_experts_per_tok)
+                    experts[member.session] = np.empty(shape, np.int32)
             requests.append((member.session, member.ids[start : start + count], int(count == left)))
         guides = {number: guide for number in chosen if (guide := self._members[number].guide) is not None}
         allowed = {number: self._thread.submit(guide.allowed) for number, guide in guides.items()}
-        logits = self._engine.forward(requests)
+        logits = self._engine.forward(requests, experts)
         results: list[tuple[int, Choice | Exception]] = []
         for number, row_V in zip(chosen, logits, strict=True):
             try:
                 allowed_V = allowed[number].result() if number in allowed else None
-                results.append((number, self._choose(self._members[number], row_V, allowed_V)))
+                results.append((number, self._choose(self._members[number], row_V, allowed_V, experts)))
             except Exception as fault:  # of its guide or sampler, which may raise anything
                 results.append((number, fault))
         return results
@@ -167,7 +177,9 @@ class Batch:
     def _thread(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(1, "guides")
 
-    def _choose(self, member: _Member, logits_V: Floats, allowed_V: Bits | None) -> Choice:
+    def _choose(
+        self, member: _Member, logits_V: Floats, allowed_V: Bits | None, experts: Mapping[Session, Experts]
+    ) -> Choice:
         with our_errors():
             token, logprob, top = member.sampler.choose(
                 logits_V, member.logprobs is not None, member.logprobs or 0, allowed_V
@@ -175,7 +187,9 @@ class Batch:
         member.ids.append(token)
         if member.guide is not None:
             member.guide.take(token)
-        return Choice(token) if member.logprobs is None else Choice(token, logprob, tuple(top))
+        used_LA = experts[member.session][-1].tolist() if member.experts else []
+        used = tuple(map(tuple, used_LA))
+        return Choice(token, experts=used) if member.logprobs is None else Choice(token, logprob, tuple(top), used)
 
 
 def _take_over(member: _Member) -> None:

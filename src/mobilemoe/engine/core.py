@@ -1,11 +1,12 @@
 """An open INT4 model and the texts in progress on it; batches, scoring and the public `Engine` are built on these.
 
-T tokens, V vocabulary.
+T tokens, L layers, A active experts, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -25,6 +26,7 @@ KvCache = Literal["int8", "fp16", "fp32"]
 _NATIVE_KV: dict[KvCache, str] = {"int8": "int8", "fp16": "f16", "fp32": "f32"}
 
 Floats: TypeAlias = npt.NDArray[np.float32]
+Experts: TypeAlias = npt.NDArray[np.int32]
 Score: TypeAlias = tuple[float, bool]  # the log-probability of a token or a text in nats, and whether it is greedy
 # A session, the tokens to append to it, and for how many of the last of these the output is wanted.
 Request: TypeAlias = "tuple[Session, Sequence[int], int]"
@@ -139,22 +141,26 @@ class Core:
         checked = self.check_ids(ids)
         return self.forward([(self.session(len(checked)), checked, len(checked))])
 
-    def forward(self, requests: Sequence[Request]) -> Floats:
+    def forward(self, requests: Sequence[Request], experts: Mapping[Session, Experts] | None = None) -> Floats:
         """Appends tokens to several sessions: logits of the positions asked for, by request, then by position.
 
-        Long work is done in chunks, so that an interrupt need not wait for all of it. UsageError for ids outside the
-        vocabulary, and for more tokens than a session takes; CheckpointError if the engine file was changed meanwhile.
+        `experts` are arrays chosen_TLA for some of the sessions, into which the experts of their tokens are written,
+        best first. Long work is done in chunks, so that an interrupt need not wait for all of it. UsageError for ids
+        outside the vocabulary, and for more tokens than a session takes; CheckpointError if the engine file was changed
+        meanwhile.
         """
-        passes = [_natively(chunk) for chunk in chunks(self._checked(requests))]
+        experts = experts or {}
+        plan = list(chunks(self._checked(requests)))
+        passes = list(zip(map(_natively, plan), _places(plan, experts), strict=True))
         with our_errors():
             if len(passes) == 1:  # the usual case, one token of each text: the logits need not be copied
                 self._check_mapped()
-                return self.native.forward(passes[0])
+                return self.native.forward(passes[0][0], chosen_experts=passes[0][1])
             logits = np.empty((sum(outputs for _, _, outputs in requests), self.vocab_size), np.float32)
             done = 0
-            for each in passes:
+            for each, chosen in passes:
                 self._check_mapped()
-                found = self.native.forward(each)
+                found = self.native.forward(each, chosen_experts=chosen)
                 logits[done : done + len(found)] = found
                 done += len(found)
         return logits
@@ -278,6 +284,20 @@ def chunks(requests: Sequence[Request]) -> Iterator[list[Request]]:
                 chunk, budget = [], CHUNK
     if chunk:
         yield chunk
+
+
+def _places(
+    plan: Sequence[Sequence[Request]], experts: Mapping[Session, Experts]
+) -> Iterator[list[Experts | None] | None]:
+    """For each pass of `plan` the parts of the arrays in `experts` that its requests fill."""
+    done: Counter[Session] = Counter()
+    for requests in plan:
+        places: list[Experts | None] = []
+        for session, ids, _ in requests:
+            start = done[session]
+            done[session] += len(ids)
+            places.append(experts[session][start : done[session]] if session in experts else None)
+        yield places if experts else None
 
 
 def _natively(requests: Sequence[Request]) -> list[tuple[native.Sequence, Sequence[int], int]]:

@@ -6,13 +6,14 @@ import secrets
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from mobilemoe.sampling import Choice
 from mobilemoe.serve.scheduler import Step
 from mobilemoe.tokenizer import StreamDecoder, Tokenizer
 
 _LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON has not
+Experts: TypeAlias = tuple[tuple[int, ...], ...]  # of one token: those of each layer, best first
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Written:
 
     text: str = ""
     choices: list[Choice] = field(default_factory=list)
+    experts: list[Experts] = field(default_factory=list)
     tokens: int = 0
     finished: str | None = None
 
@@ -28,7 +30,7 @@ class Written:
 class Answer:
     """The response to one request: `add` takes each step in turn, `whole` gives all at the end, `event` one step.
 
-    `prompt_tokens` are those of all prompts. Log-probabilities leave out the token that ends a text.
+    `prompt_tokens` are those of all prompts. Log-probabilities and routing leave out the token that ends a text.
     """
 
     prefix = ""
@@ -42,19 +44,23 @@ class Answer:
         count: int,
         prompt_tokens: int,
         with_logprobs: bool,
+        with_routing: bool,
         stop_ids: frozenset[int],
         warnings: list[str],
     ) -> None:
         self._tokenizer, self._with_logprobs, self._stop_ids = tokenizer, with_logprobs, stop_ids
-        self._prompt_tokens, self._warnings = prompt_tokens, warnings
+        self._prompt_tokens, self._with_routing, self._warnings = prompt_tokens, with_routing, warnings
         self._head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
         self._written = [Written() for _ in range(count)]
 
     def add(self, step: Step) -> None:
         written = self._written[step.index]
         written.text += step.piece
-        if self._with_logprobs and step.choice.token not in self._stop_ids:
-            written.choices.append(step.choice)
+        if step.choice.token not in self._stop_ids:
+            if self._with_logprobs:
+                written.choices.append(step.choice)
+            if self._with_routing:
+                written.experts.append(step.choice.experts)
         written.tokens, written.finished = step.tokens, step.finished
 
     def usage(self) -> dict[str, int]:
@@ -72,6 +78,7 @@ class Answer:
                 **self._content(written.text),
                 "logprobs": self._logprobs(index, written.choices),
                 "finish_reason": written.finished,
+                **self._routing(written.experts),
             }
             for index, written in enumerate(self._written)
         ]
@@ -83,8 +90,9 @@ class Answer:
 
     def event(self, step: Step) -> dict[str, Any] | None:
         """None where the step brings nothing that a client could use."""
-        shown = [step.choice] if self._with_logprobs and step.choice.token not in self._stop_ids else []
-        if not (step.piece or shown or step.finished):
+        token = [] if step.choice.token in self._stop_ids else [step.choice]
+        shown = token if self._with_logprobs else []
+        if not (step.piece or shown or step.finished or self._with_routing):
             return None
         return self._event(
             {
@@ -92,6 +100,7 @@ class Answer:
                 **self._delta(step.piece),
                 "logprobs": self._logprobs(step.index, shown) if shown else None,
                 "finish_reason": step.finished,
+                **self._routing([choice.experts for choice in token]),
             }
         )
 
@@ -103,6 +112,9 @@ class Answer:
 
     def _notes(self) -> dict[str, Any]:
         return {"x_mobilemoe": {"warnings": self._warnings}} if self._warnings else {}
+
+    def _routing(self, experts: list[Experts]) -> dict[str, Any]:
+        return {"x_mobilemoe": {"routing": experts}} if self._with_routing else {}
 
     def _spelt(self, token: int) -> str:
         return self._tokenizer.decode([token], skip_special=False)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
+from mobilemoe.config import ModelConfig
 from mobilemoe.ids import check_ids
+from mobilemoe.serve import page
 from mobilemoe.serve.completions import add_completions
 from mobilemoe.serve.desk import Desk, chat_ids
 from mobilemoe.serve.errors import ApiError, add_handlers
@@ -31,6 +34,7 @@ def create_app(
     desk = Desk(scheduler, name, aliases)
     add_completions(app, desk)
     _add_server(app, scheduler)
+    app.router.routes.extend(page.ROUTES)
     _add_model(app, desk)
     return app
 
@@ -51,7 +55,10 @@ def _add_model(app: FastAPI, desk: Desk) -> None:
     started = int(time.time())
 
     def described(name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": started, "owned_by": "mobilemoe"}
+        found: dict[str, Any] = {"id": name, "object": "model", "created": started, "owned_by": "mobilemoe"}
+        with suppress(ApiError):  # it is still being loaded
+            found["x_mobilemoe"] = _shape(desk.model(name).config)
+        return found
 
     @app.get("/v1/models")
     def models() -> dict[str, Any]:
@@ -80,3 +87,13 @@ def _add_model(app: FastAPI, desk: Desk) -> None:
         if body.tokens:
             check_ids(body.tokens, model.config.vocab_size, len(body.tokens))
         return {"prompt": model.tokenizer.decode(body.tokens, skip_special=False)}
+
+
+def _shape(config: ModelConfig) -> dict[str, int]:
+    """What the chat page says about a model."""
+    return {
+        "context": config.max_position_embeddings,
+        "layers": config.num_hidden_layers,
+        "experts": config.num_local_experts,
+        "experts_per_token": config.num_experts_per_tok,
+    }

@@ -55,7 +55,10 @@ class Desk:
         prompts: Sequence[list[int]],
         kind: type[_Kind],
     ) -> tuple[Order, _Kind]:
-        logprobs, warnings = body.wanted_logprobs(), body.warnings()
+        logprobs, routing, warnings = body.wanted_logprobs(), body.x_mobilemoe.routing, body.warnings()
+        if routing and not model.config.is_moe:
+            routing = False
+            warnings.append("routing is ignored: the model has no experts")
         if len(prompts) * body.n > MAX_TEXTS:
             raise ApiError(400, f"n for each prompt makes more than {MAX_TEXTS} texts", param="n")
         texts: list[Text] = []
@@ -65,7 +68,8 @@ class Desk:
                 for number in range(body.n):
                     sampling = body.sampling(number)
                     sampling.check_for(model.config.vocab_size, logprobs)
-                    texts.append(Text(len(texts), ids, model.writer(most, body.stop), most, sampling, logprobs))
+                    writer = model.writer(most, body.stop)
+                    texts.append(Text(len(texts), ids, writer, most, sampling, logprobs, experts=routing))
         except MobileMoEError as fault:
             raise as_api_error(fault, type(body).model_fields) from None
         answer = kind(
@@ -74,6 +78,7 @@ class Desk:
             count=len(texts),
             prompt_tokens=sum(map(len, prompts)),
             with_logprobs=logprobs is not None,
+            with_routing=routing,
             stop_ids=model.stop_ids,
             warnings=warnings,
         )

@@ -10,12 +10,13 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mobilemoe.serve.errors import ApiError, error_response
+from mobilemoe.serve.page import PATHS
 
 MAX_BODY_BYTES = 4 * 2**20
 
 
 class Guard:
-    """Lets requests pass that have the key, if there is one; `/health` needs none.
+    """Lets requests pass that have the key, if there is one; `/health` and the page's own files need none.
 
     `local_only`: where there is no key, only requests to a loopback name pass. Otherwise a web page could reach the
     server through a name of its own that it lets point to this machine.
@@ -32,15 +33,17 @@ class Guard:
         headers = Headers(scope=scope)
         try:
             if scope["path"] != "/health":
-                self._check(headers)
+                self._check(headers, is_page=scope["path"] in PATHS)
             _check_length(headers)
         except ApiError as fault:
             await error_response(fault)(scope, receive, send)
             return
         await self._app(scope, _limited(receive), send)
 
-    def _check(self, headers: Headers) -> None:
+    def _check(self, headers: Headers, *, is_page: bool) -> None:
         if self._key is not None:
+            if is_page:  # the same for everybody: it asks for the key before it asks for data
+                return
             scheme, _, given = headers.get("authorization", "").partition(" ")
             same = hmac.compare_digest(given.strip().encode("latin-1"), self._key)
             if not (same and scheme.lower() == "bearer"):

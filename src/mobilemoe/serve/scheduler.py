@@ -34,6 +34,7 @@ class Text:
     most_tokens: int  # that are written
     sampling: Sampling
     logprobs: int | None
+    experts: bool = False  # are told of each token
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,7 @@ class Scheduler:
             return
         try:
             session = engine.session(min(engine.context, len(text.ids) + text.most_tokens))
-            number = batch.join(text.ids, text.sampling, logprobs=text.logprobs, session=session)
+            number = batch.join(text.ids, text.sampling, logprobs=text.logprobs, experts=text.experts, session=session)
         except (MobileMoEError, MemoryError) as fault:
             with self._changed:
                 seconds = self._pace.seconds_until([1], [], self._parallel)

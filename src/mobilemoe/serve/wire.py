@@ -52,6 +52,12 @@ class StreamOptions(Object):
     include_obfuscation: bool = False  # changes nothing here: no answer is padded
 
 
+class Extension(Object):
+    """`x_mobilemoe`: what OpenAI's interface has no word for. `routing` asks for the experts of each token."""
+
+    routing: bool = False
+
+
 class TextPart(Object):
     type: Literal["text"]
     text: str
@@ -102,6 +108,7 @@ class _Writing(Object):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     logit_bias: _Biases = Field(default_factory=dict)
+    x_mobilemoe: Extension = Field(default_factory=Extension)
     structured_outputs: StructuredOutputs | None = None
 
     def sampling(self, number: int) -> Sampling:
