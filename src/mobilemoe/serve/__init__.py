@@ -2,9 +2,9 @@
 
 `app.py`: the routes; `completions.py`: those of OpenAI's completions, one module for each protocol.
 `wire.py`: what requests hold, `fields.py`: the parts of them that ask for a structure.
-`desk.py`: from a request to the texts that it asks for. `scheduler.py`: the thread that computes them.
-`order.py`: the way of an answer back to its client. `answers.py`: what answers hold.
-`page.py`: the chat page, whose files are in `assets/`.
+`desk.py`: from a request to the texts that it asks for, `echo.py`: prompts that are given back.
+`scheduler.py`: the thread that computes. `order.py`: the way of an answer back to its client. `answers.py`: what
+answers hold. `page.py`: the chat page, whose files are in `assets/`.
 `guard.py`: the key, the host and the size of a request. `metrics.py`, `pace.py`: what is counted and estimated.
 `server.py`: the process, from start to drain.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -24,6 +25,7 @@ class Written:
     choices: list[Choice] = field(default_factory=list)
     experts: list[Experts] = field(default_factory=list)
     tokens: int = 0
+    logprob: float = 0.0  # of all its tokens, where they are asked for
     finished: str | None = None
 
 
@@ -61,6 +63,7 @@ class Answer:
                 written.choices.append(step.choice)
             if self._with_routing:
                 written.experts.append(step.choice.experts)
+        written.logprob += step.choice.logprob or 0.0
         written.tokens, written.finished = step.tokens, step.finished
 
     def usage(self) -> dict[str, int]:
@@ -80,7 +83,7 @@ class Answer:
                 "finish_reason": written.finished,
                 **self._routing(written.experts),
             }
-            for index, written in enumerate(self._written)
+            for index, written in enumerate(self._kept())
         ]
         return {"object": self.kind, **self._head, "choices": choices, "usage": self.usage(), **self._notes()}
 
@@ -106,6 +109,10 @@ class Answer:
 
     def usage_event(self) -> dict[str, Any]:
         return {**self._event(), "usage": self.usage()}
+
+    def _kept(self) -> list[Written]:
+        """Those that the whole answer shows."""
+        return self._written
 
     def _event(self, *choices: dict[str, Any]) -> dict[str, Any]:
         return {"object": self.event_kind, **self._head, "choices": list(choices), **self._notes()}
@@ -169,8 +176,47 @@ class CompletionAnswer(Answer):
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
+        self._n = self._copies = 1
         self._decoders: defaultdict[int, StreamDecoder] = defaultdict(lambda: StreamDecoder(self._tokenizer))
         self._offsets: defaultdict[int, int] = defaultdict(int)
+
+    def keep_best(self, n: int, copies: int) -> None:
+        """Of the `copies` texts for each prompt, the whole answer shows the `n` likeliest, by the token."""
+        self._n, self._copies = n, copies
+
+    def echo(self, prompts: Sequence[list[Choice]], alone: bool) -> None:
+        """Puts each prompt before its texts, which have no token yet and get none if it is `alone`.
+
+        Control tokens have no text.
+        """
+        for index, written in enumerate(self._written):
+            prompt = prompts[index // self._copies]
+            written.text = self._tokenizer.decode([choice.token for choice in prompt])
+            written.choices = list(prompt) if self._with_logprobs else []
+            written.finished = "length" if alone else None
+
+    def opening(self) -> list[dict[str, Any]]:
+        return [
+            self._event(
+                {
+                    "index": index,
+                    **self._delta(written.text),
+                    "logprobs": self._logprobs(index, written.choices),
+                    "finish_reason": written.finished,
+                }
+            )
+            for index, written in enumerate(self._written)
+            if written.text or written.choices
+        ]
+
+    def _kept(self) -> list[Written]:
+        if self._copies == self._n:
+            return self._written
+        kept: list[Written] = []
+        for start in range(0, len(self._written), self._copies):
+            group = self._written[start : start + self._copies]
+            kept += sorted(group, key=lambda each: each.logprob / each.tokens, reverse=True)[: self._n]
+        return kept
 
     def _content(self, text: str) -> dict[str, Any]:
         return {"text": text}
@@ -187,9 +233,12 @@ class CompletionAnswer(Answer):
             self._offsets[index] += len(self._decoders[index].push(choice.token))
         return {
             "tokens": [self._spelt(choice.token) for choice in choices],
-            "token_logprobs": [_sayable(choice.logprob) for choice in choices],
+            "token_logprobs": [None if choice.logprob is None else _sayable(choice.logprob) for choice in choices],
             "top_logprobs": [
-                {self._spelt(token): _sayable(logprob) for token, logprob in choice.top} for choice in choices
+                None
+                if choice.logprob is None  # the first token of an echoed prompt
+                else {self._spelt(token): _sayable(logprob) for token, logprob in choice.top}
+                for choice in choices
             ],
             "text_offset": offsets,
         }

@@ -8,7 +8,9 @@ from typing import TypeVar
 
 from mobilemoe.errors import MobileMoEError, TokenizerError
 from mobilemoe.load import Model
+from mobilemoe.sampling import Choice
 from mobilemoe.serve.answers import Answer, ChatAnswer, CompletionAnswer
+from mobilemoe.serve.echo import read_back
 from mobilemoe.serve.errors import ApiError, as_api_error, failed
 from mobilemoe.serve.order import Order
 from mobilemoe.serve.scheduler import Scheduler, Text
@@ -22,6 +24,7 @@ class Desk:
 
     def __init__(self, scheduler: Scheduler, name: str, aliases: Sequence[str] = ()) -> None:
         self.scheduler, self.name, self.names = scheduler, name, (name, *aliases)
+        self._reading = asyncio.Lock()  # prompts are read back one at a time, beside the texts of the queue
 
     def model(self, wanted: str | None) -> Model:
         """The model, if that is one of its names. ApiError 404 if not, 503 while it is being loaded."""
@@ -46,7 +49,19 @@ class Desk:
         prompts = await asyncio.to_thread(
             lambda: [model.encode(each) if isinstance(each, str) else each for each in body.prompts()]
         )
-        return self._order(body, model, prompts, CompletionAnswer)
+        order, answer = self._order(body, model, prompts, CompletionAnswer)
+        answer.keep_best(body.n, body.copies)
+        if body.echo and body.logprobs is None:
+            answer.echo([[Choice(token) for token in ids] for ids in prompts], body.writes_nothing)
+        elif body.echo:
+
+            async def prepare() -> None:
+                async with self._reading:
+                    read = [await read_back(model, ids, body.logprobs or 0) for ids in prompts]
+                answer.echo(read, body.writes_nothing)
+
+            order.prepare = prepare
+        return order, answer
 
     def _order(
         self,
@@ -59,13 +74,13 @@ class Desk:
         if routing and not model.config.is_moe:
             routing = False
             warnings.append("routing is ignored: the model has no experts")
-        if len(prompts) * body.n > MAX_TEXTS:
+        if len(prompts) * body.copies > MAX_TEXTS:
             raise ApiError(400, f"n for each prompt makes more than {MAX_TEXTS} texts", param="n")
         texts: list[Text] = []
         try:
             for ids in prompts:
                 most = model.fitting(ids, body.most_tokens(model.config.max_position_embeddings))
-                for number in range(body.n):
+                for number in range(body.copies):
                     sampling = body.sampling(number)
                     sampling.check_for(model.config.vocab_size, logprobs)
                     writer = model.writer(most, body.stop)
@@ -77,12 +92,12 @@ class Desk:
             model.tokenizer,
             count=len(texts),
             prompt_tokens=sum(map(len, prompts)),
-            with_logprobs=logprobs is not None,
+            with_logprobs=body.shows_logprobs,
             with_routing=routing,
             stop_ids=model.stop_ids,
             warnings=warnings,
         )
-        return Order(self.scheduler, texts), answer
+        return Order(self.scheduler, [] if body.writes_nothing else texts), answer
 
 
 def chat_ids(model: Model, messages: Sequence[ChatMessage]) -> list[int]:

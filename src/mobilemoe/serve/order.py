@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -39,26 +39,37 @@ class Reply(Protocol):
 
 
 class Order:
-    """A request in the queue, seen from the event loop: its steps in order, until every text has ended."""
+    """A request in the queue, seen from the event loop: its steps in order, until every text has ended.
+
+    `prepare` is awaited before the first of them, while the texts are computed already.
+    """
+
+    prepare: Callable[[], Awaitable[None]] | None = None
 
     def __init__(self, scheduler: Scheduler, texts: Sequence[Text]) -> None:
         self._scheduler, self._left = scheduler, len(texts)
         self._arrived: asyncio.Queue[Step | Exception] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._ticket = Ticket(texts, self._deliver)
-        scheduler.submit(self._ticket)
+        if texts:
+            scheduler.submit(self._ticket)
 
     def _deliver(self, arrived: Step | Exception) -> None:
         with suppress(RuntimeError):  # the loop has ended, and with it whoever waits
             self._loop.call_soon_threadsafe(self._arrived.put_nowait, arrived)
 
     async def steps(self) -> AsyncIterator[Step]:
+        """Raises what ended the request, if something did."""
         while self._left:
             arrived = await self._arrived.get()
             if isinstance(arrived, Exception):
                 raise arrived
             self._left -= arrived.finished is not None
             yield arrived
+
+    async def prepared(self) -> None:
+        if self.prepare is not None:
+            await self.prepare()
 
     def cancel(self) -> None:
         self._scheduler.cancel(self._ticket)
@@ -81,6 +92,7 @@ class Events(StreamingResponse):
 
 async def _events(order: Order, reply: Reply) -> AsyncIterator[str]:
     try:
+        await order.prepared()
         for event in reply.opening():
             yield event
         async for step in order.steps():
@@ -104,6 +116,7 @@ async def whole(request: Request, order: Order, reply: Reply) -> Response:
     """The answer once it is complete, unless its client goes away before."""
 
     async def collect() -> None:
+        await order.prepared()
         async for step in order.steps():
             reply.add(step)
 

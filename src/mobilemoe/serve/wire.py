@@ -34,7 +34,6 @@ IGNORED = frozenset(
 # What is not offered, with the values that do not ask for it.
 NOT_OFFERED: dict[str, tuple[Any, ...]] = {
     "audio": (),
-    "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
@@ -95,7 +94,6 @@ class _Writing(Object):
 
     model: str
     n: Annotated[int, Field(ge=1, le=MAX_TEXTS)] = 1
-    best_of: int | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     stop: str | _Stops = Field(default_factory=list)
@@ -110,6 +108,16 @@ class _Writing(Object):
     logit_bias: _Biases = Field(default_factory=dict)
     x_mobilemoe: Extension = Field(default_factory=Extension)
     structured_outputs: StructuredOutputs | None = None
+
+    @property
+    def copies(self) -> int:
+        """How many texts are written for each prompt."""
+        return self.n
+
+    @property
+    def writes_nothing(self) -> bool:
+        """Whether no token is asked for."""
+        return False
 
     def sampling(self, number: int) -> Sampling:
         """The rules of one of `n` answers. A given seed is that of number 0; the others count up from it."""
@@ -136,8 +144,6 @@ class _Writing(Object):
                 raise ApiError(400, f"{name} is not offered here", param=name, code="unsupported_parameter")
             if name not in IGNORED and name not in NOT_OFFERED:
                 raise ApiError(400, f"there is no parameter named {name!r}", param=name, code="unknown_parameter")
-        if self.best_of not in (None, self.n):
-            raise ApiError(400, "best_of can only be equal to n here", param="best_of", code="unsupported_parameter")
         for name in ("response_format", "structured_outputs", "tools"):  # known, but not computed yet
             asked = getattr(self, name, None)
             if asked and getattr(asked, "type", None) != "text":
@@ -158,6 +164,10 @@ class ChatRequest(_Writing):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool = True
 
+    @property
+    def shows_logprobs(self) -> bool:
+        return self.logprobs
+
     def most_tokens(self, context: int) -> int:
         """Without a limit an answer may fill the context."""
         return self.max_completion_tokens or self.max_tokens or context
@@ -174,14 +184,38 @@ class ChatRequest(_Writing):
 
 class CompletionRequest(_Writing):
     prompt: str | _Prompts | _Ids
-    max_tokens: Annotated[int, Field(ge=1)] = 16
+    max_tokens: Annotated[int, Field(ge=0)] = 16
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_TEXTS)] | None = None
+    echo: bool = False
+
+    @property
+    def shows_logprobs(self) -> bool:
+        return self.logprobs is not None
+
+    @property
+    def copies(self) -> int:
+        return self.best_of or self.n
+
+    @property
+    def writes_nothing(self) -> bool:
+        return self.max_tokens == 0
 
     def most_tokens(self, context: int) -> int:
-        return self.max_tokens
+        return self.max_tokens or 1
 
     def wanted_logprobs(self) -> int | None:
-        return self.logprobs
+        """The best of several texts are found by their log-probabilities."""
+        return self.logprobs if self.copies == self.n else self.logprobs or 0
+
+    def warnings(self) -> list[str]:
+        if self.copies < self.n:
+            raise ApiError(400, f"best_of is {self.best_of}, but must be at least n ({self.n})", param="best_of")
+        if self.stream and self.copies > self.n:
+            raise ApiError(400, "best_of needs stream: false: the best are known at the end", param="best_of")
+        if self.writes_nothing and not self.echo:
+            raise ApiError(400, "max_tokens can only be 0 with echo: true", param="max_tokens")
+        return super().warnings()
 
     def prompts(self) -> list[str | list[int]]:
         """Each text or list of token ids that is to be continued."""
