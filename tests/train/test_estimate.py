@@ -74,6 +74,9 @@ def test_shards_divide_what_is_stored_and_replicas_do_not():
     replicated = estimate_memory(recipe("distributed.replicate=2"), NANO, 4)
     assert (four.weights, four.moments) == (alone.weights // 4, alone.moments // 4)
     assert replicated.gradients == alone.gradients // 2
+    whole = estimate_memory(recipe("distributed.replicate=4"), NANO, 4)
+    assert (whole.weights, whole.moments) == (alone.weights, alone.moments // 4)
+    assert whole.gradients == alone.gradients * 5 // 4  # those of this process, and the sums of its part
     assert four.copies < alone.copies
     assert four.activations == alone.activations // 4  # of two rows in place of eight
     assert estimate_memory(recipe("train.micro_batch_size=2"), NANO, 1).activations == alone.activations // 4
@@ -96,9 +99,9 @@ ROWS = ("train.sequence_length=2048", "train.precision=bf16")
         ("M", 8, (), 4),
         ("M", 16, (), 1),
         ("M", 16, ("train.micro_batch_size=4",), 4),
-        ("L", 8, ("train.weights=bf16",), 1),
+        ("L", 8, ("train.weights=bf16",), 4),
         ("L", 4, ("train.weights=bf16",), 4),
-        ("L", 4, (), 1),
+        ("L", 16, ("train.weights=bf16",), 1),
         ("S", 16, ("distributed.replicate=2",), 2),
         ("S", 16, ("distributed.expert_parallel=2",), 1),
     ],

@@ -194,7 +194,8 @@ def estimate_memory(recipe: Recipe, config: ModelConfig, processes: int) -> Memo
 
     weights, gradients: P of `train.weights` each. moments: two of them, with Muon one for matrices. copies: P in the
     precision of products, where that differs or fake quantisation rounds them (of two layers and the embedding, where
-    weights are shared out). With LoRA gradients and moments are those of the adapters. activations: see
+    weights are shared out). Where each process holds the model whole, it has the sums of gradients and the moments of
+    one parameter in `processes`. With LoRA gradients and moments are those of the adapters. activations: see
     `activation_bytes`, for one micro-batch. logits: a chunk of them in the precision of products (and in fp32 where
     the loss is not fused), and the head's weights and gradient beside it. With several micro-batches gradients are
     there from the first on, and none of the memory is reused.
@@ -228,14 +229,18 @@ def _memory(recipe: Recipe, config: ModelConfig, processes: int, shards: int) ->
     copied = total if shards == 1 else 2 * (total - embedding) // config.num_hidden_layers + embedding
     all_rows = train.batch_size // processes or 1
     rows = train.micro_batch_size or all_rows
+    shares_updates = shards == 1 and recipe.lora is None  # as `parallel/replicas.py` has it
+    updating = processes if shares_updates else shards
     gradients = trained * stored // shards
+    if shares_updates and processes > 1:
+        gradients += trained * stored // processes  # the sums of the part that this process updates
     activations = rows * train.sequence_length * activation_bytes(recipe, config)
     chunk = GPU_LOGITS * compute if _fused(recipe) else CHUNK * config.vocab_size * (4 + compute)
     logits = chunk + embedding * (4 + compute)
     return Memory(
         weights=total * stored // shards,
         gradients=gradients,
-        moments=moments * stored // shards,
+        moments=moments * stored // updating,
         copies=copied * compute if stored != compute or recipe.qat else 0,
         activations=activations,
         logits=logits,

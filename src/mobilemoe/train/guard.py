@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from mobilemoe.data.loader import Batch
 from mobilemoe.errors import TrainError
+from mobilemoe.train.parallel.replicas import updated
 
 HISTORY = 50  # accepted steps, whose median gradient norm a spike is compared with
 FEWEST = 10  # accepted steps before any step is judged, since norms fall fast at the start
@@ -112,7 +113,7 @@ def _first_of_parts(
         model.zero_grad(set_to_none=True)
         with _watched(model) as outputs:
             backward(part)
-        wrong = [name for name, weight in model.named_parameters() if not _is_finite(weight.grad)]
+        wrong = [name for name, weight in model.named_parameters() if not _is_finite(updated(weight).grad)]
         if outputs:
             name, tensor = outputs[0]
             place = _place(tensor, part, first_row, domains)

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Placement, Replicate
 from torch.optim.adamw import adamw
 
+from mobilemoe.train.parallel.replicas import updated
 from mobilemoe.train.recipe import TrainTable
 
 MOMENTUM = 0.95
@@ -34,7 +35,7 @@ _GATE_UP = ".experts.gate_up_proj"
 
 def make_muon(model: nn.Module, train: TrainTable) -> Muon:
     """Muon for attention, FFN, shared and routed experts; AdamW for embedding, head, router, norms and the rest."""
-    learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    learning = {name: updated(parameter) for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups: list[dict[str, Any]] = [
         {"rule": "muon", "halves": 1, "weight_decay": train.weight_decay, "params": []},
         {"rule": "muon", "halves": 2, "weight_decay": train.weight_decay, "params": []},

@@ -11,6 +11,7 @@ from mobilemoe.checkpoint.container import Array
 from mobilemoe.errors import TrainError
 from mobilemoe.train.muon import SCALE, SCALE_RATE, make_muon
 from mobilemoe.train.parallel.distributed import by_mesh, fill
+from mobilemoe.train.parallel.replicas import updated
 from mobilemoe.train.recipe import TrainTable
 
 _STEP = "step"  # the state's count of updates, the same for every parameter
@@ -20,8 +21,8 @@ def make_optimizer(model: nn.Module, train: TrainTable) -> torch.optim.Optimizer
     """The recipe's optimizer of all trainable weights. Norm weights are gains around 1, so they are not decayed."""
     if train.optimizer == "muon":
         return make_muon(model, train)
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    scales = {parameter for name, parameter in model.named_parameters() if name.endswith(SCALE)}
+    learning = [updated(parameter) for parameter in model.parameters() if parameter.requires_grad]
+    scales = {updated(parameter) for name, parameter in model.named_parameters() if name.endswith(SCALE)}
     groups = []
     for alike in by_mesh(learning).values():
         weights = [w for w in alike if w not in scales]
@@ -38,7 +39,7 @@ def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
     return {
         f"{name}/{moment}": value
         for name, parameter in model.named_parameters()
-        for moment, value in optimizer.state.get(parameter, {}).items()
+        for moment, value in optimizer.state.get(updated(parameter), {}).items()
         if moment != _STEP
     }
 

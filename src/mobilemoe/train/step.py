@@ -25,7 +25,7 @@ from mobilemoe.train.guard import SpikeGuard, explain_nonfinite
 from mobilemoe.train.health import RouterHealth, step_row
 from mobilemoe.train.loss import cross_entropy_sum, router_z_loss
 from mobilemoe.train.parallel.distributed import World, clip_gradients
-from mobilemoe.train.parallel.replicas import GradientSums
+from mobilemoe.train.parallel.replicas import Replicas, updated
 from mobilemoe.train.qat import Teacher, divergence_sum
 from mobilemoe.train.recipe import Recipe
 from mobilemoe.train.schedule import balance_rate, learning_rate
@@ -72,7 +72,7 @@ class Stepper:
     ) -> None:
         self.model, self.optimizer, self.train = model, optimizer, recipe.train
         self.world, self.device, self.domains = world, world.device, domains
-        self.sums = GradientSums(model, world.size)
+        self.replicas = Replicas(model, world.size)
         # Adapters learn beside frozen routers, which need the selection bias that they were trained with.
         self.balances = recipe.lora is None
         self.teacher = teacher
@@ -97,9 +97,9 @@ class Stepper:
         parts = self._parts(batch)
         losses = torch.zeros(2, dtype=torch.float64, device=self.device)
         for part in parts:
-            self.sums.due(last=part is parts[-1])
+            self.replicas.due(last=part is parts[-1])
             losses += self._backward(part, targets)
-        norm = clip_gradients(self.model.parameters(), self.train.clip_norm)
+        norm = clip_gradients(map(updated, self.model.parameters()), self.train.clip_norm)
         numbers = torch.cat([self.world.sum(losses), norm.double().unsqueeze(0)])
         load_LE = routers_KL = None
         if self.health is not None:
@@ -126,11 +126,12 @@ class Stepper:
             balance.move_biases(self.model.moe_layers(), load_LE, balance_rate(self.train, step))
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """What the metrics say of each step since the last call, in order; waits for the device.
+        """What the metrics say of each step since the last call, in order; waits for the device and for all weights.
 
         Raises TrainError, with the weights as they were before it, for the first step whose loss or gradient is not
         finite.
         """
+        self.replicas.wait_for_weights()
         taken, self._taken = self._taken, []
         if not taken:
             return
@@ -189,7 +190,7 @@ class Stepper:
             divergence = divergence_sum(x_ND, head_VD, taught_x_ND, taught_head_VD, targets_N) / targets
             learnt = (1 - self.taught_share) * loss + self.taught_share * divergence
         (learnt + self.train.z_loss * z_loss).backward()
-        self.sums.wait()
+        self.replicas.wait()
         if self.health is not None:
             self.health.add(routings, self._tensor(batch.domains_BT).flatten())
         return torch.stack([loss.detach().double(), z_loss.detach().double()])
@@ -201,6 +202,7 @@ class Stepper:
             group["lr"] = rate * group.get("factor", 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.replicas.spread()
 
     def _tensor(self, array_BT: np.ndarray[Any, Any]) -> Tensor:
         tensor_BT = torch.from_numpy(array_BT)

@@ -14,6 +14,9 @@ pytest_plugins = ["train_runs"]
 pytestmark = pytest.mark.usefixtures("quick")
 
 
+REPLICAS = ("distributed.replicate=2", "train.micro_batch_size=1")
+
+
 @pytest.fixture(scope="module")
 def alone(unbroken):
     return unbroken(*STEPS)
@@ -32,8 +35,16 @@ def test_two_processes_learn_what_one_does(sharded, alone):
 
 
 def test_two_replicas_learn_what_one_process_does(together, alone, tmp_path):
-    together(tmp_path / "run", 2, *STEPS, "distributed.replicate=2", "train.micro_batch_size=1")
+    together(tmp_path / "run", 2, *STEPS, *REPLICAS)
     assert_learnt_the_same(tmp_path / "run", alone)
+
+
+def test_replicas_go_on_with_what_another_number_of_processes_saved(together, alone, tmp_path):
+    run = tmp_path / "run"
+    for processes, steps in ((2, 8), (1, 12), (4, 16), (2, 20)):
+        distributed = REPLICAS if processes == 2 else (f"distributed.replicate={processes}",)
+        together(run, processes, *STEPS, *distributed, "train.checkpoint_every=2", fault="SIGTERM", fault_at=steps)
+    assert_learnt_the_same(run, alone)
 
 
 def test_their_checkpoints_are_those_of_one_process(sharded, alone):

@@ -16,6 +16,9 @@ LEARNT_SCALES = ("qat.activations=none", "qat.learn_scales=true")
 EXPERTS = "distributed.expert_parallel=2"
 
 
+METHODS = [(MUON, 2, ()), (MUON, 2, ("distributed.replicate=2",)), (MUON, 4, (EXPERTS,)), (LORA, 2, ())]
+
+
 def both(together, unbroken, run, method, processes, distributed):
     ends = together(run, processes, *STEPS, *method, *distributed)
     assert [end.get("finished") for end in ends] == [True] * processes, ends
@@ -23,7 +26,7 @@ def both(together, unbroken, run, method, processes, distributed):
     return unbroken(*STEPS, *method)
 
 
-@pytest.mark.parametrize(("method", "processes", "distributed"), [(MUON, 2, ()), (MUON, 4, (EXPERTS,)), (LORA, 2, ())])
+@pytest.mark.parametrize(("method", "processes", "distributed"), METHODS)
 def test_several_processes_learn_what_one_does(method, processes, distributed, together, unbroken, tmp_path):
     alone = both(together, unbroken, tmp_path / "run", (method,), processes, distributed)
     assert_learnt_the_same(tmp_path / "run", alone)

@@ -29,6 +29,7 @@ from mobilemoe.model.block import MoE
 from mobilemoe.train.estimate import architecture, replicas
 from mobilemoe.train.parallel.expert_parallel import part_experts
 from mobilemoe.train.parallel.rank_failure import stop_all_on_failure
+from mobilemoe.train.parallel.replicas import split_updates
 from mobilemoe.train.recipe import Recipe
 
 _Value = TypeVar("_Value")
@@ -119,10 +120,15 @@ _ENVIRONMENT = (
 def shard(model: MobileMoE, world: World, recipe: Recipe) -> None:
     """Shards `model`, which is the same in every process, over `world`; its forward pass gathers it block by block.
 
-    Replicas that are whole need no shards. Nor do adapters: all that is learnt and sent is small.
+    Replicas that are whole need no shards: each process updates a part of the weights (`replicas.py`), for which the
+    model moves to the device here. Nor do adapters: all that is learnt and sent is small.
     """
     mesh, parallel = world.mesh, recipe.distributed.expert_parallel
-    if mesh is None or mesh["shard"].size() == 1 or recipe.lora is not None:
+    if mesh is None or recipe.lora is not None:
+        return
+    if mesh["shard"].size() == 1:
+        model.to(world.device)
+        split_updates(model, mesh["replicate"])
         return
     if model.config.num_local_experts % parallel:
         raise ConfigError(

@@ -21,11 +21,7 @@ from torch.distributed.tensor.placement_types import Shard
 from torch.utils.checkpoint import checkpoint
 
 from mobilemoe.model.experts import Compute, Experts
-
-# Newer versions of torch warn of the older names.
-_renamed = hasattr(dist, "all_gather_single")
-_all_gather = getattr(dist, "all_gather_single" if _renamed else "all_gather_into_tensor")
-_reduce_scatter = getattr(dist, "reduce_scatter_single" if _renamed else "reduce_scatter_tensor")
+from mobilemoe.train.parallel.collectives import all_gather, reduce_scatter
 
 ROOM = 1.5  # the most pairs, over those of an even load, whose activations are kept for the backward pass
 
@@ -91,14 +87,14 @@ class _Reading:
 def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """What all processes of the group have, in their order along the first dimension."""
     whole = x.new_empty(dist.get_world_size(group) * len(x), *x.shape[1:])
-    _all_gather(whole, x.contiguous(), group)
+    all_gather(whole, x.contiguous(), group)
     return whole
 
 
 def _sum_of_parts(whole: Tensor, group: dist.ProcessGroup) -> Tensor:
     """This process's part of the sum of what all processes of the group have."""
     part = whole.new_empty(len(whole) // dist.get_world_size(group), *whole.shape[1:])
-    _reduce_scatter(part, whole.contiguous(), group=group)
+    reduce_scatter(part, whole.contiguous(), group=group)
     return part
 
 
