@@ -79,7 +79,7 @@ def _add_model(app: FastAPI, desk: Desk) -> None:
         else:
             with_begin = body.add_special_tokens and model.tokenizer.bos_id is not None
             ids = model.tokenizer.encode(body.prompt or "", bos=with_begin)
-        return {"tokens": ids, "count": len(ids), "max_model_len": model.config.max_position_embeddings}
+        return {"tokens": ids, "count": len(ids), "max_model_len": model.context}
 
     @app.post("/detokenize")
     def detokenize(body: DetokenizeRequest) -> dict[str, Any]:

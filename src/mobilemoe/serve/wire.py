@@ -21,7 +21,6 @@ IGNORED = frozenset(
     {
         "metadata",
         "parallel_tool_calls",
-        "prompt_cache_key",
         "prompt_cache_retention",
         "reasoning_effort",
         "safety_identifier",
@@ -108,6 +107,7 @@ class _Writing(Object):
     logit_bias: _Biases = Field(default_factory=dict)
     x_mobilemoe: Extension = Field(default_factory=Extension)
     structured_outputs: StructuredOutputs | None = None
+    prompt_cache_key: str | None = None  # changes nothing: every prompt is looked for among all that are kept
 
     @property
     def copies(self) -> int:
