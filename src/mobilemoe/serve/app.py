@@ -19,6 +19,7 @@ from mobilemoe.serve.desk import Desk, chat_ids
 from mobilemoe.serve.errors import ApiError, add_handlers
 from mobilemoe.serve.guard import Guard
 from mobilemoe.serve.metrics import Counted
+from mobilemoe.serve.responses import add_responses
 from mobilemoe.serve.scheduler import Scheduler
 from mobilemoe.serve.wire import DetokenizeRequest, TokenizeRequest
 
@@ -33,6 +34,7 @@ def create_app(
     add_handlers(app)
     desk = Desk(scheduler, name, aliases)
     add_completions(app, desk)
+    add_responses(app, desk)
     _add_server(app, scheduler)
     app.router.routes.extend(page.ROUTES)
     _add_model(app, desk)

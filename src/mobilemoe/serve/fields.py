@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_TOOLS = 128
-_Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
 class Object(BaseModel):
@@ -22,7 +22,7 @@ class Object(BaseModel):
 
 
 class JsonSchema(Object):
-    name: _Name
+    name: ToolName
     description: str | None = None
     value: Annotated[dict[str, Any], Field(alias="schema")]
     strict: bool = False
@@ -63,7 +63,7 @@ class StructuredOutputs(Object):
 class Function(Object):
     """Without `parameters` it takes none."""
 
-    name: _Name
+    name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool = False
