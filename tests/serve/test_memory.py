@@ -1,0 +1,127 @@
+"""A server computes no prompt twice, stays within its memory, and keeps conversations over a restart."""
+
+import signal
+import stat
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+
+import mobilemoe
+from mobilemoe.engine import Engine
+from mobilemoe.hub import ASSETS
+from servers import running
+
+ASK = [
+    {"role": "system", "content": "You are a patient teacher. " * 12},
+    {"role": "user", "content": "What is 58 - 23?"},
+]
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return mobilemoe.load("nano", threads=1)
+
+
+def limit_for(texts: int, tokens: int) -> str:
+    """A size for --max-memory that takes so many texts of nano at once, and not one more."""
+    return str(texts * Engine(ASSETS / "nano", threads=1).kv_bytes(tokens) + 1000)
+
+
+def chat(server, messages=ASK, **fields):
+    return server.client.chat.completions.create(**{"model": "nano", "messages": messages, "temperature": 0} | fields)
+
+
+def cached(answer) -> int:
+    return answer.usage.prompt_tokens_details.cached_tokens
+
+
+def metric(server, name: str) -> float:
+    lines = server.http.get("/metrics").text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"mobilemoe_{name} "))
+
+
+def test_each_turn_of_a_chat_computes_only_what_is_new(nano):
+    with running() as server:
+        first = chat(server, prompt_cache_key="a conversation")
+        assert cached(first) == 0
+        assert not hasattr(first, "x_mobilemoe")
+        said = first.choices[0].message.content
+        longer = [*ASK, {"role": "assistant", "content": said}, {"role": "user", "content": "And 58 + 23?"}]
+        second = chat(server, longer)
+        assert cached(second) >= first.usage.prompt_tokens
+        assert second.choices[0].message.content == nano.generate(messages=longer)
+        *_, last = chat(server, longer, stream=True, stream_options={"include_usage": True})
+        assert last.usage.prompt_tokens_details.cached_tokens == second.usage.prompt_tokens - 1
+        other = [{"role": "user", "content": "Who wrote Moby-Dick?"}]
+        assert chat(server, other).choices[0].message.content == nano.generate(messages=other)
+        assert metric(server, "prefix_hits_total") == 2
+        assert metric(server, "prefix_hit_tokens_total") == cached(second) + second.usage.prompt_tokens - 1
+        assert metric(server, "kept_bytes") > 0
+        assert metric(server, "running_bytes") == 0
+
+
+def test_several_answers_read_their_prompt_once(nano):
+    with running() as server:
+        answer = chat(server, n=4)
+        assert {choice.message.content for choice in answer.choices} == {nano.generate(messages=ASK)}
+        assert cached(answer) == 0
+        assert metric(server, "prefix_hit_tokens_total") == 3 * (answer.usage.prompt_tokens - 1)
+
+
+def test_texts_that_begin_alike_at_the_same_time_do_not_change_each_other(nano):
+    prompts = [[*ASK[:1], {"role": "user", "content": f"What is {number} + 5?"}] for number in range(12)]
+    with running("--parallel", "5") as server, ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(lambda messages: chat(server, messages, max_tokens=24), prompts * 2))
+    expected = [nano.generate(messages=messages, max_new_tokens=24) for messages in prompts]
+    assert [answer.choices[0].message.content for answer in answers] == expected * 2
+
+
+def test_what_does_not_fit_now_waits_and_what_never_will_is_a_400(nano):
+    fields = {"max_tokens": 100, "logit_bias": {str(token): -100 for token in nano.stop_ids}, "temperature": 0}
+    prompt = nano.encode("Once upon a time")
+    with running("--max-memory", limit_for(2, 192)) as server, ThreadPoolExecutor(6) as threads:
+        peak = 0
+        answers = [
+            threads.submit(server.client.completions.create, model="nano", prompt=[*prompt, *[300 + at] * 60], **fields)
+            for at in range(6)
+        ]
+        while not all(answer.done() for answer in answers):
+            peak = max(peak, server.health()["running"])
+        assert peak == 2
+        assert [answer.result().usage.completion_tokens for answer in answers] == [100] * 6
+        assert metric(server, "kept_bytes") <= int(limit_for(2, 192))
+        assert metric(server, "prefix_evictions_total") > 0
+        with pytest.raises(openai.BadRequestError, match="that there is memory for") as refused:
+            server.client.completions.create(model="nano", prompt=[300] * 1000)
+        assert refused.value.code == "context_length_exceeded"
+        found = server.http.post("/tokenize", json={"prompt": "A"}).json()
+        assert 2 * 192 <= found["max_model_len"] < 2 * 192 + 64
+        assert chat(server).choices[0].message.content == nano.generate(messages=ASK)
+
+
+def test_a_conversation_survives_a_restart(nano, tmp_path):
+    place, keep = tmp_path / "sessions", ("--session-dir", str(tmp_path / "sessions"))
+    with running(*keep) as server:
+        first = chat(server)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+    (file,) = place.iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    with running(*keep) as server:
+        assert metric(server, "saved_sessions") == 1
+        again = chat(server)
+        assert cached(again) == again.usage.prompt_tokens - 1
+        assert again.choices[0].message.content == first.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--max-memory", "much"), "--max-memory is 'much'"),
+        (("--max-memory", "10KB"), "--max-memory is 10,000 bytes"),
+        (("--session-dir", "/dev/null"), "cannot keep sessions"),
+    ],
+)
+def test_what_cannot_be_is_one_line(fails, options, words):
+    assert words in fails(2, "serve", "nano", "--port", "0", *options)
