@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mobilemoe.chat import ChatTemplate, encode_chat
+from mobilemoe.chat import ChatTemplate, Message, Tool, encode_chat
 from mobilemoe.checkpoint import Checkpoint
 from mobilemoe.checkpoint.run_folder import newest_model
 from mobilemoe.config import ModelConfig
@@ -25,8 +25,6 @@ from mobilemoe.writer import Batch, Stream, Writer, write_all
 
 if TYPE_CHECKING:
     from mobilemoe.engine import Activations, Engine, KvCache
-
-Message = dict[str, str]
 
 
 class Backend(Protocol):
@@ -103,11 +101,6 @@ class Model:
         self._template: ChatTemplate | None = None
 
     @property
-    def context(self) -> int:
-        """The longest text in tokens: the model's own, unless the engine was limited to less."""
-        return self.config.max_position_embeddings if self.engine is None else self.engine.context
-
-    @property
     def tokenizer(self) -> Tokenizer:
         """Raises TokenizerError if the folder has none that fits the model."""
         if self._tokenizer is None:
@@ -132,8 +125,16 @@ class Model:
             self._template = ChatTemplate.load(self.folder)
         return self._template
 
-    def encode(self, prompt: str | None = None, messages: Sequence[Message] | None = None) -> list[int]:
-        """The ids of a plain prompt (BOS before it) or of a conversation that the assistant is to continue."""
+    def encode(
+        self,
+        prompt: str | None = None,
+        messages: Sequence[Message] | None = None,
+        tools: Sequence[Tool] | None = None,
+    ) -> list[int]:
+        """The ids of a plain prompt (BOS before it) or of a conversation that the assistant is to continue.
+
+        `tools` are handed to the chat template; with them, even with none, messages may hold calls and their results.
+        """
         if (prompt is None) == (messages is None):
             raise UsageError("give either a prompt or messages")
         if prompt is not None:
@@ -143,7 +144,7 @@ class Model:
             if not ids:
                 raise UsageError("the prompt is empty, and the tokenizer has no begin-of-text token to start from")
             return ids
-        return encode_chat(self.tokenizer, self.template, messages or (), add_generation_prompt=True)
+        return encode_chat(self.tokenizer, self.template, messages or (), tools=tools)
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """logits_TV of the next token, after each of the T ids. Raises UsageError for ids outside the vocabulary."""
@@ -214,12 +215,8 @@ class Model:
 
     def fitting(self, ids: Sequence[int], max_new_tokens: int) -> int:
         """How many of `max_new_tokens` the context takes after the prompt `ids`; at least one."""
-        context = self.context
-        check_ids(ids, self.config.vocab_size, self.config.max_position_embeddings)
-        if len(ids) > context:
-            raise UsageError(
-                f"the prompt has {len(ids)} tokens, more than the context of {context} that there is memory for"
-            )
+        context = self.config.max_position_embeddings
+        check_ids(ids, self.config.vocab_size, context)
         if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {max_new_tokens!r}, but must be a whole number of at least 1")
         return max(1, min(max_new_tokens, context - len(ids) + 1))

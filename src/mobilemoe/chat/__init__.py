@@ -7,7 +7,7 @@ A template comes with a model, so it is not trusted. A message can come from any
 """
 
 from mobilemoe.chat.encoding import MARKS, Part, chat_parts, encode_chat
-from mobilemoe.chat.messages import Message, check_messages
+from mobilemoe.chat.messages import Message, Tool, check_messages
 from mobilemoe.chat.template import CHAT_TEMPLATE, ChatTemplate
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "ChatTemplate",
     "Message",
     "Part",
+    "Tool",
     "chat_parts",
     "check_messages",
     "encode_chat",

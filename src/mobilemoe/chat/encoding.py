@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from mobilemoe.chat.messages import Message, check_messages
+from mobilemoe.chat.messages import Message, Tool, check_messages
 from mobilemoe.chat.template import ChatTemplate
 from mobilemoe.errors import TokenizerError
 
@@ -27,15 +27,18 @@ def encode_chat(
     template: ChatTemplate,
     messages: Sequence[Message],
     add_generation_prompt: bool = True,
+    tools: Sequence[Tool] | None = None,
 ) -> list[int]:
-    """The ids of the rendered prompt: control ids where the template wrote them, never where a message did.
+    """The ids of the rendered prompt: control ids where the template wrote them, never where a message or tool did.
 
     Raises TokenizerError if a message is malformed, or the template refuses the messages or leaves out the last one.
     """
-    [hide] = _free_marks(template, messages, 1)
+    check_messages(messages, with_calls=tools is not None)
+    [hide] = _free_marks(template, [*messages, *(tools or ())], 1)
     hidden = _hide_names(messages, tokenizer.special_pattern, hide)
-    rendered = template.render(hidden, add_generation_prompt=add_generation_prompt)
-    _refuse_silence(template, hidden, rendered, add_generation_prompt)
+    hidden_tools = None if tools is None else _hide_names(tools, tokenizer.special_pattern, hide)
+    rendered = template.render(hidden, add_generation_prompt=add_generation_prompt, tools=hidden_tools)
+    _refuse_silence(template, hidden, rendered, add_generation_prompt, hidden_tools)
     ids: list[int] = []
     for index, piece in enumerate(tokenizer.special_pattern.split(rendered)):
         ids += tokenizer.encode(piece.replace(hide, ""), special=index % 2 == 1)
@@ -69,7 +72,7 @@ def chat_parts(
     """
     if unlearnt and template.marks_generation:
         raise TokenizerError("its weights cannot be kept: the chat template marks by {% generation %} what is learnt")
-    hide, begin, end = _free_marks(template, messages, 3)
+    hide, begin, end = _free_marks(template, check_messages(messages), 3)
     hidden = _hide_names(messages, special_pattern, hide)
     plain = template.render(hidden, add_generation_prompt=False)
     if template.marks_generation:
@@ -145,7 +148,11 @@ def _mark_content(message: Message, begin: str, end: str, strips: bool) -> Messa
 
 
 def _refuse_silence(
-    template: ChatTemplate, messages: Sequence[Message], rendered: str, add_generation_prompt: bool
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    rendered: str,
+    add_generation_prompt: bool,
+    tools: Sequence[Tool] | None,
 ) -> None:
     """TokenizerError for a template that leaves out the last message, as those for lists of texts and pictures do."""
     *before, last = messages
@@ -155,7 +162,7 @@ def _refuse_silence(
     # It may also rewrite it: then a longer content shows.
     other = {**last, "content": last["content"] + _free_marks(template, messages, 1)[0]}
     try:
-        shown = template.render([*before, other], add_generation_prompt=add_generation_prompt)
+        shown = template.render([*before, other], add_generation_prompt=add_generation_prompt, tools=tools)
     except TokenizerError:  # or refuse another
         return
     if shown == rendered:
@@ -170,21 +177,33 @@ def _rewrites() -> TokenizerError:
 
 
 def _free_marks(template: ChatTemplate, messages: Sequence[Message], count: int) -> list[str]:
-    said = [text for message in check_messages(messages) for text in message.values()]
-    used = "".join([template.source, *said])
+    used = "".join([template.source, *_texts(messages)])
     marks = [mark for mark in MARKS if mark not in used][:count]
     if len(marks) < count:
         raise TokenizerError("the messages hold too many noncharacters from U+FDD0 to U+FDEF: remove them")
     return marks
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value of JSON, the names of objects' values too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts([*value.keys(), *value.values()])
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
+
+
 def _hide_names(messages: Sequence[Message], special_pattern: re.Pattern[str], mark: str) -> list[Message]:
     """Messages with one mark inside each control name, which hides it; overlapping names get a mark each."""
     starts = re.compile(f"(?={special_pattern.pattern})(?P<first>.)", re.DOTALL)
-    return [
-        {
-            key: starts.sub(rf"\g<first>{mark}", text) if special_pattern.search(text) else text
-            for key, text in message.items()
-        }
-        for message in messages
-    ]
+
+    def hidden(value: Any) -> Any:
+        if isinstance(value, str):
+            return starts.sub(rf"\g<first>{mark}", value) if special_pattern.search(value) else value
+        if isinstance(value, Mapping):
+            return {hidden(key): hidden(each) for key, each in value.items()}
+        return [hidden(each) for each in value] if isinstance(value, list | tuple) else value
+
+    return [hidden(message) for message in messages]

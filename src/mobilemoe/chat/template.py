@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mobilemoe.chat.messages import Message, check_messages
+from mobilemoe.chat.messages import Message, Tool, check_messages
 from mobilemoe.chat.renderer import ChildRenderer
 from mobilemoe.chat.sandbox import Renderer, one_line
 from mobilemoe.errors import TokenizerError
@@ -111,16 +111,18 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         generation_marks: tuple[str, str] = ("", ""),
+        tools: Sequence[Tool] | None = None,
     ) -> str:
         """The prompt for `messages`, ending where the assistant begins if `add_generation_prompt`.
 
+        `tools` are what the assistant may call; with them, even with none, messages may hold calls and their results.
         Raises TokenizerError if a message is malformed or the template fails, refuses, does what it may not, or needs
         more time or memory than the limits allow.
         """
         names = {
-            "messages": [dict(message) for message in check_messages(messages)],
+            "messages": [dict(message) for message in check_messages(messages, with_calls=tools is not None)],
             "add_generation_prompt": add_generation_prompt,
-            "tools": None,  # many templates test whether it is none
+            "tools": list(tools) if tools else None,  # many templates test whether it is none
             "documents": None,
             **self._tokens,
         }

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from mobilemoe.sampling import Choice
+from mobilemoe.serve.calls import Call, CallPiece, CallReader, Pieces
 from mobilemoe.serve.scheduler import Step
+from mobilemoe.serve.tools import CallForm
 from mobilemoe.tokenizer import StreamDecoder, Tokenizer
 
 _LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON has not
@@ -19,21 +21,22 @@ Experts: TypeAlias = tuple[tuple[int, ...], ...]  # of one token: those of each 
 
 @dataclass
 class Written:
-    """One answer so far."""
+    """One answer so far; `new` is what the last step added."""
 
     text: str = ""
+    calls: list[Call] = field(default_factory=list)
+    new: Pieces = field(default_factory=Pieces)
     choices: list[Choice] = field(default_factory=list)
     experts: list[Experts] = field(default_factory=list)
     tokens: int = 0
     logprob: float = 0.0  # of all its tokens, where they are asked for
-    reused: int = 0  # of the prompt
     finished: str | None = None
 
 
 class Answer:
     """The response to one request: `add` takes each step in turn, `whole` gives all at the end, `event` one step.
 
-    There are `count` texts, `answers` of each prompt, and `prompt_tokens` are those of all prompts. Log-probabilities
+    `prompt_tokens` are those of all prompts; `form` is that of calls, where texts may hold some. Log-probabilities
     and routing leave out the token that ends a text.
     """
 
@@ -46,46 +49,50 @@ class Answer:
         tokenizer: Tokenizer,
         *,
         count: int,
-        answers: int,
         prompt_tokens: int,
         with_logprobs: bool,
         with_routing: bool,
         stop_ids: frozenset[int],
         warnings: list[str],
+        form: CallForm | None = None,
     ) -> None:
         self._tokenizer, self._with_logprobs, self._stop_ids = tokenizer, with_logprobs, stop_ids
-        self._with_routing, self._warnings = with_routing, warnings
-        self._answers, self._prompt_tokens = answers, prompt_tokens
+        self._prompt_tokens, self._with_routing, self._warnings = prompt_tokens, with_routing, warnings
         self._head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+        self._readers = [] if form is None else [CallReader(form) for _ in range(count)]
         self._written = [Written() for _ in range(count)]
+        for written, reader in zip(self._written, self._readers, strict=False):
+            written.calls = reader.calls
 
     def add(self, step: Step) -> None:
         written = self._written[step.index]
-        written.text += step.piece
+        written.new = Pieces(step.piece)
+        if self._readers:
+            written.new = self._readers[step.index].push(step.piece, step.finished is not None)
+        written.text += written.new.text
         if step.choice.token not in self._stop_ids:
             if self._with_logprobs:
                 written.choices.append(step.choice)
             if self._with_routing:
                 written.experts.append(step.choice.experts)
         written.logprob += step.choice.logprob or 0.0
-        written.tokens, written.finished, written.reused = step.tokens, step.finished, step.reused
+        written.tokens, written.finished = step.tokens, step.finished
+        if step.finished == "stop" and self._readers and self._readers[step.index].has_whole_calls:
+            written.finished = "tool_calls"
 
-    def usage(self) -> dict[str, Any]:
-        """Of each prompt, what its first answer found there already is `cached`."""
-        cached = sum(written.reused for written in self._written[:: self._answers])
+    def usage(self) -> dict[str, int]:
         made = sum(written.tokens for written in self._written)
         return {
             "prompt_tokens": self._prompt_tokens,
             "completion_tokens": made,
             "total_tokens": self._prompt_tokens + made,
-            "prompt_tokens_details": {"cached_tokens": cached},
         }
 
     def whole(self) -> dict[str, Any]:
         choices = [
             {
                 "index": index,
-                **self._content(written.text),
+                **self._content(written),
                 "logprobs": self._logprobs(index, written.choices),
                 "finish_reason": written.finished,
                 **self._routing(written.experts),
@@ -99,17 +106,18 @@ class Answer:
         return []
 
     def event(self, step: Step) -> dict[str, Any] | None:
-        """None where the step brings nothing that a client could use."""
+        """Of the step that was added last; None where it brings nothing that a client could use."""
+        written = self._written[step.index]
         token = [] if step.choice.token in self._stop_ids else [step.choice]
         shown = token if self._with_logprobs else []
-        if not (step.piece or shown or step.finished or self._with_routing):
+        if not (written.new.text or written.new.calls or shown or step.finished or self._with_routing):
             return None
         return self._event(
             {
                 "index": step.index,
-                **self._delta(step.piece),
+                **self._delta(written.new),
                 "logprobs": self._logprobs(step.index, shown) if shown else None,
-                "finish_reason": step.finished,
+                "finish_reason": written.finished,
                 **self._routing([choice.experts for choice in token]),
             }
         )
@@ -133,10 +141,10 @@ class Answer:
     def _spelt(self, token: int) -> str:
         return self._tokenizer.decode([token], skip_special=False)
 
-    def _content(self, text: str) -> dict[str, Any]:
+    def _content(self, written: Written) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _delta(self, text: str) -> dict[str, Any]:
+    def _delta(self, new: Pieces) -> dict[str, Any]:
         raise NotImplementedError
 
     def _logprobs(self, index: int, choices: list[Choice]) -> dict[str, Any] | None:
@@ -153,11 +161,21 @@ class ChatAnswer(Answer):
             for index in range(len(self._written))
         ]
 
-    def _content(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+    def _content(self, written: Written) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": written.text, "refusal": None}
+        if written.calls:
+            message["content"] = written.text or None
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in written.calls
+            ]
+        return {"message": message}
 
-    def _delta(self, text: str) -> dict[str, Any]:
-        return {"delta": {"content": text} if text else {}}
+    def _delta(self, new: Pieces) -> dict[str, Any]:
+        delta: dict[str, Any] = {"content": new.text} if new.text else {}
+        if new.calls:
+            delta["tool_calls"] = [_call_delta(piece) for piece in new.calls]
+        return {"delta": delta}
 
     def _logprobs(self, index: int, choices: list[Choice]) -> dict[str, Any] | None:
         if not self._with_logprobs:
@@ -207,7 +225,7 @@ class CompletionAnswer(Answer):
             self._event(
                 {
                     "index": index,
-                    **self._delta(written.text),
+                    **self._delta(Pieces(written.text)),
                     "logprobs": self._logprobs(index, written.choices),
                     "finish_reason": written.finished,
                 }
@@ -225,10 +243,11 @@ class CompletionAnswer(Answer):
             kept += sorted(group, key=lambda each: each.logprob / each.tokens, reverse=True)[: self._n]
         return kept
 
-    def _content(self, text: str) -> dict[str, Any]:
-        return {"text": text}
+    def _content(self, written: Written) -> dict[str, Any]:
+        return {"text": written.text}
 
-    _delta = _content
+    def _delta(self, new: Pieces) -> dict[str, Any]:
+        return {"text": new.text}
 
     def _logprobs(self, index: int, choices: list[Choice]) -> dict[str, Any] | None:
         """In the older form, with the place of each token in the text; each token is to be asked for once."""
@@ -249,6 +268,13 @@ class CompletionAnswer(Answer):
             ],
             "text_offset": offsets,
         }
+
+
+def _call_delta(piece: CallPiece) -> dict[str, Any]:
+    if piece.id is None:
+        return {"index": piece.index, "function": {"arguments": piece.arguments}}
+    function = {"name": piece.name, "arguments": piece.arguments}
+    return {"index": piece.index, "id": piece.id, "type": "function", "function": function}
 
 
 def _sayable(logprob: float | None) -> float:

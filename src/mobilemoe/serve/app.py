@@ -15,11 +15,11 @@ from mobilemoe.config import ModelConfig
 from mobilemoe.ids import check_ids
 from mobilemoe.serve import page
 from mobilemoe.serve.completions import add_completions
-from mobilemoe.serve.desk import Desk, chat_ids
+from mobilemoe.serve.demands import chat_ids
+from mobilemoe.serve.desk import Desk
 from mobilemoe.serve.errors import ApiError, add_handlers
 from mobilemoe.serve.guard import Guard
 from mobilemoe.serve.metrics import Counted
-from mobilemoe.serve.responses import add_responses
 from mobilemoe.serve.scheduler import Scheduler
 from mobilemoe.serve.wire import DetokenizeRequest, TokenizeRequest
 
@@ -34,7 +34,6 @@ def create_app(
     add_handlers(app)
     desk = Desk(scheduler, name, aliases)
     add_completions(app, desk)
-    add_responses(app, desk)
     _add_server(app, scheduler)
     app.router.routes.extend(page.ROUTES)
     _add_model(app, desk)
@@ -81,7 +80,7 @@ def _add_model(app: FastAPI, desk: Desk) -> None:
         else:
             with_begin = body.add_special_tokens and model.tokenizer.bos_id is not None
             ids = model.tokenizer.encode(body.prompt or "", bos=with_begin)
-        return {"tokens": ids, "count": len(ids), "max_model_len": model.context}
+        return {"tokens": ids, "count": len(ids), "max_model_len": model.config.max_position_embeddings}
 
     @app.post("/detokenize")
     def detokenize(body: DetokenizeRequest) -> dict[str, Any]:

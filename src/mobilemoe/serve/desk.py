@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TypeVar
 
-from mobilemoe.errors import MobileMoEError, TokenizerError
+from mobilemoe.errors import MobileMoEError
 from mobilemoe.load import Model
 from mobilemoe.sampling import Choice
 from mobilemoe.serve.answers import Answer, ChatAnswer, CompletionAnswer
+from mobilemoe.serve.demands import Demand, chat_demand, completion_demand
 from mobilemoe.serve.echo import read_back
-from mobilemoe.serve.errors import ApiError, as_api_error, failed
+from mobilemoe.serve.errors import ApiError, as_api_error
 from mobilemoe.serve.order import Order
 from mobilemoe.serve.scheduler import Scheduler, Text
-from mobilemoe.serve.wire import MAX_TEXTS, ChatMessage, ChatRequest, CompletionRequest
+from mobilemoe.serve.structure import Grammars
+from mobilemoe.serve.wire import MAX_TEXTS, ChatRequest, CompletionRequest
 
 _Kind = TypeVar("_Kind", bound=Answer)
 
@@ -39,75 +42,68 @@ class Desk:
         """Puts a conversation into the queue, with what collects its answer. ApiError for what is not offered."""
         model = self.model(body.model)
         self.scheduler.check_open()
-        ids = await asyncio.to_thread(chat_ids, model, body.messages)
-        return self._order(body, model, [ids], ChatAnswer)
+        demand = await asyncio.to_thread(chat_demand, model, self._grammars, body)
+        return self._order(body, model, demand, ChatAnswer)
 
     async def complete(self, body: CompletionRequest) -> tuple[Order, CompletionAnswer]:
         """As `chat`, for texts that are continued."""
         model = self.model(body.model)
         self.scheduler.check_open()
-        prompts = await asyncio.to_thread(
-            lambda: [model.encode(each) if isinstance(each, str) else each for each in body.prompts()]
-        )
-        order, answer = self._order(body, model, prompts, CompletionAnswer)
+        demand = await asyncio.to_thread(completion_demand, model, self._grammars, body)
+        order, answer = self._order(body, model, demand, CompletionAnswer)
         answer.keep_best(body.n, body.copies)
         if body.echo and body.logprobs is None:
-            answer.echo([[Choice(token) for token in ids] for ids in prompts], body.writes_nothing)
+            answer.echo([[Choice(token) for token in ids] for ids in demand.prompts], body.writes_nothing)
         elif body.echo:
 
             async def prepare() -> None:
                 async with self._reading:
-                    read = [await read_back(model, ids, body.logprobs or 0) for ids in prompts]
+                    read = [await read_back(model, ids, body.logprobs or 0) for ids in demand.prompts]
                 answer.echo(read, body.writes_nothing)
 
             order.prepare = prepare
         return order, answer
 
+    @cached_property
+    def _grammars(self) -> Grammars:
+        model = self.scheduler.model
+        return Grammars(model.tokenizer, model.config.vocab_size, model.stop_ids)
+
     def _order(
         self,
         body: ChatRequest | CompletionRequest,
         model: Model,
-        prompts: Sequence[list[int]],
+        demand: Demand,
         kind: type[_Kind],
     ) -> tuple[Order, _Kind]:
-        logprobs, routing, warnings = body.wanted_logprobs(), body.x_mobilemoe.routing, body.warnings()
+        logprobs, routing = body.wanted_logprobs(), body.x_mobilemoe.routing
+        warnings = body.warnings() + demand.warnings()
         if routing and not model.config.is_moe:
             routing = False
             warnings.append("routing is ignored: the model has no experts")
-        if len(prompts) * body.copies > MAX_TEXTS:
+        if len(demand.prompts) * body.copies > MAX_TEXTS:
             raise ApiError(400, f"n for each prompt makes more than {MAX_TEXTS} texts", param="n")
         texts: list[Text] = []
         try:
-            for ids in prompts:
-                most = model.fitting(ids, body.most_tokens(model.context))
+            for ids in demand.prompts:
+                most = model.fitting(ids, body.most_tokens(model.config.max_position_embeddings))
                 for number in range(body.copies):
                     sampling = body.sampling(number)
                     sampling.check_for(model.config.vocab_size, logprobs)
                     writer = model.writer(most, body.stop)
-                    texts.append(Text(len(texts), ids, writer, most, sampling, logprobs, experts=routing))
+                    guide = None if demand.structure is None else demand.structure.guide()
+                    texts.append(Text(len(texts), ids, writer, most, sampling, logprobs, guide, routing))
         except MobileMoEError as fault:
             raise as_api_error(fault, type(body).model_fields) from None
         answer = kind(
             self.name,
             model.tokenizer,
             count=len(texts),
-            answers=body.copies,
-            prompt_tokens=sum(map(len, prompts)),
+            prompt_tokens=sum(map(len, demand.prompts)),
             with_logprobs=body.shows_logprobs,
             with_routing=routing,
             stop_ids=model.stop_ids,
             warnings=warnings,
+            form=demand.form,
         )
         return Order(self.scheduler, [] if body.writes_nothing else texts), answer
-
-
-def chat_ids(model: Model, messages: Sequence[ChatMessage]) -> list[int]:
-    """The prompt of a conversation. ApiError where the model has no template for one."""
-    try:
-        _ = model.template
-    except TokenizerError as fault:  # it names the model's folder
-        failed(fault)
-        raise ApiError(
-            400, "this model has no usable chat template: it can only continue a prompt", code="no_chat_template"
-        ) from None
-    return model.encode(messages=[message.plain() for message in messages])

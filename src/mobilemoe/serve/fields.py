@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_TOOLS = 128
-ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+_Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
 class Object(BaseModel):
@@ -22,7 +22,7 @@ class Object(BaseModel):
 
 
 class JsonSchema(Object):
-    name: ToolName
+    name: _Name
     description: str | None = None
     value: Annotated[dict[str, Any], Field(alias="schema")]
     strict: bool = False
@@ -47,7 +47,7 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 class StructuredOutputs(Object):
     """One of vLLM's ways to say what the answer is: a JSON schema, a regular expression, texts, or a Lark grammar."""
 
-    schema_: Annotated[dict[str, Any] | None, Field(alias="json")] = None
+    value: Annotated[dict[str, Any] | None, Field(alias="json")] = None
     json_object: Literal[True] | None = None
     regex: str | None = None
     choice: Annotated[list[str], Field(min_length=1)] | None = None
@@ -63,7 +63,7 @@ class StructuredOutputs(Object):
 class Function(Object):
     """Without `parameters` it takes none."""
 
-    name: ToolName
+    name: _Name
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool = False

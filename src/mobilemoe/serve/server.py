@@ -12,7 +12,6 @@ from mobilemoe.errors import UsageError
 from mobilemoe.load import Model
 from mobilemoe.serve.app import create_app
 from mobilemoe.serve.guard import is_loopback
-from mobilemoe.serve.memory import Memory
 from mobilemoe.serve.scheduler import Scheduler
 
 _LAST_BYTES = 5  # seconds in which a client has to take the rest of its answer, once all is computed
@@ -46,7 +45,6 @@ def serve(
     queue: int,
     drain_seconds: float,
     request_seconds: float,
-    memory: Memory,
     aliases: Sequence[str],
     on_ready: Callable[[str], None],
 ) -> None:
@@ -79,7 +77,6 @@ def serve(
         parallel=parallel,
         queue=queue,
         request_seconds=request_seconds,
-        memory=memory,
         on_ready=lambda: on_ready(address),
         on_end=end,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -22,6 +21,7 @@ IGNORED = frozenset(
     {
         "metadata",
         "parallel_tool_calls",
+        "prompt_cache_key",
         "prompt_cache_retention",
         "reasoning_effort",
         "safety_identifier",
@@ -44,16 +44,6 @@ NOT_OFFERED: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "web_search_options": (),
 }
-
-
-def judge(given: Mapping[str, Any], ignored: Collection[str], not_offered: Mapping[str, tuple[Any, ...]]) -> list[str]:
-    """What of the fields `given` is ignored. ApiError for what is not offered, and for fields that nobody knows."""
-    for name, value in given.items():
-        if name in not_offered and value not in not_offered[name]:
-            raise ApiError(400, f"{name} is not offered here", param=name, code="unsupported_parameter")
-        if name not in ignored and name not in not_offered:
-            raise ApiError(400, f"there is no parameter named {name!r}", param=name, code="unknown_parameter")
-    return [f"{name} is ignored" for name in sorted(given) if name in ignored]
 
 
 class StreamOptions(Object):
@@ -118,7 +108,6 @@ class _Writing(Object):
     logit_bias: _Biases = Field(default_factory=dict)
     x_mobilemoe: Extension = Field(default_factory=Extension)
     structured_outputs: StructuredOutputs | None = None
-    prompt_cache_key: str | None = None  # changes nothing: every prompt is looked for among all that are kept
 
     @property
     def copies(self) -> int:
@@ -150,14 +139,14 @@ class _Writing(Object):
 
     def warnings(self) -> list[str]:
         """What was given and is ignored. ApiError for what is not offered, and for fields that nobody knows."""
-        ignored = judge(self.model_extra or {}, IGNORED, NOT_OFFERED)
-        for name in ("response_format", "structured_outputs", "tools"):  # known, but not computed yet
-            asked = getattr(self, name, None)
-            if asked and getattr(asked, "type", None) != "text":
+        for name, value in (self.model_extra or {}).items():
+            if name in NOT_OFFERED and value not in NOT_OFFERED[name]:
                 raise ApiError(400, f"{name} is not offered here", param=name, code="unsupported_parameter")
+            if name not in IGNORED and name not in NOT_OFFERED:
+                raise ApiError(400, f"there is no parameter named {name!r}", param=name, code="unknown_parameter")
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options need stream: true", param="stream_options")
-        return ignored
+        return [f"{name} is ignored" for name in sorted(IGNORED & (self.model_extra or {}).keys())]
 
 
 class ChatRequest(_Writing):
