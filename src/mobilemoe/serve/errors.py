@@ -14,6 +14,14 @@ from starlette.exceptions import HTTPException
 
 from mobilemoe.errors import MobileMoEError, TokenizerError, UsageError
 
+_LONGEST = 500  # characters of a message
+
+
+def readable(text: str) -> str:
+    """One line of printable characters that UTF-8 can hold, not too long: clients' own words may stand in `text`."""
+    kept = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in kept)
+
 
 class ApiError(HTTPException):
     """A request that fails: its status, one sentence, and the field of the body that is at fault, if one is."""
@@ -27,8 +35,8 @@ class ApiError(HTTPException):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(status, message, headers=headers)
-        self.param, self.code = param, code
+        super().__init__(status, readable(message), headers=headers)
+        self.param, self.code = None if param is None else readable(param), code
 
 
 def later(status: int, message: str, code: str, seconds: float) -> ApiError:
@@ -38,8 +46,9 @@ def later(status: int, message: str, code: str, seconds: float) -> ApiError:
 
 def failed(fault: Exception) -> ApiError:
     """A fault that is not of the request: it is printed, and the client learns of no file or folder."""
-    print(f"mobilemoe: {fault or type(fault).__name__}", file=sys.stderr)
-    return ApiError(500, "the server failed: its own log says why", code="internal_error")
+    print(f"mobilemoe: {readable(str(fault)) or type(fault).__name__}", file=sys.stderr)
+    headers = {"Connection": "close"}  # as uvicorn does after a fault: the client should know
+    return ApiError(500, "the server failed: its own log says why", code="internal_error", headers=headers)
 
 
 def as_api_error(fault: Exception, fields: Mapping[str, Any] | None = None) -> ApiError:

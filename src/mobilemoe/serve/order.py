@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from mobilemoe.serve.errors import ApiError, as_api_error
 from mobilemoe.serve.scheduler import Scheduler, Step, Text, Ticket
 
+MOST_BEHIND = 10_000  # tokens that wait for a client to take them
 _CLIENT_GONE = 499  # as nginx logs it; nobody reads the response
 
 
@@ -55,6 +56,9 @@ class Order:
             scheduler.submit(self._ticket)
 
     def _deliver(self, arrived: Step | Exception) -> None:
+        if self._arrived.qsize() == MOST_BEHIND:
+            self.cancel()
+            arrived = ApiError(408, f"{MOST_BEHIND:,} tokens wait, which the client is too slow to take")
         with suppress(RuntimeError):  # the loop has ended, and with it whoever waits
             self._loop.call_soon_threadsafe(self._arrived.put_nowait, arrived)
 

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import logging
+import resource
 import socket
+import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from mobilemoe.errors import UsageError
 from mobilemoe.load import Model
 from mobilemoe.serve.app import create_app
+from mobilemoe.serve.connection import IDLE_SECONDS, MAX_CONNECTIONS, MAX_HEAD_BYTES, Connection
+from mobilemoe.serve.errors import readable
 from mobilemoe.serve.guard import is_loopback
 from mobilemoe.serve.scheduler import Scheduler
 
+_BACKLOG = 128  # connections that the system keeps until they are looked at
+_FILES = MAX_CONNECTIONS + _BACKLOG + 256  # that may be open
 _LAST_BYTES = 5  # seconds in which a client has to take the rest of its answer, once all is computed
+
+
+class _Lines(logging.Formatter):
+    """Log lines that nobody else can forge: a traceback is indented, and what it quotes has no control characters."""
+
+    def formatException(self, ei: Any) -> str:
+        lines = "".join(traceback.format_exception(*ei)).splitlines()
+        return "\n".join(f"  | {readable(line)}" for line in lines)
+
+
+_LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"lines": {"()": _Lines, "format": "mobilemoe: %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
+    "loggers": {"uvicorn": {"handlers": ["stderr"], "propagate": False}},
+}
 
 
 class _Server(uvicorn.Server):
@@ -84,18 +109,34 @@ def serve(
     server = _Server(
         uvicorn.Config(
             app,
-            log_level="warning",
-            access_log=False,
+            loop="asyncio",
+            http=Connection,
             ws="none",
             lifespan="off",
+            log_config=_LOGGING,
+            log_level="error",  # whoever can connect could fill a log of what is no HTTP
+            access_log=False,
             server_header=False,
+            proxy_headers=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=IDLE_SECONDS,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             timeout_graceful_shutdown=_LAST_BYTES,
         )
     )
     server.drain, server.drain_seconds = scheduler.drain, drain_seconds
+    _allow_files(_FILES)
     scheduler.start()
     with listening:
         server.run(sockets=[listening])
     scheduler.join(_LAST_BYTES)  # or the interpreter would end under its feet
     if scheduler.fault is not None:
         raise scheduler.fault
+
+
+def _allow_files(count: int) -> None:
+    """Lets the process open `count` files where the system permits it; macOS allows 256 before it is asked."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if now != resource.RLIM_INFINITY and now < count:
+        wanted = count if most == resource.RLIM_INFINITY else min(count, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))

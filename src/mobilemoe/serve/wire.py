@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from mobilemoe.sampling import MAX_SEED, Sampling
 from mobilemoe.serve.errors import ApiError
 from mobilemoe.serve.fields import MAX_TOOLS, Object, ResponseFormat, StructuredOutputs, Tool, ToolCall, ToolChoice
 
 MAX_TEXTS = 128  # that one request may ask for
+MAX_BIASES = 1024
+
+
+def _few_biases(value: Any) -> Any:
+    """Counts them before each is looked at, as `Field` does not."""
+    if isinstance(value, dict) and len(value) > MAX_BIASES:
+        raise ValueError(f"there are more than {MAX_BIASES:,} token ids")
+    return value
+
+
 _Stops = Annotated[list[str], Field(max_length=16)]
 _Ids = Annotated[list[int], Field(min_length=1)]
 _Prompts = Annotated[list[str] | list[_Ids], Field(min_length=1, max_length=MAX_TEXTS)]
-_Biases = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)]
+_Biased = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,8})$")]  # a token id, as a name in JSON
+_Biases = Annotated[
+    dict[_Biased, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES), BeforeValidator(_few_biases)
+]
 
 # What changes no answer here. These are accepted, and named in the answer's `x_mobilemoe.warnings`.
 IGNORED = frozenset(
@@ -121,10 +134,7 @@ class _Writing(Object):
 
     def sampling(self, number: int) -> Sampling:
         """The rules of one of `n` answers. A given seed is that of number 0; the others count up from it."""
-        try:
-            bias = {int(token): value for token, value in self.logit_bias.items()}
-        except ValueError:
-            raise ApiError(400, "logit_bias has a key that is not a token id", param="logit_bias") from None
+        bias = {int(token): value for token, value in self.logit_bias.items()}
         return Sampling(
             temperature=self.temperature,
             top_p=self.top_p,
