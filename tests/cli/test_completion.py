@@ -15,7 +15,14 @@ def mobilemoe(*arguments, **variables):
 
 
 @pytest.mark.parametrize(
-    ("typed", "expected"), [("quan", ["quantize"]), ("run --top-", ["--top-k", "--top-p"]), ("cache l", ["ls"])]
+    ("typed", "expected"),
+    [
+        ("quan", ["quantize"]),
+        ("run --top-", ["--top-k", "--top-p"]),
+        ("cache l", ["ls"]),
+        ("pul", ["pull"]),
+        ("rm --y", ["--yes"]),
+    ],
 )
 def test_verbs_and_options_are_completed(typed, expected):
     words = ["mobilemoe", *typed.split()]

@@ -10,7 +10,7 @@ from mobilemoe.cli import main as cli_main
 
 VERBS = ["run", "chat", "info", "bench", "train", "quantize", "convert", "eval", "data tokenizer", "data sample"]
 VERBS += ["data prepare", "data chats", "data practice", "plan", "fit", "sweep", "profile device", "report"]
-VERBS += ["cache ls", "cache rm", "export", "serve"]
+VERBS += ["cache ls", "cache rm", "export", "serve", "pull", "ls", "rm"]
 
 
 # Help and wrong usage
@@ -108,6 +108,8 @@ def test_wrong_usage_ends_with_2(fails, tiny_folder, tmp_path, arguments):
         ["convert", "MODEL", "MODEL", "--format", "engine"],
         ["convert", "MODEL", "/proc/no/x", "--format", "engine"],
         ["quantize", "EMPTY", "OUT"],
+        ["pull", "no-model"],
+        ["rm", "org/none", "--yes"],
         ["eval", "MODEL", "--text", "EMPTY"],
         ["eval", "MODEL", "--text", "EMPTY/none"],
         ["eval", "MODEL", "--suite", "piqa", "--data", "EMPTY"],

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from mobilemoe.errors import CheckpointError
 from mobilemoe.files import IS_LFS_POINTER, LFS_START, atomic_file
+from mobilemoe.progress import each
 
 Array: TypeAlias = npt.NDArray[Any]
 Spec: TypeAlias = tuple[str, tuple[int, ...]]  # dtype, shape
@@ -166,7 +167,7 @@ def write_safetensors(
     payload = hashlib.sha256()
     with atomic_file(path) as handle, ThreadPoolExecutor(1) as hashing:
         handle.write(_header(entries))
-        for name in names:
+        for name in each(names, "tensors written"):
             dtype, shape = specs[name]
             array = np.asarray(produce(name), order="C")
             if array.dtype != DTYPES[dtype] or array.shape != shape:

@@ -13,6 +13,7 @@ from mobilemoe.checkpoint.folder import Checkpoint, Floats
 from mobilemoe.checkpoint.layout import stored_tensors, weights
 from mobilemoe.checkpoint.writing import Format, encoder, stored_config, write_folder
 from mobilemoe.config import GroupAxis
+from mobilemoe.progress import each
 
 _BLOCK = 2**22  # weights compared at once
 
@@ -57,7 +58,7 @@ def convert(src: Path | str, dst: Path | str, *, format: Format, group_axis: Gro
 def compare(source: Callable[[str], Floats], result: Checkpoint) -> Report:
     """How far the weights of `result` are from those that `source` gives by canonical name."""
     found = Differences()
-    for weight in result.weights.values():
+    for weight in each(result.weights.values(), "weights compared"):
         found.add(weight.kind, source(weight.name), result.weight(weight.name))
     return found.report()
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from mobilemoe.cli import options
@@ -18,6 +16,7 @@ from mobilemoe.config import GroupAxis
 from mobilemoe.errors import ModelNotFoundError, UsageError
 from mobilemoe.load import Model
 from mobilemoe.presets import PRESETS, preset
+from mobilemoe.progress import Progress
 
 if TYPE_CHECKING:
     from mobilemoe.profile.benchmark import Ratio, Result, Workload
@@ -76,11 +75,9 @@ def bench(
     if png is not None:
         picture.drawing()
     models = [(name, _load(name, is_random, group_axis, engine), vars(engine)) for name, is_random in wanted]
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task("", total=1 + workload.steps * len(models))
-        results, machine = benchmark.run(
-            models, workload, lambda what: progress.update(bar, advance=1, description=escape(what))
-        )
+    steps, total = itertools.count(), 1 + workload.steps * len(models)
+    with Progress() as progress:
+        results, machine = benchmark.run(models, workload, lambda what: progress.tell(next(steps), total, what))
     if png is not None:
         picture.draw_speeds(results, machine, png)
     compared = [(baseline, benchmark.ratios(results[0], baseline)) for baseline in results[1:]]

@@ -17,6 +17,7 @@ from mobilemoe.hub import find_model
 from mobilemoe.imports.gguf import convert_gguf
 from mobilemoe.imports.transformers import convert_transformers
 from mobilemoe.imports.transformers_config import model_type
+from mobilemoe.progress import Progress
 from mobilemoe.quant.export import learnt_scales, quantize_learnt
 
 FORMATS = ("bf16", "int4", "engine")
@@ -57,7 +58,8 @@ def read_back(source: Path, target: Path, format: str, group_axis: str, json: bo
     if format == "engine":
         raise UsageError(f"--format engine is not written from {source} in one step: convert it to int4 first")
     read = convert_gguf if source.is_file() else convert_transformers
-    report = read(source, target, format=cast(checkpoint.Format, format), group_axis=cast(GroupAxis, group_axis))
+    with Progress():
+        report = read(source, target, format=cast(checkpoint.Format, format), group_axis=cast(GroupAxis, group_axis))
     print_report(target, report, json)
 
 
@@ -70,10 +72,11 @@ def write(source: Path, target: Path, format: str, group_axis: str, json: bool) 
         print_report(target, checkpoint.Report({}, lossless=True), json)
         return
     axis = cast(GroupAxis, group_axis)  # `convert` checks the axis and the format, and says what is wrong
-    if format == "int4" and (scales := learnt_scales(source)):
-        report = quantize_learnt(source, target, scales, axis)
-    else:
-        report = checkpoint.convert(source, target, format=cast(checkpoint.Format, format), group_axis=axis)
+    with Progress():
+        if format == "int4" and (scales := learnt_scales(source)):
+            report = quantize_learnt(source, target, scales, axis)
+        else:
+            report = checkpoint.convert(source, target, format=cast(checkpoint.Format, format), group_axis=axis)
     print_report(target, report, json)
 
 

@@ -9,12 +9,11 @@ from typing import Annotated
 import typer
 
 from mobilemoe.cli.options import JsonOption, RecipeArgument, SetOption, print_json, read_recipe
-from mobilemoe.cli.progress import Progress
 from mobilemoe.errors import DataError, UsageError
 from mobilemoe.files import refuse_existing
+from mobilemoe.progress import Progress
 
 MOST_MEGABYTES = 1e9  # a petabyte
-_SECONDS = 5.0  # between two lines about what is done
 app = typer.Typer(help="Make tokenizers, samples, token shards and conversations for training.", no_args_is_help=True)
 
 
@@ -41,7 +40,7 @@ def tokenizer(
     refuse_existing(out / "tokenizer.json", DataError)
     mixture = build_mixture(read_recipe(recipe, set_).data, Path.cwd())
     texts = mixture_texts(mixture, int(megabytes * 1e6))
-    with Progress(seconds=_SECONDS) as progress:
+    with Progress() as progress:
         trained = train_tokenizer(texts, vocab_size, on_progress=progress.counter("bytes of text"))
     trained.save(out, chat_template=CHAT_TEMPLATE)
     if json:
@@ -73,7 +72,7 @@ def sample(
     if split not in SPLITS:
         raise UsageError(f"--split is {split}, but must be {' or '.join(SPLITS)}")
     loaded = read_recipe(recipe, set_)
-    with Progress(seconds=_SECONDS) as progress:
+    with Progress() as progress:
         told = progress.counter("documents")
         write_sample(loaded.data, Path.cwd(), out, int(megabytes * 1e6), split, on_progress=told)
     print_json({"folder": str(out)}) if json else print(f"written: {out}")
@@ -100,7 +99,7 @@ def prepare(
     loaded = read_recipe(recipe, set_)
     tokenizer, template = open_tokenizer(loaded.tokenizer.path)
     began = time.monotonic()
-    with Progress(seconds=_SECONDS) as progress:
+    with Progress() as progress:
 
         def told(what: str, tokens: int) -> None:
             progress.tell(tokens, None, what)

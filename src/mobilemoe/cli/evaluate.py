@@ -11,9 +11,9 @@ import typer
 from rich.table import Table
 
 from mobilemoe.cli import options
-from mobilemoe.cli.progress import Progress
 from mobilemoe.errors import UsageError
 from mobilemoe.evaluate.compare.bits_per_byte import Score, score_file
+from mobilemoe.progress import Progress
 
 if TYPE_CHECKING:
     from mobilemoe.evaluate.compare.compression import Compression

@@ -13,7 +13,6 @@ from typing import Any
 from rich.table import Table
 
 from mobilemoe.cli.options import WIDE, plain_console
-from mobilemoe.cli.progress import Progress
 from mobilemoe.errors import UsageError
 from mobilemoe.evaluate.compare.contamination import (
     Clean,
@@ -30,6 +29,7 @@ from mobilemoe.evaluate.results.results import Results, write_results
 from mobilemoe.evaluate.run import Prepared, evaluate, prepare, prompts
 from mobilemoe.files import write_atomic
 from mobilemoe.load import Model
+from mobilemoe.progress import Progress
 
 _PROMPTS = 100  # prompts of each benchmark whose experts are counted
 

@@ -12,6 +12,7 @@ from mobilemoe.cli.convert import print_report
 from mobilemoe.cli.options import JsonOption
 from mobilemoe.errors import UsageError
 from mobilemoe.hub import find_model
+from mobilemoe.progress import Progress
 
 FORMATS = ("gguf", "glm4moe", "compressed-tensors", "mlx", "executorch")
 
@@ -53,25 +54,26 @@ def export(
     if context is not None and to != "executorch":
         raise UsageError(f"--context is for --to executorch: {to} leaves it to the runtime")
     folder = newest_model(find_model(model))
-    if to == "gguf":
-        from mobilemoe.export.gguf import write_gguf
-        from mobilemoe.export.gguf_blocks import Type
+    with Progress():
+        if to == "gguf":
+            from mobilemoe.export.gguf import write_gguf
+            from mobilemoe.export.gguf_blocks import Type
 
-        report = write_gguf(folder, out, cast(Type | None, type))
-    elif to == "executorch":
-        from mobilemoe.export.executorch import write_executorch
+            report = write_gguf(folder, out, cast(Type | None, type))
+        elif to == "executorch":
+            from mobilemoe.export.executorch import write_executorch
 
-        report = write_executorch(folder, out, context)
-    elif to == "glm4moe":
-        from mobilemoe.export.glm4moe import write_glm4moe
+            report = write_executorch(folder, out, context)
+        elif to == "glm4moe":
+            from mobilemoe.export.glm4moe import write_glm4moe
 
-        report = write_glm4moe(folder, out)
-    elif to == "compressed-tensors":
-        from mobilemoe.export.compressed_tensors import write_compressed_tensors
+            report = write_glm4moe(folder, out)
+        elif to == "compressed-tensors":
+            from mobilemoe.export.compressed_tensors import write_compressed_tensors
 
-        report = write_compressed_tensors(folder, out)
-    else:
-        from mobilemoe.export.mlx import write_mlx
+            report = write_compressed_tensors(folder, out)
+        else:
+            from mobilemoe.export.mlx import write_mlx
 
-        report = write_mlx(folder, out)
+            report = write_mlx(folder, out)
     print_report(out, report, json)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from mobilemoe.cli.options import JsonOption, plain_console, print_json
 from mobilemoe.counted import counted
 from mobilemoe.errors import DataError, UsageError
+from mobilemoe.progress import Progress
 from mobilemoe.scaling.law.domain import share_of_box
 from mobilemoe.scaling.law.read_runs import COLUMNS, read_runs
 from mobilemoe.scaling.law.runs import Runs
@@ -97,8 +95,7 @@ def fit(
     if report is not None:
         pictures.drawing()
     table = read_runs(runs, _mapping(columns), only or ())
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task("resamples", total=bootstraps or None)
+    with Progress() as progress:
         try:
             found = fit_law(
                 table,
@@ -107,7 +104,7 @@ def fit(
                 seed=seed,
                 holdout=holdout,
                 without_outliers=without_outliers,
-                progress=lambda done, _: progress.update(bar, completed=done),
+                progress=lambda done, total: progress.tell(done, total, "resamples"),
             )
         except DataError as fault:
             raise DataError("; ".join([f"{runs}: {fault}", *table.notes])) from None

@@ -25,6 +25,7 @@ from mobilemoe.cli import (
     export,
     fit,
     info,
+    models,
     plan,
     profile,
     quantize,
@@ -88,6 +89,9 @@ def _before_each_verb(
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)
+app.command("pull")(models.pull)
+app.command("ls")(models.ls)
+app.command("rm")(models.rm)
 app.command("info")(info.info)
 app.command("bench")(bench.bench)
 app.command("train")(train.train)

@@ -15,6 +15,7 @@ from rich.table import Table
 from mobilemoe.cli.options import JsonOption, SetOption, plain_console, print_json
 from mobilemoe.counted import counted
 from mobilemoe.errors import MissingExtraError
+from mobilemoe.progress import Progress
 
 if TYPE_CHECKING:
     from mobilemoe.sweep.grid import Grid
@@ -74,7 +75,8 @@ def sweep(
             _print(values)
         return
     report = _Report(runs, quiet=json)
-    summary = worker_pool.sweep(loaded, folder, only=names, processes=processes, on_event=report.hear)
+    with Progress(seconds=60):  # a run may take hours, and the number of those that have ended says little
+        summary = worker_pool.sweep(loaded, folder, only=names, processes=processes, on_event=report.hear)
     table = folder / "runs.csv"
     if json:
         print_json(dataclasses.asdict(summary) | {"table": str(table)})

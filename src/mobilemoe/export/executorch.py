@@ -17,10 +17,12 @@ from mobilemoe.config_rules import FULL
 from mobilemoe.errors import CheckpointError, ConfigError, MissingExtraError, TokenizerError, UsageError
 from mobilemoe.export.executorch_weights import Weights
 from mobilemoe.files import atomic_folder, refuse_existing, write_atomic
+from mobilemoe.progress import tell
 from mobilemoe.tokenizer import Tokenizer
 
 PROGRAM = "model.pte"
 _DEFAULT_CONTEXT = 2048
+_STAGES = "stages of ExecuTorch's export"
 _SHORTEST = 16  # a cache for less is of no use, and torch.export takes short lengths for fixed ones
 
 
@@ -123,17 +125,20 @@ def _program(source: Checkpoint, slots: int, methods: dict[str, Any]) -> tuple[A
             raise
         raise MissingExtraError("exporting to ExecuTorch", "executorch") from None
     weights = Weights(source)
+    tell(0, 3, _STAGES)
     model = unwrap_tensor_subclass(ExportedModel(source.config, weights, slots).eval())
     inputs = (torch.zeros((1, 2), dtype=torch.long), torch.zeros(1, dtype=torch.long))
     lengths = ({1: torch.export.Dim("tokens", max=slots)}, None)
     with torch.no_grad():
         exported = torch.export.export(model, inputs, dynamic_shapes=lengths, strict=False)
+    tell(1, 3, _STAGES)
     lowered = to_edge_transform_and_lower(
         exported,
         partitioner=[XnnpackDynamicallyQuantizedPartitioner(), XnnpackPartitioner()],
         compile_config=EdgeCompileConfig(_check_ir_validity=False),  # it knows no operators of the namespace llama
         constant_methods=methods,
     )
+    tell(2, 3, _STAGES)
     return lowered.to_executorch(ExecutorchBackendConfig(extract_delegate_segments=True)), weights.found.report()
 
 

@@ -17,6 +17,7 @@ from mobilemoe.export.gguf_layout import Tensor, architecture, metadata, scaling
 from mobilemoe.export.gguf_vocabulary import add_vocabulary
 from mobilemoe.export.stock import Floats, matrices
 from mobilemoe.files import atomic_file, read_text, refuse_existing
+from mobilemoe.progress import each
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
@@ -59,7 +60,7 @@ def write_gguf(folder: Path, path: Path, type: Type | None = None) -> Report:
             writer.write_header_to_file(Path(part.name))
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for tensor in layout:
+            for tensor in each(layout, "tensors written"):
                 writer.write_tensor_data(_stored(source, matrix, tensor, type))
             writer.close()
         return _compare(source, matrix, path, layout, type)
@@ -140,7 +141,7 @@ def _compare(source: Checkpoint, matrix: Matrices, path: Path, layout: list[Tens
     from gguf import GGUFReader
 
     found = Differences()
-    for tensor, read in zip(layout, GGUFReader(path).tensors, strict=True):
+    for tensor, read in each(list(zip(layout, GGUFReader(path).tensors, strict=True)), "weights compared"):
         if tensor.weight is None:
             continue
         kind = source.weights[tensor.weight].kind

@@ -21,6 +21,7 @@ from mobilemoe.errors import CheckpointError, UsageError
 from mobilemoe.export.glm4moe_layout import Tensor
 from mobilemoe.export.stock import Floats, matrices
 from mobilemoe.files import atomic_folder, write_json
+from mobilemoe.progress import each
 from mobilemoe.tokenizer import Tokenizer
 
 Stored: TypeAlias = dict[str, tuple[Spec, Callable[[], Array]]]  # by name: what is stored, and what gives it
@@ -91,7 +92,7 @@ def write_stock_folder(
         copy_companions(folder, part)
     found = Differences()
     with SafetensorsFile(out / _WEIGHTS) as written:
-        for name, tensor in tensors.items():
+        for name, tensor in each(tensors.items(), "weights compared"):
             if tensor.weight is not None:
                 found.add(source.weights[tensor.weight].kind, stock.floats(tensor), decode(written, name))
     return found.report()

@@ -28,6 +28,7 @@ from mobilemoe import accounting
 from mobilemoe.data.mixture import build_sources
 from mobilemoe.errors import MachineError, TrainError, UsageError
 from mobilemoe.files import write_json
+from mobilemoe.progress import tell
 from mobilemoe.sweep.grid import Grid
 from mobilemoe.sweep.runs import Run, grid_runs
 from mobilemoe.sweep.table import FAILURES, RUNS, read_rows, remove_rows
@@ -161,6 +162,7 @@ class _WorkerPool:
         self.selector = selectors.DefaultSelector()
         self.workers: list[_Worker] = []
         self.halted: str | None = None  # the fault of the machine that has stopped a worker
+        self.ended = 0  # runs that have finished or failed
 
     def summary(self) -> Summary:
         done = {row["id"]: row["key"] for row in read_rows(self.out / RUNS)}
@@ -172,13 +174,16 @@ class _WorkerPool:
 
     def work(self, interrupted: list[int]) -> None:
         """Runs until every worker has ended. The first interrupt asks the workers to stop, the second kills them."""
-        left = units(self.runs[name] for name in self.summary().left)
+        summary = self.summary()
+        self.ended = len(self.runs) - len(summary.left)
+        left = units(self.runs[name] for name in summary.left)
         for number, unit in zip(range(self.count), left, strict=False):
             self._start(number, unit.id)
         asked, deadline = 0, float("inf")
         while self.workers:
             for key, _ in self.selector.select(timeout=0.2):
                 self._read_events(key.data, stopping=asked > 0)
+            tell(self.ended, len(self.runs), "runs ended")
             signals = max(len(interrupted), int(self.halted is not None))
             if signals > asked:
                 asked = signals
@@ -240,7 +245,12 @@ class _WorkerPool:
                 continue
             worker.reported = True
             worker.started = event["id"] if event["event"] == "started" else None
-            self.on_event(event, self.summary())
+            self._report(event)
+
+    def _report(self, event: dict[str, Any]) -> None:
+        summary = self.summary()
+        self.ended = len(self.runs) - len(summary.left)
+        self.on_event(event, summary)
 
     def _ended(self, worker: _Worker, stopping: bool) -> None:
         """Records how a worker ended, and starts another one if it crashed."""
@@ -260,7 +270,7 @@ class _WorkerPool:
                 return
             reason = f"its process ended with {f'signal {-status}' if status < 0 else f'status {status}'}"
             record_failure(self.out, self.runs[worker.started], reason)
-            self.on_event({"event": "failed", "id": worker.started, "reason": reason}, self.summary())
+            self._report({"event": "failed", "id": worker.started, "reason": reason})
         self._start(worker.number)
 
 
