@@ -1,0 +1,363 @@
+// The page as a whole: what is open, what is being written, and what each control does.
+
+import { Announcer } from "./announcer.js";
+import * as api from "./api.js";
+import { addMessage, DEFAULTS, find, newConversation, path, schemaFault, showVersion } from "./conversation.js";
+import { ask } from "./dialogs.js";
+import { byId, icon, make, saveFile } from "./dom.js";
+import { Drawers } from "./drawers.js";
+import { recall, remember } from "./memory.js";
+import { RoutingView } from "./routing.js";
+import { Settings } from "./settings.js";
+import { listen } from "./shortcuts.js";
+import { Sidebar } from "./sidebar.js";
+import { Status } from "./status.js";
+import { Store } from "./store.js";
+import { Thread } from "./thread.js";
+import { fileName, fromJson, ImportFault, settingsOf, toJson, toMarkdown } from "./transfer.js";
+import { Writing } from "./writing.js";
+
+const EXAMPLES = ["What is 58 minus 23?", "Who wrote Moby-Dick?", "Name three colours.", "What is the capital of France?"];
+const SAVE_EVERY = 2000; // milliseconds, while an answer is written
+
+let conversation; // the one that is shown; it is stored with its first message
+let writing = null; // the answer in progress, in whichever conversation
+let drawing = false;
+let savedAt = 0;
+
+for (const button of document.querySelectorAll("[data-icon]")) button.prepend(icon(button.dataset.icon));
+
+const store = await Store.open(onNews);
+const announcer = new Announcer(byId("live"));
+const routing = new RoutingView();
+const status = new Status();
+const thread = new Thread(byId("thread"), { regenerate, resend, show: otherVersion });
+const sidebar = new Sidebar({ open: openConversation, rename, exportMarkdown, exportJson, remove });
+const settings = new Settings(() => {
+  remember("settings", conversation.settings);
+  if (conversation.messages.length) save();
+});
+const drawers = new Drawers((id, isOpen) => {
+  if (id === "routing" && isOpen) showRouting();
+});
+
+// What is shown
+
+function showAll() {
+  const messages = path(conversation);
+  byId("title").textContent = conversation.title;
+  document.title = messages.length ? `${conversation.title} – mobilemoe` : "mobilemoe";
+  byId("welcome").hidden = messages.length > 0;
+  byId("actions").hidden = !messages.length;
+  thread.show(conversation, messages);
+  settings.show(conversation.settings);
+  status.conversation(messages);
+  showRouting();
+  showControls();
+  showList();
+}
+
+function showRouting() {
+  if (drawers.isOpen("routing")) routing.show(path(conversation), Boolean(status.shape?.experts));
+}
+
+function showControls() {
+  const mine = writing?.conversation.id === conversation.id;
+  byId("stop").hidden = !mine;
+  byId("send").hidden = mine;
+  byId("send").disabled = Boolean(writing) || !status.model || !byId("prompt").value.trim();
+}
+
+async function showList() {
+  sidebar.show(await store.all(), conversation.id, writing?.conversation.id);
+}
+
+function notice(text) {
+  byId("notice").textContent = text;
+  byId("notice").hidden = !text;
+}
+
+const scroll = byId("scroll");
+const atEnd = () => scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60;
+const toEnd = () => scroll.scrollTo({ top: scroll.scrollHeight });
+const showLatest = () => (byId("latest").hidden = atEnd() || !conversation?.messages.length);
+
+// Keeping
+
+const copyOf = (value) => structuredClone(value);
+
+async function save(each = conversation) {
+  savedAt = Date.now();
+  try {
+    await store.put(copyOf(each));
+  } catch (fault) {
+    notice(`This conversation could not be kept: ${fault.message}`);
+  }
+}
+
+async function onNews(id) {
+  if (writing?.conversation.id === id) return; // it is newer here
+  if (id === conversation?.id) {
+    const now = await store.get(id);
+    if (!now) return begin();
+    conversation = now;
+    showAll();
+  } else showList();
+}
+
+// Writing
+
+async function write(parent) {
+  if (writing) return;
+  if (conversation.settings.format === "schema" && schemaFault(conversation.settings.schema)) {
+    drawers.open("settings");
+    byId("set-schema").focus();
+    return;
+  }
+  const here = conversation;
+  const answer = addMessage(here, parent, "assistant", "", { finish: null, error: null });
+  const shape = status.shape;
+  const told = routing.isWanted() && shape?.experts;
+  const kind = told ? { layers: shape.layers, width: shape.experts, active: shape.experts_per_token } : null;
+  writing = new Writing(here, answer, () => changed(here, answer));
+  announcer.begin();
+  showAll();
+  toEnd();
+  save(here);
+  const fault = await writing.run(status.model, kind);
+  writing = null;
+  announcer.grow(answer.text, true);
+  announcer.say(fault ? `The answer failed. ${fault.message}` : answer.finish === "stopped" ? "Stopped." : "End of the answer.");
+  await save(here);
+  if (here === conversation) {
+    const follow = atEnd();
+    thread.update(answer);
+    status.conversation(path(conversation));
+    showRouting();
+    if (follow) toEnd();
+  }
+  showControls();
+  showList();
+  status.memory();
+  if (fault?.status === 401) await askKey();
+}
+
+/** Shows a growing answer, once a frame. */
+function changed(here, answer) {
+  if (Date.now() - savedAt > SAVE_EVERY) save(here);
+  if (drawing || here !== conversation) return;
+  drawing = true;
+  requestAnimationFrame(() => {
+    drawing = false;
+    if (here !== conversation) return;
+    const follow = atEnd();
+    thread.update(answer);
+    status.conversation(path(conversation));
+    announcer.grow(answer.text, false);
+    showRouting();
+    if (follow) toEnd();
+    showLatest();
+  });
+}
+
+function send(text) {
+  if (writing || !status.model || !text.trim()) return;
+  addMessage(conversation, conversation.head, "user", text.trim());
+  byId("prompt").value = "";
+  fit();
+  write(conversation.head);
+}
+
+function regenerate(message) {
+  if (!writing) write(message.parent);
+}
+
+function resend(message, text) {
+  if (writing) return;
+  addMessage(conversation, message.parent, "user", text.trim());
+  write(conversation.head);
+  byId("prompt").focus();
+}
+
+function otherVersion(message) {
+  if (writing?.conversation === conversation) return;
+  showVersion(conversation, message);
+  save();
+  showAll();
+}
+
+// Conversations
+
+function begin() {
+  conversation = newConversation(settingsOf(recall("settings", DEFAULTS)));
+  history.replaceState(null, "", location.pathname);
+  showAll();
+  drawers.uncover();
+  byId("prompt").focus();
+}
+
+async function openConversation(id) {
+  const found = writing?.conversation.id === id ? writing.conversation : await store.get(id);
+  if (!found) return begin();
+  if (found !== writing?.conversation) {
+    for (const message of found.messages) if (message.finish === null) message.finish = "stopped"; // the page was closed
+  }
+  conversation = found;
+  history.replaceState(null, "", `#${encodeURIComponent(id)}`);
+  showAll();
+  drawers.uncover();
+  toEnd();
+}
+
+const byIdOrOpen = async (id) => (id === conversation.id ? conversation : await store.get(id));
+
+async function rename(id) {
+  const each = await byIdOrOpen(id);
+  const check = (text) => (text.trim() ? null : "A conversation needs a name.");
+  const title = await ask({ title: "Rename the conversation", label: "Name", value: each.title, go: "Rename", check });
+  if (title === null) return;
+  each.title = title.trim().slice(0, 200);
+  each.named = true;
+  await save(each);
+  if (id === conversation.id) showAll();
+  else showList();
+}
+
+async function remove(id) {
+  const each = await byIdOrOpen(id);
+  const text = `“${each.title}” will be gone from this browser.`;
+  if ((await ask({ title: "Delete the conversation?", text, go: "Delete", danger: true })) === null) return;
+  if (writing?.conversation.id === id) writing.stop();
+  while (writing?.conversation.id === id) await new Promise((resolve) => setTimeout(resolve, 20));
+  await store.remove(id);
+  if (id === conversation.id) begin();
+  else showList();
+}
+
+async function exportMarkdown(id) {
+  const each = await byIdOrOpen(id);
+  saveFile(fileName(each.title, "md"), "text/markdown", toMarkdown(each));
+}
+
+async function exportJson(id) {
+  const each = await byIdOrOpen(id);
+  saveFile(fileName(each.title, "json"), "application/json", toJson([each]));
+}
+
+async function importFile(file) {
+  try {
+    const found = fromJson(await file.text());
+    const there = new Set((await store.all()).map((each) => each.id));
+    for (const each of found) {
+      if (there.has(each.id)) each.id = newConversation(DEFAULTS).id; // both stay
+      await store.put(each);
+    }
+    notice(`${found.length} conversation${found.length === 1 ? " was" : "s were"} imported.`);
+    if (found.length) await openConversation(found[0].id);
+  } catch (fault) {
+    notice(fault instanceof ImportFault ? `Nothing was imported. ${fault.message}` : `Nothing was imported: ${fault.message}`);
+  }
+}
+
+// The server
+
+let asking = false;
+
+async function askKey() {
+  if (asking) return;
+  asking = true;
+  const check = async (key) => {
+    api.setKey(key);
+    try {
+      await status.learn();
+      return null;
+    } catch (fault) {
+      return fault.message;
+    }
+  };
+  const text = "This server answers to those who have its key. The key stays in this tab until you close it.";
+  const entered = await ask({ title: "API key", text, label: "Key", go: "Continue", secret: true, check });
+  asking = false;
+  notice(entered === null ? "Without the key the server does not answer. Load the page again to enter it." : "");
+  showAll();
+}
+
+async function watch() {
+  const fault = await status.look();
+  if (fault?.status === 401 && byId("notice").hidden) await askKey();
+  else if (status.isNew) showAll();
+  setTimeout(watch, status.ready ? 10000 : 1000);
+}
+
+// Controls
+
+const prompt = byId("prompt");
+
+function fit() {
+  prompt.style.setProperty("height", "auto");
+  prompt.style.setProperty("height", `${Math.min(prompt.scrollHeight, window.innerHeight * 0.4)}px`);
+  showControls();
+}
+
+prompt.addEventListener("input", fit);
+prompt.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  send(prompt.value);
+});
+byId("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  send(prompt.value);
+});
+byId("stop").addEventListener("click", () => {
+  writing?.stop();
+  prompt.focus();
+});
+byId("new").addEventListener("click", begin);
+byId("actions").addEventListener("click", () => sidebar.menu(conversation.id, byId("actions")));
+byId("latest").addEventListener("click", toEnd);
+scroll.addEventListener("scroll", showLatest, { passive: true });
+byId("help").addEventListener("click", () => byId("shortcuts").showModal());
+byId("export-all").addEventListener("click", async () => saveFile("conversations.json", "application/json", toJson(await store.all())));
+byId("import").addEventListener("click", () => byId("import-file").click());
+byId("import-file").addEventListener("change", async (event) => {
+  const [file] = event.target.files;
+  if (file) await importFile(file);
+  event.target.value = "";
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || event.defaultPrevented || document.querySelector("dialog[open]")) return;
+  if (writing?.conversation === conversation) writing.stop();
+  else if (event.target === prompt) scroll.focus();
+});
+addEventListener("pagehide", () => writing && save(writing.conversation));
+
+const theme = byId("theme");
+theme.querySelector(`[value="${CSS.escape(recall("theme", "system"))}"]`)?.click();
+theme.addEventListener("change", (event) => {
+  remember("theme", event.target.value);
+  if (event.target.value === "system") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = event.target.value;
+  routing.draw();
+});
+
+const last = (role) => path(conversation).findLast((message) => message.role === role);
+listen([
+  ["/", "Write a message", () => prompt.focus()],
+  ["n", "Begin a new conversation", begin],
+  ["c", "Show the conversations", () => drawers.toggle("sidebar")],
+  ["s", "Show the settings", () => drawers.toggle("settings")],
+  ["x", "Show the routing of experts", () => drawers.toggle("routing")],
+  ["j", "Go to the next message", () => thread.step(1)],
+  ["k", "Go to the message before", () => thread.step(-1)],
+  ["e", "Edit your last message", () => last("user") && !writing && thread.edit(last("user"))],
+  ["r", "Write the last answer again", () => last("assistant") && regenerate(last("assistant"))],
+  ["?", "Show this list", () => byId("shortcuts").showModal()],
+]);
+for (const text of EXAMPLES) byId("examples").append(make("li", {}, make("button", { type: "button", on: { click: () => send(text) } }, text)));
+
+if (!store.lasting) notice("This browser keeps nothing for this page: the conversations are gone when you close it.");
+const wanted = decodeURIComponent(location.hash.slice(1));
+if (wanted) await openConversation(wanted);
+else begin();
+watch();
