@@ -101,6 +101,11 @@ class Model:
         self._template: ChatTemplate | None = None
 
     @property
+    def context(self) -> int:
+        """The longest text in tokens: the model's own, unless the engine was limited to less."""
+        return self.config.max_position_embeddings if self.engine is None else self.engine.context
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """Raises TokenizerError if the folder has none that fits the model."""
         if self._tokenizer is None:
@@ -215,8 +220,12 @@ class Model:
 
     def fitting(self, ids: Sequence[int], max_new_tokens: int) -> int:
         """How many of `max_new_tokens` the context takes after the prompt `ids`; at least one."""
-        context = self.config.max_position_embeddings
-        check_ids(ids, self.config.vocab_size, context)
+        context = self.context
+        check_ids(ids, self.config.vocab_size, self.config.max_position_embeddings)
+        if len(ids) > context:
+            raise UsageError(
+                f"the prompt has {len(ids)} tokens, more than the context of {context} that there is memory for"
+            )
         if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {max_new_tokens!r}, but must be a whole number of at least 1")
         return max(1, min(max_new_tokens, context - len(ids) + 1))

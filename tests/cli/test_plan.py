@@ -4,7 +4,7 @@ import pytest
 
 from drawn import colours, curve, labels
 from mobilemoe import accounting
-from mobilemoe.cli.plan import BYTES, COUNTS, quantity
+from mobilemoe.cli.quantity import BYTES, COUNTS, quantity
 from mobilemoe.presets import preset
 from mobilemoe.profile import device as device_module
 from mobilemoe.scaling.law.published import published

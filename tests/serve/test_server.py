@@ -82,7 +82,7 @@ def test_the_pieces_of_a_stream_join_to_the_whole(server):
     assert events[0].choices[0].delta.role == "assistant"
     assert [event.choices[0].finish_reason for event in events[:-1] if event.choices[0].finish_reason] == ["stop"]
     assert events[-1].choices == []
-    assert events[-1].usage == whole.usage
+    assert events[-1].usage.total_tokens == whole.usage.total_tokens
     assert all(event.usage is None for event in ask(server, stream=True))
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mobilemoe.cli.options import JsonOption, print_json
+from mobilemoe.cli.quantity import BYTES, COUNTS, quantity
 from mobilemoe.counted import counted
 from mobilemoe.errors import ConfigError, UsageError
 from mobilemoe.files import refuse_existing, write_atomic
@@ -20,10 +21,7 @@ if TYPE_CHECKING:
     from mobilemoe.scaling.law.law import Law
     from mobilemoe.scaling.plan.plan import Plan
 
-BYTES = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-COUNTS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 TYING = {"tied": (True,), "untied": (False,), "both": (True, False)}
-_NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 THIS_MACHINE = "this-machine"  # what `mobilemoe profile device` calls it
 WIDTH = 120  # of the table where the output is no terminal
 
@@ -126,16 +124,6 @@ def plan(
             print(f"written to {write}: mobilemoe train {write} --plan")
     if not found.candidates:
         raise ConfigError(f"no candidate fits: {'; '.join(found.infeasible)}")
-
-
-def quantity(option: str, text: str | None, units: dict[str, float], example: str) -> float | None:
-    """Parses a number followed by one of `units`; Constraints checks the value."""
-    if text is None:
-        return None
-    matched = _NUMBER.fullmatch(text)
-    if matched is None or matched[2].upper() not in units:
-        raise UsageError(f"{option} is {text!r}, but must be a positive number, such as {example}")
-    return float(matched[1]) * units[matched[2].upper()]
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

@@ -143,6 +143,11 @@ class PrefixCache:
                 break
         self._folder.note_use([kept.file for kept in self._by_use if kept.file is not None])
 
+    def end(self) -> None:
+        """Lets the folder go."""
+        if self._folder is not None:
+            self._folder.close()
+
     def _closest(self, ids: list[int]) -> tuple[_Kept | None, int]:
         """What is kept and shares most with `ids`, and how many tokens."""
         at = bisect_left(self._by_tokens, ids, key=_tokens_of)

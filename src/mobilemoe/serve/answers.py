@@ -30,14 +30,15 @@ class Written:
     experts: list[Experts] = field(default_factory=list)
     tokens: int = 0
     logprob: float = 0.0  # of all its tokens, where they are asked for
+    reused: int = 0  # of the prompt
     finished: str | None = None
 
 
 class Answer:
     """The response to one request: `add` takes each step in turn, `whole` gives all at the end, `event` one step.
 
-    `prompt_tokens` are those of all prompts; `form` is that of calls, where texts may hold some. Log-probabilities
-    and routing leave out the token that ends a text.
+    There are `count` texts, `answers` of each prompt, and `prompt_tokens` are those of all prompts; `form` is that of
+    calls, where texts may hold some. Log-probabilities and routing leave out the token that ends a text.
     """
 
     prefix = ""
@@ -49,6 +50,7 @@ class Answer:
         tokenizer: Tokenizer,
         *,
         count: int,
+        answers: int,
         prompt_tokens: int,
         with_logprobs: bool,
         with_routing: bool,
@@ -57,7 +59,8 @@ class Answer:
         form: CallForm | None = None,
     ) -> None:
         self._tokenizer, self._with_logprobs, self._stop_ids = tokenizer, with_logprobs, stop_ids
-        self._prompt_tokens, self._with_routing, self._warnings = prompt_tokens, with_routing, warnings
+        self._with_routing, self._warnings = with_routing, warnings
+        self._answers, self._prompt_tokens = answers, prompt_tokens
         self._head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
         self._readers = [] if form is None else [CallReader(form) for _ in range(count)]
         self._written = [Written() for _ in range(count)]
@@ -76,16 +79,19 @@ class Answer:
             if self._with_routing:
                 written.experts.append(step.choice.experts)
         written.logprob += step.choice.logprob or 0.0
-        written.tokens, written.finished = step.tokens, step.finished
+        written.tokens, written.finished, written.reused = step.tokens, step.finished, step.reused
         if step.finished == "stop" and self._readers and self._readers[step.index].has_whole_calls:
             written.finished = "tool_calls"
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
+        """Of each prompt, what its first answer found there already is `cached`."""
+        cached = sum(written.reused for written in self._written[:: self._answers])
         made = sum(written.tokens for written in self._written)
         return {
             "prompt_tokens": self._prompt_tokens,
             "completion_tokens": made,
             "total_tokens": self._prompt_tokens + made,
+            "prompt_tokens_details": {"cached_tokens": cached},
         }
 
     def whole(self) -> dict[str, Any]:

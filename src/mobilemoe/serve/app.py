@@ -20,6 +20,7 @@ from mobilemoe.serve.desk import Desk
 from mobilemoe.serve.errors import ApiError, add_handlers
 from mobilemoe.serve.guard import Guard
 from mobilemoe.serve.metrics import Counted
+from mobilemoe.serve.responses import add_responses
 from mobilemoe.serve.scheduler import Scheduler
 from mobilemoe.serve.wire import DetokenizeRequest, TokenizeRequest
 
@@ -34,6 +35,7 @@ def create_app(
     add_handlers(app)
     desk = Desk(scheduler, name, aliases)
     add_completions(app, desk)
+    add_responses(app, desk)
     _add_server(app, scheduler)
     app.router.routes.extend(page.ROUTES)
     _add_model(app, desk)
@@ -80,7 +82,7 @@ def _add_model(app: FastAPI, desk: Desk) -> None:
         else:
             with_begin = body.add_special_tokens and model.tokenizer.bos_id is not None
             ids = model.tokenizer.encode(body.prompt or "", bos=with_begin)
-        return {"tokens": ids, "count": len(ids), "max_model_len": model.config.max_position_embeddings}
+        return {"tokens": ids, "count": len(ids), "max_model_len": model.context}
 
     @app.post("/detokenize")
     def detokenize(body: DetokenizeRequest) -> dict[str, Any]:

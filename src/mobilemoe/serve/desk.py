@@ -86,7 +86,7 @@ class Desk:
         texts: list[Text] = []
         try:
             for ids in demand.prompts:
-                most = model.fitting(ids, body.most_tokens(model.config.max_position_embeddings))
+                most = model.fitting(ids, body.most_tokens(model.context))
                 for number in range(body.copies):
                     sampling = body.sampling(number)
                     sampling.check_for(model.config.vocab_size, logprobs)
@@ -99,6 +99,7 @@ class Desk:
             self.name,
             model.tokenizer,
             count=len(texts),
+            answers=body.copies,
             prompt_tokens=sum(map(len, demand.prompts)),
             with_logprobs=body.shows_logprobs,
             with_routing=routing,

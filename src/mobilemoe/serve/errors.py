@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from mobilemoe.errors import MobileMoEError, TokenizerError, UsageError
@@ -57,7 +58,7 @@ def as_api_error(fault: Exception, fields: Mapping[str, Any] | None = None) -> A
         return fault
     if isinstance(fault, HTTPException):
         return ApiError(fault.status_code, str(fault.detail), headers=fault.headers)
-    if isinstance(fault, RequestValidationError):
+    if isinstance(fault, RequestValidationError | ValidationError):
         first = fault.errors()[0]
         place = [str(part) for part in first["loc"] if part != "body"]
         where = ".".join(place) or "the body"
@@ -96,5 +97,5 @@ def add_handlers(app: FastAPI) -> None:
     async def handle(request: Request, fault: Exception) -> JSONResponse:
         return error_response(fault)
 
-    for kind in (HTTPException, RequestValidationError, MobileMoEError, Exception):
+    for kind in (HTTPException, RequestValidationError, ValidationError, MobileMoEError, Exception):
         app.add_exception_handler(kind, handle)

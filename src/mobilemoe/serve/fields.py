@@ -9,7 +9,7 @@ from pydantic_core import CoreSchema
 
 MAX_FIELDS = 100  # of one object
 MAX_TOOLS = 128
-_Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
 def _stop_at_first_fault(schema: Any) -> None:
@@ -45,7 +45,7 @@ class Object(BaseModel):
 
 
 class JsonSchema(Object):
-    name: _Name
+    name: ToolName
     description: str | None = None
     value: Annotated[dict[str, Any], Field(alias="schema")]
     strict: bool = False
@@ -86,7 +86,7 @@ class StructuredOutputs(Object):
 class Function(Object):
     """Without `parameters` it takes none."""
 
-    name: _Name
+    name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool = False

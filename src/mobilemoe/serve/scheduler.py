@@ -1,7 +1,7 @@
 """The thread that owns the engine: requests wait in a fair queue, and their texts are continued together.
 
 Each text that runs gets one token a step. Where several requests wait, each gives one of its texts in turn, so that a
-request for many does not hold up the others.
+request for many does not hold up the others. A text waits, and those behind it, until there is memory for it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mobilemoe.engine import Batch, Engine
+from mobilemoe.engine import Batch, Engine, Session
 from mobilemoe.engine.batch import Guide
+from mobilemoe.engine.prefix_cache import PrefixCache, PrefixStats
 from mobilemoe.errors import MobileMoEError
 from mobilemoe.load import Model
 from mobilemoe.sampling import Choice, Sampling
 from mobilemoe.serve.errors import ApiError, as_api_error, failed, later
+from mobilemoe.serve.memory import Memory
+from mobilemoe.serve.memory import watch as watch_memory
 from mobilemoe.serve.metrics import Metrics
 from mobilemoe.serve.pace import Pace
 from mobilemoe.writer import Writer
@@ -48,6 +51,7 @@ class Step:
     piece: str
     tokens: int  # so far
     finished: Literal["stop", "length"] | None
+    reused: int = 0  # tokens of the prompt that were not computed for this text
 
 
 class Ticket:
@@ -69,6 +73,7 @@ class _Running:
 
     ticket: Ticket
     text: Text
+    session: Session
     since: float = field(default_factory=time.monotonic)
     last: float | None = None
 
@@ -90,9 +95,10 @@ class Scheduler:
         on_ready: Callable[[], None],
         on_end: Callable[[], None],
         request_seconds: float = math.inf,
+        memory: Memory | None = None,
     ) -> None:
         self._load, self._parallel, self._most_waiting = load, parallel, queue
-        self._request_seconds = request_seconds
+        self._request_seconds, self._memory = request_seconds, memory or Memory()
         self._on_ready, self._on_end = on_ready, on_end
         self._changed = threading.Condition()
         self._queue: deque[Ticket] = deque()
@@ -100,11 +106,13 @@ class Scheduler:
         self._pace, self._began = Pace(), time.monotonic()
         self._deadline: float | None = None
         self._model: Model | None = None
+        self._prefixes: PrefixCache | None = None
         self.fault: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.metrics = Metrics()
         self.metrics.watch("mobilemoe_running_texts", "Texts that are computed", lambda: self.counts[0], "gauge")
         self.metrics.watch("mobilemoe_waiting_requests", "Requests that wait", lambda: self.counts[1], "gauge")
+        watch_memory(self.metrics, lambda: self.prefix_stats)
 
     def start(self) -> None:
         self._thread.start()
@@ -120,6 +128,11 @@ class Scheduler:
         """How many texts run, and how many requests wait."""
         with self._changed:
             return len(self._active), len(self._queue)
+
+    @property
+    def prefix_stats(self) -> PrefixStats:
+        """What was reused so far, and what is kept."""
+        return PrefixStats() if self._prefixes is None else self._prefixes.stats
 
     @property
     def model(self) -> Model:
@@ -176,52 +189,60 @@ class Scheduler:
             engine = model.engine
             if engine is None:
                 raise AssertionError("the server runs on the native engine")
+            self._prefixes = prefixes = self._memory.open_cache(engine)
             self._model = model
             if self._deadline is None:
                 self._on_ready()
-            self._work(engine)
+            self._work(engine, prefixes)
+            prefixes.save()
         except Exception as fault:
             self.fault = fault
             self._fail(fault)
         finally:
+            if self._prefixes is not None:
+                self._prefixes.end()
             self._on_end()
 
-    def _work(self, engine: Engine) -> None:
+    def _work(self, engine: Engine, prefixes: PrefixCache) -> None:
         batch = engine.batch()
         while self._wait():
             try:
                 self._end_late()
                 for number in [number for number, running in self._active.items() if running.ticket.over]:
-                    self._leave(batch, number)
-                for ticket, text in self._admitted():
-                    self._join(engine, batch, ticket, text)
+                    self._leave(batch, prefixes, number)
+                self._admit(engine, batch, prefixes)
                 for number, result in batch.attempt() if self._active else ():
-                    self._take(batch, number, result)
+                    self._take(batch, prefixes, number, result)
             except (MobileMoEError, MemoryError) as fault:  # of the machine or the model's file, not of a request
                 self._fail(failed(fault))
                 batch = engine.batch()
 
-    def _take(self, batch: Batch, number: int, result: Choice | Exception) -> None:
+    def _take(self, batch: Batch, prefixes: PrefixCache, number: int, result: Choice | Exception) -> None:
         """Hands on a text's next token; its fault ends its own request."""
         running = self._active[number]
         ticket, text, writer = running.ticket, running.text, running.text.writer
         if isinstance(result, Exception):
-            self._leave(batch, number)
+            self._leave(batch, prefixes, number)
             self._end(ticket, as_api_error(result))
             return
         piece = writer.push(result.token)
+        reused = batch.reused(number)
+        if running.last is None:
+            prefixes.count(len(text.ids), reused)
         now = time.monotonic()
         self.metrics.token(now - (running.last or ticket.arrived), first=running.last is None)
         running.last = now
         if writer.finished:
-            self._leave(batch, number)
+            self._leave(batch, prefixes, number)
         if not ticket.over:
-            ticket.deliver(Step(text.index, result, piece, writer.new_tokens, writer.finished))
+            ticket.deliver(Step(text.index, result, piece, writer.new_tokens, writer.finished, reused))
 
-    def _leave(self, batch: Batch, number: int) -> None:
+    def _leave(self, batch: Batch, prefixes: PrefixCache, number: int) -> None:
         with self._changed:
-            self._pace.ended(time.monotonic() - self._active.pop(number).since)
+            running = self._active.pop(number)
+            self._pace.ended(time.monotonic() - running.since)
         batch.leave(number)
+        prefixes.close(running.session)
 
     def _end(self, ticket: Ticket, fault: Exception) -> None:
         """Ends a request with an error, unless it has ended before."""
@@ -238,12 +259,30 @@ class Scheduler:
             if ticket.arrived < oldest:
                 self._end(ticket, _too_late(self._request_seconds))
 
-    def _join(self, engine: Engine, batch: Batch, ticket: Ticket, text: Text) -> None:
-        """Lets a text run; its request fails if there is no memory for it."""
-        if ticket.over:
-            return
+    def _admit(self, engine: Engine, batch: Batch, prefixes: PrefixCache) -> None:
+        """Lets texts join while there is room for them: one of each request that waits, in turn."""
+        while True:
+            with self._changed:
+                if not self._queue or len(self._active) >= self._parallel:
+                    return
+                ticket = self._queue[0]
+                text = ticket.waiting[0]
+            if not self._join(engine, batch, prefixes, ticket, text):
+                return
+            with self._changed:
+                if self._queue and self._queue[0] is ticket:  # it has not been cancelled meanwhile
+                    ticket.waiting.popleft()
+                    self._queue.popleft()
+                    if ticket.waiting:
+                        self._queue.append(ticket)
+
+    def _join(self, engine: Engine, batch: Batch, prefixes: PrefixCache, ticket: Ticket, text: Text) -> bool:
+        """Lets a text run; its request fails if the system has no memory. False: it has to wait for another's end."""
+        session = None
         try:
-            session = engine.session(min(engine.context, len(text.ids) + text.most_tokens))
+            session = prefixes.open(text.ids, min(engine.context, len(text.ids) + text.most_tokens))
+            if session is None:
+                return False
             number = batch.join(
                 text.ids,
                 text.sampling,
@@ -253,13 +292,16 @@ class Scheduler:
                 guide=text.guide,
             )
         except (MobileMoEError, MemoryError) as fault:
+            if session is not None:
+                prefixes.close(session, keep=False)
             with self._changed:
                 seconds = self._pace.seconds_until([1], [], self._parallel)
             self._end(ticket, later(503, str(fault) or "there is not enough memory for this now", "no_memory", seconds))
         else:
             with self._changed:
-                self._active[number] = _Running(ticket, text)
+                self._active[number] = _Running(ticket, text, session)
             self.metrics.joined(len(text.ids))
+        return True
 
     def _wait(self) -> bool:
         """Waits until there is something to compute; False once the server has drained."""
@@ -272,23 +314,16 @@ class Scheduler:
             self._fail(later(503, "the server ended before this was answered", "draining", 1))
         return True
 
-    def _admitted(self) -> list[tuple[Ticket, Text]]:
-        """The texts that may join now: one of each request that waits, in turn."""
-        found: list[tuple[Ticket, Text]] = []
-        with self._changed:
-            while self._queue and len(self._active) + len(found) < self._parallel:
-                ticket = self._queue.popleft()
-                found.append((ticket, ticket.waiting.popleft()))
-                if ticket.waiting:
-                    self._queue.append(ticket)
-        return found
-
     def _fail(self, fault: Exception) -> None:
         """Ends all requests, those that wait too."""
         with self._changed:
-            tickets = {running.ticket: None for running in self._active.values()} | dict.fromkeys(self._queue)
+            ended = [*self._active.values()]
+            tickets = {running.ticket: None for running in ended} | dict.fromkeys(self._queue)
             self._queue.clear()
             self._active.clear()
+        if self._prefixes is not None:
+            for running in ended:
+                self._prefixes.close(running.session, keep=False)
         for ticket in tickets:
             if not ticket.over:
                 ticket.over = True

@@ -18,6 +18,7 @@ from mobilemoe.serve.app import create_app
 from mobilemoe.serve.connection import IDLE_SECONDS, MAX_CONNECTIONS, MAX_HEAD_BYTES, Connection
 from mobilemoe.serve.errors import readable
 from mobilemoe.serve.guard import is_loopback
+from mobilemoe.serve.memory import Memory
 from mobilemoe.serve.scheduler import Scheduler
 
 _BACKLOG = 128  # connections that the system keeps until they are looked at
@@ -70,6 +71,7 @@ def serve(
     queue: int,
     drain_seconds: float,
     request_seconds: float,
+    memory: Memory,
     aliases: Sequence[str],
     on_ready: Callable[[str], None],
 ) -> None:
@@ -102,6 +104,7 @@ def serve(
         parallel=parallel,
         queue=queue,
         request_seconds=request_seconds,
+        memory=memory,
         on_ready=lambda: on_ready(address),
         on_end=end,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
@@ -34,7 +35,6 @@ IGNORED = frozenset(
     {
         "metadata",
         "parallel_tool_calls",
-        "prompt_cache_key",
         "prompt_cache_retention",
         "reasoning_effort",
         "safety_identifier",
@@ -57,6 +57,16 @@ NOT_OFFERED: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "web_search_options": (),
 }
+
+
+def judge(given: Mapping[str, Any], ignored: Collection[str], not_offered: Mapping[str, tuple[Any, ...]]) -> list[str]:
+    """What of the fields `given` is ignored. ApiError for what is not offered, and for fields that nobody knows."""
+    for name, value in given.items():
+        if name in not_offered and value not in not_offered[name]:
+            raise ApiError(400, f"{name} is not offered here", param=name, code="unsupported_parameter")
+        if name not in ignored and name not in not_offered:
+            raise ApiError(400, f"there is no parameter named {name!r}", param=name, code="unknown_parameter")
+    return [f"{name} is ignored" for name in sorted(given) if name in ignored]
 
 
 class StreamOptions(Object):
@@ -121,6 +131,7 @@ class _Writing(Object):
     logit_bias: _Biases = Field(default_factory=dict)
     x_mobilemoe: Extension = Field(default_factory=Extension)
     structured_outputs: StructuredOutputs | None = None
+    prompt_cache_key: str | None = None  # changes nothing: every prompt is looked for among all that are kept
 
     @property
     def copies(self) -> int:
@@ -149,14 +160,10 @@ class _Writing(Object):
 
     def warnings(self) -> list[str]:
         """What was given and is ignored. ApiError for what is not offered, and for fields that nobody knows."""
-        for name, value in (self.model_extra or {}).items():
-            if name in NOT_OFFERED and value not in NOT_OFFERED[name]:
-                raise ApiError(400, f"{name} is not offered here", param=name, code="unsupported_parameter")
-            if name not in IGNORED and name not in NOT_OFFERED:
-                raise ApiError(400, f"there is no parameter named {name!r}", param=name, code="unknown_parameter")
+        ignored = judge(self.model_extra or {}, IGNORED, NOT_OFFERED)
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options need stream: true", param="stream_options")
-        return [f"{name} is ignored" for name in sorted(IGNORED & (self.model_extra or {}).keys())]
+        return ignored
 
 
 class ChatRequest(_Writing):
