@@ -211,10 +211,10 @@ def test_no_page_of_another_origin_gets_leave_to_ask(key):
 
 def test_the_log_holds_no_key_no_text_of_a_client_and_no_forged_line():
     breaks = (
-        "import mobilemoe.serve.desk as desk\n"
-        "def broken(model, messages):\n"
+        "import mobilemoe.serve.demands as demands\n"
+        "def broken(model, messages, *others):\n"
         "    raise RuntimeError(messages[0].content)\n"
-        "desk.chat_ids = broken"
+        "demands.chat_ids = broken"
     )
     with running(before=breaks, stderr=-1) as server:
         forged = "x\r\nmobilemoe: all is well\x1b[2J\u2028end"
