@@ -22,7 +22,7 @@ QEMU ?= qemu-aarch64-static
 # Their headers are used: 3.11 and the first that is newer. pyenv's run where PYENV_VERSION names them all.
 WHEEL_PYTHONS ?= python3.11 python3.12 python3.13 python3.14
 
-.PHONY: demo setup test test-slow test-runtimes test-doors test-wheels matrix wheel lint format clean native native-test native-arm64 sanitize tsan fuzz
+.PHONY: demo setup test test-slow test-runtimes test-doors test-wheels matrix wheel docs lint format clean native native-test native-arm64 sanitize tsan fuzz
 
 demo: .venv/.run-installed
 	@for prompt in \
@@ -69,6 +69,10 @@ $(EXECUTORCH)/.installed: constraints.txt | $(BIN)/python
 	$(INSTALL) --no-deps --target $(EXECUTORCH) executorch torchao flatbuffers pytorch-tokenizers ruamel.yaml \
 		sentencepiece
 	@touch $@
+
+# The documents as a site in build/docs/site; fails for a link that leads nowhere.
+docs: setup
+	$(BIN)/python tools/build_docs.py
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks tools recipes examples
