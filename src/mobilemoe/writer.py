@@ -14,8 +14,8 @@ from mobilemoe.tokenizer import StreamDecoder, Tokenizer
 class Writer:
     """The text of one sequence: at most `max_new_tokens` tokens, up to a stop id or stop text.
 
-    `new_tokens` is their number so far, `finished` the reason why the text ended (None until then). Raises
-    UsageError for impossible stop texts.
+    `new_tokens` is their number so far, `finished` the reason why the text ended (None until then), `stop_text` the
+    stop text that ended it, if one did. Raises UsageError for impossible stop texts.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Writer:
         self._held = ""
         self.new_tokens = 0
         self.finished: Literal["stop", "length"] | None = None
+        self.stop_text: str | None = None
 
     def push(self, token: int) -> str:
         """Takes one more token and returns the text that is now certain; sets `finished` with the last token."""
@@ -47,10 +48,11 @@ class Writer:
     def _release(self, text: str) -> str:
         """The part of the held text that may be shown: what precedes a stop text, and nothing that may become one."""
         text = self._held + text
-        found = [place for place in map(text.find, self._stop) if place >= 0]
+        found = [(place, stop) for stop in self._stop if (place := text.find(stop)) >= 0]
         if found:
+            place, self.stop_text = min(found)
             self.finished, self._held = "stop", ""
-            return text[: min(found)]
+            return text[:place]
         longest = 0 if self.finished else max(map(len, self._stop), default=1) - 1
         keep = next(
             (n for n in range(min(longest, len(text)), 0, -1) if any(s.startswith(text[-n:]) for s in self._stop)), 0

@@ -1,6 +1,10 @@
 """`/v1/responses`, asked by the official `openai` client."""
 
+import json
+from typing import Annotated
+
 import openai
+import pydantic
 import pytest
 
 import mobilemoe
@@ -169,6 +173,65 @@ def test_the_oldest_responses_make_room_for_new_ones():
     assert not store.remove("resp_4")
     store.add({"id": "resp_6", "text": text}, [])
     assert [number for number in range(7) if store.find(f"resp_{number}")] == [3, 5, 6]
+
+
+class Sum(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    a: Annotated[int, pydantic.Field(le=99)]
+    b: Annotated[int, pydantic.Field(le=99)]
+
+
+ADD = {
+    "type": "function",
+    "name": "add",
+    "description": "Adds two numbers.",
+    "parameters": Sum.model_json_schema(),
+    "strict": True,
+}
+
+
+def test_text_held_to_a_schema_fits_it_and_the_client_parses_it(server):
+    response = server.client.responses.parse(model="nano", input=QUESTION, temperature=0, text_format=Sum)
+    assert isinstance(response.output_parsed, Sum)
+    assert response.text.format.type == "json_schema"
+    with server.client.responses.stream(model="nano", input=QUESTION, temperature=0, text_format=Sum) as stream:
+        assert stream.get_final_response().output_parsed == response.output_parsed
+    loose = ask(server, text={"format": {"type": "json_object"}}, max_output_tokens=200)
+    assert loose.status == "incomplete" or isinstance(json.loads(loose.output_text), dict)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "add"}])
+def test_a_function_that_has_to_be_called_is_called(server, choice):
+    response = ask(server, tools=[ADD], tool_choice=choice)
+    assert response.status == "completed"
+    assert {item.type for item in response.output} == {"function_call"}
+    call = response.output[0]
+    assert call.name == "add"
+    assert Sum.model_validate_json(call.arguments)
+    events = [*ask(server, tools=[ADD], tool_choice=choice, stream=True)]
+    names = [event.type for event in events]
+    assert names[:3] == ["response.created", "response.in_progress", "response.output_item.added"]
+    assert names[-3:] == [
+        "response.function_call_arguments.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    deltas = [
+        event.delta
+        for event in events
+        if event.type == "response.function_call_arguments.delta" and event.output_index == 0
+    ]
+    assert "".join(deltas) == call.arguments == events[-1].response.output[0].arguments
+
+
+def test_the_output_of_a_call_goes_back_to_the_model(server):
+    first = ask(server, tools=[ADD], tool_choice="required", parallel_tool_calls=False)
+    [call] = first.output
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "81"}
+    after = ask(server, input=[output], tools=[ADD], tool_choice="none", previous_response_id=first.id)
+    assert after.output[0].type == "message"
+    whole = [{"role": "user", "content": QUESTION}, call, output]
+    assert ask(server, input=whole, tools=[ADD], tool_choice="none").output_text == after.output_text
 
 
 def test_what_is_ignored_is_listed(server):

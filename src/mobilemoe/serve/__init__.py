@@ -1,7 +1,8 @@
 """The HTTP server: OpenAI's interface to a model on the native engine. Needs the extra `serve`.
 
-`app.py`: the routes; `completions.py`: those of OpenAI's completions, `responses.py`: of its Responses API.
-`wire.py`, `responses_wire.py`: what requests hold, `fields.py`: the parts of them that ask for a structure.
+`app.py`: the routes; `completions.py`: those of OpenAI's completions, `responses.py`: of its Responses API,
+`messages.py`: of Anthropic's Messages.
+`wire.py`, `responses_wire.py`, `messages_wire.py`: what requests hold, `fields.py`: what of it asks for a structure.
 `desk.py`: from a request to the texts that it asks for, with `demands.py`: their prompts and their grammars, and
 `echo.py`: prompts that are given back. `structure.py`: grammars over the model's tokens. `tools.py`, `calls.py`: calls
 of tools, asked for and read. `scheduler.py`: the thread that computes. `order.py`: the way of an answer back to its

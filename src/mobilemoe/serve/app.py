@@ -19,6 +19,7 @@ from mobilemoe.serve.demands import chat_ids
 from mobilemoe.serve.desk import Desk
 from mobilemoe.serve.errors import ApiError, add_handlers
 from mobilemoe.serve.guard import Guard
+from mobilemoe.serve.messages import add_messages
 from mobilemoe.serve.metrics import Counted
 from mobilemoe.serve.responses import add_responses
 from mobilemoe.serve.scheduler import Scheduler
@@ -36,6 +37,7 @@ def create_app(
     desk = Desk(scheduler, name, aliases)
     add_completions(app, desk)
     add_responses(app, desk)
+    add_messages(app, desk)
     _add_server(app, scheduler)
     app.router.routes.extend(page.ROUTES)
     _add_model(app, desk)

@@ -45,6 +45,11 @@ class Desk:
         demand = await asyncio.to_thread(chat_demand, model, self._grammars, body)
         return self._order(body, model, demand, ChatAnswer)
 
+    async def count(self, body: ChatRequest) -> int:
+        """The tokens of a conversation's prompt."""
+        demand = await asyncio.to_thread(chat_demand, self.model(body.model), self._grammars, body)
+        return len(demand.prompts[0])
+
     async def complete(self, body: CompletionRequest) -> tuple[Order, CompletionAnswer]:
         """As `chat`, for texts that are continued."""
         model = self.model(body.model)

@@ -7,14 +7,25 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from mobilemoe.errors import MobileMoEError, TokenizerError, UsageError
 
+_MESSAGES = "/v1/messages"  # Anthropic's API
+_MESSAGE_ERRORS = {  # the names of its errors, by status
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 _LONGEST = 500  # characters of a message
 
 
@@ -86,15 +97,34 @@ def error_object(error: ApiError) -> dict[str, Any]:
     return {"error": {"message": error.detail, "type": kind, "param": error.param, "code": error.code}}
 
 
-def error_response(fault: Exception) -> JSONResponse:
-    error = as_api_error(fault)
-    return JSONResponse(error_object(error), error.status_code, headers=error.headers)
+def message_error(error: ApiError) -> dict[str, Any]:
+    """The same for a client of Anthropic's API."""
+    status = error.status_code
+    kind = _MESSAGE_ERRORS.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": error.detail}}
+
+
+class _ErrorResponse(Response):
+    """Has the shape of the protocol whose path was asked."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(status_code=error.status_code)
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        shape = message_error if scope["path"].startswith(_MESSAGES) else error_object
+        response = JSONResponse(shape(self._error), self.status_code, headers=self._error.headers)
+        await response(scope, receive, send)
+
+
+def error_response(fault: Exception) -> Response:
+    return _ErrorResponse(as_api_error(fault))
 
 
 def add_handlers(app: FastAPI) -> None:
     """Gives every error of `app` this shape, also those of routes that do not exist."""
 
-    async def handle(request: Request, fault: Exception) -> JSONResponse:
+    async def handle(request: Request, fault: Exception) -> Response:
         return error_response(fault)
 
     for kind in (HTTPException, RequestValidationError, ValidationError, MobileMoEError, Exception):

@@ -52,6 +52,7 @@ class Step:
     tokens: int  # so far
     finished: Literal["stop", "length"] | None
     reused: int = 0  # tokens of the prompt that were not computed for this text
+    stop_text: str | None = None  # which of the stop texts ended it, if one did
 
 
 class Ticket:
@@ -235,7 +236,8 @@ class Scheduler:
         if writer.finished:
             self._leave(batch, prefixes, number)
         if not ticket.over:
-            ticket.deliver(Step(text.index, result, piece, writer.new_tokens, writer.finished, reused))
+            step = Step(text.index, result, piece, writer.new_tokens, writer.finished, reused, writer.stop_text)
+            ticket.deliver(step)
 
     def _leave(self, batch: Batch, prefixes: PrefixCache, number: int) -> None:
         with self._changed:
