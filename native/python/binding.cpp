@@ -63,6 +63,14 @@ struct PySampler {
   int vocab_size;
 };
 
+PyObject* native_error = nullptr;  // the type of our exceptions, which the module keeps alive
+
+nb::object as_exception(const Error& error) {
+  nb::object instance = nb::handle(native_error)(error.what());
+  instance.attr("code") = name_of(error.code());
+  return instance;
+}
+
 // An array that owns its memory; what it held before `fill` is not defined.
 template <class T>
 struct Owned {
@@ -99,6 +107,44 @@ auto score(const EnginePointer& self, const nb::sequence& given, nb::handle targ
     is_greedy.memory[i] = scores[i].is_greedy;
   }
   return std::make_pair(logprobs.give({count}), is_greedy.give({count}));
+}
+
+// The next tokens of several texts: for each a sampler, its logits, whether to give the log-probability, how many
+// likeliest tokens, and what is allowed or None. An error of one is given in place of its choice.
+nb::list choose(const EnginePointer& self, const nb::list& given) {
+  std::vector<Choosing> texts(given.size());
+  std::vector<Logits> logits(given.size());
+  std::vector<Bits> allowed(given.size());
+  const auto size = static_cast<size_t>(self->engine.model().config.vocab_size);
+  const std::string vocabulary = " for a vocabulary of " + std::to_string(size);
+  for (size_t i = 0; i < texts.size(); ++i) {
+    nb::tuple item;
+    PySampler* sampler = nullptr;
+    require(nb::try_cast(given[i], item, false) && item.size() == 5 && nb::try_cast(item[0], sampler, false) &&
+                sampler != nullptr && nb::try_cast(item[1], logits[i], false) &&
+                nb::try_cast(item[2], texts[i].with_logprob, false) && nb::try_cast(item[3], texts[i].top, false) &&
+                (item[4].is_none() || nb::try_cast(item[4], allowed[i], false)),
+            "a text is a tuple of a sampler, its logits, with_logprob, top and the allowed tokens or None");
+    require(logits[i].size() == size && static_cast<size_t>(sampler->vocab_size) == size,
+            "there are " + std::to_string(logits[i].size()) + " logits" + vocabulary);
+    require(item[4].is_none() || allowed[i].size() == (size + 31) / 32,
+            "allowed has " + std::to_string(allowed[i].size()) + " words of 32 bits" + vocabulary);
+    for (size_t j = 0; j < i; ++j) require(texts[j].sampler != &sampler->sampler, "two texts have the same sampler");
+    texts[i].sampler = &sampler->sampler;
+    texts[i].logits = logits[i].data();
+    texts[i].allowed = item[4].is_none() ? nullptr : allowed[i].data();
+  }
+  self->locked([&] { self->engine.choose(texts.data(), static_cast<int>(texts.size())); });
+  nb::list chosen;
+  for (Choosing& text : texts) {
+    try {
+      if (text.error) std::rethrow_exception(text.error);
+      chosen.append(nb::make_tuple(text.choice.token, text.choice.logprob, std::move(text.choice.top)));
+    } catch (const Error& error) {
+      chosen.append(as_exception(error));
+    }
+  }
+  return chosen;
 }
 
 // Hands the progress of a repack to a Python function, whose exception stops the work.
@@ -154,17 +200,14 @@ std::pair<double, double> machine_speed(int threads) {
 }
 
 void bind_error(nb::module_& m) {
-  PyObject* type = PyErr_NewException("mobilemoe.engine._native.NativeError", PyExc_Exception, nullptr);
+  PyObject* type = native_error = PyErr_NewException("mobilemoe.engine._native.NativeError", PyExc_Exception, nullptr);
   m.attr("NativeError") = nb::steal(type);
   nb::register_exception_translator(
       [](const std::exception_ptr& thrown, void* payload) {
         try {
           std::rethrow_exception(thrown);
         } catch (const Error& error) {
-          const nb::handle error_type(static_cast<PyObject*>(payload));
-          nb::object instance = error_type(error.what());
-          instance.attr("code") = name_of(error.code());
-          PyErr_SetObject(error_type.ptr(), instance.ptr());
+          PyErr_SetObject(static_cast<PyObject*>(payload), as_exception(error).ptr());
         }
       },
       type);
@@ -207,16 +250,19 @@ void bind_engine(nb::module_& m) {
           },
           "path"_a)
       .def("forward", &forward, "requests"_a, "forced_experts"_a = nb::none(), "chosen_experts"_a = nb::none())
+      .def("choose", &choose, "texts"_a)
       .def("score", &score, "requests"_a, "targets"_a);
 }
 
 void bind_sequence(nb::module_& m) {
   nb::class_<PySequence>(m, "Sequence")
-      .def_prop_ro("length", [](PySequence& s) { return s.owner->locked([&] { return s.sequence->length(); }); })
+      .def_prop_ro("length",
+                   [](PySequence& s) { return s.owner->locked_briefly([&] { return s.sequence->length(); }); })
       .def_prop_ro("capacity", [](PySequence& s) { return s.sequence->capacity(); })
-      .def_prop_ro("tokens", [](PySequence& s) { return s.owner->locked([&] { return s.sequence->tokens(); }); })
+      .def_prop_ro("tokens",
+                   [](PySequence& s) { return s.owner->locked_briefly([&] { return s.sequence->tokens(); }); })
       .def(
-          "truncate", [](PySequence& s, int length) { s.owner->locked([&] { s.sequence->truncate(length); }); },
+          "truncate", [](PySequence& s, int length) { s.owner->locked_briefly([&] { s.sequence->truncate(length); }); },
           "length"_a)
       .def(
           "copy_from",
@@ -260,20 +306,7 @@ void bind_sampler(nb::module_& m) {
             const std::vector<int> ids = ids_of(token_ids);
             self.sampler.see(ids.data(), static_cast<int>(ids.size()));
           },
-          "tokens"_a)
-      .def(
-          "choose",
-          [](PySampler& self, const Logits& logits, bool with_logprob, int top, const std::optional<Bits>& allowed) {
-            const auto size = static_cast<size_t>(self.vocab_size);
-            const std::string vocabulary = " for a vocabulary of " + std::to_string(size);
-            require(logits.size() == size, "there are " + std::to_string(logits.size()) + " logits" + vocabulary);
-            require(!allowed || allowed->size() == (size + 31) / 32,
-                    "allowed has " + std::to_string(allowed ? allowed->size() : 0) + " words of 32 bits" + vocabulary);
-            Choice choice = self.sampler.choose(logits.data(), with_logprob, top, allowed ? allowed->data() : nullptr);
-            return std::make_tuple(choice.token, choice.logprob, std::move(choice.top));
-          },
-          nb::arg("logits").noconvert(), "with_logprob"_a = false, "top"_a = 0,
-          nb::arg("allowed").noconvert().none() = nb::none());
+          "tokens"_a);
 }
 
 }  // namespace
@@ -303,6 +336,6 @@ NB_MODULE(_native, m) {
         return bytes_of(found);
       },
       "folder"_a);
-  m.attr("INTERFACE_VERSION") = 2;  // of this module; src/mobilemoe/engine/native.py names the one it needs
+  m.attr("INTERFACE_VERSION") = 3;  // of this module; src/mobilemoe/engine/native.py names the one it needs
   m.attr("ENGINE_VERSION") = mobilemoe::kEngineVersion;
 }

@@ -11,6 +11,7 @@ from engine_models import fed_tokens, ids_for
 from mobilemoe.checkpoint import write_random
 from mobilemoe.engine import Engine
 from mobilemoe.engine.core import CHUNK
+from mobilemoe.engine.native import native
 from mobilemoe.errors import UsageError
 from mobilemoe.presets import family_member
 from mobilemoe.sampling import Sampler, Sampling, log_softmax
@@ -325,3 +326,33 @@ def test_a_dense_model_has_no_experts_to_tell_of(tmp_path):
     write_random(tmp_path / "dense", config, seed=1, format="int4")
     with pytest.raises(UsageError, match="has no experts"):
         Engine(tmp_path / "dense").batch().join([1], experts=True)
+
+
+def test_tokens_chosen_together_are_those_chosen_alone_and_an_error_stays_with_its_text(engine):
+    vocabulary = engine.vocab_size
+    logits = np.random.default_rng(0).normal(size=(9, vocabulary)).astype(np.float32)
+    logits[4] = np.nan
+    rules = [{"temperature": 0.9, "top_p": 0.8, "seed": row} for row in range(9)]
+
+    def texts():
+        return [
+            (native.Sampler(vocabulary, **rule), row, True, 2, None) for rule, row in zip(rules, logits, strict=True)
+        ]
+
+    together = engine.native.choose(texts())
+    alone = [engine.native.choose([text])[0] for text in texts()]
+    assert isinstance(together[4], native.NativeError)
+    assert together[4].code == "numerics"
+    del together[4], alone[4]
+    assert together == alone
+    sampler = native.Sampler(vocabulary)
+    for wrong in (
+        [(sampler, logits[0], False, 0, None), (sampler, logits[1], False, 0, None)],
+        [(sampler, logits[0][1:], False, 0, None)],
+        [(sampler, logits[0], False, 0, np.zeros(1, np.uint32))],
+        [(sampler, logits[0])],
+    ):
+        with pytest.raises(native.NativeError) as refused:
+            engine.native.choose(wrong)
+        assert refused.value.code == "usage"
+    assert engine.native.choose([]) == []

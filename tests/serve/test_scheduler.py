@@ -200,13 +200,13 @@ def test_waiting_requests_take_turns(model):
 
 
 def test_a_fault_of_one_text_ends_its_request_and_leaves_the_others_tokens_as_they_were(model, monkeypatch):
-    choose = Batch._choose
+    take = Batch._take
     broken = model.encode("B")
 
     def fail_at_the_third(batch, member, *given):
         if member.ids[: len(broken)] == broken and len(member.ids) == len(broken) + 2:
             raise UsageError("the model gave no usable logits")
-        return choose(batch, member, *given)
+        return take(batch, member, *given)
 
     def ask_both():
         running = Running(lambda: model, parallel=4)
@@ -221,7 +221,7 @@ def test_a_fault_of_one_text_ends_its_request_and_leaves_the_others_tokens_as_th
         return good, bad
 
     alone, _ = ask_both()
-    monkeypatch.setattr(Batch, "_choose", fail_at_the_third)
+    monkeypatch.setattr(Batch, "_take", fail_at_the_third)
     beside, bad = ask_both()
     assert [step.choice.token for step in beside.steps] == [step.choice.token for step in alone.steps]
     assert beside.fault is None

@@ -184,4 +184,15 @@ void Engine::score(const Request* requests, int count, const int* targets, Score
   });
 }
 
+void Engine::choose(Choosing* texts, int count) {
+  pool_.run(count, [texts](int i, int) {
+    Choosing& text = texts[i];
+    try {
+      text.choice = text.sampler->choose(text.logits, text.with_logprob, text.top, text.allowed);
+    } catch (...) {
+      text.error = std::current_exception();
+    }
+  });
+}
+
 }  // namespace mobilemoe

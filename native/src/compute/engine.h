@@ -1,8 +1,10 @@
 // The engine: a model, its threads and working memory, and the sequences that it continues.
 #pragma once
 
+#include <exception>
 #include <memory>
 
+#include "compute/sampler.h"
 #include "compute/sequence.h"
 #include "model/model.h"
 #include "threads/thread_pool.h"
@@ -29,6 +31,17 @@ struct Request {
 struct Score {
   float logprob;   // of the target, in nats
   bool is_greedy;  // whether no token is likelier (ties to the lowest id)
+};
+
+// One text whose next token is to be chosen, and what came of it: a choice, or the error of its sampler.
+struct Choosing {
+  Sampler* sampler = nullptr;
+  const float* logits = nullptr;
+  bool with_logprob = false;
+  int top = 0;
+  const uint32_t* allowed = nullptr;
+  Choice choice{};
+  std::exception_ptr error = nullptr;
 };
 
 class Forward;
@@ -59,6 +72,9 @@ class Engine {
 
   // Runs the requests as `forward` does, but gives only a score for each output: scores[i] is that of targets[i].
   void score(const Request* requests, int count, const int* targets, Score* scores);
+
+  // Chooses the next tokens of several texts, each with a sampler of its own, at the same time on the engine's threads.
+  void choose(Choosing* texts, int count);
 
  private:
   template <class Use>

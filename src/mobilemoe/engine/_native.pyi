@@ -71,6 +71,16 @@ class Engine:
         the router's choice, into `chosen_experts` the choice is written.
         """
 
+    def choose(
+        self, texts: _List[tuple[Sampler, npt.NDArray[np.float32], bool, int, npt.NDArray[np.uint32] | None]]
+    ) -> list[tuple[int, float, list[tuple[int, float]]] | NativeError]:
+        """Chooses the next tokens of several texts at the same time, each with a sampler of its own.
+
+        A text is its sampler, logits_V, whether to give the log-probability, how many of the likeliest tokens, and
+        bits_V of the tokens that may be chosen, None for all. The result is the token, its log-probability under the
+        model itself and the likeliest tokens with theirs; or its sampler's error.
+        """
+
     def score(
         self, requests: _List[tuple[Sequence, _Ids, int]], targets: _Ids
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
@@ -107,18 +117,6 @@ class Sampler:
     ) -> None: ...
     def see(self, tokens: _Ids) -> None:
         """The prompt, for the repetition penalty."""
-
-    def choose(
-        self,
-        logits: npt.NDArray[np.float32],
-        with_logprob: bool = False,
-        top: int = 0,
-        allowed: npt.NDArray[np.uint32] | None = None,
-    ) -> tuple[int, float, list[tuple[int, float]]]:
-        """The next token, its log-probability under the model itself, and the `top` likeliest with theirs.
-
-        `allowed`: V bits in words of 32, lowest first; a token whose bit is 0 is not chosen, but counts as likely.
-        """
 
 def available_kernels() -> list[str]:
     """The instruction sets that this build has and this machine can run, best first."""

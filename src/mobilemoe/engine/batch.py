@@ -17,8 +17,8 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mobilemoe.engine.core import CHUNK, Core, Experts, Floats, Request, Session
-from mobilemoe.engine.native import native, our_errors
+from mobilemoe.engine.core import CHUNK, Core, Experts, Request, Session
+from mobilemoe.engine.native import native, our_error, our_errors
 from mobilemoe.errors import UsageError
 from mobilemoe.ids import common_prefix
 from mobilemoe.sampling import Choice, Sampling
@@ -135,8 +135,9 @@ class Batch:
                     continue
                 _take_over(member)
             # After an interrupt the session may be ahead: it was computed, but the next token was not chosen.
-            start = min(len(member.session), len(member.ids) - 1)
-            if len(member.session) > start:
+            computed = len(member.session)
+            start = min(computed, len(member.ids) - 1)
+            if computed > start:
                 member.session.truncate(start)
             left = len(member.ids) - start
             count = left if left == 1 else min(left, budget)
@@ -154,14 +155,24 @@ class Batch:
         guides = {number: guide for number in chosen if (guide := self._members[number].guide) is not None}
         allowed = {number: self._thread.submit(guide.allowed) for number, guide in guides.items()}
         logits = self._engine.forward(requests, experts)
-        results: list[tuple[int, Choice | Exception]] = []
+        results: dict[int, Choice | Exception] = {}
+        texts = {}
         for number, row_V in zip(chosen, logits, strict=True):
+            member = self._members[number]
+            with_logprob, top = member.logprobs is not None, member.logprobs or 0
             try:
                 allowed_V = allowed[number].result() if number in allowed else None
-                results.append((number, self._choose(self._members[number], row_V, allowed_V, experts)))
-            except Exception as fault:  # of its guide or sampler, which may raise anything
-                results.append((number, fault))
-        return results
+                texts[number] = (member.sampler, row_V, with_logprob, top, allowed_V)
+            except Exception as fault:  # of its guide, which may raise anything
+                results[number] = fault
+        with our_errors():
+            choices = self._engine.native.choose([*texts.values()])
+        for number, choice in zip(texts, choices, strict=True):
+            try:
+                results[number] = self._take(self._members[number], choice, experts)
+            except Exception as fault:  # of its sampler or guide
+                results[number] = fault
+        return [(number, results[number]) for number in chosen]
 
     def _find_leader(self, member: _Member) -> None:
         """Lets a text follow the one before it with which it shares most, if that is more than it has already."""
@@ -177,13 +188,15 @@ class Batch:
     def _thread(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(1, "guides")
 
-    def _choose(
-        self, member: _Member, logits_V: Floats, allowed_V: Bits | None, experts: Mapping[Session, Experts]
+    def _take(
+        self,
+        member: _Member,
+        choice: tuple[int, float, list[tuple[int, float]]] | native.NativeError,
+        experts: Mapping[Session, Experts],
     ) -> Choice:
-        with our_errors():
-            token, logprob, top = member.sampler.choose(
-                logits_V, member.logprobs is not None, member.logprobs or 0, allowed_V
-            )
+        if isinstance(choice, native.NativeError):
+            raise our_error(choice)
+        token, logprob, top = choice
         member.ids.append(token)
         if member.guide is not None:
             member.guide.take(token)

@@ -13,10 +13,10 @@ except ImportError as missing:  # a source tree whose extension was never built
     raise MobileMoEError(f"the native engine is not built ({missing}): run pip install . in the source tree") from None
 
 # Built before these sources changed?
-if getattr(native, "ENGINE_VERSION", None) != 2 or getattr(native, "INTERFACE_VERSION", None) != 2:
+if getattr(native, "ENGINE_VERSION", None) != 2 or getattr(native, "INTERFACE_VERSION", None) != 3:
     raise MobileMoEError("the compiled engine is older or newer than the sources: run pip install . in the source tree")
 
-__all__ = ["native", "our_errors"]
+__all__ = ["native", "our_error", "our_errors"]
 
 _KINDS: dict[str, type[Exception]] = {  # by the code of the compiled engine
     "usage": UsageError,
@@ -34,4 +34,9 @@ def our_errors() -> Iterator[None]:
     try:
         yield
     except native.NativeError as fault:
-        raise _KINDS[fault.code](str(fault)) from None
+        raise our_error(fault) from None
+
+
+def our_error(fault: native.NativeError) -> Exception:
+    """The same error as one of ours."""
+    return _KINDS[fault.code](str(fault))
