@@ -37,8 +37,8 @@ def script(monkeypatch):
         fed: list[list[int]] = []
         coming = iter(ids)
 
-        def scripted(engine, requests):
-            logits = forward(engine, requests)
+        def scripted(engine, requests, experts):
+            logits = forward(engine, requests, experts)
             fed.append([token for _, tokens, _ in requests for token in tokens])
             if len(logits):
                 logits[:] = 0

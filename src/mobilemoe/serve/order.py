@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 from fastapi import Request, Response
@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from mobilemoe.serve.errors import ApiError, as_api_error
+from mobilemoe.serve.mailbox import mailbox
 from mobilemoe.serve.scheduler import Scheduler, Step, Text, Ticket
 
 MOST_BEHIND = 10_000  # tokens that wait for a client to take them
@@ -50,7 +51,7 @@ class Order:
     def __init__(self, scheduler: Scheduler, texts: Sequence[Text]) -> None:
         self._scheduler, self._left = scheduler, len(texts)
         self._arrived: asyncio.Queue[Step | Exception] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
+        self._mailbox = mailbox()
         self._ticket = Ticket(texts, self._deliver)
         if texts:
             scheduler.submit(self._ticket)
@@ -59,17 +60,21 @@ class Order:
         if self._arrived.qsize() == MOST_BEHIND:
             self.cancel()
             arrived = ApiError(408, f"{MOST_BEHIND:,} tokens wait, which the client is too slow to take")
-        with suppress(RuntimeError):  # the loop has ended, and with it whoever waits
-            self._loop.call_soon_threadsafe(self._arrived.put_nowait, arrived)
+        self._mailbox.post(partial(self._arrived.put_nowait, arrived))
 
-    async def steps(self) -> AsyncIterator[Step]:
-        """Raises what ended the request, if something did."""
+    async def steps(self) -> AsyncIterator[list[Step]]:
+        """All that have come, each time that some have. Raises what ended the request, if something did."""
         while self._left:
-            arrived = await self._arrived.get()
-            if isinstance(arrived, Exception):
-                raise arrived
-            self._left -= arrived.finished is not None
-            yield arrived
+            arrived = [await self._arrived.get()]
+            while not self._arrived.empty():
+                arrived.append(self._arrived.get_nowait())
+            steps = [each for each in arrived if isinstance(each, Step)]
+            self._left -= sum(step.finished is not None for step in steps)
+            if steps:
+                yield steps
+            for each in arrived:
+                if isinstance(each, Exception):
+                    raise each
 
     async def prepared(self) -> None:
         if self.prepare is not None:
@@ -99,10 +104,13 @@ async def _events(order: Order, reply: Reply) -> AsyncIterator[str]:
         await order.prepared()
         for event in reply.opening():
             yield event
-        async for step in order.steps():
-            reply.add(step)
-            for event in reply.events(step):
-                yield event
+        async for steps in order.steps():
+            shown = ""
+            for step in steps:
+                reply.add(step)
+                shown += "".join(reply.events(step))
+            if shown:
+                yield shown
         for event in reply.closing():
             yield event
     except Exception as fault:
@@ -121,8 +129,9 @@ async def whole(request: Request, order: Order, reply: Reply) -> Response:
 
     async def collect() -> None:
         await order.prepared()
-        async for step in order.steps():
-            reply.add(step)
+        async for steps in order.steps():
+            for step in steps:
+                reply.add(step)
 
     async def until_gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
