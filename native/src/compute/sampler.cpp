@@ -32,15 +32,21 @@ void check_token(const char* name, int token, int vocab_size) {
 
 bool has_bit(const uint32_t* bits, int i) { return (bits[i / 32] >> (i % 32) & 1U) != 0; }
 
-// The index of the highest score, the first of equal ones; throws Error(numerics) if no score is above -infinity.
+// The index of the highest score, the first of equal ones; throws Error(numerics) if no score is above -infinity. With
+// `allowed`, of those whose bit is set.
 template <class T>
-int best_of(const T* scores, int size) {
+int best_of(const T* scores, int size, const uint32_t* allowed = nullptr) {
   int best = -1;
   T highest = -std::numeric_limits<T>::infinity();
-  for (int i = 0; i < size; ++i) {
-    if (scores[i] > highest) {  // false for NaN
-      highest = scores[i];
-      best = i;
+  for (int first = 0; first < size; first += 32) {
+    const uint32_t bits = allowed == nullptr ? ~0U : allowed[first / 32];
+    if (bits == 0) continue;  // the most usual in the middle of a structure
+    const int end = std::min(size, first + 32);
+    for (int i = first; i < end; ++i) {
+      if (scores[i] > highest && (bits >> (i - first) & 1U) != 0) {  // false for NaN
+        highest = scores[i];
+        best = i;
+      }
     }
   }
   if (best < 0) throw Error(ErrorCode::numerics, "the model gave no usable logits: its weights hold NaN");
@@ -185,14 +191,11 @@ Choice Sampler::choose(const float* logits, bool with_logprob, int top, const ui
 
 int Sampler::next_token(const float* logits, const uint32_t* allowed) {
   const bool is_adjusted = !sampling_.logit_bias.empty() || (has_penalties() && !seen_.empty());
-  if (sampling_.temperature == 0 && !is_adjusted && allowed == nullptr) return best_of(logits, vocab_size_);
+  if (sampling_.temperature == 0 && !is_adjusted) return best_of(logits, vocab_size_, allowed);
 
   scores_.resize(vocab_size_);
-  std::transform(logits, logits + vocab_size_, scores_.begin(), [](float logit) { return usable(logit); });
-  if (allowed != nullptr) {  // minus infinity stays so, whatever the bias and the penalties
-    for (int i = 0; i < vocab_size_; ++i) {
-      if (!has_bit(allowed, i)) scores_[i] = -kInfinity;
-    }
+  for (int i = 0; i < vocab_size_; ++i) {  // minus infinity stays so, whatever the bias and the penalties
+    scores_[i] = allowed == nullptr || has_bit(allowed, i) ? usable(logits[i]) : -kInfinity;
   }
   if (is_adjusted) adjust();
   const int best = best_of(scores_.data(), vocab_size_);
@@ -202,12 +205,10 @@ int Sampler::next_token(const float* logits, const uint32_t* allowed) {
   if (sampling_.top_k > 0) {
     likeliest(scores_.data(), vocab_size_, sampling_.top_k, order_);
   } else {
-    order_.resize(scores_.size());
-    std::iota(order_.begin(), order_.end(), 0);
-  }
-  if (allowed != nullptr) {
-    const auto is_refused = [allowed](int token) { return !has_bit(allowed, token); };
-    order_.erase(std::remove_if(order_.begin(), order_.end(), is_refused), order_.end());
+    order_.clear();
+    for (int i = 0; i < vocab_size_; ++i) {
+      if (scores_[i] > -kInfinity) order_.push_back(i);
+    }
   }
   for (const int token : order_) {
     double& score = scores_[token];

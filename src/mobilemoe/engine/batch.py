@@ -9,33 +9,18 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from mobilemoe.engine.core import CHUNK, Core, Experts, Request, Session
+from mobilemoe.engine.guides import Asker, Guide
 from mobilemoe.engine.native import native, our_error, our_errors
 from mobilemoe.errors import UsageError
 from mobilemoe.ids import common_prefix
 from mobilemoe.sampling import Choice, Sampling
 
 LEAST_SHARED = 32  # tokens: to take over fewer saves less than it costs
-
-Bits: TypeAlias = npt.NDArray[np.uint32]  # one for each token of the vocabulary, in words of 32, lowest first
-
-
-class Guide(Protocol):
-    """Says which tokens may come next in one text. It raises nothing: the other texts of a batch must go on."""
-
-    def take(self, token: int) -> None:
-        """Tells it the token that was chosen."""
-
-    def allowed(self) -> Bits:
-        """bits_V of what may come next, at least one. Called in another thread, while the engine computes."""
 
 
 @dataclass(eq=False)
@@ -57,6 +42,7 @@ class Batch:
     def __init__(self, engine: Core) -> None:
         self._engine = engine
         self._members: dict[int, _Member] = {}
+        self._asker = Asker()
         self._joined = 0
 
     def __len__(self) -> int:
@@ -153,18 +139,19 @@ class Batch:
                     experts[member.session] = np.empty(shape, np.int32)
             requests.append((member.session, member.ids[start : start + count], int(count == left)))
         guides = {number: guide for number in chosen if (guide := self._members[number].guide) is not None}
-        allowed = {number: self._thread.submit(guide.allowed) for number, guide in guides.items()}
+        answers = self._asker.ask(guides) if guides else None
         logits = self._engine.forward(requests, experts)
+        allowed = answers.get() if answers is not None else {}
         results: dict[int, Choice | Exception] = {}
         texts = {}
         for number, row_V in zip(chosen, logits, strict=True):
             member = self._members[number]
             with_logprob, top = member.logprobs is not None, member.logprobs or 0
-            try:
-                allowed_V = allowed[number].result() if number in allowed else None
+            allowed_V = allowed.get(number)
+            if isinstance(allowed_V, Exception):
+                results[number] = allowed_V
+            else:
                 texts[number] = (member.sampler, row_V, with_logprob, top, allowed_V)
-            except Exception as fault:  # of its guide, which may raise anything
-                results[number] = fault
         with our_errors():
             choices = self._engine.native.choose([*texts.values()])
         for number, choice in zip(texts, choices, strict=True):
@@ -183,10 +170,6 @@ class Batch:
             shared = min(common_prefix(other.ids, member.ids), len(member.ids) - 1)
             if shared >= max(len(member.session) + LEAST_SHARED, member.shared + 1):
                 member.leader, member.shared = other, shared
-
-    @cached_property
-    def _thread(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(1, "guides")
 
     def _take(
         self,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mobilemoe.engine import Batch, Engine, Session
-from mobilemoe.engine.batch import Guide
+from mobilemoe.engine.guides import Guide
 from mobilemoe.engine.prefix_cache import PrefixCache, PrefixStats
 from mobilemoe.errors import MobileMoEError
 from mobilemoe.load import Model

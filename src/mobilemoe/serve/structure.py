@@ -15,10 +15,9 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import llguidance
-import llguidance.numpy
 import numpy as np
 
-from mobilemoe.engine.batch import Bits
+from mobilemoe.engine.guides import Bits
 from mobilemoe.serve.errors import ApiError
 from mobilemoe.serve.fields import JsonObjectFormat, JsonSchemaFormat, ResponseFormat, StructuredOutputs
 from mobilemoe.tokenizer import Tokenizer
@@ -82,21 +81,24 @@ class GrammarGuide:
 
     def __init__(self, matcher: llguidance.LLMatcher, words: int) -> None:
         self._matcher = matcher
-        self._mask = np.zeros((1, words), np.int32)
+        self._bits_V: Bits = np.zeros(words, np.uint32)
+        self._place = (
+            self._bits_V.ctypes.data,
+            self._bits_V.nbytes,
+        )  # looked up once: a small model takes 200 us a step
         self._taken: list[int] = []
 
     def take(self, token: int) -> None:
-        self._taken.append(token)  # read by `allowed`, whose time costs nothing
+        self._taken.append(token)  # read by `allowed`, which has its own thread
 
     def allowed(self) -> Bits:
         """ApiError 400 for a grammar that needs more work for one token than the limits of llguidance allow."""
         taken, self._taken = self._taken, []
         if self._matcher.consume_tokens(taken):
-            llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask)
+            self._matcher.unsafe_compute_mask_ptr(*self._place)
         if self._matcher.is_error():
             raise ApiError(400, f"the grammar could not be followed: {_sentence(self._matcher.get_error())}")
-        bits_V: Bits = self._mask[0].view(np.uint32)
-        return bits_V
+        return self._bits_V
 
 
 class Grammars:
@@ -151,5 +153,6 @@ class _Table:
 
 def _sentence(message: str) -> str:
     """llguidance's message without the place in our own grammar and the lines that it shows there."""
+    message = message.partition("<backtrace>")[0]
     kept = [line.strip() for line in message.splitlines() if not re.match(r"\s*(\d+ \||\^)", line)]
     return _PLACE.sub("", " ".join(filter(None, kept)))[:500]
