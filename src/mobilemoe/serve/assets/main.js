@@ -107,13 +107,16 @@ async function onNews(id) {
 
 // Writing
 
+/** Whether an answer can be written now; where the schema is at fault, it is shown. */
+function canWrite() {
+  if (writing || !status.model) return false;
+  if (conversation.settings.format !== "schema" || !schemaFault(conversation.settings.schema)) return true;
+  drawers.open("settings");
+  byId("set-schema").focus();
+  return false;
+}
+
 async function write(parent) {
-  if (writing) return;
-  if (conversation.settings.format === "schema" && schemaFault(conversation.settings.schema)) {
-    drawers.open("settings");
-    byId("set-schema").focus();
-    return;
-  }
   const here = conversation;
   const answer = addMessage(here, parent, "assistant", "", { finish: null, error: null });
   const shape = status.shape;
@@ -121,6 +124,7 @@ async function write(parent) {
   const kind = told ? { layers: shape.layers, width: shape.experts, active: shape.experts_per_token } : null;
   writing = new Writing(here, answer, () => changed(here, answer));
   announcer.begin();
+  history.replaceState(null, "", addressOf(here.id));
   showAll();
   toEnd();
   save(here);
@@ -161,7 +165,7 @@ function changed(here, answer) {
 }
 
 function send(text) {
-  if (writing || !status.model || !text.trim()) return;
+  if (!text.trim() || !canWrite()) return;
   addMessage(conversation, conversation.head, "user", text.trim());
   byId("prompt").value = "";
   fit();
@@ -169,11 +173,11 @@ function send(text) {
 }
 
 function regenerate(message) {
-  if (!writing) write(message.parent);
+  if (canWrite()) write(message.parent);
 }
 
 function resend(message, text) {
-  if (writing) return;
+  if (!canWrite()) return;
   addMessage(conversation, message.parent, "user", text.trim());
   write(conversation.head);
   byId("prompt").focus();
@@ -187,6 +191,8 @@ function otherVersion(message) {
 }
 
 // Conversations
+
+const addressOf = (id) => `#${encodeURIComponent(id)}`;
 
 function begin() {
   conversation = newConversation(settingsOf(recall("settings", DEFAULTS)));
@@ -203,7 +209,7 @@ async function openConversation(id) {
     for (const message of found.messages) if (message.finish === null) message.finish = "stopped"; // the page was closed
   }
   conversation = found;
-  history.replaceState(null, "", `#${encodeURIComponent(id)}`);
+  history.replaceState(null, "", addressOf(id));
   showAll();
   drawers.uncover();
   toEnd();
