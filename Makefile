@@ -37,8 +37,15 @@ demo: .venv/.run-installed
 
 setup: .venv/.dev-installed
 
-test: lint native-test
+test: lint native-test .venv/.browser-installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+# The chat page is tested in it: Debian's Chromium where this is root's Debian, else playwright's own.
+.venv/.browser-installed: .venv/.dev-installed
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
+		&& apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || $(BIN)/playwright install chromium \
+		|| { echo "the tests of the chat page need Chromium, and it could not be installed"; exit 1; }
+	@touch $@
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

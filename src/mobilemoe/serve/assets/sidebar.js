@@ -31,7 +31,7 @@ export class Sidebar {
   #row({ id, title }, open, writing) {
     const name = make("button", { type: "button", class: "name", title, on: { click: () => this.#actions.open(id) } }, title);
     if (id === open) name.setAttribute("aria-current", "true");
-    const more = iconButton("more", `Actions for ${title}`, () => this.menu(id, more), { class: "plain more" });
+    const more = iconButton("more", `Actions for ${title}`, () => this.menu(id, more), { class: "plain more", attrs: { "aria-haspopup": "dialog" } });
     const row = make("li", { class: id === writing ? "writing" : "" }, name, more);
     row.dataset.id = id;
     return row;
