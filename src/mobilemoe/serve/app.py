@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import FastAPI, Response
@@ -60,19 +61,31 @@ def _add_model(app: FastAPI, desk: Desk) -> None:
     started = int(time.time())
 
     def described(name: str) -> dict[str, Any]:
+        """As OpenAI describes a model and as Anthropic does: their clients pass over each other's fields."""
         found: dict[str, Any] = {"id": name, "object": "model", "created": started, "owned_by": "mobilemoe"}
+        created = datetime.fromtimestamp(started, UTC).isoformat()
+        found |= {"type": "model", "display_name": name, "created_at": created}
         with suppress(ApiError):  # it is still being loaded
             found["x_mobilemoe"] = _shape(desk.model(name).config)
         return found
 
     @app.get("/v1/models")
     def models() -> dict[str, Any]:
-        return {"object": "list", "data": [described(name) for name in desk.names]}
+        names = {"first_id": desk.names[0], "last_id": desk.names[-1], "has_more": False}
+        return {"object": "list", "data": [described(name) for name in desk.names], **names}
 
     @app.get("/v1/models/{wanted:path}")
     def one_model(wanted: str) -> dict[str, Any]:
         desk.model(wanted)
         return described(wanted)
+
+    @app.post("/v1/embeddings")
+    def embeddings() -> None:
+        raise ApiError(
+            404,
+            "embeddings are not offered: such a model finds texts that belong together worse than counting words does",
+            code="not_offered",
+        )
 
     @app.post("/tokenize")
     def tokenize(body: TokenizeRequest) -> dict[str, Any]:

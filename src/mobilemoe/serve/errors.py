@@ -68,6 +68,8 @@ def as_api_error(fault: Exception, fields: Mapping[str, Any] | None = None) -> A
     if isinstance(fault, ApiError):
         return fault
     if isinstance(fault, HTTPException):
+        if fault.status_code == 404:
+            return ApiError(404, "this server has no such route: docs/serving.md lists those that it has")
         return ApiError(fault.status_code, str(fault.detail), headers=fault.headers)
     if isinstance(fault, RequestValidationError | ValidationError):
         first = fault.errors()[0]

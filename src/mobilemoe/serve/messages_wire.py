@@ -13,7 +13,16 @@ from mobilemoe.serve.wire import ChatRequest, judge
 
 # As in wire.py: what is accepted and ignored, and what is refused unless it has one of these values.
 IGNORED = frozenset(
-    {"cache_control", "diagnostics", "inference_geo", "metadata", "service_tier", "speed", "user_profile_id"}
+    {
+        "cache_control",
+        "diagnostics",
+        "inference_geo",
+        "metadata",
+        "service_tier",
+        "speed",
+        "user_profile_id",
+        "workspace_id",
+    }
 )
 NOT_OFFERED: dict[str, tuple[Any, ...]] = {"container": (), "context_management": (), "mcp_servers": ([],)}
 Messages = list[dict[str, Any]]  # each as chats have them

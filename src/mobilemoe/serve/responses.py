@@ -162,7 +162,7 @@ def add_responses(app: FastAPI, desk: Desk) -> None:
             if found is None:
                 raise ApiError(
                     400,
-                    f"there is no response {body.previous_response_id!r} here, or no longer: send the conversation",
+                    f"previous_response_id: there is no response {body.previous_response_id!r} here, or no longer",
                     param="previous_response_id",
                     code="previous_response_not_found",
                 )

@@ -25,9 +25,12 @@ IGNORED = frozenset(
     }
 )
 NOT_OFFERED: dict[str, tuple[Any, ...]] = {
+    "access_programs": (),
     "background": (False,),
+    "background_options": (),
     "context_management": ([],),
     "conversation": (),
+    "image": (),
     "moderation": (),
     "prompt": (),
     "truncation": ("disabled",),

@@ -35,6 +35,7 @@ IGNORED = frozenset(
     {
         "metadata",
         "parallel_tool_calls",
+        "prompt_cache_options",
         "prompt_cache_retention",
         "reasoning_effort",
         "safety_identifier",
@@ -50,6 +51,7 @@ NOT_OFFERED: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
+    "moderation": (),
     "prediction": (),
     "response_format": ({"type": "text"},),
     "suffix": ("",),
