@@ -29,6 +29,7 @@ from scipy.optimize import least_squares
 Array = NDArray[np.float64]
 
 BLOCKS = {"large", "small", "middle", "seeds-small", "seeds-middle", "seeds-large"}
+BLOCKS |= {"large-mixtures", "largest-mixtures"}  # of the fourth sweep, which registers this analysis too
 K = 0.55
 HUBER = 3e-3  # residuals of ln L beyond this count linearly
 
