@@ -22,7 +22,7 @@ QEMU ?= qemu-aarch64-static
 # Their headers are used: 3.11 and the first that is newer. pyenv's run where PYENV_VERSION names them all.
 WHEEL_PYTHONS ?= python3.11 python3.12 python3.13 python3.14
 
-.PHONY: demo setup test test-slow test-runtimes test-doors test-wheels matrix wheel docs lint format clean native native-test native-arm64 sanitize tsan fuzz
+.PHONY: demo setup test test-slow test-runtimes test-doors test-wheels matrix wheel docs man lint format clean native native-test native-arm64 sanitize tsan fuzz
 
 demo: .venv/.run-installed
 	@for prompt in \
@@ -63,7 +63,7 @@ wheel: setup
 	$(BIN)/python tools/build_wheels.py $(WHEEL_PYTHONS)
 
 test-wheels: wheel
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m wheels tests/test_wheels.py -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m wheels tests/test_wheels.py tests/test_container.py -rs
 
 # Measures every conversion anew and shows the errors in docs/export.md.
 matrix: .venv/.runtimes-installed $(EXECUTORCH)/.installed
@@ -76,6 +76,10 @@ $(EXECUTORCH)/.installed: constraints.txt | $(BIN)/python
 	$(INSTALL) --no-deps --target $(EXECUTORCH) executorch torchao flatbuffers pytorch-tokenizers ruamel.yaml \
 		sentencepiece
 	@touch $@
+
+# The manual page of the command, build/man/mobilemoe.1; wheels have it too.
+man: setup
+	$(BIN)/python tools/man_page.py
 
 # The documents as a site in build/docs/site; fails for a link that leads nowhere.
 docs: setup

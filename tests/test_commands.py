@@ -70,6 +70,7 @@ NOT_RUN = {
     "gradle *": "needs Android's SDK: tests/examples checks the sources",
     "adb *": "needs a phone",
     "examples/ios/build-xcframework.sh": "needs a Mac: tests/examples checks the sources",
+    "docker *": "needs a container engine: tests/test_container.py runs the steps of the Dockerfile",
     "CUDA_VISIBLE_DEVICES=0 python benchmarks/twins.py OUT --data DIR --seeds 5": "hours on a GPU",
 }
 

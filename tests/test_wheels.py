@@ -79,6 +79,7 @@ def test_a_wheel_has_one_module_nano_and_at_most_45_megabytes():
             names = archive.namelist()
         assert len([name for name in names if name.endswith(".so")]) == 1
         assert "mobilemoe/assets/nano/model.safetensors" in names
+        assert any(name.endswith(".data/data/share/man/man1/mobilemoe.1") for name in names)
         assert path.stat().st_size <= 45_000_000
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 DIST = ROOT / "dist"
 BUILD = ROOT / "build" / "wheels"
+MAN_PAGE = BUILD / "mobilemoe.1"
 # The platform in a wheel's name, and what Python and zig call it. glibc 2.17 is of 2012, macOS 11 the first for Arm.
 LINUX = {
     "manylinux_2_17_x86_64": ("linux-x86_64", "x86_64-linux-gnu.2.17"),
@@ -52,6 +53,7 @@ def build(python: Path, tag: str, host: str, target: str) -> None:
         "build-dir": BUILD / f"{python.parent.parent.name}-{tag}",
         "cmake.define.CMAKE_TOOLCHAIN_FILE": ROOT / "native" / "zig.cmake",
         "cmake.define.ZIG_TARGET": target,
+        "cmake.define.MOBILEMOE_MAN_PAGE": MAN_PAGE,
     }
     pip(
         python,
@@ -72,6 +74,7 @@ def main() -> None:
         sys.exit("the wheels need Python 3.11 and one that is newer: make wheel WHEEL_PYTHONS='python3.11 python3.13'")
     for old in DIST.glob("*.whl"):
         old.unlink()
+    subprocess.run([sys.executable, ROOT / "tools" / "man_page.py", MAN_PAGE], check=True, stdout=subprocess.DEVNULL)
     for version, platforms in [((3, 11), LINUX), (newer[0], LINUX | MACOS)]:
         python = with_build_tools(versions[version], version)
         for tag, (host, target) in platforms.items():
