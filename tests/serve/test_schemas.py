@@ -68,7 +68,6 @@ def test_a_text_that_ends_fits_its_schema(model):
 @pytest.mark.slow
 def test_a_thousand_texts_fit_their_schemas(model):
     ends = outcomes(model, chain(real_schemas(500), islice(made_schemas(2), 500)), seed=2)
-    print(dict(ends))
     assert ends.total() == 1000
-    assert ends["stop"] >= 700
-    assert ends["refused"] <= 50
+    assert ends["stop"] >= 600
+    assert ends["refused"] <= 10

@@ -12,6 +12,7 @@ import pytest
 import mobilemoe
 from mobilemoe.serve.errors import ApiError
 from mobilemoe.serve.structure import Grammars, grammar, json_rule
+from places import ROOT
 from schemas import fits
 from servers import running
 
@@ -201,6 +202,14 @@ def test_other_ways_to_be_wrong_are_refused(server, outputs):
 def test_two_structures_at_a_time_are_refused(server):
     fields = {"response_format": {"type": "json_object"}, "extra_body": {"structured_outputs": {"choice": ["a"]}}}
     refused(lambda: ask(server, **fields), "structured_outputs")
+
+
+def test_the_examples_of_the_documents_run(server, capsys):
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    for heading in ("## Answers in a form", "## Tools"):
+        section = text.partition(f"{heading}\n")[2]
+        exec(section.partition("```python\n")[2].partition("```")[0], {"client": server.client})
+        assert capsys.readouterr().out
 
 
 def test_whitespace_is_bounded(nano):
