@@ -151,6 +151,16 @@ def _counts(api: Api, route: str) -> None:
     assert counted == {"input_tokens": asked["count"]}
 
 
+@check("", "POST /v1/responses/input_tokens")
+def _counts_input(api: Api, route: str) -> None:
+    first = api.post(RESPONSES, instructions="Be brief.")
+    counted = api.http.post(f"{RESPONSES}/input_tokens", json={"model": "nano", "input": USER}).json()
+    assert counted == {"object": "response.input_tokens", "input_tokens": api.post(RESPONSES)["usage"]["input_tokens"]}
+    again = {"model": "nano", "input": "Why?", "previous_response_id": first["id"]}
+    after = api.post(RESPONSES, **again)["usage"]["input_tokens"]
+    assert api.http.post(f"{RESPONSES}/input_tokens", json=again).json()["input_tokens"] == after
+
+
 @check("", "GET /v1/models")
 def _lists(api: Api, route: str) -> None:
     listed = api.http.get("/v1/models").json()

@@ -153,24 +153,32 @@ def add_responses(app: FastAPI, desk: Desk) -> None:
             raise ApiError(404, f"there is no response {identity!r} here, or no longer", code="response_not_found")
         return found
 
+    def conversation(body: ResponsesRequest) -> Messages:
+        """That of the request and of the response that it goes on from."""
+        if body.previous_response_id is None:
+            return body.messages([])
+        found = store.find(body.previous_response_id)
+        if found is None:
+            raise ApiError(
+                400,
+                f"previous_response_id: there is no response {body.previous_response_id!r} here, or no longer",
+                param="previous_response_id",
+                code="previous_response_not_found",
+            )
+        return body.messages(found.messages)
+
     @app.post("/v1/responses")
     async def create(body: ResponsesRequest, request: Request) -> Response:
         body.warnings()  # what is not offered is refused before anything is computed
-        before: Messages = []
-        if body.previous_response_id is not None:
-            found = store.find(body.previous_response_id)
-            if found is None:
-                raise ApiError(
-                    400,
-                    f"previous_response_id: there is no response {body.previous_response_id!r} here, or no longer",
-                    param="previous_response_id",
-                    code="previous_response_not_found",
-                )
-            before = found.messages
-        messages = body.messages(before)
+        messages = conversation(body)
         order, answer = await desk.chat(body.chat(messages))
         reply = _Reply(body, desk.name, answer, messages, store)
         return Events(order, reply) if body.stream else await whole(request, order, reply)
+
+    @app.post("/v1/responses/input_tokens")
+    async def count(body: ResponsesRequest) -> dict[str, Any]:
+        body.warnings()
+        return {"object": "response.input_tokens", "input_tokens": await desk.count(body.chat(conversation(body)))}
 
     @app.get("/v1/responses/{identity}")
     def retrieve(identity: str) -> dict[str, Any]:
