@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <limits>
 #include <numeric>
 #include <string>
@@ -112,31 +113,72 @@ double sum_of(const std::vector<double>& weights, const std::vector<int>& tokens
   return sum;
 }
 
-// Keeps the fewest likeliest tokens that together hold `top_p` of the weight. Sorts no more of the tokens than it
-// needs.
-void keep_nucleus(const std::vector<double>& weights, double top_p, std::vector<int>& tokens) {
-  const double total = sum_of(weights, tokens);
-  // A token lighter than this cannot be kept: even all such tokens together weigh less than the share that is left out.
-  const double lightest = total * (1 - top_p) / static_cast<double>(tokens.size());
-  const auto weight = [&weights](int token) { return weights[token]; };
-  tokens.erase(std::remove_if(tokens.begin(), tokens.end(), [&](int token) { return weight(token) < lightest; }),
-               tokens.end());
-
-  const auto heavier = [&weight](int a, int b) { return weight(a) > weight(b) || (weight(a) == weight(b) && a < b); };
-  size_t sorted = 0;
-  size_t kept = 0;
-  for (double before = 0; kept < tokens.size() && before < top_p * total; ++kept) {
-    if (kept == sorted) {
-      const auto from = tokens.begin() + static_cast<ptrdiff_t>(sorted);
-      sorted = std::min(tokens.size(), std::max<size_t>(64, 4 * sorted));
-      const auto to = tokens.begin() + static_cast<ptrdiff_t>(sorted);
-      std::nth_element(from, to, tokens.end(), heavier);
-      std::sort(from, to, heavier);
+// Tokens in buckets by weight, from 1 down, with 32 buckets for each power of two: to find a place in the order of all
+// tokens, only those of one bucket have to be sorted.
+class Buckets {
+ public:
+  Buckets(const std::vector<double>& weights, const std::vector<int>& tokens)
+      : weights_(weights), tokens_(tokens), bucket_(tokens.size()), sums_(kBuckets) {
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      const double weight = weights[tokens[i]];
+      bucket_[i] = bucket_of(weight);
+      sums_[bucket_[i]] += weight;
     }
-    before += weight(tokens[kept]);
   }
-  tokens.resize(kept);
-}
+
+  // Draws one of the fewest likeliest tokens that together hold `top_p` of the weight and weigh at least `min_p` each.
+  int draw(double top_p, double min_p, uint64_t& state) const {
+    const double wanted = top_p * std::accumulate(sums_.begin(), sums_.end(), 0.0);
+    const int lightest = bucket_of(min_p);
+    int last = 0;  // the first bucket that is not kept whole
+    double before = 0;
+    while (last < lightest && before + sums_[last] < wanted) before += sums_[last++];
+    std::vector<int> kept = sorted(last);
+    double sum = before;
+    size_t count = 0;
+    for (; count < kept.size() && sum < wanted && weights_[kept[count]] >= min_p; ++count) sum += weights_[kept[count]];
+    kept.resize(count);
+
+    const double target = uniform(state) * sum;
+    before = 0;
+    int drawn = 0;
+    while (drawn < last && before + sums_[drawn] <= target) before += sums_[drawn++];
+    if (drawn < last) kept = sorted(drawn);
+    for (const int token : kept) {
+      before += weights_[token];
+      if (before > target) return token;
+    }
+    return kept.empty() ? sorted(0).front() : kept.back();  // where sums were rounded
+  }
+
+ private:
+  static constexpr int kBuckets = 4096;
+
+  static uint16_t bucket_of(double weight) {
+    constexpr int kShift = 47;  // leaves the exponent and 5 bits of the fraction
+    constexpr uint64_t kOne = uint64_t{0x3FF0000000000000} >> kShift;
+    uint64_t bits = 0;
+    static_assert(sizeof bits == sizeof weight);
+    std::memcpy(&bits, &weight, sizeof bits);
+    return static_cast<uint16_t>(std::min<uint64_t>(kOne - (bits >> kShift), kBuckets - 1));
+  }
+
+  // The tokens of one bucket, the heaviest first.
+  std::vector<int> sorted(int bucket) const {
+    std::vector<int> found;
+    for (size_t i = 0; i < tokens_.size(); ++i) {
+      if (bucket_[i] == bucket) found.push_back(tokens_[i]);
+    }
+    std::sort(found.begin(), found.end(),
+              [this](int a, int b) { return weights_[a] > weights_[b] || (weights_[a] == weights_[b] && a < b); });
+    return found;
+  }
+
+  const std::vector<double>& weights_;
+  const std::vector<int>& tokens_;
+  std::vector<uint16_t> bucket_;
+  std::vector<double> sums_;
+};
 
 int draw(const std::vector<double>& weights, const std::vector<int>& tokens, uint64_t& state) {
   const double target = uniform(state) * sum_of(weights, tokens);
@@ -214,7 +256,7 @@ int Sampler::next_token(const float* logits, const uint32_t* allowed) {
     double& score = scores_[token];
     score = std::exp((score - highest) / sampling_.temperature);
   }
-  if (sampling_.top_p < 1) keep_nucleus(scores_, sampling_.top_p, order_);
+  if (sampling_.top_p < 1) return Buckets(scores_, order_).draw(sampling_.top_p, sampling_.min_p, state_);
   if (sampling_.min_p > 0) {  // the best weighs 1
     const auto is_too_light = [this](int token) { return scores_[token] < sampling_.min_p; };
     order_.erase(std::remove_if(order_.begin(), order_.end(), is_too_light), order_.end());
