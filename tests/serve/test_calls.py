@@ -20,23 +20,7 @@ from mobilemoe.serve.tools import (
     prompt_messages,
     template_tools,
 )
-
-HERMES = """\
-{%- if tools %}<|header_start|>system<|header_end|>
-
-{% for tool in tools %}{{ tool | tojson }}
-{% endfor %}
-For each call write <tool_call>{"name": NAME, "arguments": ARGUMENTS}</tool_call>.<|eot|>{% endif %}
-{%- for message in messages %}<|header_start|>{{ message.role }}<|header_end|>
-
-{{ message.content }}
-{%- for call in message.tool_calls %}<tool_call>
-{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
-</tool_call>{% endfor %}<|eot|>{% endfor %}
-{%- if add_generation_prompt %}<|header_start|>assistant<|header_end|>
-
-{% endif %}"""
-LLAMA = """{% if tools %}Answer with {"name": NAME, \\"parameters\\": PARAMETERS}. {{ tools | tojson }}{% endif %}"""
+from tool_templates import HERMES, LLAMA
 
 ADD = Function(
     name="add",

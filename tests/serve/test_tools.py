@@ -6,8 +6,11 @@ import openai
 import pydantic
 import pytest
 
+from mobilemoe.chat import ChatTemplate
 from schemas import fits
 from servers import running
+from tiny_model import write_model
+from tool_templates import HERMES, LLAMA
 
 QUESTION = [{"role": "user", "content": "What is 58 minus 23?"}]
 PARAMETERS = {
@@ -163,6 +166,28 @@ def test_an_answer_in_a_format_may_be_a_call_instead(server):
 def test_a_limit_of_tokens_cuts_a_call_and_says_so(server):
     choice = ask(server, tool_choice=NAMED, max_tokens=20).choices[0]
     assert choice.finish_reason == "length"
+
+
+@pytest.mark.parametrize(("template", "several"), [(HERMES, True), (LLAMA, False)], ids=["hermes", "llama"])
+def test_a_model_with_a_template_for_tools_calls_in_its_form(tmp_path, template, several):
+    folder = write_model(tmp_path / "random", max_position_embeddings=2048)
+    ChatTemplate(template).save(folder)
+    with running(model=str(folder)) as server:
+
+        def asked(**fields):
+            return ask(server, **{"model": "random", "temperature": 1, "max_tokens": 600} | fields)
+
+        choice = asked(tool_choice=NAMED, seed=1).choices[0]
+        [call] = choice.message.tool_calls
+        assert choice.finish_reason == "tool_calls"
+        assert fits(json.loads(call.function.arguments), PARAMETERS)
+        result = {"role": "tool", "tool_call_id": call.id, "content": "35"}
+        text = asked(messages=[*QUESTION, choice.message, result], max_tokens=5).choices[0].message
+        assert text.tool_calls is None
+        most = max(
+            len(asked(tools=[NOW], tool_choice="required", seed=n).choices[0].message.tool_calls) for n in range(5)
+        )
+        assert (most > 1) is several
 
 
 @pytest.mark.parametrize(
