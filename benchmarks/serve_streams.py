@@ -97,7 +97,8 @@ class Server:
                 first = time.perf_counter() - began
         writer.close()
         assert first is not None, read
-        return first, json.loads(read.rpartition(b'"usage": ')[2].partition(b"}}")[0] + b"}}")["completion_tokens"]
+        usage, _ = json.JSONDecoder().raw_decode(read.decode().rpartition('"usage": ')[2])
+        return first, usage["completion_tokens"]
 
     def tokens_per_second(self, streams: int, tokens: int, vocabulary: int, stops: list[int]) -> float:
         async def all_of_them() -> int:
