@@ -109,7 +109,7 @@ class Server:
         return asyncio.run(all_of_them()) / (time.perf_counter() - began)
 
     def seconds_to_first(self, prompt: list[int], stops: list[int]) -> float:
-        return asyncio.run(self.ask(prompt, 4, stops))[0]
+        return asyncio.run(self.ask(prompt, 1, stops))[0]
 
 
 def first_tokens(model: str, isa: str, length: int, rounds: int, vocabulary: int, stops: list[int]) -> dict[str, Any]:
