@@ -22,6 +22,7 @@ PARAMETERS = {
 ADD = {"type": "function", "function": {"name": "add", "description": "Adds numbers.", "parameters": PARAMETERS}}
 NOW = {"type": "function", "function": {"name": "now"}}
 NAMED = {"type": "function", "function": {"name": "add"}}
+UNKEPT = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": {"not": {"type": "null"}}}}
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +197,7 @@ def test_a_model_with_a_template_for_tools_calls_in_its_form(tmp_path, template,
         ({"tools": [NOW, NOW]}, "tools"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]}, "tools"),
+        ({"tools": [NOW], "response_format": UNKEPT}, "response_format"),
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools"),
         ({"tool_choice": {"type": "function", "function": {"name": "subtract"}}}, "tool_choice"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
@@ -219,6 +221,13 @@ def test_a_model_with_a_template_for_tools_calls_in_its_form(tmp_path, template,
 )
 def test_what_is_wrong_is_named(server, fields, param):
     assert "\n" not in refused(lambda: ask(server, **fields), param)
+
+
+def test_parameters_without_a_type_are_those_of_an_object(server):
+    for parameters in ({}, {"properties": {"x": {"type": "null"}}, "additionalProperties": False}):
+        tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+        choice = ask(server, tools=[tool], tool_choice="required", parallel_tool_calls=False).choices[0]
+        assert choice.message.tool_calls[0].function.arguments.startswith("{")
 
 
 def test_a_strict_tool_that_cannot_be_kept_is_refused_and_another_is_warned_of(server):

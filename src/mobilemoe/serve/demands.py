@@ -40,7 +40,7 @@ def chat_demand(model: Model, grammars: Grammars, body: ChatRequest) -> Demand:
     form = call_form(_template(model))
     functions = callable_tools(body.tools, body.tool_choice)
     text = format_rule(body.response_format)
-    structure = None
+    structure = None if text is None else grammars.compile(grammar(f"start: {text}"), "response_format")
     if body.structured_outputs is not None:
         if functions or text is not None:
             raise ApiError(
@@ -52,8 +52,6 @@ def chat_demand(model: Model, grammars: Grammars, body: ChatRequest) -> Demand:
         several = body.parallel_tool_calls and not isinstance(body.tool_choice, NamedTool)
         calls = calls_grammar(form, functions, must=must, several=several, text=text)
         structure = grammars.compile(calls, "tools")
-    elif text is not None:
-        structure = grammars.compile(grammar(f"start: {text}"), "response_format")
     return Demand([chat_ids(model, body.messages, functions)], structure, form if functions else None)
 
 

@@ -24,7 +24,7 @@ from mobilemoe.tokenizer import Tokenizer
 
 # Between two parts of JSON: nothing, one blank, or one line break with blanks. A bound, for a model could write on.
 _WHITESPACE = r" |\n[ \t]{0,20}"
-_KEPT = 32  # grammars, from the newest
+_KEPT, _LARGEST_KEPT = 32, 2**16  # compiled grammars, from the newest; characters of one
 _PLACE = re.compile(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?")
 
 
@@ -82,10 +82,8 @@ class GrammarGuide:
     def __init__(self, matcher: llguidance.LLMatcher, words: int) -> None:
         self._matcher = matcher
         self._bits_V: Bits = np.zeros(words, np.uint32)
-        self._place = (
-            self._bits_V.ctypes.data,
-            self._bits_V.nbytes,
-        )  # looked up once: a small model takes 200 us a step
+        # Looked up once, as that takes some microseconds, and a small model makes a step in 200.
+        self._place = (self._bits_V.ctypes.data, self._bits_V.nbytes)
         self._taken: list[int] = []
 
     def take(self, token: int) -> None:
@@ -102,7 +100,7 @@ class GrammarGuide:
 
 
 class Grammars:
-    """Compiles grammars for a model's tokens, and keeps the newest. Safe to share between threads.
+    """Compiles grammars for a model's tokens, and keeps the newest that are not large. Safe to share between threads.
 
     `vocab_size` is the model's, which may have ids that the tokenizer has not. `stop_ids` are allowed where a text may
     end. The table of tokens is made at first use, in some seconds for 128,256 of them.
@@ -116,7 +114,7 @@ class Grammars:
     def compile(self, text: str, param: str) -> Structure:
         """ApiError 400 that names `param` for a grammar that cannot be followed."""
         try:
-            return self._compiled(text)
+            return self._compile(text) if len(text) > _LARGEST_KEPT else self._compiled(text)
         except ValueError as fault:
             raise ApiError(400, f"{param} cannot be followed: {fault}", param=param) from None
 

@@ -70,7 +70,7 @@ def callable_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> list[Fun
     if len({*names}) < len(names):
         raise ApiError(400, "two tools have the same name", param="tools")
     for function in functions:
-        if function.parameters is not None and function.parameters.get("type") != "object":
+        if _schema(function)["type"] != "object":
             raise ApiError(400, f"the parameters of {function.name} are not of the type object", param="tools")
     if choice == "none":
         return []
@@ -112,8 +112,9 @@ def calls_grammar(form: CallForm, functions: Sequence[Function], *, must: bool, 
 
 
 def _schema(function: Function) -> dict[str, Any]:
-    nothing = {"type": "object", "properties": {}, "additionalProperties": False}
-    return nothing if function.parameters is None else function.parameters
+    if function.parameters is None:
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    return {"type": "object", **function.parameters}
 
 
 def prompt_messages(
