@@ -15,6 +15,7 @@ from places import ROOT
 pytestmark = pytest.mark.wheels
 
 DIST = ROOT / "dist"
+PAGE = ROOT / "src" / "mobilemoe" / "serve" / "assets"
 CONTINUED = ["run", "nano", "The old man looked at the sea and", "--max-new-tokens", "8"]
 
 
@@ -80,6 +81,7 @@ def test_a_wheel_has_one_module_nano_and_at_most_45_megabytes():
         assert len([name for name in names if name.endswith(".so")]) == 1
         assert "mobilemoe/assets/nano/model.safetensors" in names
         assert any(name.endswith(".data/data/share/man/man1/mobilemoe.1") for name in names)
+        assert {f"mobilemoe/serve/assets/{file.name}" for file in PAGE.iterdir()} <= set(names)
         assert path.stat().st_size <= 45_000_000
 
 

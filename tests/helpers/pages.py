@@ -9,6 +9,7 @@ from playwright.sync_api import Browser, BrowserContext, Error, Page, Route, exp
 
 from servers import Server, running
 
+expect.set_options(timeout=20_000)  # on a machine that does other things too
 WATCH = "window.violations = []; addEventListener('securitypolicyviolation', e => violations.push(e.violatedDirective))"
 # A server that takes its time and never ends an answer by itself.
 SLOW = """
@@ -94,7 +95,7 @@ def answered(page: Page, count: int = 1):
     """The last of `count` messages of the model, once it is written."""
     answers = page.locator(".message:not(.mine)")
     expect(answers).to_have_count(count)
-    expect(page.locator(".writing")).to_have_count(0)
+    expect(page.locator(".message.writing")).to_have_count(0)
     return answers.last.locator(".text")
 
 

@@ -79,7 +79,8 @@ def serve(
         return loaded
 
     def say_ready(address: str) -> None:
-        print(f"mobilemoe: {name} is served at {address} (Ctrl-C ends)", file=sys.stderr)
+        page = address.removesuffix("v1")
+        print(f"mobilemoe: {name} is served at {address}, to talk to at {page} (Ctrl-C ends)", file=sys.stderr)
         if json:
             options.print_json({"model": name, "address": address})
             sys.stdout.flush()

@@ -149,9 +149,9 @@ class Core:
         outside the vocabulary, and for more tokens than a session takes; CheckpointError if the engine file was changed
         meanwhile.
         """
-        experts = experts or {}
         plan = list(chunks(self._checked(requests)))
-        passes = list(zip(map(_natively, plan), _places(plan, experts), strict=True))
+        places = _places(plan, experts) if experts else [None] * len(plan)
+        passes = list(zip(map(_natively, plan), places, strict=True))
         with our_errors():
             if len(passes) == 1:  # the usual case, one token of each text: the logits need not be copied
                 self._check_mapped()
@@ -286,9 +286,7 @@ def chunks(requests: Sequence[Request]) -> Iterator[list[Request]]:
         yield chunk
 
 
-def _places(
-    plan: Sequence[Sequence[Request]], experts: Mapping[Session, Experts]
-) -> Iterator[list[Experts | None] | None]:
+def _places(plan: Sequence[Sequence[Request]], experts: Mapping[Session, Experts]) -> Iterator[list[Experts | None]]:
     """For each pass of `plan` the parts of the arrays in `experts` that its requests fill."""
     done: Counter[Session] = Counter()
     for requests in plan:
@@ -297,7 +295,7 @@ def _places(
             start = done[session]
             done[session] += len(ids)
             places.append(experts[session][start : done[session]] if session in experts else None)
-        yield places if experts else None
+        yield places
 
 
 def _natively(requests: Sequence[Request]) -> list[tuple[native.Sequence, Sequence[int], int]]:

@@ -59,7 +59,7 @@ def test_a_number_out_of_range_is_marked_and_not_taken(page):
 def test_an_answer_grows_and_can_be_stopped(slow_page, slow_server):
     page, text = slow_page, slow_page.locator(".message:not(.mine) .text")
     send(page, "Once upon a time")
-    expect(page.locator(".writing")).to_have_count(1)
+    expect(page.locator(".message.writing")).to_have_count(1)
     expect(text).not_to_be_empty()
     some = text.inner_text()
     expect(text).not_to_have_text(some)
@@ -86,7 +86,7 @@ def test_escape_stops_too_and_the_prompt_keeps_the_focus(slow_page, slow_server)
 def test_a_page_that_is_closed_meanwhile_keeps_what_was_written(slow_page, slow_server):
     send(slow_page, "Once upon a time")
     expect(slow_page.locator(".message:not(.mine) .text")).not_to_be_empty()
-    time.sleep(2.5)  # it is kept every two seconds
+    time.sleep(4)  # it is kept every two seconds
     slow_page.reload()
     assert answered(slow_page).inner_text()
     expect(slow_page.locator(".ending")).to_have_text("Stopped.")
@@ -260,3 +260,21 @@ def test_speed_memory_and_the_use_of_the_context_are_shown(page):
     expect(page.locator("#speed")).to_contain_text("tokens/s")
     expect(page.locator("#memory")).to_contain_text("MB memory")
     expect(page.locator("#fill")).to_contain_text("of 2,048 tokens")
+
+
+def test_the_end_stays_in_sight_unless_the_user_scrolls_away_from_it(page):
+    gap = "document.querySelector('#scroll').scrollHeight - document.querySelector('#scroll').scrollTop - innerHeight"
+    answers_with(page, "line\n\n" * 100)
+    send(page, "Much")
+    answered(page)
+    assert page.evaluate(gap) < 60
+    page.click("#toggle-routing")
+    page.wait_for_timeout(200)
+    assert page.evaluate(gap) < 60
+    expect(page.locator("#latest")).to_be_hidden()
+    page.locator("#scroll").hover()
+    page.mouse.wheel(0, -2000)
+    expect(page.locator("#latest")).to_be_visible()
+    page.click("#latest")
+    expect(page.locator("#latest")).to_be_hidden()
+    assert page.evaluate(gap) < 60

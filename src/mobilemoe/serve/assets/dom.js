@@ -60,7 +60,7 @@ export async function copyText(text, button) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    return; // the browser or its user forbids it
+    if (!copyByHand(text)) return; // the browser or its user forbids it
   }
   const shown = [...button.childNodes];
   button.replaceChildren(icon("check"));
@@ -69,6 +69,18 @@ export async function copyText(text, button) {
     button.replaceChildren(...shown);
     button.classList.remove("done");
   }, 1200);
+}
+
+/** For pages over plain HTTP from another machine, which browsers give no clipboard. */
+function copyByHand(text) {
+  const held = document.activeElement;
+  const field = make("textarea", { value: text, class: "unseen" });
+  document.body.append(field);
+  field.select();
+  const done = document.execCommand("copy");
+  field.remove();
+  held?.focus();
+  return done;
 }
 
 /** Offers `text` as a file to save. */

@@ -17,7 +17,12 @@ import { Thread } from "./thread.js";
 import { fileName, fromJson, ImportFault, settingsOf, toJson, toMarkdown } from "./transfer.js";
 import { Writing } from "./writing.js";
 
-const EXAMPLES = ["What is 58 minus 23?", "Who wrote Moby-Dick?", "Name three colours.", "What is the capital of France?"];
+const EXAMPLES = [
+  "What is a mixture of experts?",
+  "What is 58 minus 23?",
+  "Write a Python function that adds two numbers.",
+  "Tell me a short story about a fox.",
+];
 const SAVE_EVERY = 2000; // milliseconds, while an answer is written
 
 let conversation; // the one that is shown; it is stored with its first message
@@ -80,7 +85,14 @@ function notice(text) {
 const scroll = byId("scroll");
 const atEnd = () => scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60;
 const toEnd = () => scroll.scrollTo({ top: scroll.scrollHeight });
-const showLatest = () => (byId("latest").hidden = atEnd() || !conversation?.messages.length);
+let follows = true; // the end stays in sight, as long as the user does not scroll away from it
+
+function scrolled() {
+  follows = atEnd();
+  byId("latest").hidden = follows || !conversation.messages.length;
+}
+
+const resized = new ResizeObserver(() => follows && toEnd());
 
 // Keeping
 
@@ -134,11 +146,9 @@ async function write(parent) {
   announcer.say(fault ? `The answer failed. ${fault.message}` : answer.finish === "stopped" ? "Stopped." : "End of the answer.");
   await save(here);
   if (here === conversation) {
-    const follow = atEnd();
     thread.update(answer);
     status.conversation(path(conversation));
     showRouting();
-    if (follow) toEnd();
   }
   showControls();
   showList();
@@ -154,13 +164,10 @@ function changed(here, answer) {
   requestAnimationFrame(() => {
     drawing = false;
     if (here !== conversation) return;
-    const follow = atEnd();
     thread.update(answer);
     status.conversation(path(conversation));
     announcer.grow(answer.text, false);
     showRouting();
-    if (follow) toEnd();
-    showLatest();
   });
 }
 
@@ -322,7 +329,8 @@ byId("stop").addEventListener("click", () => {
 byId("new").addEventListener("click", begin);
 byId("actions").addEventListener("click", () => sidebar.menu(conversation.id, byId("actions")));
 byId("latest").addEventListener("click", toEnd);
-scroll.addEventListener("scroll", showLatest, { passive: true });
+scroll.addEventListener("scroll", scrolled, { passive: true });
+for (const each of [scroll, byId("thread")]) resized.observe(each);
 byId("help").addEventListener("click", () => byId("shortcuts").showModal());
 byId("export-all").addEventListener("click", async () => saveFile("conversations.json", "application/json", toJson(await store.all())));
 byId("import").addEventListener("click", () => byId("import-file").click());

@@ -1,6 +1,7 @@
 // Markdown as the nodes of a document, made anew only where the text has changed since the last call.
 
 import { copyText, iconButton, make } from "./dom.js";
+import { highlighted } from "./highlight.js";
 import { inline } from "./inline.js";
 
 const DEEPEST = 8; // lists and quotes within each other; what is deeper stays text
@@ -38,7 +39,7 @@ export function codeBlock(code, language) {
     "figure",
     { class: "code" },
     make("figcaption", {}, make("span", {}, language || "text"), copy),
-    make("pre", { tabIndex: 0, attrs: { role: "region", "aria-label": name } }, make("code", {}, code)),
+    make("pre", { tabIndex: 0, attrs: { role: "region", "aria-label": name } }, make("code", {}, ...highlighted(code, language))),
   );
 }
 
@@ -129,7 +130,7 @@ function list(lines, at, depth) {
       if (!line.trim()) {
         const next = after(lines, place, (each) => !each.trim());
         if (next === lines.length || !(lines[next].startsWith("  ") || kind(lines[next]))) break;
-        loose = true;
+        loose ||= mine.filter((each) => FENCE.test(each)).length % 2 === 0; // not for a blank line within code
         mine.push(...Array(next - place).fill(""));
         place = next - 1;
       } else if (inside || goesOn) mine.push(line.slice(Math.min(indent, line.length - line.trimStart().length)));
