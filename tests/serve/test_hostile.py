@@ -43,6 +43,10 @@ REFUSED = {
     "broken UTF-8": field(b'"user":"\xff\xfe"'),
     "half a surrogate pair as text": b'{"model":"nano","prompt":"\\ud800"}',
     "half a surrogate pair in raw bytes": b'{"model":"nano","prompt":"\xed\xa0\x80"}',
+    "half a surrogate pair in a field that is ignored": field(b'"user":"\\ud800"'),
+    "half a surrogate pair as a name that is null": field(b'"\\ud800":null'),
+    "another encoding": json.dumps(ASKED).encode("utf-16"),
+    "no number in a field that is ignored": field(b'"metadata":{"a":NaN}'),
     "half a surrogate pair as a name": field(b'"\\ud800":1'),
     "half a surrogate pair in logit_bias": field(b'"logit_bias":{"\\ud800":1}'),
     "half a surrogate pair as the model": b'{"model":"\\ud800","prompt":"A"}',
@@ -89,6 +93,10 @@ def test_no_hostile_body_takes_gigabytes(server):
     for body in REFUSED.values():
         post(server, body)
     assert server.memory() < 1000
+
+
+def test_a_path_without_post_says_so_and_not_that_a_body_is_missing(server):
+    assert server.http.post("/v1/models/nano").status_code == 405
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "text"])

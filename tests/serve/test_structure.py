@@ -177,7 +177,6 @@ def test_what_cannot_be_kept_is_refused_if_strict_and_else_named(server, schema,
         {"$ref": "http://127.0.0.1/schema"},
         {"type": 5},
         {"type": "object", "properties": {"a": False}, "required": ["a"]},
-        {"enum": ["\ud800"]},
         {"type": "number", "minimum": 5, "maximum": 4},
     ],
 )

@@ -7,6 +7,8 @@
 `echo.py`: prompts that are given back. `structure.py`: grammars over the model's tokens. `tools.py`, `calls.py`: calls
 of tools, asked for and read. `scheduler.py`: the thread that computes. `order.py`: the way of an answer back to its
 client. `answers.py`: what answers hold. `page.py`: the chat page, whose files are in `assets/`.
-`guard.py`: the key, the host and the size of a request. `metrics.py`, `pace.py`: what is counted and estimated.
+`connection.py`: clients that are slow or many. `guard.py`: the key, hosts, and the size and type of a request.
+`body.py`: its JSON. `schema.py`, `answers_wire.py`: what the server says about itself to generators of clients.
+`metrics.py`, `pace.py`: what is counted and estimated.
 `server.py`: the process, from start to drain.
 """

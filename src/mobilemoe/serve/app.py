@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from mobilemoe.config import ModelConfig
 from mobilemoe.ids import check_ids
 from mobilemoe.serve import page
+from mobilemoe.serve.body import StrictRoute
 from mobilemoe.serve.completions import add_completions
 from mobilemoe.serve.demands import chat_ids
 from mobilemoe.serve.desk import Desk
@@ -24,6 +25,7 @@ from mobilemoe.serve.messages import add_messages
 from mobilemoe.serve.metrics import Counted
 from mobilemoe.serve.responses import add_responses
 from mobilemoe.serve.scheduler import Scheduler
+from mobilemoe.serve.schema import add_schema
 from mobilemoe.serve.wire import DetokenizeRequest, TokenizeRequest
 
 
@@ -34,6 +36,7 @@ def create_app(
     app = FastAPI(title="mobilemoe", docs_url=None, redoc_url=None)  # the pages would load scripts from elsewhere
     app.add_middleware(Guard, api_key=api_key, local_only=local_only)
     app.add_middleware(Counted, metrics=scheduler.metrics)  # the last one added is the outermost
+    app.router.route_class = StrictRoute
     add_handlers(app)
     desk = Desk(scheduler, name, aliases)
     add_completions(app, desk)
@@ -42,6 +45,7 @@ def create_app(
     _add_server(app, scheduler)
     app.router.routes.extend(page.ROUTES)
     _add_model(app, desk)
+    add_schema(app, desk.names, with_key=api_key is not None)
     return app
 
 
@@ -79,7 +83,7 @@ def _add_model(app: FastAPI, desk: Desk) -> None:
         desk.model(wanted)
         return described(wanted)
 
-    @app.post("/v1/embeddings")
+    @app.post("/v1/embeddings", include_in_schema=False)
     def embeddings() -> None:
         raise ApiError(
             404,

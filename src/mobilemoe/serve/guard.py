@@ -43,7 +43,7 @@ class Guard:
         try:
             if scope["path"] != "/health":
                 self._check_sender(headers, is_page=scope["path"] in PATHS)
-            _check_form(scope["method"], headers)
+            _check_form(headers)
         except ApiError as fault:
             await error_response(fault)(scope, receive, send)
             return
@@ -107,17 +107,19 @@ def _host_name(header: str) -> str:
         return ""
 
 
-def _check_form(method: str, headers: Headers) -> None:
+def _check_form(headers: Headers) -> None:
     """A page of another origin may send text and forms unasked, but JSON only with leave, which none gets here."""
     if len(headers) > MAX_HEADERS:
         raise ApiError(431, f"there are more than {MAX_HEADERS} headers")
     length = headers.get("content-length", "0")
     if length.isdecimal() and int(length) > MAX_BODY_BYTES:
         raise _too_large()
+    if length.strip("0") == "" and "transfer-encoding" not in headers:
+        return
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise ApiError(415, "compressed bodies are not taken here", code="unsupported_media_type")
     media = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if method in ("POST", "PUT", "PATCH") and media != "application/json":
+    if media != "application/json":
         raise ApiError(415, "a body has to be JSON, with Content-Type: application/json", code="unsupported_media_type")
 
 

@@ -57,7 +57,7 @@ class Order:
             scheduler.submit(self._ticket)
 
     def _deliver(self, arrived: Step | Exception) -> None:
-        if self._arrived.qsize() == MOST_BEHIND:
+        if self._arrived.qsize() >= MOST_BEHIND:
             self.cancel()
             arrived = ApiError(408, f"{MOST_BEHIND:,} tokens wait, which the client is too slow to take")
         self._mailbox.post(partial(self._arrived.put_nowait, arrived))

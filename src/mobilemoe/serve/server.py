@@ -39,12 +39,15 @@ class _Lines(logging.Formatter):
         return "\n".join(f"  | {readable(line)}" for line in lines)
 
 
+# Errors alone: whoever can connect could fill a log of what is no HTTP.
 _LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"lines": {"()": _Lines, "format": "mobilemoe: %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
-    "loggers": {"uvicorn": {"handlers": ["stderr"], "propagate": False}},
+    "loggers": {
+        name: {"handlers": ["stderr"], "level": "ERROR", "propagate": False} for name in ("uvicorn", "asyncio")
+    },
 }
 
 
@@ -122,7 +125,6 @@ def serve(
             ws="none",
             lifespan="off",
             log_config=_LOGGING,
-            log_level="error",  # whoever can connect could fill a log of what is no HTTP
             access_log=False,
             server_header=False,
             proxy_headers=False,

@@ -24,7 +24,8 @@ def _few_biases(value: Any) -> Any:
 
 _Stops = Annotated[list[str], Field(max_length=16)]
 _Ids = Annotated[list[int], Field(min_length=1)]
-_Prompts = Annotated[list[str] | list[_Ids], Field(min_length=1, max_length=MAX_TEXTS)]
+_some = Field(min_length=1, max_length=MAX_TEXTS)
+_Prompts = Annotated[list[str], _some] | Annotated[list[_Ids], _some]
 _Biased = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,8})$")]  # a token id, as a name in JSON
 _Biases = Annotated[
     dict[_Biased, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES), BeforeValidator(_few_biases)
@@ -64,7 +65,8 @@ NOT_OFFERED: dict[str, tuple[Any, ...]] = {
 def judge(given: Mapping[str, Any], ignored: Collection[str], not_offered: Mapping[str, tuple[Any, ...]]) -> list[str]:
     """What of the fields `given` is ignored. ApiError for what is not offered, and for fields that nobody knows."""
     for name, value in given.items():
-        if name in not_offered and value not in not_offered[name]:
+        allowed = not_offered.get(name, (value,))
+        if not any(type(value) is type(each) and value == each for each in allowed):  # in Python 0 equals False
             raise ApiError(400, f"{name} is not offered here", param=name, code="unsupported_parameter")
         if name not in ignored and name not in not_offered:
             raise ApiError(400, f"there is no parameter named {name!r}", param=name, code="unknown_parameter")
