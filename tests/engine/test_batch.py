@@ -10,6 +10,7 @@ import mobilemoe
 from engine_models import fed_tokens, ids_for
 from mobilemoe.checkpoint import write_random
 from mobilemoe.engine import Engine
+from mobilemoe.engine.batch import CHUNK_BESIDE
 from mobilemoe.engine.core import CHUNK
 from mobilemoe.engine.native import native
 from mobilemoe.errors import UsageError
@@ -29,10 +30,19 @@ def test_a_long_prompt_does_not_hold_up_the_others(engine, monkeypatch):
     batch.join(ids_for(engine, 2 * CHUNK, seed=1))
     batch.join(ids_for(engine, 5, seed=2))
     fed = fed_tokens(engine, monkeypatch)
-    given = [[number for number, _ in batch.step()] for _ in range(4)]
-    assert given == [[0], [0], [0, 1, 2], [0, 1, 2]]
-    assert max(fed) <= CHUNK
-    assert sum(fed) == 4 + 2 * CHUNK + 5 + 2
+    steps = math.ceil(2 * CHUNK / (CHUNK_BESIDE - 3))
+    given = [[number for number, _ in batch.step()] for _ in range(steps + 1)]
+    assert given == [[0]] * (steps - 1) + [[0, 1, 2]] * 2
+    assert max(fed) <= CHUNK_BESIDE
+    assert sum(fed) == steps + 1 + 2 * CHUNK + 5 + 2
+
+
+def test_prompts_alone_are_read_in_large_chunks(engine, monkeypatch):
+    batch, fed = engine.batch(), fed_tokens(engine, monkeypatch)
+    for seed in range(2):
+        batch.join(ids_for(engine, CHUNK, seed=seed))
+    assert batch.step() == []
+    assert fed == [CHUNK - 2]
 
 
 def test_what_has_left_is_computed_no_further(engine, monkeypatch):

@@ -20,6 +20,9 @@ from mobilemoe.errors import UsageError
 from mobilemoe.ids import common_prefix
 from mobilemoe.sampling import Choice, Sampling
 
+# Tokens of a pass in which prompts are read while other texts are written. A prompt of S is read a tenth slower than by
+# CHUNK, but the others wait 0.13 s for their next token and not 0.3.
+CHUNK_BESIDE = 128
 LEAST_SHARED = 32  # tokens: to take over fewer saves less than it costs
 
 
@@ -114,7 +117,8 @@ class Batch:
         requests: list[Request] = []
         experts: dict[Session, Experts] = {}
         chosen: list[int] = []
-        budget = max(1, CHUNK - len(self._members))  # tokens of prompts, beside one token of every other text
+        writes = any(len(member.ids) == len(member.session) + 1 for member in self._members.values())
+        budget = max(1, (CHUNK_BESIDE if writes else CHUNK) - len(self._members))  # tokens of prompts
         for number, member in self._members.items():
             if member.leader is not None:
                 if len(member.leader.session) < member.shared:
