@@ -1,9 +1,13 @@
 """Downloads from a Hub on this machine, by the Hub's own client: what is fetched, what a break costs, what is said."""
 
+import os
+import pty
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -62,18 +66,49 @@ def test_a_connection_that_breaks_is_continued(call, hub, nano_files):
 
 
 @pytest.mark.parametrize("with_ranges", [True, False])
-def test_a_killed_download_goes_on_where_it_was(call, hub, nano_files, with_ranges):
+def test_a_killed_download_goes_on_where_it_was(call, hub, with_ranges):
     hub.slow = 0.01
     command = [sys.executable, "-m", "mobilemoe", "pull", MODEL]
     with subprocess.Popen(command, env=call.environment(), stderr=subprocess.DEVNULL) as process:
         wait_until(lambda: hub.sent > 13_000_000, process)
         process.kill()
-    hub.slow, hub.sent, hub.without_ranges = 0.0, 0, not with_ranges
+    hub.slow, hub.without_ranges = 0.0, not with_ranges
     hub.asked.clear()
     assert call("pull", MODEL).status == 0
-    size = len(nano_files["model.safetensors"])
-    assert hub.sent < size - 9_000_000 if with_ranges else hub.sent == size
+    (asked,) = large_requests(hub)
+    assert int(asked.removeprefix("bytes=").rstrip("-")) > 10_000_000
     assert call(*ASKED, HF_HUB_OFFLINE="1").status == 0
+
+
+@pytest.mark.parametrize("verb", [["pull"], ["serve", "--port", "0"]], ids=["pull", "serve"])
+def test_ctrl_c_ends_a_download_at_once_and_keeps_what_came(call, hub, verb):
+    hub.slow = 0.03
+    command = [sys.executable, "-m", "mobilemoe", *verb, MODEL]
+    with subprocess.Popen(command, env=call.environment(), stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: hub.sent > 13_000_000, process)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "mobilemoe: interrupted"
+    (part,) = call.home.rglob("*.part")
+    assert 10_000_000 < part.stat().st_size < 29_000_000
+
+
+def test_a_download_shows_a_bar_on_a_terminal(call, hub):
+    hub.slow = 0.003
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "mobilemoe", "pull", MODEL]
+    with subprocess.Popen(command, env=call.environment(), stderr=theirs, stdout=subprocess.PIPE, text=True) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # the other end is closed
+            while piece := os.read(ours, 65536):
+                shown += piece
+        out, _ = process.communicate(timeout=60)
+    os.close(ours)
+    assert "org/nano (MB)" in shown.decode()
+    assert "━" in shown.decode()
+    assert len(out.splitlines()) == 1
 
 
 def test_what_arrives_damaged_is_not_kept(refused, call, hub):
@@ -151,9 +186,12 @@ def test_a_full_disk_is_one_sentence_before_and_during_a_download(refused, call,
         filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 2_000_000))
         _, said = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert len(said.strip().splitlines()) == 1
+    lines = [line for line in said.splitlines() if not line.startswith(f"{MODEL} (MB): ")]
+    assert len(lines) == 1
     assert f"the disk of {small_disk}/hub is full" in said
     filler.unlink()
-    hub.slow, hub.sent = 0.0, 0
+    hub.slow = 0.0
+    hub.asked.clear()
     assert call("pull", MODEL, HF_HOME=str(small_disk)).status == 0
-    assert hub.sent < 25_000_000
+    (asked,) = large_requests(hub)
+    assert int(asked.removeprefix("bytes=").rstrip("-")) > 10_000_000

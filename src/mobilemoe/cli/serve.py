@@ -12,6 +12,7 @@ import typer
 from mobilemoe.cli import options
 from mobilemoe.cli.quantity import BYTES, quantity
 from mobilemoe.errors import MissingExtraError, UsageError
+from mobilemoe.hub import find_model
 
 if TYPE_CHECKING:
     from mobilemoe.load import Model
@@ -88,6 +89,7 @@ def serve(
     run_server(
         load,
         name,
+        fetch=lambda: find_model(model),
         host=host,
         port=port,
         api_key=api_key,

@@ -78,7 +78,7 @@ def _fetch_large(hub_id: str, revision: str | None, files: Sequence[RepoSibling]
         assert file.lfs is not None
 
         def told(bytes_of_file: int, before: int = done) -> None:
-            progress.tell((before + bytes_of_file) // 10**6, total // 10**6, f"{hub_id}: MB")
+            progress.tell((before + bytes_of_file) // 10**6, total // 10**6, f"{hub_id} (MB)")
 
         url = hf_hub_url(hub_id, file.rfilename, revision=revision)
         _fetch(url, folder / file.lfs.sha256, file.lfs.size, told)

@@ -71,6 +71,7 @@ def serve(
     load: Callable[[], Model],
     name: str,
     *,
+    fetch: Callable[[], object],
     host: str,
     port: int,
     api_key: str | None,
@@ -85,16 +86,17 @@ def serve(
 ) -> None:
     """Serves the model that `load` gives, as `name` and under `aliases`, until a signal ends the process.
 
-    Port 0 takes any that is free. It answers while the model is being loaded; then `on_ready` is called, with the
-    address and in another thread.
+    `fetch` comes first, in this thread, so that Ctrl-C can end a download. Port 0 takes any that is free. It answers
+    while the model is being loaded; then `on_ready` is called, with the address and in another thread.
     UsageError for a port that cannot be had, and for a host that others can reach where there is neither a key nor
-    `without_key`; what `load` raises.
+    `without_key`; what `fetch` and `load` raise.
     """
     local = is_loopback(host)
     if not local and api_key is None and not without_key:
         raise UsageError(
             f"others may reach {host}: give --api-key KEY, or --no-api-key to let everybody use this server"
         )
+    fetch()
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((host, port), family=family)
