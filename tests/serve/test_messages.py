@@ -205,6 +205,7 @@ def test_what_is_ignored_is_listed(client):
     ("change", "word"),
     [
         ({"messages": []}, "messages"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"messages": [{"role": "critic", "content": "x"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "messages"),
         ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, "messages"),

@@ -245,6 +245,8 @@ def test_what_is_ignored_is_listed(server):
     ("change", "param"),
     [
         ({"input": []}, "input"),
+        ({"metadata": {"x": "y" * 513}}, "metadata"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"input": [{"role": "critic", "content": "x"}]}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input"),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
@@ -264,6 +266,23 @@ def test_a_wrong_request_names_its_field(server, change, param):
         ask(server, **change)
     assert refused.value.param == param
     assert refused.value.type == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([{"role": "critic", "content": "x"}], "input.0.message.role: Input should be 'system', 'developer', 'user'"),
+        (
+            [{"role": "user", "content": [{"type": "input_image"}]}],
+            "input.0.message.content.0.type: Input should be 'input_text' or 'output_text'",
+        ),
+        ([{"type": "reasoning"}], "input.0: The type of an item has to be message, function_call or"),
+    ],
+)
+def test_an_error_names_the_place_in_the_input(server, given, message):
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(server, input=given)
+    assert refused.value.body["message"].startswith(message)
 
 
 def test_a_request_beyond_its_time_ends_the_stream_as_failed():

@@ -1,10 +1,9 @@
 """The scheduler by itself: its states, and whom a failure reaches."""
 
-import asyncio
 import threading
 
-import httpx
 import pytest
+from starlette.testclient import TestClient
 
 import mobilemoe
 from mobilemoe.engine import Batch
@@ -85,17 +84,13 @@ def test_the_states_are_loading_ready_draining(model):
 def test_while_the_model_is_loaded_health_says_so_and_requests_are_to_come_again(model):
     running = Running(lambda: model)
     app = create_app(running.scheduler, "nano", api_key=None, local_only=True)
-
-    async def ask(method, path, **body):
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
-            return await client.request(method, path, **body)
-
-    health = asyncio.run(ask("GET", "/health"))
+    client = TestClient(app, base_url="http://localhost")  # in a thread: tests of the page leave a loop in this one
+    health = client.get("/health")
     assert (health.status_code, health.json()["status"]) == (503, "loading")
-    early = asyncio.run(ask("POST", "/v1/completions", json={"model": "nano", "prompt": "A"}))
+    early = client.post("/v1/completions", json={"model": "nano", "prompt": "A"})
     assert (early.status_code, early.headers["Retry-After"], early.json()["error"]["code"]) == (503, "1", "loading")
     running.open()
-    health = asyncio.run(ask("GET", "/health"))
+    health = client.get("/health")
     assert (health.status_code, health.json()["status"]) == (200, "ready")
     running.scheduler.drain(20)
     assert running.ended.wait(20)

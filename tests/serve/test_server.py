@@ -434,6 +434,14 @@ def test_a_drain_has_an_end(endless):
         assert server.process.wait(20) == 0
 
 
+def test_a_prompt_that_is_read_back_has_no_more_time_than_another():
+    with running("--request-seconds", "0.1") as server:
+        long = ["Once upon a time there was a sea. " * 40] * 100
+        with pytest.raises(openai.APIStatusError) as refused:
+            tell(server, prompt=long, echo=True, max_tokens=0, logprobs=20)
+        assert (refused.value.status_code, refused.value.code) == (504, "deadline_exceeded")
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_model_without_a_usable_template_says_so_and_names_no_folder(tmp_path, nano, damaged):
     folder = shutil.copytree(nano.folder, tmp_path / "secret" / "base")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from mobilemoe.errors import MobileMoEError, TokenizerError, UsageError
 
+_FORM = re.compile(r"^(str|int)$|[\[(]|^_")  # the name of one of several forms, in the place of a fault
 _MESSAGES = "/v1/messages"  # Anthropic's API
 _MESSAGE_ERRORS = {  # the names of its errors, by status
     401: "authentication_error",
@@ -72,8 +74,9 @@ def as_api_error(fault: Exception, fields: Mapping[str, Any] | None = None) -> A
             return ApiError(404, "this server has no such route: docs/serving.md lists those that it has")
         return ApiError(fault.status_code, str(fault.detail), headers=fault.headers)
     if isinstance(fault, RequestValidationError | ValidationError):
-        first = fault.errors()[0]
-        place = [str(part) for part in first["loc"] if part != "body"]
+        # Where a field has several forms, each has its faults: the deepest is of the form that was meant.
+        first = max(fault.errors(), key=lambda each: len(each["loc"]))
+        place = [str(part) for part in first["loc"] if part != "body" and not _FORM.search(str(part))]
         where = ".".join(place) or "the body"
         return ApiError(400, f"{where}: {first['msg']}", param=place[0] if place else None)
     if isinstance(fault, UsageError | TokenizerError):

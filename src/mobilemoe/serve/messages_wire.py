@@ -178,8 +178,8 @@ class CountRequest(Object):
         for message in self.messages:
             message.add_to(messages)
         fields: dict[str, Any] = {"model": self.model, "messages": messages}
-        if self.tools:
-            choice = self.tool_choice
+        choice = self.tool_choice
+        if self.tools or choice.type not in ("auto", "none"):
             fields["tools"] = [{"type": "function", "function": tool.function()} for tool in self.tools]
             fields["parallel_tool_calls"] = not choice.disable_parallel_tool_use
             fields["tool_choice"] = (

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from mobilemoe.serve.errors import ApiError, as_api_error
 from mobilemoe.serve.mailbox import mailbox
-from mobilemoe.serve.scheduler import Scheduler, Step, Text, Ticket
+from mobilemoe.serve.scheduler import Scheduler, Step, Text, Ticket, too_late
 
 MOST_BEHIND = 10_000  # tokens that wait for a client to take them
 _CLIENT_GONE = 499  # as nginx logs it; nobody reads the response
@@ -77,8 +77,13 @@ class Order:
                     raise each
 
     async def prepared(self) -> None:
+        """ApiError if it takes more than the time that a request has."""
         if self.prepare is not None:
-            await self.prepare()
+            try:
+                async with asyncio.timeout(self._scheduler.request_seconds):
+                    await self.prepare()
+            except TimeoutError:
+                raise too_late(self._scheduler.request_seconds) from None
 
     def cancel(self) -> None:
         self._scheduler.cancel(self._ticket)

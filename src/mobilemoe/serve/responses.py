@@ -31,7 +31,10 @@ class _Stored:
 
 
 class _Store:
-    """Responses that can be asked for and continued until newer ones need their memory, or the server ends."""
+    """Responses that can be asked for and continued until newer ones need their memory, or the server ends.
+
+    For the event loop's thread.
+    """
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, _Stored] = OrderedDict()
@@ -181,11 +184,11 @@ def add_responses(app: FastAPI, desk: Desk) -> None:
         return {"object": "response.input_tokens", "input_tokens": await desk.count(body.chat(conversation(body)))}
 
     @app.get("/v1/responses/{identity}")
-    def retrieve(identity: str) -> dict[str, Any]:
+    async def retrieve(identity: str) -> dict[str, Any]:
         return stored(identity).response
 
     @app.delete("/v1/responses/{identity}")
-    def delete(identity: str) -> dict[str, Any]:
+    async def delete(identity: str) -> dict[str, Any]:
         stored(identity)
         store.remove(identity)
         return {"id": identity, "object": "response", "deleted": True}

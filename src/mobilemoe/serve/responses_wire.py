@@ -106,7 +106,11 @@ _Item = Annotated[
     Annotated[_Message, Tag("message")]
     | Annotated[_Call, Tag("function_call")]
     | Annotated[_CallOutput, Tag("function_call_output")],
-    Discriminator(_kind),
+    Discriminator(
+        _kind,
+        custom_error_type="type_of_item",
+        custom_error_message="The type of an item has to be message, function_call or function_call_output",
+    ),
 ]
 _read_item: TypeAdapter[_Message | _Call | _CallOutput] = TypeAdapter(_Item)
 
@@ -139,6 +143,11 @@ class _StreamOptions(Object):
     include_obfuscation: bool = False  # changes nothing here: no answer is padded
 
 
+_Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+
+
 class ResponsesRequest(Object):
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -147,7 +156,7 @@ class ResponsesRequest(Object):
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool = True
-    metadata: Annotated[dict[str, str], Field(max_length=16)] = Field(default_factory=dict)
+    metadata: _Metadata = Field(default_factory=dict)
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -199,7 +208,7 @@ class ResponsesRequest(Object):
             "top_logprobs": self.top_logprobs or None,
             "response_format": self._format(),
         }
-        if self.tools:
+        if self.tools or self.tool_choice not in ("auto", "none"):
             fields["tools"] = [
                 {"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_none=True)}
                 for tool in self.tools

@@ -99,7 +99,7 @@ class Scheduler:
         memory: Memory | None = None,
     ) -> None:
         self._load, self._parallel, self._most_waiting = load, parallel, queue
-        self._request_seconds, self._memory = request_seconds, memory or Memory()
+        self.request_seconds, self._memory = request_seconds, memory or Memory()
         self._on_ready, self._on_end = on_ready, on_end
         self._changed = threading.Condition()
         self._queue: deque[Ticket] = deque()
@@ -254,12 +254,12 @@ class Scheduler:
 
     def _end_late(self) -> None:
         """Ends the requests whose time is over, whether they run or wait."""
-        oldest = time.monotonic() - self._request_seconds
+        oldest = time.monotonic() - self.request_seconds
         with self._changed:
             tickets = [*(running.ticket for running in self._active.values()), *self._queue]
         for ticket in tickets:
             if ticket.arrived < oldest:
-                self._end(ticket, _too_late(self._request_seconds))
+                self._end(ticket, too_late(self.request_seconds))
 
     def _admit(self, engine: Engine, batch: Batch, prefixes: PrefixCache) -> None:
         """Lets texts join while there is room for them: one of each request that waits, in turn."""
@@ -332,7 +332,7 @@ class Scheduler:
                 ticket.deliver(fault)
 
 
-def _too_late(seconds: float) -> ApiError:
+def too_late(seconds: float) -> ApiError:
     """Whoever sent the request should not send it again as it is: it would take as long."""
     return ApiError(
         504,
