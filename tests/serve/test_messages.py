@@ -239,7 +239,7 @@ def test_other_errors_have_the_shape_too(server, client):
 
 
 def test_a_request_beyond_its_time_ends_the_stream_with_an_error():
-    with running("--request-seconds", "0.05") as server:
+    with running("--request-seconds", "0.001") as server:
         client = anthropic.Anthropic(base_url=server.root, api_key=KEY, max_retries=0)
         fields = {"messages": [{"role": "user", "content": "Tell me a story. " * 60}], "extra": {"top_k": 5000}}
         with pytest.raises(anthropic.APIStatusError, match="limit") as refused:

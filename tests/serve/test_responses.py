@@ -286,7 +286,7 @@ def test_an_error_names_the_place_in_the_input(server, given, message):
 
 
 def test_a_request_beyond_its_time_ends_the_stream_as_failed():
-    with running("--request-seconds", "0.05") as server:
+    with running("--request-seconds", "0.001") as server:
         events = [*ask(server, input="Tell me a story. " * 60, temperature=2, stream=True)]
         with pytest.raises(openai.InternalServerError) as refused:
             ask(server, input="Tell me a story. " * 60, temperature=2)
