@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,24 +32,28 @@ _GONE = "the first process has gone"
 def stop_all_on_failure(rank: int, size: int) -> Iterator[None]:
     """An exception raised inside is reported to the other processes, which then end too.
 
-    Raises TrainError with the message of another process where the exception here is only a consequence of its failure.
-    The communicators are left as they are, since closing them would wait for the others: the caller has to end the
-    process, as `mobilemoe` does at once.
+    Raises TrainError with the message of the process that failed first: where the exception here is only a consequence
+    of another's, or where no sentence says yet what happened (then its traceback is printed before). The communicators
+    are left as they are, since closing them would wait for the others: the caller has to end the process, as
+    `mobilemoe` does at once.
     """
     watch = _Watch(rank)
     watch.start()
     try:
         yield
     except BaseException as fault:
+        known = isinstance(fault, MobileMoEError)
         # An error of torch may be the consequence of a failure that another process is about to report.
-        time.sleep(0 if isinstance(fault, MobileMoEError) else LOOK)
+        time.sleep(0 if known else LOOK)
         watch.over.set()  # this process ends by its exception: the thread need not end it
-        sentence = str(fault) if isinstance(fault, MobileMoEError) else f"{type(fault).__name__}: {fault}"
-        told = watch.told or watch.report(f"process {rank} stopped the training: {sentence}")
+        ours = f"process {rank} stopped the training: " + (str(fault) if known else f"{type(fault).__name__}: {fault}")
+        told = watch.told or watch.report(ours)
         watch.end_all(size)
-        if told is not None and not isinstance(fault, MobileMoEError):
-            raise TrainError(told) from None
-        raise
+        if known or (told is None and not isinstance(fault, Exception)):
+            raise
+        if told is None:
+            traceback.print_exc()
+        raise TrainError(told or ours) from None
     watch.over.set()
 
 
