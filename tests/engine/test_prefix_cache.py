@@ -41,10 +41,13 @@ def write(engine, cache, ids, count=3):
     return made
 
 
-def test_random_prefixes_in_parallel_give_the_tokens_of_a_fresh_start(engine):
-    """Texts that branch off one another at random, sampled, up to four at once, in little memory."""
+@pytest.mark.parametrize("with_folder", [False, True])
+def test_random_prefixes_in_parallel_give_the_tokens_of_a_fresh_start(engine, place, monkeypatch, with_folder):
+    """Texts that branch off one another at random, sampled, up to four at once, in little memory and few files."""
     choose = random.Random(4)
-    cache = PrefixCache(engine, most=engine.kv_bytes(500), total=engine.kv_bytes(600))
+    monkeypatch.setattr("mobilemoe.engine.prefix_cache.MOST_SAVED", 4 * engine.kv_bytes(100))
+    folder = SessionFolder(place, engine) if with_folder else None
+    cache = PrefixCache(engine, most=engine.kv_bytes(500), total=engine.kv_bytes(600), folder=folder)
     batch, running, texts, waited = engine.batch(), {}, [ids_for(engine, 90)], 0
     todo = 40
     while todo or running:
@@ -80,6 +83,10 @@ def test_random_prefixes_in_parallel_give_the_tokens_of_a_fresh_start(engine):
     assert stats.evictions > 5
     assert waited > 0
     assert stats.running_bytes == 0
+    cache.save()
+    files = [*place.iterdir()] if with_folder else []
+    assert cache.stats.saved_sessions == len(files)
+    assert cache.stats.saved_bytes == sum(file.stat().st_size for file in files) <= 4 * engine.kv_bytes(100)
 
 
 def test_a_reused_prefix_gives_the_logits_of_a_fresh_one_bit_for_bit(engine):
@@ -231,6 +238,30 @@ def test_damaged_and_foreign_files_are_left_alone_with_one_sentence(engine, plac
     assert file.name in said[0]
     assert cache.stats.hits == 0
     assert len([*place.iterdir()]) == 5
+    folder.close()
+
+
+def test_what_a_longer_text_replaces_in_the_folder_is_found_in_memory(engine, place):
+    """The file of a text goes when a longer one that begins with it is written, also while the text itself ends."""
+    ids, size = ids_for(engine, 100), engine.kv_bytes(150)
+    folder = SessionFolder(place, engine)
+    cache = PrefixCache(engine, most=2 * size, folder=folder)
+    short = cache.open(ids, 100)
+    short.append(ids)
+    cache.close(short)
+    cache.save()
+    again = cache.open(ids, 100)  # moved: only the file is left
+    longer = cache.open([*ids, 5], 140)
+    longer.append([*ids, *ids_for(engine, 40, seed=1)][len(longer) :])
+    cache.close(longer)
+    other = cache.open(ids_for(engine, 120, seed=2), 120)
+    other.append(ids_for(engine, 120, seed=2))
+    cache.close(other)
+    again.truncate(0)
+    again.append(ids)
+    cache.close(again)
+    cache.save()
+    assert cache.stats.saved_sessions == len([*place.iterdir()]) == 2
     folder.close()
 
 

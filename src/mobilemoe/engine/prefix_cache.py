@@ -72,9 +72,9 @@ class PrefixCache:
         self._by_tokens: list[_Kept] = []  # sorted: those that share most are neighbours
         self._by_use: dict[_Kept, None] = {}  # what was used longest ago comes first
         self._running: dict[Session, _Running] = {}
-        for path, tokens in folder.saved() if folder else ():
+        for path, size, tokens in folder.saved() if folder else ():
             if len(tokens) <= engine.context:
-                self._add(_Kept(tokens, file=path, file_bytes=path.stat().st_size))
+                self._add(_Kept(tokens, file=path, file_bytes=size))
 
     @property
     def stats(self) -> PrefixStats:
@@ -117,15 +117,8 @@ class PrefixCache:
         if at > 0 and _begins(tokens, self._by_tokens[at - 1].tokens):
             self._forget(self._by_tokens[at - 1])
         size = max(self._engine.kv_bytes(len(tokens)), running.filled)
-        if size > self._most or not self._make_room(size, kept=True):
-            return
-        if later is None or later.tokens != tokens:
-            later = _Kept(tokens)
-            self._add(later)
-        later.session, later.bytes = session, size
-        self._now.sessions += 1
-        self._now.bytes += size
-        self._touch(later)
+        if size <= self._most and self._make_room(size, kept=True):
+            self._keep(tokens, session, size)
 
     def count(self, prompt_tokens: int, reused: int) -> None:
         """Notes for `stats` how many tokens of a text's prompt were taken over."""
@@ -172,6 +165,17 @@ class PrefixCache:
         self._touch(source)
         return self._run(session, wanted, filled)
 
+    def _keep(self, tokens: list[int], session: Session, size: int) -> None:
+        at = bisect_left(self._by_tokens, tokens, key=_tokens_of)
+        kept = self._by_tokens[at] if at < len(self._by_tokens) else None
+        if kept is None or kept.tokens != tokens:  # else its file holds the same
+            kept = _Kept(tokens)
+            self._add(kept)
+        kept.session, kept.bytes = session, size
+        self._now.sessions += 1
+        self._now.bytes += size
+        self._touch(kept)
+
     def _run(self, session: Session, reserved: int, filled: int = 0) -> Session:
         self._running[session] = _Running(reserved, filled)
         self._now.running_bytes += reserved
@@ -211,6 +215,10 @@ class PrefixCache:
         """Writes a session to the folder, unless it is there or too short; False if that failed."""
         if self._folder is None or kept.session is None or kept.file is not None or len(kept.tokens) < LEAST_SAVED:
             return True
+        at = self._place(kept)
+        later = self._by_tokens[at + 1] if at + 1 < len(self._by_tokens) else None
+        if later is not None and later.file is not None and _begins(later.tokens, kept.tokens):
+            return True
         try:
             kept.file = self._folder.save(kept.session)
             kept.file_bytes = kept.file.stat().st_size
@@ -219,7 +227,6 @@ class PrefixCache:
             return False
         self._now.saved_sessions += 1
         self._now.saved_bytes += kept.file_bytes
-        at = self._place(kept)
         if at > 0 and _begins(kept.tokens, self._by_tokens[at - 1].tokens):
             self._drop_file(self._by_tokens[at - 1], remove=True)  # an earlier state of the same text
         while self._now.saved_bytes > MOST_SAVED:

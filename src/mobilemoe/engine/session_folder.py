@@ -39,8 +39,8 @@ class SessionFolder:
     def close(self) -> None:
         self._held.close()
 
-    def saved(self) -> Iterator[tuple[Path, list[int]]]:
-        """Each session of this model with its tokens, the one that was used longest ago first.
+    def saved(self) -> Iterator[tuple[Path, int, list[int]]]:
+        """Each session of this model, its file's bytes and its tokens; the one that was used longest ago comes first.
 
         One sentence on standard error says what is ignored.
         """
@@ -49,8 +49,8 @@ class SessionFolder:
             try:
                 if not is_private(path):
                     raise CheckpointError(f"{path} is no file that only you can change")
-                yield path, self._engine.saved_tokens(path)
-            except CheckpointError as fault:
+                yield path, path.stat().st_size, self._engine.saved_tokens(path)
+            except (CheckpointError, OSError) as fault:
                 ignored.append(str(fault))
         if ignored:
             tell(f"{ignored[0]}: it is ignored" + (f", and so are {len(ignored) - 1} more" if ignored[1:] else ""))
