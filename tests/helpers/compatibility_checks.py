@@ -191,6 +191,11 @@ def _measures(api: Api, route: str) -> None:
     assert "mobilemoe_requests_total" in api.http.get("/metrics").text
 
 
+@check("", "GET /openapi.json")
+def _describes_itself(api: Api, route: str) -> None:
+    assert CHAT in api.http.get("/openapi.json").json()["paths"]
+
+
 @check("", "GET /")
 def _has_a_page(api: Api, route: str) -> None:
     assert api.http.get("/").headers["Content-Type"].startswith("text/html")

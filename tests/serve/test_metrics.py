@@ -1,11 +1,14 @@
 """What `/metrics` says, as Prometheus' own parser reads it."""
 
+import re
+
 import httpx
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mobilemoe.serve.metrics import Metrics
+from places import ROOT
 from servers import KEY, running
 
 
@@ -42,6 +45,21 @@ def test_requests_tokens_and_times_are_counted():
     assert 0 < found["mobilemoe_time_per_token_seconds_sum",] < 30
     assert found["mobilemoe_running_texts",] == found["mobilemoe_waiting_requests",] == 0
     assert found["process_resident_memory_bytes",] > 2**20
+
+
+def test_the_document_names_every_number_of_ours():
+    with running() as server:
+        server.client.completions.create(model="nano", prompt="A", max_tokens=2)
+        text = server.http.get("/metrics").text
+    families = text_string_to_metric_families(text)
+    found = {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in families
+        if not family.name.endswith("_created")
+    }
+    document = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    table = document.partition("## What is counted")[2].partition("\n## ")[0]
+    assert {name for name in found if name.startswith("mobilemoe_")} == {*re.findall(r"`(mobilemoe_\w+)`", table)}
 
 
 def test_metrics_need_the_key():
