@@ -157,6 +157,7 @@ class Load:
             return str(choice["message"]["content"] if asked.chat else choice["text"])
         pieces: list[str] = []
         times: list[float] = []
+        ended = None
         async for line in response.aiter_lines():
             if line == "data: [DONE]":
                 break
@@ -165,11 +166,12 @@ class Load:
                 if "error" in event:
                     raise ValueError(event["error"]["message"])
                 for choice in event["choices"]:
+                    ended = choice["finish_reason"] or ended
                     piece = choice["delta"].get("content") if asked.chat else choice["text"]
                     if piece:
                         pieces.append(piece)
                         times.append(time.perf_counter())
-        else:
+        if ended is None:
             raise ValueError("the stream was cut")
         self.seen.tokens += len(times)
         self.seen.firsts += [at - began for at in times[:1]]

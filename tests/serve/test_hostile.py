@@ -99,6 +99,45 @@ def test_a_path_without_post_says_so_and_not_that_a_body_is_missing(server):
     assert server.http.post("/v1/models/nano").status_code == 405
 
 
+PATTERNS = [{"type": "string", "pattern": f".*{letter}.*"} for letter in "abcdefghijklmnopqrstuvwxyz"]
+REFERENCES = {f"d{at}": {"$ref": f"#/$defs/d{at + 1}", **each} for at, each in enumerate(PATTERNS)}
+ALL = json.dumps({"allOf": PATTERNS})
+ESCAPED = ALL.replace("pattern", "\\u0070attern").replace("allOf", "\\u0061llOf")
+CHOICES = [{"anyOf": [{"required": [f"p{at}{of}"], "type": "object"} for of in range(3)]} for at in range(20)]
+FORMS = {
+    "26 patterns at a time": {"json": {"allOf": PATTERNS}},
+    "26 patterns at a time, by references": {"json": {"$ref": "#/$defs/d0", "$defs": REFERENCES | {"d26": {}}}},
+    "26 patterns at a time, in a property": {
+        "json": {"allOf": [{"type": "object", "properties": {"a": pattern}} for pattern in PATTERNS]}
+    },
+    "26 patterns at a time, in a grammar": {"grammar": f"%llguidance {{}}\nstart: %json {ALL}"},
+    "26 patterns at a time, written in escapes": {"grammar": "%llguidance {}\nstart: %json " + ESCAPED},
+    "26 patterns at a time, in llguidance's own form": {
+        "grammar": json.dumps({"grammars": [{"json_schema": {"allOf": PATTERNS}}]})
+    },
+    "brackets 20,000 deep": {"regex": "(" * 20_000 + "a" + ")" * 20_000},
+    "2^60 letters": {"grammar": "".join(f"r{at}: r{at + 1} r{at + 1}\n" for at in range(60)) + 'r60: "a"\nstart: r0'},
+    "20,000 properties": {"json": {"type": "object", "properties": {f"p{at}": {} for at in range(20_000)}}},
+    "100,000 values": {"json": {"enum": [f"v{at}" for at in range(100_000)]}},
+    "3^20 choices": {"json": {"allOf": CHOICES}},
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_form_that_takes_too_much_is_refused_soon(server, form):
+    began, before = time.monotonic(), server.memory()
+    response = post(server, ASKED | {"structured_outputs": form, "max_tokens": 8})
+    assert time.monotonic() - began < 10
+    assert response.status_code == 400, response.text
+    assert server.memory() - before < 300
+
+
+def test_many_patterns_that_need_not_be_fitted_at_a_time_are_taken(server):
+    schema = {"type": "object", "properties": {f"p{at}": {"$ref": f"#/$defs/d{at}"} for at in range(26)}}
+    schema["$defs"] = {f"d{at}": pattern for at, pattern in enumerate(PATTERNS)}
+    assert post(server, ASKED | {"structured_outputs": {"json": schema}}).status_code == 200
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "text"])
 def test_only_json_is_taken_so_that_no_page_can_send_a_form(server, kind):
     response = post(server, ASKED, **{"Content-Type": kind})

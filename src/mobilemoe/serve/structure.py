@@ -18,6 +18,7 @@ import llguidance
 import numpy as np
 
 from mobilemoe.engine.guides import Bits
+from mobilemoe.serve.bounds import check_bounds
 from mobilemoe.serve.errors import ApiError
 from mobilemoe.serve.fields import JsonObjectFormat, JsonSchemaFormat, ResponseFormat, StructuredOutputs
 from mobilemoe.tokenizer import Tokenizer
@@ -114,6 +115,7 @@ class Grammars:
     def compile(self, text: str, param: str) -> Structure:
         """ApiError 400 that names `param` for a grammar that cannot be followed."""
         try:
+            check_bounds(text)
             return self._compile(text) if len(text) > _LARGEST_KEPT else self._compiled(text)
         except ValueError as fault:
             raise ApiError(400, f"{param} cannot be followed: {fault}", param=param) from None
