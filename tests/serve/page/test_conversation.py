@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import expect
 
 import mobilemoe
-from pages import answered, answers_with, send, set_number
+from pages import answered, answers_with, opened, send, set_number
 
 pytest_plugins = ["pages"]
 QUESTION = "What is 58 minus 23?"
@@ -278,3 +278,34 @@ def test_the_end_stays_in_sight_unless_the_user_scrolls_away_from_it(page):
     page.click("#latest")
     expect(page.locator("#latest")).to_be_hidden()
     assert page.evaluate(gap) < 60
+
+
+def test_a_text_is_copied_where_the_browser_gives_no_clipboard_too(context, server):
+    """As over plain HTTP from another machine."""
+    context.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    page = opened(context, server)
+    answers_with(page, "To be copied")
+    send(page, "Say it")
+    answered(page)
+    page.locator(".message").last.get_by_label("Copy").click()
+    expect(page.locator(".done")).to_have_count(1)
+    page.focus("#prompt")
+    page.keyboard.press("Control+v")
+    assert page.input_value("#prompt") == "To be copied"
+
+
+def test_the_page_waits_for_the_model_and_says_when_nothing_answers(context, server):
+    state = {"status": "loading", "running": 0, "waiting": 0}
+    page = context.new_page()
+    page.route("**/health", lambda route: route.fulfill(status=503, body=json.dumps(state)))
+    page.goto(f"{server.root}/")
+    expect(page.locator("#state")).to_have_text("The model is being loaded")
+    page.fill("#prompt", "Too early")
+    expect(page.locator("#send")).to_be_disabled()
+    page.unroute("**/health")
+    expect(page.locator("#state")).to_have_text("nano")
+    expect(page.locator("#send")).to_be_enabled()
+    context.set_offline(True)
+    page.keyboard.press("Enter")
+    expect(page.locator(".failure")).to_contain_text("The server does not answer")
+    expect(page.locator("#state")).to_have_text("The server does not answer")

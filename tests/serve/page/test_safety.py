@@ -5,11 +5,14 @@ a script, a dialog, or a new tab: see `pages.context`.
 """
 
 import json
+import re
+from pathlib import Path
 
 import httpx
 import pytest
 from playwright.sync_api import expect
 
+from mobilemoe.serve import page as page_routes
 from mobilemoe.serve.page import PATHS
 from pages import answered, answers_with, opened, send
 from servers import KEY, running
@@ -247,3 +250,21 @@ def test_where_nothing_is_kept_the_page_says_so(context, server):
     send(page, "What is 58 minus 23?")
     answered(page)
     expect(page.locator("#conversations .name")).to_have_count(1)
+
+
+def test_no_file_of_the_page_turns_text_into_html_or_names_another_host():
+    """In browsers, too, that do not know the policy's rule for it."""
+    folder = Path(page_routes.__file__).parent / "assets"
+    for file in folder.iterdir():
+        text = file.read_text()
+        for forbidden in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacent",
+            "document.write",
+            "eval(",
+            "new Function",
+            "style=",
+        ):
+            assert forbidden not in text, (file.name, forbidden)
+        assert set(re.findall(r"https?://[\w.]+", text)) <= {"http://www.w3.org"}, file.name

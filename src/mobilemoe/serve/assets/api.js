@@ -21,7 +21,12 @@ const headers = () => {
 async function request(path, options = {}) {
   let response;
   try {
-    response = await fetch(path, { ...options, headers: { ...headers(), ...options.headers }, cache: "no-store", referrerPolicy: "no-referrer" });
+    response = await fetch(path, {
+      ...options,
+      headers: { ...headers(), ...options.headers },
+      cache: "no-store",
+      referrerPolicy: "no-referrer",
+    });
   } catch (fault) {
     if (fault.name === "AbortError") throw fault;
     throw new ApiFailure(SILENT, "The server does not answer. Is it still running?");

@@ -3,7 +3,7 @@
 // { id, title, named, created, updated, settings, head, messages: [{ id, parent, role, text, created, ... }] }
 // An answer also has: finish (null while it is written; stop, length, stopped, failed), error, format (text, json),
 // stats { tokens, prompt, first, seconds } and
-// routing { layers, width, active, pieces: [text], experts: [[id, ...]] }: the experts of a layer are `width`, a token uses
+// routing { layers, width, active, pieces: [text], experts: [[id, ...]] }: a layer has `width` experts, a token uses
 // `active` of them, and the lists of all layers stand behind each other.
 
 export const DEFAULTS = Object.freeze({
@@ -39,7 +39,16 @@ const newId = () => crypto.getRandomValues(new Uint32Array(4)).reduce((text, par
 export function newConversation(settings) {
   const now = Date.now();
   const copy = { ...settings };
-  return { id: newId(), title: "New conversation", named: false, created: now, updated: now, settings: copy, head: null, messages: [] };
+  return {
+    id: newId(),
+    title: "New conversation",
+    named: false,
+    created: now,
+    updated: now,
+    settings: copy,
+    head: null,
+    messages: [],
+  };
 }
 
 /** Adds a message behind `parent` (null: the first) and shows it. */
@@ -74,7 +83,8 @@ export const versions = (conversation, message) =>
 /** Shows another version of a message, with what last followed it. */
 export function showVersion(conversation, message) {
   let last = message;
-  for (const other of conversation.messages) if (other.parent === last.id) last = other; // a child stands behind its parent
+  // One pass finds the end: a message stands behind its parent.
+  for (const other of conversation.messages) if (other.parent === last.id) last = other;
   conversation.head = last.id;
 }
 
@@ -82,7 +92,8 @@ export function showVersion(conversation, message) {
 export function requestFor(conversation, parent, model, withRouting) {
   const { system, format, schema, ...numbers } = conversation.settings;
   const messages = [];
-  for (let at = find(conversation, parent); at; at = find(conversation, at.parent)) messages.unshift({ role: at.role, content: at.text });
+  for (let at = find(conversation, parent); at; at = find(conversation, at.parent))
+    messages.unshift({ role: at.role, content: at.text });
   if (system.trim()) messages.unshift({ role: "system", content: system });
   const body = { model, messages, stream: true, stream_options: { include_usage: true } };
   for (const [name, value] of Object.entries(numbers)) {

@@ -6,7 +6,16 @@ import { byId } from "./dom.js";
  * Opens the dialog and resolves to what was entered, or to null if it was cancelled. `label`: of the field; without
  * one the answer is "" for yes. `check(text)` may give a fault, and the dialog stays open.
  */
-export function ask({ title, text = "", label = null, value = "", go, danger = false, secret = false, check = () => null }) {
+export function ask({
+  title,
+  text = "",
+  label = null,
+  value = "",
+  go,
+  danger = false,
+  secret = false,
+  check = () => null,
+}) {
   const dialog = byId("ask");
   const field = byId("ask-input");
   byId("ask-title").textContent = title;

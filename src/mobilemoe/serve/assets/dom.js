@@ -28,7 +28,8 @@ export function make(tag, props = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
     if (name === "class") node.className = value;
-    else if (name === "on") for (const [event, listener] of Object.entries(value)) node.addEventListener(event, listener);
+    else if (name === "on")
+      for (const [event, listener] of Object.entries(value)) node.addEventListener(event, listener);
     else if (name === "attrs") for (const [attr, text] of Object.entries(value)) node.setAttribute(attr, text);
     else node[name] = value;
   }
@@ -52,7 +53,11 @@ export function icon(name) {
 /** A small button with an icon; its name is read out, and shown when a pointer rests on it. */
 export function iconButton(name, label, onClick, props = {}) {
   const attrs = { "aria-label": label, ...props.attrs };
-  return make("button", { type: "button", class: "plain", title: label, ...props, attrs, on: { click: onClick } }, icon(name));
+  return make(
+    "button",
+    { type: "button", class: "plain", title: label, ...props, attrs, on: { click: onClick } },
+    icon(name),
+  );
 }
 
 /** Copies a text, and shows for a moment on `button` that this was done. */

@@ -15,7 +15,8 @@ export class Drawers {
     this.#onChange = onChange;
     byId(LEFT).hidden = NARROW.matches;
     for (const id of IDS) byId(`toggle-${id}`).addEventListener("click", () => this.toggle(id));
-    for (const button of document.querySelectorAll("[data-close]")) button.addEventListener("click", () => this.close(button.dataset.close));
+    for (const button of document.querySelectorAll("[data-close]"))
+      button.addEventListener("click", () => this.close(button.dataset.close));
     document.addEventListener("keydown", (event) => {
       const open = IDS.find((id) => byId(id).contains(event.target) && this.#isSheet(id));
       if (event.key === "Escape" && open && !event.defaultPrevented) {
@@ -40,7 +41,8 @@ export class Drawers {
   }
 
   open(id) {
-    for (const other of IDS) if (other !== id && (NARROW.matches || (other !== LEFT && id !== LEFT))) byId(other).hidden = true;
+    for (const other of IDS)
+      if (other !== id && (NARROW.matches || (other !== LEFT && id !== LEFT))) byId(other).hidden = true;
     byId(id).hidden = false;
     this.#opener = document.activeElement;
     this.#settle();
@@ -52,7 +54,8 @@ export class Drawers {
     const held = byId(id).contains(document.activeElement);
     byId(id).hidden = true;
     this.#settle();
-    if (held) (this.#opener?.isConnected && this.#opener !== document.body ? this.#opener : byId(`toggle-${id}`)).focus();
+    if (held)
+      (this.#opener?.isConnected && this.#opener !== document.body ? this.#opener : byId(`toggle-${id}`)).focus();
     this.#onChange(id, false);
   }
 
@@ -65,6 +68,9 @@ export class Drawers {
     for (const id of IDS) byId(`toggle-${id}`).setAttribute("aria-expanded", String(this.isOpen(id)));
     byId("main").inert = NARROW.matches && IDS.some((id) => this.isOpen(id));
     document.body.classList.toggle("with-sidebar", this.isOpen(LEFT));
-    document.body.classList.toggle("with-panel", IDS.some((id) => id !== LEFT && this.isOpen(id)));
+    document.body.classList.toggle(
+      "with-panel",
+      IDS.some((id) => id !== LEFT && this.isOpen(id)),
+    );
   }
 }

@@ -7,7 +7,8 @@ const FONT = "11px system-ui, sans-serif";
 /** counts[layer][expert] over `tokens`, each a flat list of layers x active experts. */
 export function countExperts(tokens, { layers, width, active }) {
   const counts = Array.from({ length: layers }, () => new Array(width).fill(0));
-  for (const flat of tokens) for (const [place, expert] of flat.entries()) counts[Math.floor(place / active)][expert] += 1;
+  for (const flat of tokens)
+    for (const [place, expert] of flat.entries()) counts[Math.floor(place / active)][expert] += 1;
   return counts;
 }
 
@@ -31,17 +32,24 @@ export class HeatMap {
     const { layers, width: experts } = this.#shape;
     const width = this.#canvas.parentElement.clientWidth;
     const across = (width - LABEL) / experts;
-    return { width, across, down: Math.min(24, Math.max(9, across)), height: TOP + layers * Math.min(24, Math.max(9, across)) };
+    return {
+      width,
+      across,
+      down: Math.min(24, Math.max(9, across)),
+      height: TOP + layers * Math.min(24, Math.max(9, across)),
+    };
   }
 
   #cellAt(x, y) {
     if (!this.#shape) return null;
     const { across, down } = this.#sizes();
     const [layer, expert] = [Math.floor((y - TOP) / down), Math.floor((x - LABEL) / across)];
-    return layer >= 0 && layer < this.#shape.layers && expert >= 0 && expert < this.#shape.width ? { layer, expert } : null;
+    return layer >= 0 && layer < this.#shape.layers && expert >= 0 && expert < this.#shape.width
+      ? { layer, expert }
+      : null;
   }
 
-  /** Draws the counts over `total` tokens, with rings around the experts in `selected` (flat; best first in a layer). */
+  /** Draws the counts over `total` tokens, with rings around the experts in `selected` (flat). */
   draw(shape, counts, total, selected) {
     [this.#shape, this.#counts, this.#total] = [shape, counts, total];
     const { width, across, down, height } = this.#sizes();
@@ -78,7 +86,8 @@ export class HeatMap {
     draw.textAlign = "center";
     const every = across > 18 ? 1 : across > 9 ? 5 : 10;
     for (let expert = 0; expert < shape.width; expert += 1) {
-      if ((expert + 1) % every === 0 || expert === 0) draw.fillText(String(expert + 1), LABEL + (expert + 0.5) * across - gap / 2, TOP / 2);
+      if ((expert + 1) % every === 0 || expert === 0)
+        draw.fillText(String(expert + 1), LABEL + (expert + 0.5) * across - gap / 2, TOP / 2);
     }
     draw.strokeStyle = ring;
     draw.lineWidth = 2;

@@ -34,7 +34,7 @@ function scan(text) {
     if (plain) items.push(plain);
     plain = "";
   };
-  for (let at = 0; at < text.length; ) {
+  for (let at = 0; at < text.length;) {
     const mark = text[at];
     if (mark === "\\" && at + 1 < text.length && PUNCTUATION.test(text[at + 1])) {
       plain += text[at + 1];
@@ -98,7 +98,7 @@ function runLength(text, at) {
 }
 
 function closingTicks(text, from, run) {
-  for (let at = text.indexOf("`", from); at >= 0; ) {
+  for (let at = text.indexOf("`", from); at >= 0;) {
     const found = runLength(text, at);
     if (found === run) return at;
     at = text.indexOf("`", at + found);
@@ -122,7 +122,7 @@ function delimiter(text, at, run) {
   };
 }
 
-/** The address that begins here. Trailing punctuation belongs to the sentence, and a bracket that it did not open too. */
+/** The address that begins here. Punctuation behind it belongs to the sentence, and a bracket that it did not open. */
 function bareAddress(text, at) {
   BARE.lastIndex = at;
   const address = BARE.exec(text)?.[0] ?? "";

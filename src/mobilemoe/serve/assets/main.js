@@ -2,9 +2,9 @@
 
 import { Announcer } from "./announcer.js";
 import * as api from "./api.js";
-import { addMessage, DEFAULTS, find, newConversation, path, schemaFault, showVersion } from "./conversation.js";
+import { addMessage, DEFAULTS, newConversation, path, schemaFault, showVersion } from "./conversation.js";
 import { ask } from "./dialogs.js";
-import { byId, icon, make, saveFile } from "./dom.js";
+import { byId, icon, make } from "./dom.js";
 import { Drawers } from "./drawers.js";
 import { recall, remember } from "./memory.js";
 import { RoutingView } from "./routing.js";
@@ -14,7 +14,7 @@ import { Sidebar } from "./sidebar.js";
 import { Status } from "./status.js";
 import { Store } from "./store.js";
 import { Thread } from "./thread.js";
-import { fileName, fromJson, ImportFault, settingsOf, toJson, toMarkdown } from "./transfer.js";
+import { importInto, saveAsJson, saveAsMarkdown, settingsOf } from "./transfer.js";
 import { Writing } from "./writing.js";
 
 const EXAMPLES = [
@@ -143,7 +143,9 @@ async function write(parent) {
   const fault = await writing.run(status.model, kind);
   writing = null;
   announcer.grow(answer.text, true);
-  announcer.say(fault ? `The answer failed. ${fault.message}` : answer.finish === "stopped" ? "Stopped." : "End of the answer.");
+  announcer.say(
+    fault ? `The answer failed. ${fault.message}` : answer.finish === "stopped" ? "Stopped." : "End of the answer.",
+  );
   await save(here);
   if (here === conversation) {
     thread.update(answer);
@@ -213,7 +215,8 @@ async function openConversation(id) {
   const found = writing?.conversation.id === id ? writing.conversation : await store.get(id);
   if (!found) return begin();
   if (found !== writing?.conversation) {
-    for (const message of found.messages) if (message.finish === null) message.finish = "stopped"; // the page was closed
+    const unfinished = found.messages.filter((message) => message.finish === null);
+    for (const message of unfinished) message.finish = "stopped"; // the page was closed meanwhile
   }
   conversation = found;
   history.replaceState(null, "", addressOf(id));
@@ -248,28 +251,18 @@ async function remove(id) {
 }
 
 async function exportMarkdown(id) {
-  const each = await byIdOrOpen(id);
-  saveFile(fileName(each.title, "md"), "text/markdown", toMarkdown(each));
+  saveAsMarkdown(await byIdOrOpen(id));
 }
 
 async function exportJson(id) {
   const each = await byIdOrOpen(id);
-  saveFile(fileName(each.title, "json"), "application/json", toJson([each]));
+  saveAsJson([each], each.title);
 }
 
 async function importFile(file) {
-  try {
-    const found = fromJson(await file.text());
-    const there = new Set((await store.all()).map((each) => each.id));
-    for (const each of found) {
-      if (there.has(each.id)) each.id = newConversation(DEFAULTS).id; // both stay
-      await store.put(each);
-    }
-    notice(`${found.length} conversation${found.length === 1 ? " was" : "s were"} imported.`);
-    if (found.length) await openConversation(found[0].id);
-  } catch (fault) {
-    notice(fault instanceof ImportFault ? `Nothing was imported. ${fault.message}` : `Nothing was imported: ${fault.message}`);
-  }
+  const { said, first } = await importInto(store, file);
+  notice(said);
+  if (first) await openConversation(first);
 }
 
 // The server
@@ -332,7 +325,7 @@ byId("latest").addEventListener("click", toEnd);
 scroll.addEventListener("scroll", scrolled, { passive: true });
 for (const each of [scroll, byId("thread")]) resized.observe(each);
 byId("help").addEventListener("click", () => byId("shortcuts").showModal());
-byId("export-all").addEventListener("click", async () => saveFile("conversations.json", "application/json", toJson(await store.all())));
+byId("export-all").addEventListener("click", async () => saveAsJson(await store.all(), "conversations"));
 byId("import").addEventListener("click", () => byId("import-file").click());
 byId("import-file").addEventListener("change", async (event) => {
   const [file] = event.target.files;
@@ -340,7 +333,7 @@ byId("import-file").addEventListener("change", async (event) => {
   event.target.value = "";
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape" || event.defaultPrevented || document.querySelector("dialog[open]")) return;
+  if (event.key !== "Escape" || event.defaultPrevented || document.querySelector("dialog[open], :popover-open")) return;
   if (writing?.conversation === conversation) writing.stop();
   else if (event.target === prompt) scroll.focus();
 });
@@ -368,7 +361,8 @@ listen([
   ["r", "Write the last answer again", () => last("assistant") && regenerate(last("assistant"))],
   ["?", "Show this list", () => byId("shortcuts").showModal()],
 ]);
-for (const text of EXAMPLES) byId("examples").append(make("li", {}, make("button", { type: "button", on: { click: () => send(text) } }, text)));
+for (const text of EXAMPLES)
+  byId("examples").append(make("li", {}, make("button", { type: "button", on: { click: () => send(text) } }, text)));
 
 if (!store.lasting) notice("This browser keeps nothing for this page: the conversations are gone when you close it.");
 const wanted = decodeURIComponent(location.hash.slice(1));

@@ -39,14 +39,18 @@ export function codeBlock(code, language) {
     "figure",
     { class: "code" },
     make("figcaption", {}, make("span", {}, language || "text"), copy),
-    make("pre", { tabIndex: 0, attrs: { role: "region", "aria-label": name } }, make("code", {}, ...highlighted(code, language))),
+    make(
+      "pre",
+      { tabIndex: 0, attrs: { role: "region", "aria-label": name } },
+      make("code", {}, ...highlighted(code, language)),
+    ),
   );
 }
 
 /** The blocks of `lines`, each with its source and a function that builds its node. */
 function split(lines, depth) {
   const blocks = [];
-  for (let at = 0; at < lines.length; ) {
+  for (let at = 0; at < lines.length;) {
     if (!lines[at].trim()) {
       at += 1;
       continue;
@@ -80,7 +84,11 @@ function blockAt(lines, at, depth) {
   const columns = tableAt(lines, at);
   if (columns) return table(lines, at, columns);
   const end = after(lines, at + 1, (each, place) => each.trim() && !startsBlock(lines, place, depth));
-  const text = lines.slice(at, end).map((each) => each.trimStart()).join("\n").trimEnd();
+  const text = lines
+    .slice(at, end)
+    .map((each) => each.trimStart())
+    .join("\n")
+    .trimEnd();
   return [end, () => make("p", {}, ...inline(text))];
 }
 
@@ -139,7 +147,8 @@ function list(lines, at, depth) {
     items.push(mine);
   }
   const first = ordered ? Number.parseInt(ITEM.exec(lines[at])[2], 10) : 1;
-  const build = () => make(ordered ? "ol" : "ul", ordered ? { start: first } : {}, ...items.map((each) => item(each, loose, depth)));
+  const build = () =>
+    make(ordered ? "ol" : "ul", ordered ? { start: first } : {}, ...items.map((each) => item(each, loose, depth)));
   return [place, build];
 }
 
@@ -149,14 +158,25 @@ function item(lines, loose, depth) {
   const flat = loose ? nodes : nodes.flatMap((node) => (node.tagName === "P" ? [...node.childNodes] : [node]));
   if (task) {
     const done = task[1] !== " ";
-    flat.unshift(make("input", { type: "checkbox", disabled: true, checked: done, attrs: { "aria-label": done ? "done" : "to do" } }), " ");
+    flat.unshift(
+      make("input", {
+        type: "checkbox",
+        disabled: true,
+        checked: done,
+        attrs: { "aria-label": done ? "done" : "to do" },
+      }),
+      " ",
+    );
   }
   return make("li", task ? { class: "task" } : {}, ...flat);
 }
 
 /** The cells of a row; a bar behind a backslash belongs to its cell. */
 function cells(line) {
-  const text = line.trim().replace(/^\|/, "").replace(/(?<!\\)\|$/, "");
+  const text = line
+    .trim()
+    .replace(/^\|/, "")
+    .replace(/(?<!\\)\|$/, "");
   return text.split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
 }
 

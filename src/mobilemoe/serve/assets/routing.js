@@ -16,7 +16,7 @@ export class RoutingView {
   constructor() {
     this.#map = new HeatMap(byId("map"), (cell) => {
       byId("cell").textContent = cell
-        ? `Layer ${cell.layer + 1}, expert ${cell.expert + 1}: ${cell.count} of ${cell.total} tokens (${percent(cell.count, cell.total)})`
+        ? `Layer ${cell.layer + 1}, expert ${cell.expert + 1}: ${cell.count} of ${cell.total} tokens`
         : "";
     });
     byId("token").addEventListener("input", () => this.#select(byId("token").valueAsNumber - 1));
@@ -51,7 +51,7 @@ export class RoutingView {
     byId("routing-hint").textContent = !hasExperts
       ? "This model has no experts: every token takes the same way."
       : answer
-        ? "The experts of each layer in the pass that wrote the token. Point at a token, or move along them with the slider."
+        ? "The experts in the pass that wrote each token, by layer. Point at a token, or use the slider."
         : "No answer here tells which experts wrote its tokens yet. Send a message.";
     byId("with-routing").disabled = !hasExperts;
     if (answer) this.#grow();
@@ -80,7 +80,8 @@ export class RoutingView {
     span?.classList.add("selected");
     if (span) {
       const below = span.offsetTop + span.offsetHeight - strip.scrollTop - strip.clientHeight;
-      if (below > 0 || span.offsetTop < strip.scrollTop) strip.scrollTop += below > 0 ? below : span.offsetTop - strip.scrollTop;
+      if (below > 0 || span.offsetTop < strip.scrollTop)
+        strip.scrollTop += below > 0 ? below : span.offsetTop - strip.scrollTop;
     }
     byId("token").value = place + 1;
     this.draw();
@@ -104,13 +105,16 @@ export class RoutingView {
     const counts = countExperts(tokens, routing);
     const used = routing.experts[place];
     const most = this.#map.draw(routing, counts, tokens.length, used);
-    const spelt = `Token ${place + 1} of ${routing.experts.length}: “${routing.pieces[place] || "part of a character"}”`;
+    const piece = routing.pieces[place] || "part of a character";
+    const spelt = `Token ${place + 1} of ${routing.experts.length}: “${piece}”`;
     byId("token").setAttribute("aria-valuetext", spelt);
     byId("token-text").textContent = spelt;
     byId("most").textContent = percent(most, tokens.length);
     const unused = counts.flat().filter((count) => count === 0).length;
     const size = routing.layers * routing.width;
-    byId("map").setAttribute("aria-label", `Map of ${routing.layers} layers and ${routing.width} experts over ${tokens.length} tokens: ${unused} of ${size} experts were never used. The table below tells the same.`);
+    const map = `Map of ${routing.layers} layers and ${routing.width} experts over ${tokens.length} tokens`;
+    const told = `${map}: ${unused} of ${size} experts were never used. The table below tells the same.`;
+    byId("map").setAttribute("aria-label", told);
     if (byId("as-text").open) byId("routing-table").replaceChildren(table(counts, used, routing.active, tokens.length));
   }
 }
@@ -119,10 +123,20 @@ function table(counts, used, active, total) {
   const rows = counts.map((row, layer) => {
     const mine = used.slice(layer * active, (layer + 1) * active).map((expert) => expert + 1);
     const order = row.map((count, expert) => [count, expert]).sort((a, b) => b[0] - a[0] || a[1] - b[1]);
-    const often = order.slice(0, 3).filter(([count]) => count).map(([count, expert]) => `${expert + 1} (${percent(count, total)})`);
+    const often = order
+      .slice(0, 3)
+      .filter(([count]) => count)
+      .map(([count, expert]) => `${expert + 1} (${percent(count, total)})`);
     const never = row.filter((count) => count === 0).length;
-    return make("tr", {}, make("th", { scope: "row" }, String(layer + 1)), ...[mine.join(", "), often.join(", "), String(never)].map((text) => make("td", {}, text)));
+    return make(
+      "tr",
+      {},
+      make("th", { scope: "row" }, String(layer + 1)),
+      ...[mine.join(", "), often.join(", "), String(never)].map((text) => make("td", {}, text)),
+    );
   });
-  const head = ["Layer", "This token's experts", "Most used", "Never used"].map((text) => make("th", { scope: "col" }, text));
+  const head = ["Layer", "This token's experts", "Most used", "Never used"].map((text) =>
+    make("th", { scope: "col" }, text),
+  );
   return make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows));
 }

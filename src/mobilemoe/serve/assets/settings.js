@@ -63,6 +63,21 @@ export class Settings {
 function field([name, label, min, max, step, hint]) {
   const about = `about-${name}`;
   const optional = DEFAULTS[name] === null;
-  const input = make("input", { type: "number", id: `set-${name}`, name, min, max, step: step < 1 ? "any" : step, required: !optional, attrs: { "aria-describedby": about, inputmode: "decimal" } });
-  return make("div", { class: "number" }, make("label", { htmlFor: `set-${name}` }, label), input, make("p", { id: about, class: "hint" }, hint));
+  const input = make("input", {
+    type: "number",
+    id: `set-${name}`,
+    name,
+    min,
+    max,
+    step: step < 1 ? "any" : step,
+    required: !optional,
+    attrs: { "aria-describedby": about, inputmode: "decimal" },
+  });
+  return make(
+    "div",
+    { class: "number" },
+    make("label", { htmlFor: `set-${name}` }, label),
+    input,
+    make("p", { id: about, class: "hint" }, hint),
+  );
 }

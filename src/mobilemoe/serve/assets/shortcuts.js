@@ -22,7 +22,8 @@ export function listen(keys) {
   const actions = new Map(keys.map(([key, , action]) => [key, action]));
   document.addEventListener("keydown", (event) => {
     const busy = event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.defaultPrevented;
-    if (busy || !on.checked || event.target.matches(FIELDS) || document.querySelector("dialog[open], [popover]:popover-open")) return;
+    if (busy || !on.checked || event.target.matches(FIELDS) || document.querySelector("dialog[open], :popover-open"))
+      return;
     const action = actions.get(event.key);
     if (!action) return;
     event.preventDefault();

@@ -25,13 +25,23 @@ export class Sidebar {
     const held = document.activeElement?.closest("#conversations li")?.dataset.id;
     byId("no-conversations").hidden = conversations.length > 0;
     byId("conversations").replaceChildren(...conversations.map((each) => this.#row(each, open, writing)));
-    if (held) byId("conversations").querySelector(`[data-id="${CSS.escape(held)}"] button`)?.focus();
+    if (held)
+      byId("conversations")
+        .querySelector(`[data-id="${CSS.escape(held)}"] button`)
+        ?.focus();
   }
 
   #row({ id, title }, open, writing) {
-    const name = make("button", { type: "button", class: "name", title, on: { click: () => this.#actions.open(id) } }, title);
+    const name = make(
+      "button",
+      { type: "button", class: "name", title, on: { click: () => this.#actions.open(id) } },
+      title,
+    );
     if (id === open) name.setAttribute("aria-current", "true");
-    const more = iconButton("more", `Actions for ${title}`, () => this.menu(id, more), { class: "plain more", attrs: { "aria-haspopup": "dialog" } });
+    const more = iconButton("more", `Actions for ${title}`, () => this.menu(id, more), {
+      class: "plain more",
+      attrs: { "aria-haspopup": "dialog" },
+    });
     const row = make("li", { class: id === writing ? "writing" : "" }, name, more);
     row.dataset.id = id;
     return row;

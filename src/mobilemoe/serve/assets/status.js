@@ -4,7 +4,11 @@ import * as api from "./api.js";
 import { byId } from "./dom.js";
 import { speedOf } from "./thread.js";
 
-const WORDS = { loading: "The model is being loaded", draining: "The server is about to end", silent: "The server does not answer" };
+const WORDS = {
+  loading: "The model is being loaded",
+  draining: "The server is about to end",
+  silent: "The server does not answer",
+};
 
 export class Status {
   ready = false;
@@ -19,7 +23,10 @@ export class Status {
     this.ready = state === "ready";
     byId("state").textContent = this.ready ? (this.model ?? "Ready") : WORDS[state];
     byId("state").classList.toggle("waiting", !this.ready);
-    if (!this.ready) return null;
+    if (!this.ready) {
+      this.shape = null; // it may come back with another model
+      return null;
+    }
     try {
       if (!this.shape) await this.learn();
       if (!document.hidden) await this.memory();
@@ -53,6 +60,7 @@ export class Status {
     byId("speed").textContent = stats ? speedOf(stats) : "";
     const used = stats?.prompt ? stats.prompt + stats.tokens : 0;
     const context = this.shape?.context;
-    byId("fill").textContent = used && context ? `${used.toLocaleString("en")} of ${context.toLocaleString("en")} tokens` : "";
+    byId("fill").textContent =
+      used && context ? `${used.toLocaleString("en")} of ${context.toLocaleString("en")} tokens` : "";
   }
 }

@@ -49,7 +49,8 @@ export class Thread {
     node.classList.toggle("writing", writing);
     node.setAttribute("aria-busy", String(writing));
     if (message.role === "user") body.textContent = message.text;
-    else if (message.format === "json") body.replaceChildren(...(message.text ? [codeBlock(message.text, "json")] : []));
+    else if (message.format === "json")
+      body.replaceChildren(...(message.text ? [codeBlock(message.text, "json")] : []));
     else if (message.text.length > LONG) body.textContent = message.text;
     else showMarkdown(body, message.text);
     foot.replaceChildren(...(writing ? [] : this.#foot(message)));
@@ -58,14 +59,27 @@ export class Thread {
   #foot(message) {
     const parts = [];
     if (message.finish === "failed") {
-      const again = make("button", { type: "button", class: "plain", on: { click: () => this.#actions.regenerate(message) } }, "Try again");
+      const again = make(
+        "button",
+        { type: "button", class: "plain", on: { click: () => this.#actions.regenerate(message) } },
+        "Try again",
+      );
       parts.push(make("p", { class: "failure", attrs: { role: "alert" } }, message.error, " ", again));
     }
     if (ENDS[message.finish]) parts.push(make("p", { class: "ending" }, ENDS[message.finish]));
+    if (message.finish === "failed" && !message.text) return parts;
     const row = make("div", { class: "row" });
     const copy = iconButton("copy", "Copy", () => copyText(message.text, copy));
-    if (message.role === "user") row.append(iconButton("edit", "Edit and send again", () => this.edit(message), { class: "plain edit" }), copy);
-    else row.append(copy, iconButton("again", "Write another answer", () => this.#actions.regenerate(message), { class: "plain again" }));
+    if (message.role === "user")
+      row.append(
+        iconButton("edit", "Edit and send again", () => this.edit(message), { class: "plain edit" }),
+        copy,
+      );
+    else
+      row.append(
+        copy,
+        iconButton("again", "Write another answer", () => this.#actions.regenerate(message), { class: "plain again" }),
+      );
     row.append(...this.#versions(message));
     if (message.stats?.tokens) row.append(make("span", { class: "stats" }, statsOf(message.stats)));
     parts.push(row);
@@ -78,14 +92,22 @@ export class Thread {
     const place = all.indexOf(message);
     const step = (name, label, to) =>
       iconButton(name, label, () => this.#actions.show(all[to]), { disabled: !all[to], class: `plain ${name}` });
-    const text = make("span", { class: "count", attrs: { "aria-label": `Version ${place + 1} of ${all.length}` } }, `${place + 1}/${all.length}`);
+    const text = make(
+      "span",
+      { class: "count", attrs: { "aria-label": `Version ${place + 1} of ${all.length}` } },
+      `${place + 1}/${all.length}`,
+    );
     return [step("left", "Earlier version", place - 1), text, step("right", "Later version", place + 1)];
   }
 
   /** Turns the user's message into a field; sending it makes a new version of the message. */
   edit(message) {
     const { body, foot, node } = this.#shown.get(message.id);
-    const field = make("textarea", { value: message.text, class: "editor", attrs: { "aria-label": "Edit your message" } });
+    const field = make("textarea", {
+      value: message.text,
+      class: "editor",
+      attrs: { "aria-label": "Edit your message" },
+    });
     const close = () => {
       node.classList.remove("editing");
       this.update(message);
@@ -129,6 +151,7 @@ export function speedOf({ tokens, first, seconds }) {
 
 function statsOf(stats) {
   const first = stats.first >= 0.05 ? `first after ${stats.first.toFixed(1)} s` : "";
-  return [`${stats.tokens.toLocaleString("en")} token${stats.tokens === 1 ? "" : "s"}`, speedOf(stats), first].filter(Boolean).join(" · ");
+  return [`${stats.tokens.toLocaleString("en")} token${stats.tokens === 1 ? "" : "s"}`, speedOf(stats), first]
+    .filter(Boolean)
+    .join(" · ");
 }
-

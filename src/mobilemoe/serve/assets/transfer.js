@@ -1,16 +1,17 @@
 // Conversations as files: JSON, which can be read back, and Markdown, for people.
 
-import { DEFAULTS, NUMBERS, path } from "./conversation.js";
+import { DEFAULTS, newConversation, NUMBERS, path } from "./conversation.js";
+import { saveFile } from "./dom.js";
 
 const KIND = "mobilemoe conversations";
 const MOST_BYTES = 50 * 2 ** 20;
 const MOST_TEXT = 200000; // characters of a message
 const FINISHES = ["stop", "length", "stopped", "failed"];
 
-export class ImportFault extends Error {}
+class ImportFault extends Error {}
 
 /** What is exported of conversations; the routing of their answers is not. */
-export function toJson(conversations) {
+function toJson(conversations) {
   const bare = conversations.map(({ messages, ...rest }) => ({
     ...rest,
     messages: messages.map(({ routing, ...message }) => message),
@@ -19,7 +20,7 @@ export function toJson(conversations) {
 }
 
 /** The path that is shown, as Markdown. */
-export function toMarkdown(conversation) {
+function toMarkdown(conversation) {
   const parts = [`# ${conversation.title}`];
   if (conversation.settings.system.trim()) parts.push(`**System**\n\n${conversation.settings.system.trim()}`);
   for (const message of path(conversation)) {
@@ -29,10 +30,39 @@ export function toMarkdown(conversation) {
   return `${parts.join("\n\n")}\n`;
 }
 
-export const fileName = (title, ending) => `${title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60) || "conversation"}.${ending}`;
+const fileName = (title, ending) =>
+  `${
+    title
+      .replace(/[^\p{L}\p{N}]+/gu, "-")
+      .replace(/^-|-$/g, "")
+      .slice(0, 60) || "conversation"
+  }.${ending}`;
+
+export const saveAsMarkdown = (conversation) =>
+  saveFile(fileName(conversation.title, "md"), "text/markdown", toMarkdown(conversation));
+
+export const saveAsJson = (conversations, title) =>
+  saveFile(fileName(title, "json"), "application/json", toJson(conversations));
+
+/** Puts a file's conversations beside those in the store: what to say of it, and the id of the first. */
+export async function importInto(store, file) {
+  try {
+    const found = fromJson(await file.text());
+    const there = new Set((await store.all()).map((each) => each.id));
+    for (const each of found) {
+      if (there.has(each.id)) each.id = newConversation(DEFAULTS).id;
+      await store.put(each);
+    }
+    const said = `${found.length} conversation${found.length === 1 ? " was" : "s were"} imported.`;
+    return { said, first: found[0]?.id ?? null };
+  } catch (fault) {
+    const why = fault instanceof ImportFault ? fault.message : `${fault.name}: ${fault.message}`;
+    return { said: `Nothing was imported. ${why}`, first: null };
+  }
+}
 
 /** The conversations in a file's text, made of known fields of known types only. ImportFault says what is wrong. */
-export function fromJson(text) {
+function fromJson(text) {
   if (text.length > MOST_BYTES) throw new ImportFault("The file is larger than 50 MB.");
   let value;
   try {
@@ -40,7 +70,8 @@ export function fromJson(text) {
   } catch {
     throw new ImportFault("The file is not JSON.");
   }
-  if (value?.kind !== KIND || !Array.isArray(value.conversations)) throw new ImportFault("The file holds no exported conversations.");
+  if (value?.kind !== KIND || !Array.isArray(value.conversations))
+    throw new ImportFault("The file holds no exported conversations.");
   if (value.version !== 1) throw new ImportFault("The file is of another version of this page.");
   return value.conversations.map((each, place) => conversationOf(each, `Conversation ${place + 1}`));
 }
@@ -64,7 +95,16 @@ function conversationOf(value, where) {
   const updated = time(value.updated);
   const title = typeof value.title === "string" ? value.title.slice(0, 200) : "Imported conversation";
   const settings = settingsOf(value.settings);
-  return { id: value.id, title, named: true, created: time(value.created), updated, settings, head: value.head ?? null, messages };
+  return {
+    id: value.id,
+    title,
+    named: true,
+    created: time(value.created),
+    updated,
+    settings,
+    head: value.head ?? null,
+    messages,
+  };
 }
 
 const isId = (value) => typeof value === "string" && value.length > 0 && value.length <= 100;
@@ -98,9 +138,11 @@ export function settingsOf(value) {
   const settings = { ...DEFAULTS };
   for (const [name, , lowest, highest, step] of NUMBERS) {
     const given = value?.[name];
-    if (Number.isFinite(given) && given >= lowest && given <= highest && (step < 1 || Number.isInteger(given))) settings[name] = given;
+    if (Number.isFinite(given) && given >= lowest && given <= highest && (step < 1 || Number.isInteger(given)))
+      settings[name] = given;
   }
-  for (const name of ["system", "schema"]) if (typeof value?.[name] === "string") settings[name] = value[name].slice(0, MOST_TEXT);
+  for (const name of ["system", "schema"])
+    if (typeof value?.[name] === "string") settings[name] = value[name].slice(0, MOST_TEXT);
   if (["text", "json", "schema"].includes(value?.format)) settings.format = value.format;
   return settings;
 }

@@ -28,7 +28,8 @@ export class Writing {
       const body = requestFor(conversation, message.parent, model, Boolean(routing));
       if (routing) message.routing = { ...routing, pieces: [], experts: [] };
       await api.chat(body, this.#abort.signal, (event) => {
-        if (event.usage) Object.assign(message.stats, { tokens: event.usage.completion_tokens, prompt: event.usage.prompt_tokens });
+        if (event.usage)
+          Object.assign(message.stats, { tokens: event.usage.completion_tokens, prompt: event.usage.prompt_tokens });
         const choice = event.choices[0];
         if (!choice || choice.delta.role) return;
         const now = performance.now();
@@ -44,7 +45,8 @@ export class Writing {
           message.routing?.pieces.push("");
           message.routing?.experts.push(layers.flat());
         }
-        if (message.routing?.pieces.length) message.routing.pieces.push(message.routing.pieces.pop() + piece); // of the last
+        const pieces = message.routing?.pieces ?? [];
+        if (pieces.length) pieces[pieces.length - 1] += piece;
         this.onChange();
       });
       message.finish ??= "stop";
