@@ -1,7 +1,10 @@
 """A server computes no prompt twice, stays within its memory, and keeps conversations over a restart."""
 
+import random
 import signal
 import stat
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -10,6 +13,9 @@ import pytest
 import mobilemoe
 from mobilemoe.engine import Engine
 from mobilemoe.hub import ASSETS
+from mobilemoe.sampling import Sampling
+from mobilemoe.serve.memory import Memory
+from mobilemoe.serve.scheduler import Scheduler, Text, Ticket
 from servers import running
 
 ASK = [
@@ -125,3 +131,42 @@ def test_a_conversation_survives_a_restart(nano, tmp_path):
 )
 def test_what_cannot_be_is_one_line(fails, options, words):
     assert words in fails(2, "serve", "nano", "--port", "0", *options)
+
+
+def test_requests_that_are_cancelled_while_memory_is_short_give_all_of_it_back(nano, tmp_path):
+    """200 requests that begin alike at random, a third of them cancelled, where two or three fit at once."""
+    choose, total = random.Random(1), int(limit_for(3, 192))
+    ready, ended = threading.Event(), threading.Event()
+    memory = Memory(total, tmp_path / "sessions")
+    scheduler = Scheduler(
+        lambda: mobilemoe.load("nano", threads=1),
+        parallel=6,
+        queue=300,
+        memory=memory,
+        on_ready=ready.set,
+        on_end=ended.set,
+    )
+    scheduler.start()
+    assert ready.wait(20)
+    starts = [[choose.randrange(16_000) for _ in range(120)] for _ in range(4)]
+    answered: dict[int, list] = {number: [] for number in range(200)}
+    tickets = []
+    for number, arrived in answered.items():
+        ids = [*choose.choice(starts)[: choose.randrange(1, 121)], *(choose.randrange(16_000) for _ in range(9))]
+        tokens = choose.randrange(1, 30)
+        text = Text(0, ids, nano.writer(tokens), tokens, Sampling(temperature=0), None)
+        tickets.append(Ticket([text], arrived.append))
+        scheduler.submit(tickets[-1])
+        if number % 3 == 0:
+            time.sleep(choose.random() / 50)
+            scheduler.cancel(choose.choice(tickets))
+    scheduler.drain(60)
+    assert ended.wait(60)
+    assert scheduler.fault is None
+    for ticket, arrived in zip(tickets, answered.values(), strict=True):
+        assert ticket.over or arrived[-1].finished, arrived
+    stats = scheduler.prefix_stats
+    assert stats.running_bytes == 0
+    assert 0 < stats.bytes <= total
+    assert stats.hits > 20
+    assert stats.saved_sessions == len([*(tmp_path / "sessions").iterdir()]) > 3
