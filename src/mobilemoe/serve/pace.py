@@ -21,11 +21,15 @@ class Pace:
         """The time until a request leaves the queue.
 
         `waiting` are the texts that each request still has in it, `ages` the seconds for which running texts have held
-        theirs of the `places`. A place is thought to be held for the mean time, or for the mean of the ages if that is
-        more already.
+        theirs of the `places`.
         """
         fewest = min(waiting, default=1)
         # All give one text in each round, and the first with the fewest leaves in the last of its rounds.
-        joins = (fewest - 1) * len(waiting) + (waiting.index(fewest) + 1 if waiting else 0)
-        held = max(self._mean or 0.0, sum(ages) / len(ages) if ages else 0.0)
-        return held / places * joins
+        joins = (fewest - 1) * len(waiting) + (waiting.index(fewest) + 1 if waiting else 1)
+        ends = sorted([0.0] * (places - len(ages)) + [self._left(age) for age in ages])
+        rounds, place = divmod(joins - 1, len(ends))
+        return ends[place] + rounds * (self._mean or 0.0)
+
+    def _left(self, age: float) -> float:
+        """A place is held for the mean time; whoever has held it for longer may do so for as long again."""
+        return self._mean - age if self._mean is not None and age < self._mean else age

@@ -296,8 +296,7 @@ class Scheduler:
         except (MobileMoEError, MemoryError) as fault:
             if session is not None:
                 prefixes.close(session, keep=False)
-            with self._changed:
-                seconds = self._pace.seconds_until([1], [], self._parallel)
+            seconds = self._seconds_until_room()
             self._end(ticket, later(503, str(fault) or "there is not enough memory for this now", "no_memory", seconds))
         else:
             with self._changed:
