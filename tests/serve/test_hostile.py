@@ -88,6 +88,34 @@ def test_a_hostile_body_is_refused_soon_and_in_one_readable_sentence(server, bod
     assert server.health()["status"] == "ready"
 
 
+ASK = b'"messages":[{"role":"user","content":"A"}]'
+LISTS = [
+    ("/v1/responses", b'{"model":"nano","input":[*]}'),
+    ("/v1/responses", b'{"model":"nano","input":"A","tools":[*]}'),
+    ("/v1/responses", b'{"model":"nano","input":"A","include":[*]}'),
+    ("/v1/messages", b'{"model":"nano","max_tokens":1,"messages":[*]}'),
+    ("/v1/messages", b'{"model":"nano","max_tokens":1,' + ASK + b',"system":[*]}'),
+    ("/v1/messages", b'{"model":"nano","max_tokens":1,' + ASK + b',"tools":[*]}'),
+    ("/v1/messages/count_tokens", b'{"model":"nano","messages":[*]}'),
+    (CHAT, b'{"model":"nano",' + ASK + b',"tools":[*]}'),
+    (CHAT, b'{"model":"nano","messages":[{"role":"user","content":[*]}]}'),
+    ("/tokenize", b'{"messages":[*]}'),
+    ("/detokenize", b'{"tokens":[*]}'),
+]
+
+
+@pytest.mark.parametrize("item", [b"null", b"{}", b"[]", b'{"type":"x"}'])
+@pytest.mark.parametrize(("path", "body"), LISTS)
+def test_a_long_list_of_wrong_items_is_refused_soon(server, path, body, item):
+    body = body.replace(b"*", b",".join([item] * 80_000))
+    began, memory = time.monotonic(), server.memory()
+    response = post(server, body, path)
+    assert time.monotonic() - began < 10
+    assert response.status_code == 400, response.text
+    assert "is not JSON" not in response.text
+    assert server.memory() - memory < 300
+
+
 def test_no_hostile_body_takes_gigabytes(server):
     """Before there were limits, a million empty lists took 7."""
     for body in REFUSED.values():
