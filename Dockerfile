@@ -10,7 +10,7 @@ COPY CMakeLists.txt LICENSE README.md constraints.txt pyproject.toml ./
 COPY native native
 COPY src src
 RUN python -m venv /opt/mobilemoe \
-    && /opt/mobilemoe/bin/pip install --no-cache-dir --constraint constraints.txt '.[serve,hub]'
+    && /opt/mobilemoe/bin/pip install --no-cache-dir --constraint constraints.txt '.[serve]'
 
 FROM python:3.13-slim
 # The folder is the user's before a volume is mounted there, which takes over its owner.

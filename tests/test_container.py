@@ -75,8 +75,9 @@ def test_without_a_key_the_container_ends_with_one_sentence():
 def test_the_steps_run_in_an_empty_folder(tmp_path):
     """Those of apt-get and useradd are left out; /opt and /source lie in a folder of the test's own."""
     version = of("FROM")[0].removeprefix("python:").split("-")[0]
-    python = shutil.which(f"python{version}")
-    if python is None or subprocess.run([python, "--version"], capture_output=True).returncode:
+    asked = [shutil.which(f"python{version}") or "false", "-c", "import sys; print(sys.executable)"]
+    python = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+    if not python:
         pytest.skip(f"python{version} is not installed")
     root = tmp_path / "root"
     (root / "source").mkdir(parents=True)

@@ -1,11 +1,10 @@
 """Promises of hub about names: a folder wins, then what is bundled, then the Hub; every failure is one sentence."""
 
-import sys
 from types import SimpleNamespace
 
 import pytest
 
-from mobilemoe.errors import MissingExtraError, ModelNotFoundError
+from mobilemoe.errors import ModelNotFoundError
 from mobilemoe.hub import ASSETS, find_model, with_commit
 
 
@@ -90,9 +89,3 @@ def test_a_name_with_its_commit_means_the_same_for_ever(hub, tmp_path):
     assert with_commit("nano") == "nano"
     (tmp_path / "org" / "model").mkdir(parents=True)
     assert with_commit("org/model") == "org/model"
-
-
-def test_without_the_hubs_package_the_install_command_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'mobilemoe\[hub\]'"):
-        find_model("facebook/MobileMoE-S-QAT")

@@ -83,11 +83,8 @@ def rm(
 
 
 def _cached() -> list[CachedModel]:
-    """The models of the Hub; none where its package is not installed."""
-    try:
-        from mobilemoe.hub.cached import cached_models
-    except ModuleNotFoundError:
-        return []
+    from mobilemoe.hub.cached import cached_models  # the Hub's library takes a while to import
+
     return cached_models()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mobilemoe.errors import MissingExtraError, ModelNotFoundError
+from mobilemoe.errors import ModelNotFoundError
 
 ASSETS = Path(__file__).parent.parent / "assets"
 _HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
@@ -19,7 +19,7 @@ def find_model(name: str | Path, *, weights: bool = True) -> Path:
     found without asking the Hub again; `pull` looks for a newer one. Without `weights` only the small files of a Hub
     model are fetched, for whom the tokenizer is enough.
 
-    Raises ModelNotFoundError if there is no such model, MissingExtraError if the Hub's package is not installed.
+    Raises ModelNotFoundError if there is no such model, or none can be had.
     """
     if (found := _find_here(name)) is not None:
         return found
@@ -107,14 +107,10 @@ def _find_here(name: str | Path) -> Path | None:
 
 
 def _hub_id(name: str | Path) -> tuple[str, str | None]:
-    """A Hub id and its revision. ModelNotFoundError for any other name, MissingExtraError without the Hub's package."""
+    """A Hub id and its revision; ModelNotFoundError for any other name."""
     if not _HUB_ID.fullmatch(str(name)):
         names = ", ".join(path.name for path in bundled_models())
         raise ModelNotFoundError(
             f"there is no folder {name}; bundled models are {names}, Hub models are ORG/NAME or ORG/NAME@REVISION"
         )
-    try:
-        import huggingface_hub  # noqa: F401
-    except ModuleNotFoundError:
-        raise MissingExtraError(f"downloading {name}", "hub") from None
     return split_revision(str(name))
