@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "build" / "docs" / "source"
-SHOWN = ["README.md", "LOG.md", "CONTRIBUTING.md", "docs/*", "examples/*.*", "examples/*/README.md"]
+SHOWN = ["README.md", "LOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*", "examples/*.*", "examples/*/README.md"]
 SHOWN += ["src/mobilemoe/assets/*/README.md"]
 
 

@@ -74,7 +74,7 @@ function showControls() {
 }
 
 async function showList() {
-  sidebar.show(await store.all(), conversation.id, writing?.conversation.id);
+  sidebar.show(await store.all(), conversation?.id, writing?.conversation.id);
 }
 
 function notice(text) {
@@ -89,19 +89,17 @@ let follows = true; // the end stays in sight, as long as the user does not scro
 
 function scrolled() {
   follows = atEnd();
-  byId("latest").hidden = follows || !conversation.messages.length;
+  byId("latest").hidden = follows || !conversation?.messages.length;
 }
 
 const resized = new ResizeObserver(() => follows && toEnd());
 
 // Keeping
 
-const copyOf = (value) => structuredClone(value);
-
 async function save(each = conversation) {
   savedAt = Date.now();
   try {
-    await store.put(copyOf(each));
+    await store.put(structuredClone(each));
   } catch (fault) {
     notice(`This conversation could not be kept: ${fault.message}`);
   }
@@ -365,7 +363,7 @@ for (const text of EXAMPLES)
   byId("examples").append(make("li", {}, make("button", { type: "button", on: { click: () => send(text) } }, text)));
 
 if (!store.lasting) notice("This browser keeps nothing for this page: the conversations are gone when you close it.");
-const wanted = decodeURIComponent(location.hash.slice(1));
-if (wanted) await openConversation(wanted);
+const wanted = location.hash && (await store.all()).find((each) => addressOf(each.id) === location.hash);
+if (wanted) await openConversation(wanted.id);
 else begin();
 watch();
