@@ -178,6 +178,9 @@ def test_a_tool_s_result_goes_back_to_the_model(client):
 def test_output_held_to_a_schema_fits_it(client):
     message = ask(client, output_config={"format": {"type": "json_schema", "schema": ADD["input_schema"]}})
     assert {*json.loads(message.content[0].text)} == {"a", "b"}
+    loose = {"type": "object", "properties": {"a": {"type": "integer", "not": {"const": 3}}}}
+    with pytest.raises(anthropic.BadRequestError, match="not"):  # what cannot be kept is refused
+        ask(client, output_config={"format": {"type": "json_schema", "schema": loose}})
 
 
 def test_top_k_and_top_p_of_one_token_are_greedy(client):

@@ -200,6 +200,12 @@ def test_text_held_to_a_schema_fits_it_and_the_client_parses_it(server):
     assert loose.status == "incomplete" or isinstance(json.loads(loose.output_text), dict)
 
 
+def test_a_part_of_a_schema_that_is_not_kept_is_listed(server):
+    schema = {"type": "object", "properties": {"a": {"type": "integer", "not": {"const": 3}}}}
+    text = {"format": {"type": "json_schema", "name": "x", "schema": schema}}
+    assert "not" in ask(server, text=text, max_output_tokens=2).x_mobilemoe["warnings"][0]
+
+
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "add"}])
 def test_a_function_that_has_to_be_called_is_called(server, choice):
     response = ask(server, tools=[ADD], tool_choice=choice)

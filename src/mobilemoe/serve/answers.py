@@ -59,7 +59,7 @@ class Answer:
         form: CallForm | None = None,
     ) -> None:
         self._tokenizer, self._with_logprobs, self._stop_ids = tokenizer, with_logprobs, stop_ids
-        self._with_routing, self._warnings = with_routing, warnings
+        self._with_routing, self.warnings = with_routing, warnings
         self._answers, self._prompt_tokens = answers, prompt_tokens
         self._head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
         self._readers = [] if form is None else [CallReader(form) for _ in range(count)]
@@ -139,7 +139,7 @@ class Answer:
         return {"object": self.event_kind, **self._head, "choices": list(choices), **self._notes()}
 
     def _notes(self) -> dict[str, Any]:
-        return {"x_mobilemoe": {"warnings": self._warnings}} if self._warnings else {}
+        return {"x_mobilemoe": {"warnings": self.warnings}} if self.warnings else {}
 
     def _routing(self, experts: list[Experts]) -> dict[str, Any]:
         return {"x_mobilemoe": {"routing": experts}} if self._with_routing else {}

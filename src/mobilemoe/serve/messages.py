@@ -27,7 +27,7 @@ class _Reply:
         self._call = -1  # the index of the call that is open
         self._finish: str | None = None
         self._stop_text: str | None = None
-        warnings = body.warnings()
+        warnings = body.warnings() + answer.warnings
         self._head = {
             "id": f"msg_{secrets.token_hex(12)}",
             "type": "message",

@@ -66,7 +66,7 @@ class _Reply:
         self.add = answer.add
         self._items = Items()
         self._events = 0
-        warnings = body.warnings()
+        warnings = body.warnings() + answer.warnings
         self._head: dict[str, Any] = {
             "id": f"resp_{secrets.token_hex(24)}",
             "object": "response",
