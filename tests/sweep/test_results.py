@@ -14,6 +14,7 @@ from places import RECIPES, ROOT
 
 SWEEP = RECIPES / "sweep"
 THIRD = SWEEP / "third"
+FOURTH = SWEEP / "fourth"
 LAWS = {"law.json": ("*-dense-*", "*-e8g8s0-*"), "law-from-25M.json": ("*-dense-t[!1]*", "*-e8g8s0-t[!1]*")}
 WORDS = " ".join((ROOT / "docs" / "scaling.md").read_text(encoding="utf-8").replace("**", "").split())
 
@@ -117,6 +118,16 @@ def test_every_run_of_the_third_sweep_is_one_of_its_grid():
         assert twins == keys("order.toml")
     same = [{row[name] for row in (*table, *trials)} for name in ("device", "torch", "data", "heldout", "code")]
     assert all(len(values) == 1 for values in same)
+
+
+def test_every_run_of_the_fourth_sweep_is_one_of_its_grid():
+    grid, table = load_grid(FOURTH / "grid.toml"), rows("runs.csv", FOURTH)
+    assert len(table) == 137
+    assert {row["id"]: row["key"] for row in table}.items() <= {run.id: run.key for run in grid_runs(grid)}.items()
+    for row in table:
+        above = 6 * int(row["n_active"]) * int(row["tokens"]) > grid.scaling.held_out_above
+        assert row["held_out"] == str(int(above))
+    assert all(len({row[name] for row in table}) == 1 for name in ("device", "torch", "data", "heldout", "code"))
 
 
 def test_the_dense_rate_of_the_third_sweep_is_the_minimum_of_its_trials():
