@@ -69,6 +69,11 @@ def test_a_name_that_is_nothing_lists_what_there_is_and_asks_no_network(name, hu
     assert hub.asked == []
 
 
+@pytest.mark.parametrize("name", ["org/na..me", "org/name.git", f"org/{'n' * 100}"])
+def test_a_name_that_the_hub_forbids_is_refused_in_one_sentence(name):
+    assert "no model of the Hub can have that name" in refusal(name)
+
+
 def test_a_text_in_place_of_a_name_is_refused_in_one_sentence(hub):
     assert "cannot be looked up: File name too long" in refusal("Once upon a time " * 100)
 

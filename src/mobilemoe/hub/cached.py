@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import constants, get_cached_repo_tree, try_to_load_from_cache
-from huggingface_hub.errors import CachedRepoTreeNotFoundError
+from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError
 
 from mobilemoe import user_cache
 
@@ -42,7 +42,7 @@ def find_cached(hub_id: str, revision: str | None, *, weights: bool) -> Path | N
     """The folder of a model that was downloaded completely, marked as used now; None if it was not."""
     try:
         tree = get_cached_repo_tree(hub_id, revision=revision)
-    except CachedRepoTreeNotFoundError:
+    except (CachedRepoTreeNotFoundError, HFValidationError):
         return None
     folder = _snapshot(hub_id, revision)
     names = needed([file.path for file in tree], weights=weights)

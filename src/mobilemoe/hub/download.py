@@ -22,6 +22,7 @@ from huggingface_hub import HfApi, constants, get_token, hf_hub_url, snapshot_do
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -188,6 +189,8 @@ def _quiet_library() -> Iterator[None]:
 
 def _explained(fault: Exception, hub_id: str, revision: str | None) -> ModelNotFoundError:
     hub = constants.ENDPOINT
+    if isinstance(fault, HFValidationError):
+        return ModelNotFoundError(f"there is no folder {hub_id}, and no model of the Hub can have that name")
     page, login = f"{hub}/{hub_id}", "put a token into HF_TOKEN or run `hf auth login`"
     if isinstance(fault, GatedRepoError):
         if get_token() is None:
