@@ -16,7 +16,14 @@ SWEEP = RECIPES / "sweep"
 THIRD = SWEEP / "third"
 FOURTH = SWEEP / "fourth"
 LAWS = {"law.json": ("*-dense-*", "*-e8g8s0-*"), "law-from-25M.json": ("*-dense-t[!1]*", "*-e8g8s0-t[!1]*")}
-WORDS = " ".join((ROOT / "docs" / "scaling.md").read_text(encoding="utf-8").replace("**", "").split())
+
+
+def words(path):
+    return " ".join(path.read_text(encoding="utf-8").replace("**", "").split())
+
+
+WORDS = words(ROOT / "docs" / "scaling.md")
+THIRD_WORDS = words(THIRD / "README.md")
 
 
 def rows(name, folder=SWEEP):
@@ -137,11 +144,12 @@ def test_the_dense_rate_of_the_third_sweep_is_the_minimum_of_its_trials():
     assert load_grid(THIRD / "grid.toml").scaling.dense_learning_rate == float(f"{minimum:.1e}")
 
 
-def test_the_docs_say_how_the_registered_law_of_the_third_sweep_forecast():
+@pytest.mark.parametrize(("folder", "text", "counts"), [(THIRD, THIRD_WORDS, (60, 59)), (FOURTH, WORDS, (75, 55))])
+def test_the_docs_say_how_the_registered_law_forecast(folder, text, counts):
     forecast = runpy.run_path(str(THIRD / "forecast.py"))
-    runs = forecast["read"](THIRD / "runs.csv")
+    runs = forecast["read"](folder / "runs.csv")
     known, unseen = runs.part(~runs.held_out_R), runs.part(runs.held_out_R)
-    assert (len(known.ids), len(unseen.ids)) == (60, 59)
+    assert (len(known.ids), len(unseen.ids)) == counts
     for name, said_of in (("root (registered)", "`root`, registered | 9"), ("paper-E", "`paper-E` | 9")):
         law, count = forecast["LAWS"][name]
         theta, again = forecast["fit"](law, count, known), forecast["fit"](law, count, runs)
@@ -150,15 +158,50 @@ def test_the_docs_say_how_the_registered_law_of_the_third_sweep_forecast():
         mean = f"{errors.mean():+.4f}".replace("0.", ".", 1)
         everything = forecast["rmse"](law(again, runs) - runs.loss_R)
         cells = (said(fitted), said(forecast["rmse"](errors)), mean, said(everything))
-        assert " | ".join((said_of, *cells)) in WORDS
+        assert " | ".join((said_of, *cells)) in text
 
 
-def test_the_docs_say_what_the_third_sweep_found():
+def test_the_docs_say_what_the_fourth_sweep_found():
+    found = runpy.run_path(str(FOURTH / "findings.py"))
+    rmse, root = found["FORECAST"]["rmse"], found["ROOT"]
+    errors = found["forecasts"]()
+    law = {name: said(rmse(laws[root])) for name, laws in errors.items()}
+    paper = {name: said(rmse(laws["paper-E"])) for name, laws in errors.items()}
+    body = ", N without embedding"
+    for sentence, names in (
+        ("mixtures alone | 5; 5 | | {}; {} |", ("dense alone", "mixtures alone")),
+        ("from 24.6 M tokens on within {},", ("fourth, then second",)),
+        ("forecasts the fourth's 55 larger ones within {}.", ("second's smaller, then fourth's larger",)),
+        ("forecasts within {} (dense", (f"all{body}",)),
+        ("(dense alone {}, mixtures alone {})", (f"dense alone{body}", f"mixtures alone{body}")),
+        ("width 128 it has {}, and with both {}", ("without width 128", f"without width 128{body}")),
+        ("78 forecast: {}; with N without the embedding {})", ("second and fourth", f"second and fourth{body}")),
+        ("98.3 M within {}, up to", ("24.6 to 68.8 M tokens, then 98.3 M",)),
+        ("up to 49.2 M within {};", ("24.6 to 49.2 M tokens, then 98.3 M",)),
+        ("for books, {} for textbooks, {} for specifications, {} for code", ("textbooks", "specs", "code")),
+    ):
+        assert sentence.format(*(law[name] for name in names)) in WORDS
+    domains = ", ".join(paper[name] for name in ("books", "textbooks", "specs", "code", "docs"))
+    assert f"(`paper-E`: {domains})" in WORDS
+    for arm, label in (("dense", "dense"), ("e8g8s0", "E = 8")):
+        cells = [said(found["noise"](arm, (tokens,))[0]) for tokens in found["TOKENS"]]
+        assert f"| {label} | {' | '.join((*cells, said(found['noise'](arm)[0])))} |" in WORDS
+    for tokens in found["TOKENS"]:
+        gaps = [found["gap"](model, tokens, model, tokens) for model in found["MODELS"]]
+        cells = " | ".join(signed(pair[0]) for pair in gaps if pair)
+        assert f"| {tokens / 1e6:.1f} M | {cells} |" in WORDS
+    knobs = {name: f"{signed(middle)} +- {said(half, 3)}" for name, (middle, half) in found["knobs"]().items()}
+    assert f"| dense: {knobs['dense']}, E = 2: {knobs['e2g8s0']}, 16: {knobs['e16g8s0']} | E = 2:" in WORDS
+    assert f"| g = 1: {knobs['e8g1s0']} | g = 1:" in WORDS
+    assert f"| at E = 8: {knobs['e8g8s1']} | at E = 4:" in WORDS
+
+
+def test_the_third_report_says_what_that_sweep_found():
     found = runpy.run_path(str(THIRD / "findings.py"))
     errors = found["forecasts"]()
-    assert f"within {said(errors['dense alone']['root (registered)'])} (bias" in WORDS
-    assert f"For mixtures alone it has {said(errors['mixtures alone']['root (registered)'])}," in WORDS
-    assert f"Mixtures cause {found['shares']()['experts 8'][0]:.0%}" in WORDS
+    assert f"within {said(errors['dense alone']['root (registered)'])} (bias" in THIRD_WORDS
+    assert f"For mixtures alone it has {said(errors['mixtures alone']['root (registered)'])}," in THIRD_WORDS
+    assert f"Mixtures cause {found['shares']()['experts 8'][0]:.0%}" in THIRD_WORDS
     lengths = [tokens for tokens in found["TOKENS"] if tokens not in found["NOISE_OF"]]
     for name, arm, column in (
         ("dense", "dense", "loss"),
@@ -167,29 +210,29 @@ def test_the_docs_say_what_the_third_sweep_found():
         ("E = 8, books", "e8g8s0", "loss_books"),
     ):
         cells = " | ".join(said(found["noise"](arm, tokens, column)[0]) for tokens in lengths)
-        assert f"| {name} | {cells} |" in WORDS
+        assert f"| {name} | {cells} |" in THIRD_WORDS
     for tokens in lengths:
         gaps = [found["gap"](model, tokens, model, tokens) for model in found["MODELS"]]
         cells = " | ".join(signed(pair[0]) for pair in gaps if pair)
-        assert f"| {tokens / 1e6:.1f} M | {cells} |" in WORDS
+        assert f"| {tokens / 1e6:.1f} M | {cells} |" in THIRD_WORDS
     for _, tokens, _, dense_tokens, _, (gap, half) in found["equal_bytes"]():
         if tokens != dense_tokens:
             lengths_of_both = f"({tokens / 1e6:.1f}, {dense_tokens / 1e6:.1f})"
-            assert f"{signed(gap)} +- {said(half, 3)} {lengths_of_both}" in WORDS
+            assert f"{signed(gap)} +- {said(half, 3)} {lengths_of_both}" in THIRD_WORDS
     dense, mixtures = (
         ", ".join(said(gain, 3) for gain in found["gains"](arm, 49_152_000, 98_304_000)) for arm in ("dense", "e8g8s0")
     )
-    assert f"{dense} at widths 96 to 192 (dense)" in WORDS
-    assert f"but {mixtures} (E = 8)" in WORDS
+    assert f"{dense} at widths 96 to 192 (dense)" in THIRD_WORDS
+    assert f"but {mixtures} (E = 8)" in THIRD_WORDS
     body = {name: laws for name, laws in errors.items() if name.endswith("N without embedding")}
     roots = [said(laws["root (registered)"]) for laws in body.values()]
-    assert "`root` has {} for all runs, {} for dense models and {} for mixtures".format(*roots) in WORDS
+    assert "`root` has {} for all runs, {} for dense models and {} for mixtures".format(*roots) in THIRD_WORDS
     knobs, _ = found["knobs"]()
     assert (
         "E = 2: {}, 4: {}, 16: {}, 32: {} (+-".format(
             *(signed(knobs[name][0]) for name in ("e2g8s0", "e4g8s0", "e16g8s0", "e32g8s0"))
         )
-        in WORDS
+        in THIRD_WORDS
     )
     spreads = [said(found["order"]()[f"{order} loss"][1]) for order in ("shuffled", "file-order")]
-    assert "the standard deviation is {} (95% interval .007 to .032) shuffled and {} ".format(*spreads) in WORDS
+    assert "the standard deviation is {} (95% interval .007 to .032) shuffled and {} ".format(*spreads) in THIRD_WORDS
