@@ -41,8 +41,8 @@ CHANGED = {
 SLOW = {
     "mobilemoe sweep recipes/sweep/tiny.toml --processes 2",
     "mobilemoe fit runs/tiny-sweep/runs.csv --law paper-E --out law.json --report fit.html",
-    "python recipes/sweep/third/forecast.py",
-    "python recipes/sweep/third/findings.py",
+    "python recipes/sweep/third/forecast.py recipes/sweep/fourth/runs.csv",
+    "python recipes/sweep/fourth/findings.py",
     "mobilemoe fit recipes/sweep/runs.csv --law paper-E --only '*-dense-t[!1]*' --only '*-e8g8s0-t[!1]*' "
     "--bootstraps 400 --compare",
 }
