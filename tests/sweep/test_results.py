@@ -183,6 +183,13 @@ def test_the_docs_say_what_the_fourth_sweep_found():
         assert sentence.format(*(law[name] for name in names)) in WORDS
     domains = ", ".join(paper[name] for name in ("books", "textbooks", "specs", "code", "docs"))
     assert f"(`paper-E`: {domains})" in WORDS
+    fitted = found["fitted_to_all"]()
+    _, left, k = fitted["this N, second and fourth"]
+    assert f"the k that they give ({said(k, 2)}; it leaves {said(left)})" in WORDS
+    shapes = said(fitted["N"][2], 2), said(fitted["N without embedding"][2], 2)
+    assert "{} for all 130 ({} with N without the embedding)".format(*shapes) in WORDS
+    apart = np.concatenate([errors[f"{arm} alone{body}"][root] for arm in ("dense", "mixtures")])
+    assert f"dense models and mixtures apart ({said(rmse(apart))} together)" in WORDS
     for arm, label in (("dense", "dense"), ("e8g8s0", "E = 8")):
         cells = [said(found["noise"](arm, (tokens,))[0]) for tokens in found["TOKENS"]]
         assert f"| {label} | {' | '.join((*cells, said(found['noise'](arm)[0])))} |" in WORDS

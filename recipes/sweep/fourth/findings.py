@@ -182,8 +182,11 @@ def forecasts() -> dict[str, dict[str, Array]]:
 def fitted_to_all() -> dict[str, tuple[float, float, float]]:
     """RMSE of the registered law and of `root, k fitted` when nothing is forecast, and this k, by how N is counted."""
     table = FORECAST["read"](HERE / "runs.csv")
+    body = bodies(table, ROWS)
+    second = bodies(FORECAST["read"](HERE.parent / "runs.csv", TOKENS[0]), SECOND)
+    tables = {"N": table, "N without embedding": body, "this N, second and fourth": join(second, body)}
     found = {}
-    for name, runs in (("N", table), ("N without embedding", bodies(table, ROWS))):
+    for name, runs in tables.items():
         theta = FORECAST["fit"](FORECAST["root"], 10, runs)
         free = FORECAST["rmse"](FORECAST["root"](theta, runs) - runs.loss_R)
         found[name] = (FORECAST["rmse"](predict(ROOT, runs, runs)), free, float(theta[9]))
@@ -223,7 +226,7 @@ def main() -> None:
         print(f"  {name:46} {len(laws[ROOT]):3} runs  {cells}")
     print("fitted to all runs: RMSE of the root law, with k fitted too, and this k")
     for name, values in fitted_to_all().items():
-        print(f"  {name:20} " + "  ".join(f"{value:.4f}" for value in values))
+        print(f"  {name:26} " + "  ".join(f"{value:.4f}" for value in values))
     drawn = chances(100)
     middle, high = np.quantile(drawn, (0.5, 0.95))
     within = (drawn <= 0.01).mean()
