@@ -83,8 +83,8 @@ class Scheduler:
     """Loads a model in a thread of its own, then computes for at most `parallel` texts at a time.
 
     `queue` requests may wait beside those whose texts all run; one that is not answered after `request_seconds` ends
-    with an error. `model` is there once `state` is "ready"; `fault` is
-    what ended the thread, if something did. `on_ready` and `on_end` are called from the thread.
+    with an error. `model` is there once `state` is "ready"; `fault` is what ended the thread, if something did.
+    `on_ready` and `on_end` are called from the thread.
     """
 
     def __init__(

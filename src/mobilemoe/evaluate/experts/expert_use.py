@@ -165,8 +165,9 @@ def count_experts(
 def torch_model(model: Model) -> MobileMoE:
     """The PyTorch form of a model. A model that runs natively is read again from its INT4 folder, and computes in fp32.
 
-    The native engine does not report its choices. They are the same except for near ties, which int8 activations may
-    decide differently. UsageError for BF16 weights that were rounded while loading, MissingExtraError without torch.
+    The native engine reports the experts that it chose, but not their weights. Its choices are the same except for near
+    ties, which int8 activations may decide differently. UsageError for BF16 weights that were rounded while loading,
+    MissingExtraError without torch.
     """
     backend = model.backend
     if model.engine:
