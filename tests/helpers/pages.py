@@ -25,7 +25,7 @@ Model.stop_ids = property(lambda self: frozenset())
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # until its end, playwright has an event loop in this thread, where others may want one
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         try:

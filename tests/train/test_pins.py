@@ -1,7 +1,6 @@
 """Names on the Hub get commits when a run begins; a resumed run keeps them, whatever has been published since."""
 
 import json
-import sys
 import types
 
 import pytest
@@ -21,22 +20,22 @@ HUB = (
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A Hub where everything is at the commit `hub.commit`, but for what is asked for by another."""
-    module = types.ModuleType("huggingface_hub")
-    module.commit = OLD
+    state = types.SimpleNamespace(commit=OLD)
 
-    def snapshot_download(hub_id, revision=None, **options):
-        return str(tmp_path / "snapshots" / (revision or module.commit))
+    def download(hub_id, revision, *, weights):
+        return tmp_path / "snapshots" / (revision or state.commit)
 
     class HfApi:
         def dataset_info(self, hub_id, revision=None):
-            if module.commit is None:
+            if state.commit is None:
                 raise ConnectionError("no route to host\nand more")
-            return types.SimpleNamespace(sha=module.commit)
+            return types.SimpleNamespace(sha=state.commit)
 
-    module.snapshot_download, module.HfApi = snapshot_download, HfApi
-    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    monkeypatch.setattr("mobilemoe.hub.download.download", download)
+    monkeypatch.setattr("mobilemoe.hub.cached.find_cached", lambda *_, weights: None)
+    monkeypatch.setattr("huggingface_hub.HfApi", HfApi)
     monkeypatch.chdir(tmp_path)
-    return module
+    return state
 
 
 @pytest.fixture

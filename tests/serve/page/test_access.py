@@ -156,6 +156,7 @@ def test_tab_walks_through_all_controls_and_each_shows_that_it_has_the_focus(pag
     answered(page)
     page.reload()
     expect(page.locator("#state")).to_have_text("nano")
+    expect(page.get_by_label("Write another answer")).to_be_visible()
     seen = []
     while (name := tabbed(page)) is not None:
         seen.append(name)
