@@ -1,128 +1,26 @@
-"""What each row of the tables in docs/serving.md promises, checked by plain HTTP against nano.
-
-A check gets the API and the route that the row is about; `CHECKS` has them by route and field.
-"""
+"""What the rows of docs/serving.md promise: the routes, what all protocols share, chats and completions."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import re
-from collections.abc import Callable
 from typing import Any
 
-import httpx
-
-CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
-QUESTION = "What is 58 minus 23?"
-USER = [{"role": "user", "content": QUESTION}]
-SCHEMA = {
-    "type": "object",
-    "properties": {"a": {"type": "integer", "maximum": 99}, "b": {"type": "integer", "maximum": 99}},
-    "required": ["a", "b"],
-    "additionalProperties": False,
-}
-_BASES: dict[str, dict[str, Any]] = {
-    CHAT: {"messages": USER, "temperature": 0},
-    COMPLETIONS: {"prompt": "Once upon a time", "temperature": 0},
-    RESPONSES: {"input": QUESTION, "temperature": 0},
-    MESSAGES: {"messages": USER, "temperature": 0, "max_tokens": 100},
-}
-# Values of fields that are ignored or refused.
-SAMPLES: dict[str, Any] = {
-    "access_programs": {"cyber": "standard"},
-    "audio": {"voice": "alloy", "format": "wav"},
-    "background": True,
-    "background_options": {"completion_window": "soonest"},
-    "cache_control": {"type": "ephemeral"},
-    "container": "container_1",
-    "context_management": [{"type": "compaction"}],
-    "conversation": "conv_1",
-    "diagnostics": {},
-    "function_call": {"name": "add"},
-    "functions": [{"name": "add"}],
-    "image": {"context_compression": "auto"},
-    "inference_geo": "eu",
-    "max_tool_calls": 2,
-    "metadata": {"user_id": "x"},
-    "modalities": ["text", "audio"],
-    "moderation": {"model": "omni-moderation-latest"},
-    "prediction": {"type": "content", "content": "x"},
-    "prompt": {"id": "pmpt_1"},
-    "prompt_cache_key": "x",
-    "prompt_cache_options": {"mode": "implicit"},
-    "prompt_cache_retention": "24h",
-    "reasoning": {"effort": "low"},
-    "reasoning_effort": "low",
-    "safety_identifier": "x",
-    "service_tier": "auto",
-    "speed": "standard",
-    "store": False,
-    "suffix": "the end",
-    "truncation": "auto",
-    "user": "somebody",
-    "user_profile_id": "x",
-    "verbosity": "low",
-    "web_search_options": {},
-    "workspace_id": "x",
-}
-
-
-class Api:
-    """Asks each route with a minimal request, changed by `fields`."""
-
-    def __init__(self, http: httpx.Client) -> None:
-        self.http = http
-
-    def ask(self, route: str, **fields: Any) -> httpx.Response:
-        body = {"model": "nano", **_BASES[route], **fields}
-        if route == RESPONSES and "max_tokens" in body:
-            body["max_output_tokens"] = body.pop("max_tokens")
-        return self.http.post(route, json=body)
-
-    def post(self, route: str, **fields: Any) -> dict[str, Any]:
-        response = self.ask(route, **fields)
-        assert response.status_code == 200, response.text
-        return response.json()
-
-    def text(self, route: str, **fields: Any) -> str:
-        return texts(self.post(route, **fields))[0]
-
-    def refuses(self, route: str, field: str, value: Any, **fields: Any) -> None:
-        response = self.ask(route, **{field: value}, **fields)
-        assert response.status_code == 400, response.text
-        assert field in response.json()["error"]["message"]
-
-    def events(self, route: str, **fields: Any) -> list[dict[str, Any]]:
-        lines = self.ask(route, stream=True, **fields).text.splitlines()
-        data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
-        return [json.loads(each) for each in data if each != "[DONE]"]
-
-
-def texts(body: dict[str, Any]) -> list[str]:
-    """The texts of an answer of any protocol."""
-    if "choices" in body:
-        return [choice["text"] if "text" in choice else choice["message"]["content"] for choice in body["choices"]]
-    if "output" in body:
-        return [item["content"][0]["text"] for item in body["output"] if item["type"] == "message"]
-    return ["".join(block["text"] for block in body["content"] if block["type"] == "text")]
-
-
-def written(body: dict[str, Any]) -> int:
-    """The number of tokens written."""
-    return body["usage"].get("completion_tokens", body["usage"].get("output_tokens"))
-
-
-Check = Callable[[Api, str], None]
-CHECKS: dict[tuple[str, str], Check] = {}
-
-
-def check(field: str, *routes: str) -> Callable[[Check], Check]:
-    def register(function: Check) -> Check:
-        CHECKS.update({(route, field): function for route in routes})
-        return function
-
-    return register
+from compatibility_api import (
+    CHAT,
+    COMPLETIONS,
+    MESSAGES,
+    QUESTION,
+    RESPONSES,
+    SCHEMA,
+    USER,
+    Api,
+    check,
+    function,
+    texts,
+    written,
+)
 
 
 @check("", f"POST {CHAT}", f"POST {COMPLETIONS}", f"POST {RESPONSES}", f"POST {MESSAGES}")
@@ -365,15 +263,11 @@ def _response_format(api: Api, route: str) -> None:
     api.refuses(route, "response_format", {"type": "xml"})
 
 
-def _function(strict: bool = True) -> dict[str, Any]:
-    return {"name": "add", "description": "Adds two numbers.", "parameters": SCHEMA, "strict": strict}
-
-
 @check("tools", CHAT)
 @check("tool_choice", CHAT)
 @check("parallel_tool_calls", CHAT)
 def _tools(api: Api, route: str) -> None:
-    tools = [{"type": "function", "function": _function()}]
+    tools = [{"type": "function", "function": function()}]
     for choice in ("required", {"type": "function", "function": {"name": "add"}}):
         body = api.post(route, tools=tools, tool_choice=choice, parallel_tool_calls=False)
         assert body["choices"][0]["finish_reason"] == "tool_calls"
@@ -413,119 +307,3 @@ def _echo(api: Api, route: str) -> None:
     assert api.text(route, echo=True) == "Once upon a time" + api.text(route)
     scored = api.post(route, echo=True, max_tokens=0, logprobs=0)["choices"][0]
     assert all(logprob < 0 for logprob in scored["logprobs"]["token_logprobs"][1:])
-
-
-@check("input", RESPONSES)
-def _input(api: Api, route: str) -> None:
-    parts = [{"role": "user", "content": [{"type": "input_text", "text": QUESTION}]}]
-    assert api.text(route, input=USER) == api.text(route, input=parts) == api.text(route) == api.text(CHAT)
-
-
-@check("instructions", RESPONSES)
-@check("system", MESSAGES)
-def _system(api: Api, route: str) -> None:
-    told = "Answer in one word."
-    name = "instructions" if route == RESPONSES else "system"
-    expected = api.text(CHAT, messages=[{"role": "system", "content": told}, *USER])
-    assert api.text(route, **{name: told}) == expected != api.text(route)
-
-
-@check("previous_response_id", RESPONSES)
-@check("store", RESPONSES)
-def _goes_on(api: Api, route: str) -> None:
-    first = api.post(route)
-    turns = [*USER, {"role": "assistant", "content": texts(first)[0]}, {"role": "user", "content": "Why?"}]
-    after = api.text(route, input="Why?", previous_response_id=first["id"])
-    assert after == api.text(CHAT, messages=turns)
-    api.refuses(route, "previous_response_id", api.post(route, store=False)["id"])
-
-
-@check("metadata", RESPONSES)
-def _metadata(api: Api, route: str) -> None:
-    assert api.post(route, metadata={"a": "b"})["metadata"] == {"a": "b"}
-    api.refuses(route, "metadata", {str(each): "x" for each in range(17)})
-
-
-@check("include", RESPONSES)
-@check("top_logprobs", RESPONSES)
-def _logprobs_of_items(api: Api, route: str) -> None:
-    body = api.post(route, include=["message.output_text.logprobs"], top_logprobs=2, max_output_tokens=4)
-    assert [len(each["top_logprobs"]) for each in body["output"][0]["content"][0]["logprobs"]] == [2] * 4
-    ignored = api.post(route, include=["reasoning.encrypted_content"])["x_mobilemoe"]["warnings"]
-    assert ignored == ["reasoning.encrypted_content in include is ignored"]
-    api.refuses(route, "top_logprobs", 21)
-
-
-@check("text", RESPONSES)
-def _text(api: Api, route: str) -> None:
-    form = {"type": "json_schema", "name": "sum", "schema": SCHEMA, "strict": True}
-    assert {*json.loads(api.text(route, text={"format": form}))} == {"a", "b"}
-    assert api.text(route, text={"format": {"type": "json_object"}}, max_tokens=20).lstrip().startswith("{")
-    assert api.text(route, text={"format": {"type": "text"}}) == api.text(route)
-
-
-@check("tools", RESPONSES)
-@check("tool_choice", RESPONSES)
-@check("parallel_tool_calls", RESPONSES)
-def _functions(api: Api, route: str) -> None:
-    tools = [{"type": "function", **_function()}]
-    for choice in ("required", {"type": "function", "name": "add"}):
-        body = api.post(route, tools=tools, tool_choice=choice, parallel_tool_calls=False)
-        [call] = body["output"]
-        assert (call["type"], call["name"]) == ("function_call", "add")
-        assert {*json.loads(call["arguments"])} == {"a", "b"}
-    assert api.text(route, tools=tools, tool_choice="none")
-    api.refuses(route, "tools", [{"type": "web_search"}])
-
-
-@check("stream", RESPONSES)
-@check("stream_options", RESPONSES)
-def _events_of_items(api: Api, route: str) -> None:
-    events = api.events(route, stream_options={"include_obfuscation": True})
-    pieces = [event["delta"] for event in events if event["type"] == "response.output_text.delta"]
-    assert "".join(pieces) == texts(events[-1]["response"])[0] == api.text(route)
-    api.refuses(route, "stream_options", {})
-
-
-@check("messages", MESSAGES)
-def _turns(api: Api, route: str) -> None:
-    turns = [*USER, {"role": "assistant", "content": "35."}, {"role": "user", "content": "Why?"}]
-    blocks = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
-    assert api.text(route, messages=turns) == api.text(route, messages=blocks) == api.text(CHAT, messages=turns)
-    api.refuses(route, "messages", turns[:2])
-
-
-@check("stream", MESSAGES)
-def _events_of_blocks(api: Api, route: str) -> None:
-    events = api.events(route)
-    pieces = [event["delta"]["text"] for event in events if event["type"] == "content_block_delta"]
-    assert "".join(pieces) == api.text(route)
-    assert [event["type"] for event in events[-2:]] == ["message_delta", "message_stop"]
-
-
-@check("tools", MESSAGES)
-@check("tool_choice", MESSAGES)
-def _uses_tools(api: Api, route: str) -> None:
-    tools = [{"name": "add", "description": "Adds two numbers.", "input_schema": SCHEMA}]
-    for choice in ({"type": "any", "disable_parallel_tool_use": True}, {"type": "tool", "name": "add"}):
-        body = api.post(route, tools=tools, tool_choice=choice)
-        [used] = body["content"]
-        assert (body["stop_reason"], used["type"], {*used["input"]}) == ("tool_use", "tool_use", {"a", "b"})
-    assert api.text(route, tools=tools, tool_choice={"type": "none"})
-    assert api.post(route, tools=tools, tool_choice={"type": "auto"})
-    api.refuses(route, "tools", [{"type": "bash_20250124", "name": "bash"}])
-
-
-@check("output_config", MESSAGES)
-def _output_config(api: Api, route: str) -> None:
-    form = {"type": "json_schema", "schema": SCHEMA}
-    body = api.post(route, output_config={"format": form, "effort": "low"})
-    assert {*json.loads(texts(body)[0])} == {"a", "b"}
-    assert body["x_mobilemoe"]["warnings"] == ["output_config.effort is ignored"]
-
-
-@check("thinking", MESSAGES)
-def _thinking(api: Api, route: str) -> None:
-    assert "x_mobilemoe" not in api.post(route, thinking={"type": "disabled"})
-    assert api.post(route, thinking={"type": "adaptive"})["x_mobilemoe"]["warnings"] == ["thinking is ignored"]
-    api.refuses(route, "thinking", {"type": "enabled", "budget_tokens": 1024})

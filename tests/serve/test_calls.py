@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-import mobilemoe
 from mobilemoe.chat import CHAT_TEMPLATE, ChatTemplate, encode_chat
 from mobilemoe.serve.calls import CallReader
 from mobilemoe.serve.fields import Function, Tool
@@ -34,11 +33,6 @@ ADD = Function(
 )
 NOW = Function(name="now")
 ARGUMENTS = '{"a": 5, "note": "a \\"} brace\\\\"}'
-
-
-@pytest.fixture(scope="module")
-def nano():
-    return mobilemoe.load("nano", threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,9 @@ from openai.types import completion_create_params as completion_fields
 from openai.types.chat import completion_create_params as chat_fields
 from openai.types.responses import response_create_params as responses_fields
 
-from compatibility_checks import CHECKS, SAMPLES, Api
+import compatibility_checks  # noqa: F401  they register themselves
+import compatibility_items  # noqa: F401
+from compatibility_api import CHECKS, SAMPLES, Api
 from mobilemoe.serve.messages_wire import MessagesRequest
 from mobilemoe.serve.responses_wire import ResponsesRequest
 from mobilemoe.serve.wire import ChatRequest, CompletionRequest

@@ -7,7 +7,6 @@ import time
 import httpx
 import pytest
 
-import mobilemoe
 from servers import KEY, running
 
 JSON = {"Content-Type": "application/json"}
@@ -19,11 +18,6 @@ CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
 def server():
     with running() as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def nano():
-    return mobilemoe.load("nano", threads=1)
 
 
 def post(server, body, path=PLAIN, **headers):

@@ -24,11 +24,6 @@ ASK = [
 ]
 
 
-@pytest.fixture(scope="module")
-def nano():
-    return mobilemoe.load("nano", threads=1)
-
-
 def limit_for(texts: int, tokens: int) -> str:
     """A size for --max-memory that takes so many texts of nano at once, and not one more."""
     return str(texts * Engine(ASSETS / "nano", threads=1).kv_bytes(tokens) + 1000)

@@ -6,7 +6,6 @@ import anthropic
 import httpx
 import pytest
 
-import mobilemoe
 from servers import KEY, running
 
 QUESTION = "What is 58 minus 23?"
@@ -22,11 +21,6 @@ def server():
 def client(server):
     with anthropic.Anthropic(base_url=server.root, api_key=KEY, max_retries=0, timeout=30) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def nano():
-    return mobilemoe.load("nano", threads=1)
 
 
 GREEDY = {"temperature": 0}  # the newest clients know no temperature

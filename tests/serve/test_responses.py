@@ -7,7 +7,6 @@ import openai
 import pydantic
 import pytest
 
-import mobilemoe
 from mobilemoe.serve import responses
 from servers import running
 
@@ -18,11 +17,6 @@ QUESTION = "What is 58 minus 23?"
 def server():
     with running("--parallel", "4") as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def nano():
-    return mobilemoe.load("nano", threads=1)
 
 
 def ask(server, **fields):

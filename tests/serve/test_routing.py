@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-import mobilemoe
 from servers import running
 
 QUESTION = [{"role": "user", "content": "What is 58 minus 23?"}]
@@ -14,11 +13,6 @@ ASK = {"x_mobilemoe": {"routing": True}}
 def server():
     with running() as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def nano():
-    return mobilemoe.load("nano", threads=1)
 
 
 def ask(server, **fields):

@@ -7,7 +7,6 @@ import time
 
 import pytest
 
-import mobilemoe
 from servers import KEY, running
 
 PLAIN = "/v1/completions"
@@ -22,11 +21,6 @@ connection.HEAD_SECONDS, connection.BODY_SECONDS, connection.STALL_SECONDS = 1, 
 def server():
     with running("--parallel", "4", before=QUICK) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def nano():
-    return mobilemoe.load("nano", threads=1)
 
 
 def request(body: str, length: int | None = None, **headers: str) -> bytes:

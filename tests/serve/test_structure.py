@@ -9,7 +9,6 @@ import openai
 import pydantic
 import pytest
 
-import mobilemoe
 from mobilemoe.serve.errors import ApiError
 from mobilemoe.serve.structure import Grammars, grammar, json_rule
 from places import ROOT
@@ -33,11 +32,6 @@ SCHEMA = {
 def server():
     with running("--parallel", "4") as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def nano():
-    return mobilemoe.load("nano", threads=1)
 
 
 def ask(server, **fields):

@@ -6,16 +6,10 @@ import time
 import pytest
 from playwright.sync_api import expect
 
-import mobilemoe
 from pages import answered, answers_with, opened, send, set_number
 
 pytest_plugins = ["pages"]
 QUESTION = "What is 58 minus 23?"
-
-
-@pytest.fixture(scope="module")
-def nano():
-    return mobilemoe.load("nano", threads=1)
 
 
 def test_greedy_answers_are_those_of_the_verb_chat_turn_by_turn(page, nano):
