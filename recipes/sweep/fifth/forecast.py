@@ -1,0 +1,120 @@
+"""The registered analysis of the fifth sweep: every run is forecast by a law that was fitted before any of them.
+
+    python recipes/sweep/fifth/forecast.py              # writes forecasts.csv, from the second and fourth sweep alone
+    python recipes/sweep/fifth/forecast.py RUNS.csv     # compares forecasts.csv with what was measured
+
+The law `root` of ../third/forecast.py with N without the embedding and k = .58, fitted to the 93 dense and E8g8s0 runs
+with 6 N D <= 3.75e15 FLOPs (and D >= 24.6 M tokens) of the second and fourth sweep; `paper-E` is its rival.
+"""
+
+from __future__ import annotations
+
+import csv
+import runpy
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobilemoe.sweep.grid import load_grid
+from mobilemoe.sweep.runs import grid_runs
+
+Array = NDArray[np.float64]
+
+HERE = Path(__file__).parent
+FORECAST = runpy.run_path(str(HERE.parent / "third" / "forecast.py"), run_name="forecast")
+K = 0.58
+LEAST_TOKENS = 24_000_000
+LOSSES = ("loss", "loss_books", "loss_textbooks", "loss_code", "loss_specs", "loss_docs")
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The dense and E8g8s0 runs of a table from 24.6 M tokens on, without those of blocks for findings alone."""
+    with path.open(newline="") as handle:
+        rows = [row for row in csv.DictReader(handle) if row["id"].split("-")[1] in ("dense", "e8g8s0")]
+    rows = [row for row in rows if int(row["tokens"]) >= LEAST_TOKENS]
+    blocks = FORECAST["BLOCKS"]
+    registered = [row for row in rows if blocks & set(row["block"].split("+"))]
+    return registered or rows
+
+
+def table(rows: list[dict[str, Any]], loss: str, size: str) -> Any:
+    def column(name: str) -> Array:
+        return np.array([float(row.get(name, 0)) for row in rows])
+
+    return FORECAST["Table"](
+        [row["id"] for row in rows],
+        column(size) / 5e6,
+        column("tokens") / 5e7,
+        (column("experts") > 1).astype(float),
+        column(loss),
+        column("held_out") > 0,
+    )
+
+
+def predict(known: list[dict[str, str]], unseen: list[dict[str, Any]], loss: str, k: float, size: str) -> Array:
+    """The losses of `unseen` by `root` with this k, fitted to `known`; with k = 1 it is `paper-E`."""
+
+    def law(theta: Array, runs: Any) -> Array:
+        result: Array = FORECAST["root"](theta, runs, k)
+        return result
+
+    theta = FORECAST["fit"](law, 9, table(known, loss, size))
+    if loss == "loss":
+        print(f"k = {k}, {size}, {len(known)} runs fitted: constants", " ".join(f"{value:.4f}" for value in theta))
+    return law(theta, table(unseen, loss, size))
+
+
+def register() -> None:
+    known = [row for name in ("runs.csv", "fourth/runs.csv") for row in read(HERE.parent / name)]
+    known = [row for row in known if row["held_out"] == "0"]
+    unseen = [run.columns for run in grid_runs(load_grid(HERE / "grid.toml"))]
+    columns: dict[str, Array] = {}
+    for loss in LOSSES:
+        columns[loss] = predict(known, unseen, loss, K, "n_active_no_embedding")
+    columns["paper_e"] = predict(known, unseen, "loss", 1.0, "n_active")
+    columns["paper_e_no_embedding"] = predict(known, unseen, "loss", 1.0, "n_active_no_embedding")
+    with (HERE / "forecasts.csv").open("w", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(["id", *columns])
+        for index, run in enumerate(unseen):
+            writer.writerow([run["id"], *(f"{column[index]:.4f}" for column in columns.values())])
+
+
+def compare(path: Path) -> None:
+    with (HERE / "forecasts.csv").open(newline="") as handle:
+        forecasts = {row["id"]: row for row in csv.DictReader(handle)}
+    measured = {row["id"]: row for row in read(path)}
+    print(f"{len(measured)} of {len(forecasts)} runs finished")
+    rmse = FORECAST["rmse"]
+
+    def errors(forecast: str, loss: str = "loss", arm: str = "") -> Array:
+        chosen = [name for name in measured if arm in name]
+        return np.array([float(forecasts[name][forecast]) - float(measured[name][loss]) for name in chosen])
+
+    for name, arm in (("root (registered)", ""), ("   dense models", "-dense-"), ("   mixtures", "-e8g8s0-")):
+        found = errors("loss", arm=arm)
+        print(f"{name:22} RMSE {rmse(found):.4f}, bias {found.mean():+.4f}, largest {np.abs(found).max():.4f}")
+    for rival in ("paper_e", "paper_e_no_embedding"):
+        found = errors(rival)
+        print(f"{rival:22} RMSE {rmse(found):.4f}, bias {found.mean():+.4f}")
+    for loss in LOSSES[1:]:
+        found = errors(loss, loss)
+        print(f"{'   ' + loss:22} RMSE {rmse(found):.4f}, bias {found.mean():+.4f}")
+    settings: dict[str, list[float]] = defaultdict(list)
+    for name in measured:
+        settings[name.rsplit("-seed", 1)[0]].append(float(forecasts[name]["loss"]) - float(measured[name]["loss"]))
+    means = np.array([np.mean(values) for values in settings.values()])
+    print(f"{'means over seeds':22} RMSE {rmse(means):.4f} of {len(means)} settings")
+    for name in sorted(settings):
+        print(f"   {name:26}", " ".join(f"{value:+.4f}" for value in settings[name]))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        compare(Path(sys.argv[1]))
+    else:
+        register()
