@@ -31,14 +31,14 @@ LEAST_TOKENS = 24_000_000
 LOSSES = ("loss", "loss_books", "loss_textbooks", "loss_code", "loss_specs", "loss_docs")
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """The dense and E8g8s0 runs of a table from 24.6 M tokens on, without those of blocks for findings alone."""
+def fitted_runs(path: Path) -> list[dict[str, str]]:
+    """The smaller dense and E8g8s0 runs of a table from 24.6 M tokens on, without those of blocks for findings alone."""
     with path.open(newline="") as handle:
         rows = [row for row in csv.DictReader(handle) if row["id"].split("-")[1] in ("dense", "e8g8s0")]
     rows = [row for row in rows if int(row["tokens"]) >= LEAST_TOKENS]
     blocks = FORECAST["BLOCKS"]
     registered = [row for row in rows if blocks & set(row["block"].split("+"))]
-    return registered or rows
+    return [row for row in registered or rows if row["held_out"] == "0"]
 
 
 def table(rows: list[dict[str, Any]], loss: str, size: str) -> Any:
@@ -69,8 +69,7 @@ def predict(known: list[dict[str, str]], unseen: list[dict[str, Any]], loss: str
 
 
 def register() -> None:
-    known = [row for name in ("runs.csv", "fourth/runs.csv") for row in read(HERE.parent / name)]
-    known = [row for row in known if row["held_out"] == "0"]
+    known = [row for name in ("runs.csv", "fourth/runs.csv") for row in fitted_runs(HERE.parent / name)]
     unseen = [run.columns for run in grid_runs(load_grid(HERE / "grid.toml"))]
     columns: dict[str, Array] = {}
     for loss in LOSSES:
@@ -87,7 +86,8 @@ def register() -> None:
 def compare(path: Path) -> None:
     with (HERE / "forecasts.csv").open(newline="") as handle:
         forecasts = {row["id"]: row for row in csv.DictReader(handle)}
-    measured = {row["id"]: row for row in read(path)}
+    with path.open(newline="") as handle:
+        measured = {row["id"]: row for row in csv.DictReader(handle)}
     print(f"{len(measured)} of {len(forecasts)} runs finished")
     rmse = FORECAST["rmse"]
 
