@@ -15,6 +15,7 @@ from places import RECIPES, ROOT
 SWEEP = RECIPES / "sweep"
 THIRD = SWEEP / "third"
 FOURTH = SWEEP / "fourth"
+FIFTH = SWEEP / "fifth"
 LAWS = {"law.json": ("*-dense-*", "*-e8g8s0-*"), "law-from-25M.json": ("*-dense-t[!1]*", "*-e8g8s0-t[!1]*")}
 
 
@@ -135,6 +136,48 @@ def test_every_run_of_the_fourth_sweep_is_one_of_its_grid():
         above = 6 * int(row["n_active"]) * int(row["tokens"]) > grid.scaling.held_out_above
         assert row["held_out"] == str(int(above))
     assert all(len({row[name] for row in table}) == 1 for name in ("device", "torch", "data", "heldout", "code"))
+
+
+def test_the_fifth_sweep_is_all_of_its_grid_above_every_fitted_run_and_with_new_seeds_but_for_width_256():
+    grid, table = load_grid(FIFTH / "grid.toml"), rows("runs.csv", FIFTH)
+    assert {row["id"]: row["key"] for row in table} == {run.id: run.key for run in grid_runs(grid)}
+    before = [row for folder in (SWEEP, THIRD, FOURTH) for row in rows("runs.csv", folder)]
+    assert {row["held_out"] for row in table} == {"1"}
+    known = {(row["id"].split("-t")[0], row["seed"]) for row in before}
+    assert {width for width, seed in known & {(row["id"].split("-t")[0], row["seed"]) for row in table}} == {
+        "d256x7-dense",
+        "d256x7-e8g8s0",
+    }
+    assert all(len({row[name] for row in table}) == 1 for name in ("device", "torch", "data", "heldout", "code"))
+
+
+def test_the_fifth_sweeps_forecasts_come_from_the_tables_before_it_and_the_docs_say_how_near_they_were():
+    found = runpy.run_path(str(FIFTH / "forecast.py"))
+    again = found["forecasts"]()
+    for row in rows("forecasts.csv", FIFTH):
+        assert again[row["id"]] == pytest.approx({name: float(row[name]) for name in again[row["id"]]}, abs=2e-4)
+
+    def error(*column, **chosen):
+        values = np.array([*found["errors"](FIFTH / "runs.csv", *column, **chosen).values()])
+        mean = f"{values.mean():+.4f}".replace("0.", ".", 1)
+        return len(values), said((values**2).mean() ** 0.5), mean, said(abs(values).max())
+
+    for label, chosen in (
+        ("`root`, registered", ""),
+        ("dense models, 20 runs", "-dense-"),
+        ("mixtures (E = 8), 17 runs", "-e8g8s0-"),
+        ("the new width, 576 (3 runs)", "d576"),
+    ):
+        count, *cells = error(only=chosen)
+        assert " | ".join((label, *cells)) in WORDS
+        assert str(count) in label or count == 37
+    beside = [value for name, value in found["errors"](FIFTH / "runs.csv").items() if "d256" not in name]
+    assert f"without this width's four runs the RMSE is {said(float(np.mean(np.square(beside)) ** 0.5))}" in WORDS
+    rivals = [error(name) for name in ("paper_e", "paper_e_no_embedding")]
+    assert "; ".join(rival[1] for rival in rivals) in WORDS
+    domains = [error(name, name) for name in ("loss_books", "loss_specs", "loss_code", "loss_textbooks", "loss_docs")]
+    for place in (1, 2):
+        assert ", ".join(domain[place] for domain in domains) in WORDS
 
 
 def test_the_dense_rate_of_the_third_sweep_is_the_minimum_of_its_trials():

@@ -32,7 +32,7 @@ LOSSES = ("loss", "loss_books", "loss_textbooks", "loss_code", "loss_specs", "lo
 
 
 def fitted_runs(path: Path) -> list[dict[str, str]]:
-    """The smaller dense and E8g8s0 runs of a table from 24.6 M tokens on, without those of blocks for findings alone."""
+    """The smaller dense and E8g8s0 runs of a table from 24.6 M tokens on, without blocks that serve findings alone."""
     with path.open(newline="") as handle:
         rows = [row for row in csv.DictReader(handle) if row["id"].split("-")[1] in ("dense", "e8g8s0")]
     rows = [row for row in rows if int(row["tokens"]) >= LEAST_TOKENS]
@@ -68,47 +68,55 @@ def predict(known: list[dict[str, str]], unseen: list[dict[str, Any]], loss: str
     return law(theta, table(unseen, loss, size))
 
 
-def register() -> None:
+def forecasts() -> dict[str, dict[str, float]]:
+    """What forecasts.csv holds: for each run of the grid the loss, that of each domain, and those by `paper-E`."""
     known = [row for name in ("runs.csv", "fourth/runs.csv") for row in fitted_runs(HERE.parent / name)]
     unseen = [run.columns for run in grid_runs(load_grid(HERE / "grid.toml"))]
-    columns: dict[str, Array] = {}
-    for loss in LOSSES:
-        columns[loss] = predict(known, unseen, loss, K, "n_active_no_embedding")
+    columns = {loss: predict(known, unseen, loss, K, "n_active_no_embedding") for loss in LOSSES}
     columns["paper_e"] = predict(known, unseen, "loss", 1.0, "n_active")
     columns["paper_e_no_embedding"] = predict(known, unseen, "loss", 1.0, "n_active_no_embedding")
+    return {
+        run["id"]: {name: float(values[index]) for name, values in columns.items()} for index, run in enumerate(unseen)
+    }
+
+
+def write() -> None:
+    found = forecasts()
     with (HERE / "forecasts.csv").open("w", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(["id", *columns])
-        for index, run in enumerate(unseen):
-            writer.writerow([run["id"], *(f"{column[index]:.4f}" for column in columns.values())])
+        writer.writerow(["id", *next(iter(found.values()))])
+        for name, values in found.items():
+            writer.writerow([name, *(f"{value:.4f}" for value in values.values())])
+
+
+def errors(measured: Path, forecast: str = "loss", loss: str = "loss", only: str = "") -> dict[str, float]:
+    """A column of forecasts.csv less one of the table of runs, for those with `only` in their id."""
+    with (HERE / "forecasts.csv").open(newline="") as handle:
+        predicted = {row["id"]: float(row[forecast]) for row in csv.DictReader(handle)}
+    with measured.open(newline="") as handle:
+        return {
+            row["id"]: predicted[row["id"]] - float(row[loss]) for row in csv.DictReader(handle) if only in row["id"]
+        }
 
 
 def compare(path: Path) -> None:
-    with (HERE / "forecasts.csv").open(newline="") as handle:
-        forecasts = {row["id"]: row for row in csv.DictReader(handle)}
-    with path.open(newline="") as handle:
-        measured = {row["id"]: row for row in csv.DictReader(handle)}
-    print(f"{len(measured)} of {len(forecasts)} runs finished")
-    rmse = FORECAST["rmse"]
+    def show(label: str, found: dict[str, float]) -> None:
+        values = np.array([*found.values()])
+        largest = np.abs(values).max()
+        rmse = FORECAST["rmse"](values)
+        print(f"{label:24} RMSE {rmse:.4f}, mean {values.mean():+.4f}, largest {largest:.4f}, {len(values)} runs")
 
-    def errors(forecast: str, loss: str = "loss", arm: str = "") -> Array:
-        chosen = [name for name in measured if arm in name]
-        return np.array([float(forecasts[name][forecast]) - float(measured[name][loss]) for name in chosen])
-
-    for name, arm in (("root (registered)", ""), ("   dense models", "-dense-"), ("   mixtures", "-e8g8s0-")):
-        found = errors("loss", arm=arm)
-        print(f"{name:22} RMSE {rmse(found):.4f}, bias {found.mean():+.4f}, largest {np.abs(found).max():.4f}")
+    show("root (registered)", errors(path))
+    for label, only in (("   dense models", "-dense-"), ("   mixtures", "-e8g8s0-"), ("   width 576", "d576")):
+        show(label, errors(path, only=only))
     for rival in ("paper_e", "paper_e_no_embedding"):
-        found = errors(rival)
-        print(f"{rival:22} RMSE {rmse(found):.4f}, bias {found.mean():+.4f}")
+        show(rival, errors(path, rival))
     for loss in LOSSES[1:]:
-        found = errors(loss, loss)
-        print(f"{'   ' + loss:22} RMSE {rmse(found):.4f}, bias {found.mean():+.4f}")
+        show(f"   {loss}", errors(path, loss, loss))
     settings: dict[str, list[float]] = defaultdict(list)
-    for name in measured:
-        settings[name.rsplit("-seed", 1)[0]].append(float(forecasts[name]["loss"]) - float(measured[name]["loss"]))
-    means = np.array([np.mean(values) for values in settings.values()])
-    print(f"{'means over seeds':22} RMSE {rmse(means):.4f} of {len(means)} settings")
+    for name, error in errors(path).items():
+        settings[name.rsplit("-seed", 1)[0]].append(error)
+    show("means over seeds", {name: float(np.mean(values)) for name, values in settings.items()})
     for name in sorted(settings):
         print(f"   {name:26}", " ".join(f"{value:+.4f}" for value in settings[name]))
 
@@ -117,4 +125,4 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         compare(Path(sys.argv[1]))
     else:
-        register()
+        write()
