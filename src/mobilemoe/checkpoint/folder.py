@@ -22,6 +22,7 @@ from mobilemoe.checkpoint.container import (
     TensorInfo,
     shorten,
 )
+from mobilemoe.checkpoint.draft import DRAFT, open_draft
 from mobilemoe.checkpoint.layout import Weight, stored_tensors, weights
 from mobilemoe.config import ModelConfig
 from mobilemoe.errors import CheckpointError
@@ -109,6 +110,9 @@ class Checkpoint:
                 if key != name and name in (CONFIG, INDEX):
                     path = self.folder / name
                     results[name] = results.get(name, True) and path.exists() and sha256_file(path) == digest
+        if (draft := open_draft(self.folder, self.config)) is not None:
+            results[DRAFT] = draft.verify()
+            draft.close()
         return results
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from mobilemoe.checkpoint import int4
 from mobilemoe.checkpoint.companions import copy_companions
 from mobilemoe.checkpoint.container import Array, Spec, is_finite, payload_bytes, shorten, write_safetensors
+from mobilemoe.checkpoint.draft import copy_draft
 from mobilemoe.checkpoint.folder import COMPANION_HASH, INDEX, WEIGHTS, Floats
 from mobilemoe.checkpoint.layout import stored_tensors, tensor_table, weights
 from mobilemoe.config import GroupAxis, ModelConfig
@@ -100,6 +101,7 @@ def write_folder(
             write_safetensors(part / shard, specs, finite, metadata)
         if beside is not None:
             copy_companions(beside, part)
+            copy_draft(beside, part, config)
 
 
 def _split(table: dict[str, Spec], shard_bytes: int | None) -> dict[str, dict[str, Spec]]:

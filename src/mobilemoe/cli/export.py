@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, cast
 
 import typer
 
+from mobilemoe.checkpoint.draft import DRAFT
 from mobilemoe.checkpoint.run_folder import newest_model
 from mobilemoe.cli.convert import print_report
 from mobilemoe.cli.options import JsonOption
@@ -54,6 +56,8 @@ def export(
     if context is not None and to != "executorch":
         raise UsageError(f"--context is for --to executorch: {to} leaves it to the runtime")
     folder = newest_model(find_model(model))
+    if (folder / DRAFT).exists():
+        print(f"note: the draft head ({DRAFT}) is left out, since no other runtime reads it", file=sys.stderr)
     with Progress():
         if to == "gguf":
             from mobilemoe.export.gguf import write_gguf

@@ -11,6 +11,7 @@ from rich.table import Table
 from mobilemoe import accounting
 from mobilemoe.checkpoint import Checkpoint
 from mobilemoe.checkpoint.container import shorten
+from mobilemoe.checkpoint.draft import DRAFT, open_draft
 from mobilemoe.checkpoint.run_folder import newest_model
 from mobilemoe.cli.options import JsonOption, plain_console, print_json
 from mobilemoe.config import ModelConfig
@@ -61,7 +62,7 @@ def info(
     config = PRESETS[model] if folder is None else ModelConfig.load(folder)
     values: dict[str, Any] = {"model": model, **accounting.summary(config, context)}
     if folder is not None:
-        values |= {"unknown_config_keys": config.unknown_keys, **_read_files(folder, verify)}
+        values |= {"unknown_config_keys": config.unknown_keys, **_read_files(folder, config, verify)}
     if json:
         print_json(values)
     else:
@@ -121,7 +122,7 @@ def _describe_routing(folder: Path, text: str, png: Path, json: bool) -> None:
     print(f"drawn in {png}")
 
 
-def _read_files(folder: Path, verify: bool) -> dict[str, Any]:
+def _read_files(folder: Path, config: ModelConfig, verify: bool) -> dict[str, Any]:
     """Opens the checkpoint, which checks its header against the config, and checks its hashes where asked to."""
     from mobilemoe.engine import ENGINE_FILE, engine_files, has_engine_file, is_whole
 
@@ -136,6 +137,10 @@ def _read_files(folder: Path, verify: bool) -> dict[str, Any]:
                 "tensors": len(checkpoint.tensors),
             }
             results = checkpoint.verify() if verify else {}
+    if (draft := open_draft(folder, config)) is not None:
+        values["draft"] = {"file_bytes": draft.bytes, "width": draft.shape.width, "shortlist": draft.shape.shortlist}
+        results |= {DRAFT: draft.verify()} if verify else {}
+        draft.close()
     if verify:
         for path in engine_files(folder):  # cached ones included
             results[path.name if path.parent == folder else str(path)] = is_whole(path)
@@ -169,6 +174,11 @@ def _print(config: ModelConfig, values: dict[str, Any]) -> None:
     if "files" in values:
         tensors = f", {values['tensors']} tensors" if "tensors" in values else ""
         rows["files"] = f"{', '.join(values['files'])}: {values['file_bytes']:,} bytes{tensors}"
+    if "draft" in values:
+        draft = values["draft"]
+        rows["draft head"] = (
+            f"{DRAFT}: {draft['file_bytes']:,} bytes, width {draft['width']:,}, guesses {draft['shortlist']:,} tokens"
+        )
     if values.get("without_hash"):
         rows["without a hash"] = ", ".join(values["without_hash"])
     if values.get("verified"):

@@ -20,6 +20,7 @@ from pathlib import Path
 from mobilemoe import accounting
 from mobilemoe.checkpoint import Checkpoint, save_checkpoint
 from mobilemoe.checkpoint.companions import copy_companions
+from mobilemoe.checkpoint.draft import copy_draft
 from mobilemoe.checkpoint.folder import CONFIG, INDEX, WEIGHTS
 from mobilemoe.config import GroupAxis, ModelConfig
 from mobilemoe.engine.fingerprints import check_whole, fingerprint, stamp
@@ -88,6 +89,7 @@ def write_engine_folder(source: Path, target: Path) -> None:
         with atomic_folder(target, CheckpointError) as part:
             shutil.copyfile(source / CONFIG, part / CONFIG)
             copy_companions(source, part)
+            copy_draft(source, part, checkpoint.config)
             try:
                 _rewrite(source, part / ENGINE_FILE)
             except CheckpointError as fault:

@@ -24,7 +24,7 @@ _SMALL = re.compile(
     r"config\.json|generation_config\.json|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json"
     r"|added_tokens\.json|chat_template\.(jinja|json)|additional_chat_templates/[^/]+\.jinja|README\.md|LICEN[CS]E[^/]*"
 )
-_WHOLE = "model.safetensors"
+_WHOLE, _DRAFT = "model.safetensors", "draft.safetensors"
 _SHARDED = re.compile(r"model\.safetensors\.index\.json|model-\d+-of-\d+\.safetensors")
 
 
@@ -35,6 +35,7 @@ def needed(names: Collection[str], *, weights: bool) -> list[str]:
         chosen += [name for name in names if name == "tokenizer.model"]
     if weights:
         chosen += [_WHOLE] if _WHOLE in names else [name for name in names if _SHARDED.fullmatch(name)]
+        chosen += [name for name in names if name == _DRAFT]
     return chosen
 
 

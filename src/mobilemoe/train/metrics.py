@@ -101,6 +101,8 @@ class ProgressReport:
             f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tok/s  "
             f"load cv {row['load_variation']:.2f}  dead {row['dead_experts']}"
         )
+        if "agreed" in row:  # of a draft head, whose model does not learn
+            text = text.partition("  load")[0] + "  agreed " + " ".join(f"{share:.3f}" for share in row["agreed"])
         if self._bar is not None:
             self._bar.update(self._task, completed=row["step"], description=text)
         elif row["step"] % PLAIN_EVERY == 0 or row["step"] == self._steps:

@@ -79,6 +79,14 @@ def prepare(model: MobileMoE, table: QatTable) -> None:
             _become(module, QatRouter)
 
 
+def round_linears(module: nn.Module) -> None:
+    """Makes the linear layers in `module` compute with INT4 weights and INT8 inputs."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            linear = _become(layer, QatLinear)
+            linear.rounds_input, linear.weight_scale = True, None
+
+
 def _become(module: nn.Module, kind: type[_Kind]) -> _Kind:
     module.__class__ = kind
     return cast(_Kind, module)

@@ -160,6 +160,18 @@ class LoraTable(_Table):
     )
 
 
+class DraftTable(_Table):
+    """A draft head is trained for the model of `model.init`, which stays as it is (`mobilemoe.model.draft`).
+
+    `width` is that of its layer, `shortlist` the number of tokens that it can guess, the most frequent ones of the
+    text. It learns to guess `steps` tokens in a row.
+    """
+
+    width: int = Field(default=1024, gt=0, multiple_of=32, le=2**20)
+    shortlist: int = Field(default=4096, gt=0, multiple_of=32, le=2**20)
+    steps: int = Field(default=4, gt=0, le=16)
+
+
 class DistributedTable(_Table):
     """How processes share the model: `replicate` groups (HSDP), each of which holds it in shards (FSDP2), with the
     experts split over `expert_parallel` processes of a group.
@@ -182,7 +194,22 @@ class Recipe(_Table):
     train: TrainTable
     qat: QatTable | None = None
     lora: LoraTable | None = None
+    draft: DraftTable | None = None
     distributed: DistributedTable = DistributedTable()
+
+    @model_validator(mode="after")
+    def _only_a_draft(self) -> Recipe:
+        if self.draft is None:
+            return self
+        if self.model.init is None:
+            raise ValueError("a draft head belongs to a trained model: name it as model.init")
+        if self.qat is not None or self.lora is not None:
+            raise ValueError("with [draft] nothing else is trained: remove the tables qat and lora")
+        if self.train.validate_every:
+            raise ValueError("a draft head has no loss on held-out text: set train.validate_every to 0")
+        if self.train.sequence_length <= self.draft.steps + 1:
+            raise ValueError(f"draft.steps is {self.draft.steps}: rows need more tokens than that and one")
+        return self
 
 
 def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mobilemoe.chat import ChatTemplate, Part, chat_parts
@@ -28,7 +29,7 @@ from mobilemoe.errors import ConfigError, TokenizerError
 from mobilemoe.hub import find_model
 from mobilemoe.model import MobileMoE
 from mobilemoe.tokenizer import Tokenizer
-from mobilemoe.train import lora, qat
+from mobilemoe.train import draft, lora, qat
 from mobilemoe.train.device import DTYPES, set_threads
 from mobilemoe.train.estimate import architecture
 from mobilemoe.train.optimizer import make_optimizer
@@ -67,13 +68,9 @@ def set_up(recipe: Recipe, world: World) -> Setup:
     prepare_blocks(model, train, world.device)
     shard(model, world, recipe)  # before it goes to the device, so that no device holds all of it
     model.to(world.device)
-    loader = PackedLoader(
-        build_mixture(recipe.data, Path.cwd()),
-        tokenizer,
-        template,
-        batch_size=train.batch_size,
-        sequence_length=train.sequence_length,
-    )
+    loader = _loader(recipe, tokenizer, template)
+    if recipe.draft is not None:
+        draft.choose_shortlist(model, _token_counts(_loader(recipe, tokenizer, template), model.config.vocab_size))
     validation, notes = _validation(recipe, tokenizer, template)
     return Setup(
         model=model,
@@ -86,6 +83,22 @@ def set_up(recipe: Recipe, world: World) -> Setup:
         validation=validation,
         notes=notes,
     )
+
+
+def _loader(recipe: Recipe, tokenizer: Tokenizer, template: ChatTemplate) -> PackedLoader:
+    train, mixture = recipe.train, build_mixture(recipe.data, Path.cwd())
+    rows = {"batch_size": train.batch_size, "sequence_length": train.sequence_length}
+    return PackedLoader(mixture, tokenizer, template, **rows)
+
+
+def _token_counts(loader: PackedLoader, vocab_size: int) -> Tensor:
+    """How often each token occurs at the beginning of the training text, [V]."""
+    counts_V, counted = np.zeros(vocab_size, np.int64), 0
+    while counted < draft.COUNTED:
+        tokens_BT = next(loader).tokens_BT
+        counts_V += np.bincount(tokens_BT.ravel(), minlength=vocab_size)
+        counted += tokens_BT.size
+    return torch.from_numpy(counts_V)
 
 
 def _warn_of_endless_answers(tokenizer: Tokenizer, template: ChatTemplate, stop_ids: set[int]) -> None:
@@ -144,6 +157,8 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> MobileMoE:
         lora.attach(model, recipe.lora, train.seed)
     if recipe.qat is not None:
         qat.prepare(model, recipe.qat)
+    if recipe.draft is not None:
+        draft.attach(model, recipe.draft, train.seed)
     return model.train()
 
 

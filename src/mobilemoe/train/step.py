@@ -1,6 +1,6 @@
 """One optimizer step: gradients of a batch in micro-batches, clipping, update, load balance, and what to report.
 
-B rows, T tokens, L MoE layers, E experts, K numbers of each layer.
+B rows, T tokens, L MoE layers, E experts, K numbers of each layer, S steps ahead of a draft head.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from mobilemoe.data.loader import Batch
 from mobilemoe.data.packing import NO_TARGET
 from mobilemoe.errors import TrainError
 from mobilemoe.model import MobileMoE
-from mobilemoe.train import balance
+from mobilemoe.train import balance, draft
 from mobilemoe.train.guard import SpikeGuard, explain_nonfinite
 from mobilemoe.train.health import RouterHealth, step_row
 from mobilemoe.train.loss import cross_entropy_sum, router_z_loss
@@ -30,10 +31,15 @@ from mobilemoe.train.qat import Teacher, divergence_sum
 from mobilemoe.train.recipe import Recipe
 from mobilemoe.train.schedule import balance_rate, learning_rate
 
+Targets: TypeAlias = int | npt.NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class _Taken:
     """A step whose numbers have not been read: loss, z-loss and gradient norm [3], and the routers' [K, L].
+
+    Of a draft head `targets` are the places of each of its S steps ahead, and the numbers go on with the agreement at
+    each.
 
     `parts` and `begins` are this process's micro-batches and the loader's positions before them, for the case that
     the loss or the gradient is not finite.
@@ -41,7 +47,7 @@ class _Taken:
 
     step: int
     parts: list[Batch]
-    targets: int
+    targets: Targets
     begins: Mapping[str, Sequence[int]]
     numbers: Tensor
     routers_KL: Tensor | None
@@ -75,9 +81,10 @@ class Stepper:
         self.replicas = Replicas(model, world.size)
         # Adapters learn beside frozen routers, which need the selection bias that they were trained with.
         self.balances = recipe.lora is None
+        self.steps_ahead = 0 if recipe.draft is None else recipe.draft.steps
         self.teacher = teacher
         self.taught_share = recipe.qat.distill_weight if recipe.qat is not None and teacher is not None else 0.0
-        layers = model.moe_layers()
+        layers = [] if self.steps_ahead else model.moe_layers()  # a draft head leaves the model as it is
         self.health = RouterHealth(layers, domains) if layers else None
         self.guard = SpikeGuard(recipe.train.spike_factor, recipe.train.max_spikes)
         self.waits = self.device.type != "cuda" or recipe.train.spike_factor is not None
@@ -91,16 +98,17 @@ class Stepper:
         Raises TrainError, with the weights as they were, if there is no target; or, where steps wait, if loss or
         gradient is not finite.
         """
-        targets = int((batch.targets_BT != NO_TARGET).sum())
-        if targets == 0:
+        targets = self._targets(batch)
+        if not np.all(targets):
             raise TrainError(f"the batch of step {step + 1} holds nothing to predict: look at the data's documents")
         parts = self._parts(batch)
-        losses = torch.zeros(2, dtype=torch.float64, device=self.device)
+        losses = torch.zeros(2 + self.steps_ahead, dtype=torch.float64, device=self.device)
         for part in parts:
             self.replicas.due(last=part is parts[-1])
             losses += self._backward(part, targets)
         norm = clip_gradients(map(updated, self.model.parameters()), self.train.clip_norm)
-        numbers = torch.cat([self.world.sum(losses), norm.double().unsqueeze(0)])
+        loss, z_loss, *agreed = self.world.sum(losses).unbind()
+        numbers = torch.stack([loss, z_loss, norm.double(), *agreed])
         load_LE = routers_KL = None
         if self.health is not None:
             for counter in self.health.counters:
@@ -108,12 +116,12 @@ class Stepper:
             load_LE, routers_KL = self.health.load_LE, self.health.end_step()
         taken = _Taken(step, parts, targets, begins, numbers, routers_KL)
         if self.waits:
-            loss, _, gradient_norm = numbers.tolist()
-            if math.isfinite(loss) and self.guard.skips(gradient_norm, step + 1):
+            loss_now, _, gradient_norm, *_ = numbers.tolist()
+            if math.isfinite(loss_now) and self.guard.skips(gradient_norm, step + 1):
                 self.optimizer.zero_grad(set_to_none=True)
                 self._taken.append(dataclasses.replace(taken, skipped=True))
                 return
-            self._refuse_nonfinite(taken, loss, gradient_norm)
+            self._refuse_nonfinite(taken, loss_now, gradient_norm)
         else:
             self._broken |= ~numbers.isfinite().all()
             # Fused optimizers skip an update whose gradients a scaler found infinite; so does ours of Muon.
@@ -138,10 +146,11 @@ class Stepper:
         numbers = torch.stack([one.numbers for one in taken]).tolist()
         of_routers = [one.routers_KL for one in taken if one.routers_KL is not None]
         routers = torch.stack(of_routers).tolist() if of_routers else [None] * len(taken)
-        for one, (loss, z_loss, gradient_norm), layers in zip(taken, numbers, routers, strict=True):
+        for one, (loss, z_loss, gradient_norm, *agreed), layers in zip(taken, numbers, routers, strict=True):
             self._refuse_nonfinite(one, loss, gradient_norm)
             row = {"loss": loss, "z_loss": z_loss, "gradient_norm": gradient_norm}
             row |= {"load_variation": 0.0, "dead_experts": 0} if layers is None else step_row(layers)
+            row |= {"agreed": [round(share, 6) for share in agreed]} if agreed else {}
             row["learning_rate"] = learning_rate(self.train, one.step)
             yield row | ({"skipped": True} if one.skipped else {})
 
@@ -172,9 +181,14 @@ class Stepper:
         starts = range(rows.start, rows.stop, micro)
         return [Batch(*(field_BT[start : start + micro] for field_BT in batch)) for start in starts]
 
-    def _backward(self, batch: Batch, targets: int) -> Tensor:
+    def _targets(self, batch: Batch) -> Targets:
+        return draft.places(batch, self.steps_ahead) if self.steps_ahead else int((batch.targets_BT != NO_TARGET).sum())
+
+    def _backward(self, batch: Batch, targets: Targets) -> Tensor:
         """Adds the gradients of one micro-batch, whose loss counts by its share of the step's `targets` and whose
-        z-loss by its rows; returns both, [2]."""
+        z-loss by its rows; returns both, [2]; of a draft head also the agreement at each step ahead, [2 + S]."""
+        if not isinstance(targets, int):
+            return self._backward_draft(batch, targets)
         tokens_BT, targets_N = self._tensor(batch.tokens_BT), self._tensor(batch.targets_BT).flatten()
         positions_BT, segments_BT = self._tensor(batch.positions_BT), batch.segments_BT  # which stay on the host
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.train.precision == "bf16"):
@@ -194,6 +208,18 @@ class Stepper:
         if self.health is not None:
             self.health.add(routings, self._tensor(batch.domains_BT).flatten())
         return torch.stack([loss.detach().double(), z_loss.detach().double()])
+
+    def _backward_draft(self, batch: Batch, places_S: npt.NDArray[np.int64]) -> Tensor:
+        """`_backward` of a draft head: its loss is the mean over steps ahead of the divergence at a place."""
+        tokens_BT, positions_BT = self._tensor(batch.tokens_BT), self._tensor(batch.positions_BT)
+        each_S = 1 / self._tensor(places_S).double()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.train.precision == "bf16"):
+            with torch.no_grad():
+                x_BTD, _ = self.model.hidden(tokens_BT, positions_BT=positions_BT, segments_BT=batch.segments_BT)
+            nats_S, agreed_S = draft.divergences(self.model, x_BTD, batch, self.steps_ahead)
+        loss = (nats_S * each_S).mean()
+        loss.backward()
+        return torch.cat([torch.stack([loss.detach(), loss.new_zeros(())]), agreed_S * each_S])
 
     def _update(self, step: int) -> None:
         """One step of the optimizer at the schedule's rate."""

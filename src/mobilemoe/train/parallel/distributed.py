@@ -228,6 +228,8 @@ def _check(recipe: Recipe, size: int) -> None:
             f"train.batch_size is {train.batch_size}, which {size} processes cannot share evenly"
             + (f" in micro-batches of {train.micro_batch_size} rows" if train.micro_batch_size else "")
         )
+    if size > 1 and recipe.draft is not None:
+        raise ConfigError(f"a draft head is small: it is trained by one process, and not by {size}")
     if table.expert_parallel > 1 and recipe.lora is not None:
         raise ConfigError("lora keeps the whole model in each process: set distributed.expert_parallel to 1")
     if table.expert_parallel > 1 and train.capacity_factor is not None:
