@@ -58,7 +58,7 @@ void Attention::run(const LayerWeights& layer, int index, float* x) {
     kernels_.prepare[qkv_form](normed, hidden, inputs_[row]);
   });
   qkv_.resize(rows_, qkv_width_);
-  multiply(layer.qkv, qkv_);
+  multiply(layer.qkv, layer.o, qkv_);
   if (config_.qk_norm == QkNorm::projection_weight) {
     for_rows(pool_, rows_, [&](int row) {
       float *q = qkv_[row], *k = q + k_begin_;
@@ -80,22 +80,25 @@ void Attention::run(const LayerWeights& layer, int index, float* x) {
     kernels_.prepare[o_form](heads, q_width, inputs_[row]);
   });
   scratch_.resize(rows_, layer.o.outputs);
-  multiply(layer.o, scratch_);
+  multiply(layer.o, layer.shared.gate_up, scratch_);
   for_rows(pool_, rows_, [&](int row) { kernels_.add_scaled(scratch_[row], 1.0f, hidden, x_of(row)); });
 }
 
-// outputs = matrix x inputs_
-void Attention::multiply(const Matrix& matrix, Rows<float>& outputs) {
+// outputs = matrix x inputs_, after which `after` is read.
+void Attention::multiply(const Matrix& matrix, const Matrix& after, Rows<float>& outputs) {
   const int pieces = divide_up(rows_, kTaskRows), rows_each = divide_up(rows_, pieces);
   // With one row, tasks of 8 panels read at the memory's full speed. They are smaller where the threads would otherwise
   // have too few tasks to finish together.
   const int decode_panels = std::max(2, std::min(matrix.panels() / (3 * pool_.threads()), 32) / 8 * 8);
   const int panels = rows_ == 1 ? decode_panels : kTaskPanels, columns = divide_up(matrix.panels(), panels);
   const auto product = kernels_.matmul[form_of(matrix, fp32_)];
-  pool_.run(pieces * columns, [&](int task, int) {
+  const int tasks = pieces * columns;
+  pool_.run(tasks, [&](int task, int) {
     const int row = task / columns * rows_each, begin = task % columns * panels;
-    product(matrix, begin, std::min(begin + panels, matrix.panels()), inputs_[row], inputs_.width(),
-            std::min(rows_each, rows_ - row), outputs[row] + begin * kPanel, outputs.width());
+    const int next = task + pool_.threads(), next_begin = (next < tasks ? next % columns : next - tasks) * panels;
+    product(matrix.before(next < tasks ? matrix : after, next_begin, next_begin + panels), begin,
+            std::min(begin + panels, matrix.panels()), inputs_[row], inputs_.width(), std::min(rows_each, rows_ - row),
+            outputs[row] + begin * kPanel, outputs.width());
   });
 }
 

@@ -28,7 +28,7 @@ class Attention {
     int head, begin, end;  // a KV head and tokens of the span
   };
 
-  void multiply(const Matrix& matrix, Rows<float>& outputs);
+  void multiply(const Matrix& matrix, const Matrix& after, Rows<float>& outputs);
   void attend_all(const LayerWeights& layer, int index);
   void append_keys(const LayerWeights& layer, int index, const Span& span, int head);
   void attend(int index, const Task& task);

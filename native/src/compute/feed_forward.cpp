@@ -69,37 +69,50 @@ void FeedForward::decode(const LayerWeights& layer, float* x, const RoutingHooks
   if (shared_groups > 0) kernels_.prepare[input_form(shared)](normed, hidden_, shared_.inputs[0]);
   if (routed) kernels_.prepare[input_form(layer.experts[0])](normed, hidden_, routed_.inputs[0]);
   const int router_tasks = routed ? 1 : 0;  // the router runs beside the shared expert, which does not wait for it
+  const auto shared_task = [&](int index) {
+    const int group = std::min(index * kDecodeGroups, shared_groups);
+    return Task{&shared, &shared_, 0, 0, 1, group, std::min(group + kDecodeGroups, shared_groups)};
+  };
   pool_.run(router_tasks + divide_up(shared_groups, kDecodeGroups), [&](int task, int) {
     if (task < router_tasks) {
       kernels_.router(layer.router, padded_experts_ / kPanel, hidden_, normed, 0, 1, logits_[0]);
     } else {
-      const int group = (task - router_tasks) * kDecodeGroups;
-      gate_up({&shared, &shared_, 0, 0, 1, group, std::min(group + kDecodeGroups, shared_groups)});
+      const Task next = shared_task(task - router_tasks + pool_.threads());
+      gate_up(shared_task(task - router_tasks), &next);
     }
   });
   const int* chosen = chosen_[0];
   if (routed) {
     route(layer, 0, hooks);
     const int tasks = divide_up(groups, kDecodeGroups);
+    const auto routed_task = [&](int index) {
+      const int slot = index / tasks, group = index % tasks * kDecodeGroups;
+      return Task{&layer.experts[chosen[slot]], &routed_, 0, slot, 1, group, std::min(group + kDecodeGroups, groups)};
+    };
     pool_.run(active_ * tasks, [&](int task, int) {
-      const int slot = task / tasks, group = task % tasks * kDecodeGroups;
-      gate_up({&layer.experts[chosen[slot]], &routed_, 0, slot, 1, group, std::min(group + kDecodeGroups, groups)});
+      const int next = task + pool_.threads();
+      const Task next_task = routed_task(next < active_ * tasks ? next : task);
+      gate_up(routed_task(task), next < active_ * tasks ? &next_task : nullptr);
     });
   }
   const int panels = routed ? layer.experts[0].down.panels() : shared.down.panels();
   const int each = std::clamp(panels / (3 * pool_.threads()) / 2 * 2, 2, kDecodePanels);  // Axis::out needs pairs
+  const int has_shared = shared_groups > 0 ? 1 : 0, ffns = has_shared + active_, step = pool_.threads() * each;
+  const auto ffn_at = [&](int i) -> const Ffn& {
+    return i < has_shared ? shared : layer.experts[chosen[i - has_shared]];
+  };
   pool_.run(divide_up(panels, each), [&](int task, int) {
     const int begin = task * each, first = begin * kPanel;
     const int count = std::min(each * kPanel, hidden_ - first);
     float y[kDecodePanels * kPanel];
-    const auto add = [&](const Ffn& ffn, const uint8_t* units, float weight) {
-      const int end = std::min(begin + each, ffn.down.panels());
-      kernels_.matmul[unit_form(ffn)](ffn.down, begin, end, units, 0, 1, y, 0);
-      kernels_.add_scaled(y, weight, count, x + first);
-    };
-    if (shared_groups > 0) add(shared, shared_.hidden_units[0], 1.0f);
-    for (int slot = 0; slot < active_; ++slot) {
-      add(layer.experts[chosen[slot]], routed_.hidden_units[slot], weights_[0][slot]);
+    for (int i = 0; i < ffns; ++i) {
+      const int slot = i - has_shared;
+      const Ffn& ffn = ffn_at(i);
+      const Matrix down = i + 1 < ffns ? ffn.down.before(ffn_at(i + 1).down, begin, begin + each)
+                                       : ffn.down.before(ffn_at(0).down, begin + step, begin + step + each);
+      kernels_.matmul[unit_form(ffn)](down, begin, std::min(begin + each, panels),
+                                      slot < 0 ? shared_.hidden_units[0] : routed_.hidden_units[slot], 0, 1, y, 0);
+      kernels_.add_scaled(y, slot < 0 ? 1.0f : weights_[0][slot], count, x + first);
     }
   });
 }
@@ -109,17 +122,33 @@ void FeedForward::decode(const LayerWeights& layer, float* x, const RoutingHooks
 void FeedForward::prefill(const LayerWeights& layer, int rows, float* x, const RoutingHooks* hooks) {
   const float eps = static_cast<float>(config_.rms_norm_eps);
   const bool routed = experts_ > 0, has_shared = layer.shared.width > 0;
+  const bool apart = routed && has_shared && rows <= kFewRows;  // the router runs beside the shared expert
+  const int units = routed ? layer.experts[0].width / kGroup : 0, shared_units = layer.shared.width / kGroup;
+  const auto router = [&](int first, int end) {
+    kernels_.router(layer.router, padded_experts_ / kPanel, hidden_, normed_[first], normed_.width(), end - first,
+                    logits_[first]);
+  };
   const auto x_of = [&](int row) { return x + static_cast<size_t>(row) * hidden_; };
   for_row_ranges(pool_, rows, [&](int first, int end) {
     for (int row = first; row < end; ++row) {
       kernels_.rms_norm(x_of(row), layer.post_attention_norm, hidden_, eps, normed_[row]);
       if (has_shared) kernels_.prepare[input_form(layer.shared)](normed_[row], hidden_, shared_.inputs[row]);
     }
-    if (!routed) return;
-    kernels_.router(layer.router, padded_experts_ / kPanel, hidden_, normed_[first], normed_.width(), end - first,
-                    logits_[first]);
+    if (!routed || apart) return;
+    router(first, end);
     for (int row = first; row < end; ++row) route(layer, row, hooks);
   });
+  tasks_.clear();
+  list_tasks(layer.shared, shared_, 0, rows, kTaskGroups, shared_units);
+  if (apart) {
+    const int count = static_cast<int>(tasks_.size());
+    pool_.run(1 + count, [&](int task, int) {
+      if (task == 0) return router(0, rows);
+      gate_up(tasks_[task - 1], next_task(task - 1));
+    });
+    tasks_.clear();
+    for_rows(pool_, rows, [&](int row) { route(layer, row, hooks); });
+  }
   if (routed) {
     sort_pairs(rows);
     const auto prepare = kernels_.prepare[input_form(layer.experts[0])];
@@ -133,11 +162,12 @@ void FeedForward::prefill(const LayerWeights& layer, int rows, float* x, const R
       }
     });
   }
-  list_tasks(layer, rows, routed ? layer.experts[0].width / kGroup : 0, kTaskGroups, layer.shared.width / kGroup);
-  pool_.run(static_cast<int>(tasks_.size()), [&](int task, int) { gate_up(tasks_[task]); });
-  list_tasks(layer, rows, routed ? layer.experts[0].down.panels() : 0, kTaskPanels,
-             has_shared ? layer.shared.down.panels() : 0);
-  pool_.run(static_cast<int>(tasks_.size()), [&](int task, int) { down(tasks_[task]); });
+  list_routed(layer, kTaskGroups, units);
+  pool_.run(static_cast<int>(tasks_.size()), [&](int task, int) { gate_up(tasks_[task], next_task(task)); });
+  tasks_.clear();
+  if (has_shared) list_tasks(layer.shared, shared_, 0, rows, kTaskPanels, layer.shared.down.panels());
+  if (routed) list_routed(layer, kTaskPanels, layer.experts[0].down.panels());
+  pool_.run(static_cast<int>(tasks_.size()), [&](int task, int) { down(tasks_[task], next_task(task)); });
   for_rows(pool_, rows, [&](int row) {
     float* sum = x_of(row);
     if (has_shared) kernels_.add_scaled(shared_.outputs[row], 1.0f, hidden_, sum);
@@ -161,26 +191,32 @@ void FeedForward::sort_pairs(int rows) {
   expert_begin_[0] = 0;
 }
 
-// Cuts rows x units of every FFN into tasks; the shared expert, which has the most rows, comes first.
-void FeedForward::list_tasks(const LayerWeights& layer, int rows, int units, int units_per_task, int shared_units) {
-  tasks_.clear();
-  const auto cut = [&](const Ffn& ffn, Memory& memory, int first_row, int count, int all_units) {
-    const int pieces = divide_up(count, kTaskRows);
-    for (int piece = 0, row = first_row; piece < pieces; ++piece) {
-      const int here = divide_up(first_row + count - row, pieces - piece);
-      for (int unit = 0; unit < all_units; unit += units_per_task) {
-        tasks_.push_back({&ffn, &memory, row, row, here, unit, std::min(unit + units_per_task, all_units)});
-      }
-      row += here;
+// Cuts rows x units of one FFN into tasks.
+void FeedForward::list_tasks(const Ffn& ffn, Memory& memory, int first_row, int rows, int units_per_task, int units) {
+  const int pieces = divide_up(rows, kTaskRows);
+  for (int piece = 0, row = first_row; piece < pieces; ++piece) {
+    const int here = divide_up(first_row + rows - row, pieces - piece);
+    for (int unit = 0; unit < units; unit += units_per_task) {
+      tasks_.push_back({&ffn, &memory, row, row, here, unit, std::min(unit + units_per_task, units)});
     }
-  };
-  if (shared_units > 0) cut(layer.shared, shared_, 0, rows, shared_units);
-  for (int e = 0; e < experts_; ++e) {
-    cut(layer.experts[e], routed_, expert_begin_[e], expert_begin_[e + 1] - expert_begin_[e], units);
+    row += here;
   }
 }
 
-void FeedForward::gate_up(const Task& task) {
+void FeedForward::list_routed(const LayerWeights& layer, int units_per_task, int units) {
+  for (int e = 0; e < experts_; ++e) {
+    const int begin = expert_begin_[e], count = expert_begin_[e + 1] - begin;
+    list_tasks(layer.experts[e], routed_, begin, count, units_per_task, units);
+  }
+}
+
+// What the thread of a task is likely to take next, or null.
+const FeedForward::Task* FeedForward::next_task(int task) const {
+  const size_t next = static_cast<size_t>(task) + pool_.threads();
+  return next < tasks_.size() ? &tasks_[next] : nullptr;
+}
+
+void FeedForward::gate_up(const Task& task, const Task* next) {
   const Ffn& ffn = *task.ffn;
   Memory& memory = *task.memory;
   const auto product = kernels_.matmul[input_form(ffn)];
@@ -188,10 +224,16 @@ void FeedForward::gate_up(const Task& task) {
   const size_t group_bytes = form_bytes(unit_form(ffn));
   constexpr int kWidth = kGateUpPanels * kPanel;
   float both[kTaskRows * kWidth];
-  const int step = task.rows == 1 ? kDecodeGroups : 1;
+  static_assert(kFewRows * kDecodeGroups <= kTaskRows);
+  const int step = task.rows <= kFewRows ? kDecodeGroups : 1;
   for (int group = task.begin; group < task.end; group += step) {
     const int here = std::min(step, task.end - group), panel = group * kGateUpPanels, stride = here * kWidth;
-    product(ffn.gate_up, panel, panel + here * kGateUpPanels, memory.inputs[task.input_row], memory.inputs.width(),
+    const Task* after = group + step < task.end ? &task : next;
+    const int after_group = after == &task ? group + step : after == nullptr ? 0 : after->begin;
+    const int after_end = after == nullptr ? 0 : std::min(after_group + step, after->end);
+    const Matrix weights = ffn.gate_up.before(after == nullptr ? ffn.gate_up : after->ffn->gate_up,
+                                              after_group * kGateUpPanels, after_end * kGateUpPanels);
+    product(weights, panel, panel + here * kGateUpPanels, memory.inputs[task.input_row], memory.inputs.width(),
             task.rows, both, stride);
     for (int i = 0; i < here; ++i) {
       swiglu(both + i * kWidth, stride, task.rows, memory.hidden_units[task.row] + (group + i) * group_bytes,
@@ -200,9 +242,11 @@ void FeedForward::gate_up(const Task& task) {
   }
 }
 
-void FeedForward::down(const Task& task) {
+void FeedForward::down(const Task& task, const Task* next) {
   Memory& memory = *task.memory;
-  kernels_.matmul[unit_form(*task.ffn)](task.ffn->down, task.begin, task.end, memory.hidden_units[task.input_row],
+  const Matrix& down = task.ffn->down;
+  const Matrix weights = next == nullptr ? down : down.before(next->ffn->down, next->begin, next->end);
+  kernels_.matmul[unit_form(*task.ffn)](weights, task.begin, task.end, memory.hidden_units[task.input_row],
                                         memory.hidden_units.width(), task.rows,
                                         memory.outputs[task.row] + task.begin * kPanel, memory.outputs.width());
 }

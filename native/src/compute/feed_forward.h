@@ -47,9 +47,11 @@ class FeedForward {
   void prefill(const LayerWeights& layer, int rows, float* x, const RoutingHooks* hooks);
   void route(const LayerWeights& layer, int row, const RoutingHooks* hooks);
   void sort_pairs(int rows);
-  void list_tasks(const LayerWeights& layer, int rows, int units, int units_per_task, int shared_units);
-  void gate_up(const Task& task);
-  void down(const Task& task);
+  void list_tasks(const Ffn& ffn, Memory& memory, int first_row, int rows, int units_per_task, int units);
+  void list_routed(const LayerWeights& layer, int units_per_task, int units);
+  const Task* next_task(int task) const;
+  void gate_up(const Task& task, const Task* next);
+  void down(const Task& task, const Task* next);
   Form input_form(const Ffn& ffn) const { return form_of(ffn.gate_up, fp32_); }
   Form unit_form(const Ffn& ffn) const { return form_of(ffn.down, fp32_); }
 

@@ -8,7 +8,8 @@
 namespace mobilemoe {
 namespace {
 
-constexpr int kLogitPanels = 4;  // panels of the output head that are computed together, then copied to their place
+constexpr int kLogitPanels = 8;  // panels of the output head that are computed together, then copied to their place
+constexpr int kLogitPieces = 4;  // of so many panels in a task of few rows
 
 }  // namespace
 
@@ -66,7 +67,7 @@ void Forward::logits(const int* rows, int count, float* logits) {
     kernels_.prepare[form](normed_[0], config_.hidden_size, inputs_[i]);
   }
   const size_t vocab = config_.vocab_size;
-  const int panels = count == 1 ? 8 * kLogitPanels : kLogitPanels;
+  const int panels = count <= kFewRows ? kLogitPieces * kLogitPanels : kLogitPanels;
   pool_.run(divide_up(head.panels(), panels), [&](int task, int) {
     const int begin = task * panels, end = std::min(begin + panels, head.panels());
     for (int first = 0; first < count; first += kTaskRows) {
@@ -74,8 +75,10 @@ void Forward::logits(const int* rows, int count, float* logits) {
       constexpr int kWidth = kLogitPanels * kPanel;
       float piece[kTaskRows * kWidth];  // the last panel may reach beyond the vocabulary
       for (int panel = begin; panel < end; panel += kLogitPanels) {
-        kernels_.matmul[form](head, panel, std::min(panel + kLogitPanels, end), inputs_[first], inputs_.width(), here,
-                              piece, kWidth);
+        const int stop = std::min(panel + kLogitPanels, end),
+                  next = stop < end ? stop : begin + pool_.threads() * panels;
+        kernels_.matmul[form](head.before(head, next, next + kLogitPanels), panel, stop, inputs_[first],
+                              inputs_.width(), here, piece, kWidth);
         const int column = panel * kPanel;
         const int columns = std::min(kWidth, std::min(config_.vocab_size, end * kPanel) - column);
         for (int row = 0; row < here; ++row) {

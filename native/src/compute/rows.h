@@ -11,14 +11,15 @@
 namespace mobilemoe {
 
 constexpr int kTaskRows = 60;  // rows of a matrix task: their inputs stay in L2 beside the weights
+constexpr int kFewRows = 8;    // up to here the memory's speed is the limit, as with one row
 
 // Calls work(first, end) for all rows, a few at a time: for everything but matrix products.
 template <class Work>
 void for_row_ranges(ThreadPool& pool, int rows, const Work& work) {
-  constexpr int kRows = 8;
-  pool.run(divide_up(rows, kRows), [&](int task, int) {
-    const int first = task * kRows;
-    work(first, std::min(rows, first + kRows));
+  const int each = std::clamp(divide_up(rows, pool.threads()), 2, 8);
+  pool.run(divide_up(rows, each), [&](int task, int) {
+    const int first = task * each;
+    work(first, std::min(rows, first + each));
   });
 }
 

@@ -30,6 +30,9 @@ struct Matrix {
   int outputs = 0;  // padded to a multiple of 16 (Axis::out: 32)
   int inputs = 0;   // padded to a multiple of 32
   Axis axis = Axis::in;
+  // What the thread reads after a product with this matrix: kernels may bring it into L2 meanwhile.
+  const uint8_t* next = nullptr;
+  size_t next_bytes = 0;
 
   int panels() const { return outputs / kPanel; }
   int groups() const { return inputs / kGroup; }
@@ -37,6 +40,16 @@ struct Matrix {
     return size_t{kGroupBytes + 2 * kPanel} * (outputs / kPanel) * (inputs / kGroup);
   }
   size_t bytes() const { return bytes(outputs, inputs); }
+
+  // The same matrix, after which panels [begin, end) of another one are read. They may reach beyond its end.
+  Matrix before(const Matrix& other, int begin, int end) const {
+    if (begin > other.panels()) begin = other.panels();
+    if (end > other.panels()) end = other.panels();
+    Matrix matrix = *this;
+    matrix.next = other.data + bytes(begin * kPanel, other.inputs);
+    matrix.next_bytes = bytes((end - begin) * kPanel, other.inputs);
+    return matrix;
+  }
 
   const uint8_t* nibbles(int panel) const {
     const size_t group_bytes = size_t{kGroupBytes} * groups();

@@ -65,6 +65,10 @@ std::vector<Case> cases() {
           all.push_back({kind.form, kind.axis, panels, groups, 0, panels, rows, groups % 2 == 1, false});
     for (int rows = 1; rows <= 40; ++rows)
       all.push_back({kind.form, kind.axis, 2 * step, 5, 0, 2 * step, rows, rows % 3 == 0, rows % 5 == 0});
+    for (int rows = 1; rows <= 14; ++rows) {  // every shape of a tile, and what is left of its panels and rows
+      all.push_back({kind.form, kind.axis, 15 * step, 2, 0, 15 * step, rows, rows % 2 == 0, false});
+      all.push_back({kind.form, kind.axis, 8, 35, 0, 8, rows, rows % 2 == 1, rows % 4 == 0});
+    }
     for (int begin = 0; begin < 8; begin += step)
       for (int end = begin; end <= 8; end += step)
         all.push_back({kind.form, kind.axis, 8, 3, begin, end, 3, true, false});
@@ -145,6 +149,23 @@ TEST(products_of_many_rows_equal_those_of_one_row_at_a_time) {
                                single.data() + row * c.y_stride(), c.y_stride());
       }
       check_same_bytes(together, single, c.name());
+    });
+  }
+}
+
+TEST(products_do_not_depend_on_what_is_read_next) {
+  Random random(6);
+  for (Case c : cases()) {
+    if (c.rows > 14) continue;
+    Inputs inputs = random_inputs(random, c);
+    const OwnedMatrix other = random_matrix(random, c.axis, 6, 7);
+    for_each_isa([&](const Kernels& kernels) {
+      inputs.w.matrix.next_bytes = 0;
+      const auto wanted = multiply(kernels, c, inputs);
+      for (const int end : {0, 2, 6, 100}) {
+        inputs.w.matrix = inputs.w.matrix.before(other.matrix, 0, end);
+        check_same_bytes(multiply(kernels, c, inputs), wanted, c.name());
+      }
     });
   }
 }

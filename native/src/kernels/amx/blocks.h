@@ -21,7 +21,7 @@ struct RoundedRows {
 
 struct RoundedScales {
   const float* scales;
-  __m512 scale(int r) const { return _mm512_set1_ps(scales[r]); }
+  float scale(int r) const { return scales[r]; }
   void next_group() { scales += kRows; }
 };
 
@@ -54,7 +54,7 @@ void block_of(const BlockInput& in, const Slice& slice, const Prefetch& prefetch
   if constexpr (axis == Axis::in) {
     const Multiplier<Tiles> tiles{
         in.x - skipped, in.stride, sizeof(Block), &slice, static_cast<unsigned>(in.groups), ring};
-    block<R, axis>(tiles, in.skip, avx512::BlockRows<R>(in.x, in.stride), prefetch, out);
+    block<R, axis>(tiles, in.skip, vector::BlockRows<R>(in.x, in.stride), prefetch, out);
   } else {
     RoundedRows rounded;
     round_rows(in, slice, rounded);

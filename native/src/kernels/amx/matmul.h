@@ -1,5 +1,5 @@
 // INT4 x INT8 products on AMX: tiles make the integer sums of a group, and AVX-512 scales and adds them as in
-// avx512/matmul.h, so that both give the same bits. Tiles is HardwareTiles, or an emulation of it in tests.
+// vector/tiles.h, so that both give the same bits. Tiles is HardwareTiles, or an emulation of it in tests.
 //
 // A block is up to 12 rows by a pair of panels. Its 24 float accumulators stay in registers, because reloading them for
 // each group would cost more than the products.
@@ -13,7 +13,6 @@
 
 #include "kernels/amx/slice.h"
 #include "kernels/amx/tiles.h"
-#include "kernels/avx512/matmul.h"
 #include "kernels/vector/unroll.h"
 
 namespace mobilemoe::amx {
@@ -112,7 +111,7 @@ inline void block(Multiplier<Tiles> tiles, int skip, Rows rows, const Prefetch& 
     const float* scales = tiles.slice->scales[group];
     __m512 by_output[2] = {_mm512_load_ps(scales), _mm512_load_ps(scales + kPanel)};
     vector::unroll<R>([&](auto r) {
-      const __m512 by_row = rows.scale(r);
+      const __m512 by_row = _mm512_set1_ps(rows.scale(r));
       for (int side = 0; side < 2; ++side) {
         const __m512 scale = axis == Axis::in ? _mm512_mul_ps(by_output[side], by_row) : by_row;
         const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums[side * kRows + r]));

@@ -1,11 +1,10 @@
 // A pair of panels unpacked into the form of tiles, up to 16 groups at a time: done once for all rows of a call.
 #pragma once
 
-#include "kernels/avx512/matmul.h"
+#include "kernels/avx512/products.h"
 
 namespace mobilemoe::amx {
 
-using avx512::GroupScales;
 using avx512::Simd;
 
 constexpr int kSliceGroups = 16;  // 16 KiB of weights: they stay in L1 beside a block's inputs and products
@@ -30,11 +29,12 @@ inline void unpack_group(const uint8_t* nibbles, int8_t (&weights)[8][kRun]) {
 }
 
 inline void fill_out_scales(const uint16_t* scales, int groups, Slice& slice) {
-  for (int group = 0; group < groups; group += 2) {
-    const GroupScales of_two(scales + group * kGroup, group + 1 < groups);
-    for (int i = 0; i < 4; ++i) Simd::store(slice.scales[group + i / 2] + i % 2 * 16, of_two.share[i]);
-    slice.largest[group] = of_two.largest[0];
-    slice.largest[group + 1] = of_two.largest[1];
+  for (int group = 0; group < groups; ++group, scales += kGroup) {
+    const float largest = slice.largest[group] = avx512::Products::largest_magnitude(scales);
+    const __m512 inverse = Simd::set(largest > 0 ? 1.0f / largest : 0.0f);
+    for (int i = 0; i < kGroup; i += 16) {
+      Simd::store(slice.scales[group] + i, Simd::mul(Simd::load_f16(scales + i), inverse));
+    }
   }
 }
 

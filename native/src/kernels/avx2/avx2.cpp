@@ -9,8 +9,8 @@ namespace mobilemoe::avx2 {
 
 const Kernels* kernels() {
   using Dot = Maddubs;
-  static constexpr Kernels table = vector::table<Simd<Dot>, Peak<Dot>>("avx2", vector::matmul_blocks<Products<Dot>>,
-                                                                       vector::matmul_scaled<Products<Dot>>);
+  static constexpr Kernels table = vector::table<Simd<Dot>, Peak<Dot>>(
+      "avx2", vector::matmul_int8<Products<Dot>, Axis::in>, vector::matmul_int8<Products<Dot>, Axis::out>);
   return &table;
 }
 

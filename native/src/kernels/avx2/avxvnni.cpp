@@ -9,8 +9,9 @@ namespace mobilemoe::avxvnni {
 
 const Kernels* kernels() {
   using Dot = avx2::Vnni;
-  static constexpr Kernels table = vector::table<avx2::Simd<Dot>, avx2::Peak<Dot>>(
-      "avxvnni", vector::matmul_blocks<avx2::Products<Dot>>, vector::matmul_scaled<avx2::Products<Dot>>);
+  static constexpr Kernels table =
+      vector::table<avx2::Simd<Dot>, avx2::Peak<Dot>>("avxvnni", vector::matmul_int8<avx2::Products<Dot>, Axis::in>,
+                                                      vector::matmul_int8<avx2::Products<Dot>, Axis::out>);
   return &table;
 }
 

@@ -1,10 +1,10 @@
-// The arithmetic of vector/int8_products.h on AVX2.
+// The arithmetic of vector/tiles.h on AVX2.
 #pragma once
 
 #include <immintrin.h>
 
 #include "kernels/avx2/simd.h"
-#include "kernels/vector/int8_products.h"
+#include "kernels/vector/tiles.h"
 
 namespace mobilemoe::avx2 {
 
@@ -12,27 +12,31 @@ namespace mobilemoe::avx2 {
 template <class Dot>
 struct Products {
   using S = Simd<Dot>;
-  static constexpr int kTileRows = 4;
+  static constexpr int kSums = 4, kRows = 4;
 
-  static constexpr int rows_of_tile(int rows_left) { return rows_left < kTileRows ? rows_left : kTileRows; }
+  static Ints begin(int32_t offset) { return {Dot::begin(offset), Dot::begin(offset)}; }
+  static Ints add(Ints sum, Ints nibbles, Ints inputs) {
+    return {Dot::add(sum.low, nibbles.low, inputs.low), Dot::add(sum.high, nibbles.high, inputs.high)};
+  }
+  static Ints end(Ints sum, int32_t offset) { return {Dot::end(sum.low, offset), Dot::end(sum.high, offset)}; }
 
-  template <int kRows>
-  static void multiply_group(const uint8_t* nibbles, const uint8_t* x, size_t x_stride, Ints (&dot)[kRows]) {
-    const Ints mask = S::set_i(0x0f0f0f0f);
-    for (int row = 0; row < kRows; ++row)
-      dot[row].low = dot[row].high = Dot::begin(vector::block_of(x, x_stride, row)->offset);
-    for (int run = 0; run < 4; ++run) {
-      const Ints packed = S::load_i(nibbles + run * kRun);
-      const Ints first = S::and_i(packed, mask), second = S::and_i(S::shift_right(packed, 4), mask);
-      for (int row = 0; row < kRows; ++row) {
-        const int8_t* q = vector::block_of(x, x_stride, row)->q + 8 * run;
-        dot[row] = add(dot[row], first, S::broadcast(q));
-        dot[row] = add(dot[row], second, S::broadcast(q + 4));
-      }
-    }
-    for (int row = 0; row < kRows; ++row) {
-      const int32_t offset = vector::block_of(x, x_stride, row)->offset;
-      dot[row] = {Dot::end(dot[row].low, offset), Dot::end(dot[row].high, offset)};
+  static void round(const ScaledBlock* x, const vector::ScaleSlice& scales, int groups, Block* out) {
+    for (int group = 0; group < groups; ++group) {
+      const float* share = scales.share[group];
+      const auto rounded = [&](int i) {
+        return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x[group].v + i), _mm256_loadu_ps(share + i)));
+      };
+      const __m256i first = _mm256_packs_epi32(rounded(0), rounded(8));
+      const __m256i second = _mm256_packs_epi32(rounded(16), rounded(24));
+      const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing works within halves of 16 bytes
+      const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(first, second), order);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[group].q), bytes);
+      const __m256i shifted = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));  // q + 128, unsigned
+      const __m256i sums = _mm256_sad_epu8(shifted, _mm256_setzero_si256());
+      const __m128i two = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+      const int32_t sum = _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_unpackhi_epi64(two, two)));
+      out[group].offset = 8 * (128 * kGroup - sum);
+      out[group].scale = scales.largest[group] * x[group].scale;
     }
   }
 
@@ -45,26 +49,6 @@ struct Products {
     const __m128i eight = _mm_max_epu16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
     const __m128i ones = _mm_set1_epi16(-1);  // inverts: there is an instruction for the minimum, none for the maximum
     return _mm_cvtss_f32(_mm_cvtph_ps(_mm_xor_si128(_mm_minpos_epu16(_mm_xor_si128(eight, ones)), ones)));
-  }
-
-  static int32_t round_inputs(const float* v, const float* share, int8_t* q) {
-    const auto rounded = [&](int i) {
-      return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(v + i), _mm256_loadu_ps(share + i)));
-    };
-    const __m256i first = _mm256_packs_epi32(rounded(0), rounded(8));
-    const __m256i second = _mm256_packs_epi32(rounded(16), rounded(24));
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing works within halves of 16 bytes
-    const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(first, second), order);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), bytes);
-    const __m256i shifted = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));  // q + 128, unsigned
-    const __m256i sums = _mm256_sad_epu8(shifted, _mm256_setzero_si256());
-    const __m128i two = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
-    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_unpackhi_epi64(two, two))) - 128 * kGroup;
-  }
-
- private:
-  static Ints add(Ints acc, Ints nibbles, Ints inputs) {
-    return {Dot::add(acc.low, nibbles.low, inputs.low), Dot::add(acc.high, nibbles.high, inputs.high)};
   }
 };
 

@@ -1,5 +1,5 @@
-// INT4 x INT8 products for AVX2 and NEON. A panel is multiplied by a tile of rows, so that nibbles are split once for
-// all rows of the tile. The arithmetic of an instruction set is a struct P:
+// INT4 x INT8 products for NEON; those of x86 are in tiles.h. A panel is multiplied by a tile of rows, so that nibbles
+// are split once for all rows of the tile. The arithmetic of an instruction set is a struct P:
 //   P::S                                          its Simd struct
 //   P::rows_of_tile(rows_left)                    how many rows the next tile takes, at most P::kTileRows
 //   P::multiply_group(nibbles, x, x_stride, dot)  dot[row] = a panel's group times the Block of each row, exactly

@@ -19,4 +19,16 @@ __attribute__((always_inline)) inline void unroll(const Step& step) {
   }
 }
 
+// The numbers 0 .. n - 1 as a type: CountsBelow<n>.
+template <int... counts>
+struct Counts {};
+template <int n, int... counts>
+struct CountsUntil : CountsUntil<n - 1, n - 1, counts...> {};
+template <int... counts>
+struct CountsUntil<0, counts...> {
+  using type = Counts<counts...>;
+};
+template <int n>
+using CountsBelow = typename CountsUntil<n>::type;
+
 }  // namespace mobilemoe::vector
