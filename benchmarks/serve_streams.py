@@ -86,9 +86,7 @@ class Server:
         data = json.dumps(body).encode()
         began, first, read = time.perf_counter(), None, b""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        head = (
-            f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(data)}\r\n"
-        )
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
         writer.write(head.encode() + data)
         while piece := await reader.read(2**16):

@@ -47,6 +47,8 @@ class Writer:
 
     def _release(self, text: str) -> str:
         """The part of the held text that may be shown: what precedes a stop text, and nothing that may become one."""
+        if not self._stop:
+            return text
         text = self._held + text
         found = [(place, stop) for stop in self._stop if (place := text.find(stop)) >= 0]
         if found:

@@ -270,6 +270,9 @@ class Session:
 
 def chunks(requests: Sequence[Request]) -> Iterator[list[Request]]:
     """The same work in forward passes of at most CHUNK tokens; a session is in each of them at most once."""
+    if 0 < sum(len(ids) for _, ids, _ in requests) <= CHUNK:  # the usual case
+        yield [*requests]
+        return
     chunk: list[Request] = []
     budget = CHUNK
     for session, ids, outputs in requests:

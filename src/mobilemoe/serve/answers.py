@@ -128,6 +128,16 @@ class Answer:
             }
         )
 
+    def added_text(self, step: Step) -> str | None:
+        """Of the step that was added last; None where its event tells anything else."""
+        new = self._written[step.index].new
+        is_all = not (new.calls or step.finished or self._with_logprobs or self._with_routing)
+        return new.text if new.text and is_all else None
+
+    def text_event(self, index: int, text: str) -> dict[str, Any]:
+        """That of a step which adds `text` to an answer, and nothing else."""
+        return self._event({"index": index, **self._delta(Pieces(text)), "logprobs": None, "finish_reason": None})
+
     def usage_event(self) -> dict[str, Any]:
         return {**self._event(), "usage": self.usage()}
 

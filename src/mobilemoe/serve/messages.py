@@ -13,7 +13,7 @@ from mobilemoe.serve.answers import ChatAnswer
 from mobilemoe.serve.desk import Desk
 from mobilemoe.serve.errors import ApiError, message_error
 from mobilemoe.serve.messages_wire import CountRequest, MessagesRequest
-from mobilemoe.serve.order import Events, whole, written
+from mobilemoe.serve.order import Events, Form, whole, written
 from mobilemoe.serve.scheduler import Step
 
 
@@ -24,6 +24,7 @@ class _Reply:
         self._answer, self._most_tokens = answer, body.max_tokens
         self._blocks = 0  # begun
         self._open: str | None = None  # the type of the block that is open
+        self._more_text: Form | None = None  # of the block that is open, if that is one of text
         self._call = -1  # the index of the call that is open
         self._finish: str | None = None
         self._stop_text: str | None = None
@@ -56,6 +57,10 @@ class _Reply:
         yield _event("message_start", message=self._head | message)
 
     def events(self, step: Step) -> Iterator[str]:
+        text = self._answer.added_text(step)
+        if text is not None and self._more_text is not None:
+            yield self._more_text.filled(text)
+            return
         chunk = self._answer.event(step)
         if chunk is None:
             return
@@ -86,6 +91,8 @@ class _Reply:
         yield from self._close()
         yield _event("content_block_start", index=self._blocks, content_block=block)
         self._blocks, self._open = self._blocks + 1, block["type"]
+        if self._open == "text":
+            self._more_text = Form(lambda text: self._delta({"type": "text_delta", "text": text}))
 
     def _delta(self, delta: dict[str, Any]) -> str:
         return _event("content_block_delta", index=self._blocks - 1, delta=delta)
@@ -93,7 +100,7 @@ class _Reply:
     def _close(self) -> Iterator[str]:
         if self._open is not None:
             yield _event("content_block_stop", index=self._blocks - 1)
-        self._open = None
+        self._open = self._more_text = None
 
     def _end(self) -> dict[str, Any]:
         """Why the message ended. A text that was cut off before its limit has filled the context."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 from fastapi import Request, Response
@@ -50,24 +51,28 @@ class Order:
 
     def __init__(self, scheduler: Scheduler, texts: Sequence[Text]) -> None:
         self._scheduler, self._left = scheduler, len(texts)
-        self._arrived: asyncio.Queue[Step | Exception] = asyncio.Queue()
+        self._arrived: deque[Step | Exception] = deque()
+        self._some = asyncio.Event()
         self._mailbox = mailbox()
         self._ticket = Ticket(texts, self._deliver)
         if texts:
             scheduler.submit(self._ticket)
 
     def _deliver(self, arrived: Step | Exception) -> None:
-        if self._arrived.qsize() >= MOST_BEHIND:
+        """Called from the scheduler's thread. The first token and the last do not wait for others."""
+        if len(self._arrived) >= MOST_BEHIND:
             self.cancel()
             arrived = ApiError(408, f"{MOST_BEHIND:,} tokens wait, which the client is too slow to take")
-        self._mailbox.post(partial(self._arrived.put_nowait, arrived))
+        self._arrived.append(arrived)
+        urgent = isinstance(arrived, Exception) or arrived.tokens == 1 or arrived.finished is not None
+        self._mailbox.post(self._some.set, urgent=urgent)
 
     async def steps(self) -> AsyncIterator[list[Step]]:
         """All that have come, each time that some have. Raises what ended the request, if something did."""
         while self._left:
-            arrived = [await self._arrived.get()]
-            while not self._arrived.empty():
-                arrived.append(self._arrived.get_nowait())
+            await self._some.wait()
+            self._some.clear()
+            arrived = [self._arrived.popleft() for _ in range(len(self._arrived))]
             steps = [each for each in arrived if isinstance(each, Step)]
             self._left -= sum(step.finished is not None for step in steps)
             if steps:
@@ -127,6 +132,17 @@ def written(value: dict[str, Any], name: str | None = None) -> str:
     """A server-sent event; in some protocols it has a `name`."""
     head = "" if name is None else f"event: {name}\n"
     return f"{head}data: {json.dumps(value, allow_nan=False)}\n\n"
+
+
+class Form:
+    """An event of which one text changes from time to time: all the rest is written once, by `write`."""
+
+    def __init__(self, write: Callable[[str], str]) -> None:
+        mark = secrets.token_hex(16)
+        self._before, self._after = write(mark).split(f'"{mark}"')
+
+    def filled(self, text: str) -> str:
+        return f"{self._before}{json.dumps(text)}{self._after}"
 
 
 async def whole(request: Request, order: Order, reply: Reply) -> Response:

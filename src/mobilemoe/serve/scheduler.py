@@ -212,14 +212,16 @@ class Scheduler:
                 for number in [number for number, running in self._active.items() if running.ticket.over]:
                     self._leave(batch, prefixes, number)
                 self._admit(engine, batch, prefixes)
-                for number, result in batch.attempt() if self._active else ():
-                    self._take(batch, prefixes, number, result)
+                results = batch.attempt() if self._active else []
+                now = time.monotonic()
+                for number, result in results:
+                    self._take(batch, prefixes, number, result, now)
             except (MobileMoEError, MemoryError) as fault:  # of the machine or the model's file, not of a request
                 self._fail(failed(fault))
                 batch = engine.batch()
 
-    def _take(self, batch: Batch, prefixes: PrefixCache, number: int, result: Choice | Exception) -> None:
-        """Hands on a text's next token; its fault ends its own request."""
+    def _take(self, batch: Batch, prefixes: PrefixCache, number: int, result: Choice | Exception, now: float) -> None:
+        """Hands on a text's next token, which was computed `now`; its fault ends its own request."""
         running = self._active[number]
         ticket, text, writer = running.ticket, running.text, running.text.writer
         if isinstance(result, Exception):
@@ -230,7 +232,6 @@ class Scheduler:
         reused = batch.reused(number)
         if running.last is None:
             prefixes.count(len(text.ids), reused)
-        now = time.monotonic()
         self.metrics.token(now - (running.last or ticket.arrived), first=running.last is None)
         running.last = now
         if writer.finished:
@@ -254,6 +255,8 @@ class Scheduler:
 
     def _end_late(self) -> None:
         """Ends the requests whose time is over, whether they run or wait."""
+        if self.request_seconds == math.inf:
+            return
         oldest = time.monotonic() - self.request_seconds
         with self._changed:
             tickets = [*(running.ticket for running in self._active.values()), *self._queue]

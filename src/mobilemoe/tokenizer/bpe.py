@@ -148,7 +148,7 @@ class Tokenizer:
             return self._added[token_id]
         token = self._backend.id_to_token(token_id) or ""
         try:
-            return bytes(CHARACTER_TO_BYTE[character] for character in token)
+            return bytes(map(CHARACTER_TO_BYTE.__getitem__, token))
         except KeyError:  # not written in byte characters: the token is its own text
             return token.encode()
 
@@ -163,13 +163,20 @@ class StreamDecoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._is_inside = False  # a character of which bytes are missing
 
     def push(self, token_id: int) -> str:
         """The text that `token_id` completes: empty for a special id or while a character lacks bytes."""
-        return self._utf8.decode(self._tokenizer.token_bytes(token_id))
+        data = self._tokenizer.token_bytes(token_id)
+        if not self._is_inside and data.isascii():  # as most tokens are: this is faster
+            return data.decode()
+        text = self._utf8.decode(data)
+        self._is_inside = self._utf8.getstate()[0] != b""
+        return text
 
     def flush(self) -> str:
         """Ends the text: U+FFFD if it stopped inside a character, else nothing. The decoder can be used again."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
+        self._is_inside = False
         return rest
