@@ -23,9 +23,11 @@ const std::vector<std::string> kEngineOptions = {"--threads", "--kv", "--isa"};
 
 const char kHelp[] = R"(mobilemoe-cli: small mixture-of-experts language models, INT4 all the way
 
-  mobilemoe-cli run MODEL --ids 1,2,3 [--max-new-tokens 64]
+  mobilemoe-cli run MODEL --ids 1,2,3 [--max-new-tokens 64] [--speculate auto]
       Continues the token ids greedily until the model ends or N tokens are made. Prints the new ids, and their
       text where a tokenizer.json lies beside the model. Making ids of a text needs the Python package `mobilemoe`.
+      --speculate auto (the default) guesses what repeats itself where that is faster; off and lookup (always) give
+      the same ids.
   mobilemoe-cli bench MODEL [--prefill 512] [--decode 64] [--depth 0]
       Tokens per second on fixed pseudo-random ids; the last line is a JSON object.
   mobilemoe-cli repack FOLDER FILE
@@ -55,6 +57,15 @@ std::unique_ptr<Engine> open_engine(const Options& options) {
   return std::make_unique<Engine>(open_model(options.argument(0)), wanted);
 }
 
+// Null where the text is to be written without drafts.
+std::unique_ptr<Speculation> new_speculation(Engine& engine, const Options& options) {
+  const std::string how = options.text("--speculate", "auto");
+  if (how == "off") return nullptr;
+  if (how == "auto") return engine.new_speculation(Speculate::automatic);
+  if (how == "lookup") return engine.new_speculation(Speculate::lookup);
+  throw Error(ErrorCode::usage, "--speculate is \"" + how + "\", but must be auto, off or lookup");
+}
+
 std::vector<int> parse_ids(const std::string& text) {
   std::vector<int> ids;
   std::istringstream stream(text);
@@ -76,7 +87,7 @@ std::vector<float> new_logits(const Engine& engine) {
 }
 
 void run(const std::vector<std::string>& words) {
-  const Options options(words, {"MODEL"}, with_engine_options({"--ids", "--max-new-tokens"}));
+  const Options options(words, {"MODEL"}, with_engine_options({"--ids", "--max-new-tokens", "--speculate"}));
   std::vector<int> step = parse_ids(options.text("--ids", ""));
   const int most = options.number("--max-new-tokens", 64, 1);
   const std::filesystem::path path = options.argument(0);
@@ -84,18 +95,27 @@ void run(const std::vector<std::string>& words) {
   const ByteLevelVocabulary vocabulary((folder / "tokenizer.json").string());
   const std::unique_ptr<Engine> engine = open_engine(options);
   const std::unique_ptr<Sequence> sequence = engine->new_sequence(0);
+  const std::unique_ptr<Speculation> speculation = new_speculation(*engine, options);
   const Config& config = engine->model().config;
   Sampler sampler({}, config.vocab_size);
-  std::vector<float> logits = new_logits(*engine);
+  Step next;
+  next.sequence = sequence.get();
+  next.sampler = &sampler;
+  next.speculation = speculation.get();
   std::vector<int> made;
-  while (static_cast<int>(made.size()) < most) {
-    append(*engine, *sequence, step, logits);
-    const int token = sampler.choose(logits.data(), false, 0).token;
-    if (std::find(config.eos_token_id.begin(), config.eos_token_id.end(), token) != config.eos_token_id.end()) break;
-    std::printf("%s%d", made.empty() ? "" : ",", token);
+  for (bool ended = false; !ended;) {
+    next.tokens = step.data();
+    next.count = static_cast<int>(step.size());
+    engine->step(&next, 1);
+    for (auto token = next.chosen.begin(); token != next.chosen.end() && !ended; ++token) {
+      ended = std::find(config.eos_token_id.begin(), config.eos_token_id.end(), *token) != config.eos_token_id.end();
+      if (ended) break;
+      std::printf("%s%d", made.empty() ? "" : ",", *token);
+      made.push_back(*token);
+      ended = static_cast<int>(made.size()) == most;
+    }
     std::fflush(stdout);
-    made.push_back(token);
-    step = {token};
+    step = {next.chosen.back()};
   }
   std::printf("\n");
   if (!vocabulary.is_empty()) std::printf("%s\n", vocabulary.decode(made).c_str());

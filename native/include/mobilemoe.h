@@ -36,6 +36,7 @@ typedef enum { MM_KV_INT8 = 0, MM_KV_F16 = 1, MM_KV_F32 = 2 } mm_kv;
 typedef struct mm_engine mm_engine;
 typedef struct mm_sequence mm_sequence;
 typedef struct mm_sampler mm_sampler;
+typedef struct mm_speculation mm_speculation;
 
 typedef struct {
   int32_t threads;          /* 0: one for each core that the process may use; of more only so many run */
@@ -76,6 +77,30 @@ typedef struct {
   int32_t bias_count;
 } mm_sampling;
 
+typedef enum {
+  MM_SPECULATE_AUTO = 0,  /* what repeats itself in the text is guessed, as long as that makes it faster */
+  MM_SPECULATE_LOOKUP = 1 /* whether it does or not: to measure it */
+} mm_speculate;
+
+#define MM_MOST_DRAFTS 4 /* tokens that one step may add beside the first */
+
+/* A text that mm_step continues. */
+typedef struct {
+  mm_sequence* sequence;
+  const int32_t* tokens; /* to append: first the prompt, then always the last token chosen */
+  int32_t count;         /* of these: at least 1 */
+  mm_sampler* sampler;
+  mm_speculation* speculation;        /* for this text alone; or NULL: one token a step */
+  int32_t chosen[1 + MM_MOST_DRAFTS]; /* the next tokens, the same as without speculation */
+  int32_t chosen_count;               /* of these: at least 1 */
+} mm_text;
+
+typedef struct {
+  int64_t passes;   /* of one text, with guesses in them */
+  int64_t proposed; /* tokens guessed */
+  int64_t accepted; /* of these, what the model chose too */
+} mm_drafts;
+
 MM_API const char* mm_last_error(void);
 MM_API const char* mm_version(void);
 /* The instruction sets that this build has and this machine can run, best first, ended by NULL. */
@@ -115,6 +140,12 @@ MM_API mm_status mm_sampler_new(const mm_sampling* sampling, int32_t vocab_size,
 MM_API void mm_sampler_free(mm_sampler* sampler);
 MM_API mm_status mm_sampler_see(mm_sampler* sampler, const int32_t* tokens, int32_t count);
 MM_API mm_status mm_sample(mm_sampler* sampler, const float* logits, int32_t* token);
+
+MM_API mm_status mm_speculation_new(mm_engine* engine, mm_speculate how, mm_speculation** speculation);
+MM_API void mm_speculation_free(mm_speculation* speculation); /* before its engine is closed */
+MM_API mm_drafts mm_count_drafts(const mm_engine* engine);
+/* Appends the tokens of each text and chooses what follows. A sequence then holds everything but its last token. */
+MM_API mm_status mm_step(mm_engine* engine, mm_text* texts, int32_t count);
 
 #ifdef __cplusplus
 }

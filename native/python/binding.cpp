@@ -28,7 +28,7 @@ namespace {
 
 using namespace nb::literals;
 
-using Logits = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Logits = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Bits = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 const char* name_of(ErrorCode code) {
@@ -62,6 +62,17 @@ struct PySampler {
   Sampler sampler;
   int vocab_size;
 };
+
+struct PySpeculation {
+  EnginePointer owner;
+  std::unique_ptr<Speculation> speculation;
+};
+
+Speculate speculate_of(const std::string& name) {
+  if (name == "auto") return Speculate::automatic;
+  require(name == "lookup", "speculate is \"" + name + "\", but must be auto or lookup");
+  return Speculate::lookup;
+}
 
 PyObject* native_error = nullptr;  // the type of our exceptions, which the module keeps alive
 
@@ -109,8 +120,32 @@ auto score(const EnginePointer& self, const nb::sequence& given, nb::handle targ
   return std::make_pair(logprobs.give({count}), is_greedy.give({count}));
 }
 
+// How many of a text's drafts a pass is to hold, for texts that are a speculation, a sequence and its next token.
+nb::list draft(const EnginePointer& self, const nb::list& given, int rows) {
+  std::vector<Drafting> texts;
+  for (const nb::handle each : given) {
+    nb::tuple item;
+    PySpeculation* speculation = nullptr;
+    PySequence* sequence = nullptr;
+    int token = 0;
+    require(nb::try_cast(each, item, false) && item.size() == 3 && nb::try_cast(item[0], speculation, false) &&
+                speculation != nullptr && nb::try_cast(item[1], sequence, false) && sequence != nullptr &&
+                nb::try_cast(item[2], token),
+            "a text is a tuple of a speculation, a sequence and a token id");
+    require(speculation->owner == self && sequence->owner == self, "a text belongs to another engine");
+    texts.push_back({speculation->speculation.get(), sequence->sequence.get(), token});
+  }
+  self->locked_briefly([&] { self->engine.draft(texts.data(), static_cast<int>(texts.size()), rows); });
+  nb::list drafts;
+  for (const Drafting& text : texts) {
+    const auto tokens = text.speculation->proposal().tokens.begin();
+    drafts.append(std::vector<int>(tokens, tokens + text.drafts));
+  }
+  return drafts;
+}
+
 // The next tokens of several texts: for each a sampler, its logits, whether to give the log-probability, how many
-// likeliest tokens, and what is allowed or None. An error of one is given in place of its choice.
+// likeliest tokens, what is allowed or None, and its speculation or None. An error of one is the last of its choices.
 nb::list choose(const EnginePointer& self, const nb::list& given) {
   std::vector<Choosing> texts(given.size());
   std::vector<Logits> logits(given.size());
@@ -120,29 +155,40 @@ nb::list choose(const EnginePointer& self, const nb::list& given) {
   for (size_t i = 0; i < texts.size(); ++i) {
     nb::tuple item;
     PySampler* sampler = nullptr;
-    require(nb::try_cast(given[i], item, false) && item.size() == 5 && nb::try_cast(item[0], sampler, false) &&
+    PySpeculation* speculation = nullptr;
+    require(nb::try_cast(given[i], item, false) && item.size() == 6 && nb::try_cast(item[0], sampler, false) &&
                 sampler != nullptr && nb::try_cast(item[1], logits[i], false) &&
                 nb::try_cast(item[2], texts[i].with_logprob, false) && nb::try_cast(item[3], texts[i].top, false) &&
-                (item[4].is_none() || nb::try_cast(item[4], allowed[i], false)),
-            "a text is a tuple of a sampler, its logits, with_logprob, top and the allowed tokens or None");
-    require(logits[i].size() == size && static_cast<size_t>(sampler->vocab_size) == size,
-            "there are " + std::to_string(logits[i].size()) + " logits" + vocabulary);
+                (item[4].is_none() || nb::try_cast(item[4], allowed[i], false)) &&
+                (item[5].is_none() || (nb::try_cast(item[5], speculation, false) && speculation != nullptr)),
+            "a text is a tuple of a sampler, its logits, with_logprob, top, the allowed tokens or None and its "
+            "speculation or None");
+    require(logits[i].shape(1) == size && static_cast<size_t>(sampler->vocab_size) == size,
+            "there are " + std::to_string(logits[i].shape(1)) + " logits" + vocabulary);
     require(item[4].is_none() || allowed[i].size() == (size + 31) / 32,
             "allowed has " + std::to_string(allowed[i].size()) + " words of 32 bits" + vocabulary);
+    texts[i].drafts = static_cast<int>(logits[i].shape(0)) - 1;
+    const int most = speculation == nullptr ? 0 : speculation->speculation->proposal().count;
+    require(texts[i].drafts >= 0 && texts[i].drafts <= most, "a text has logits behind tokens that were not drafted");
     for (size_t j = 0; j < i; ++j) require(texts[j].sampler != &sampler->sampler, "two texts have the same sampler");
     texts[i].sampler = &sampler->sampler;
     texts[i].logits = logits[i].data();
     texts[i].allowed = item[4].is_none() ? nullptr : allowed[i].data();
+    texts[i].speculation = speculation == nullptr ? nullptr : speculation->speculation.get();
   }
   self->locked([&] { self->engine.choose(texts.data(), static_cast<int>(texts.size())); });
   nb::list chosen;
   for (Choosing& text : texts) {
+    nb::list choices;
+    for (Choice& choice : text.choices) {
+      choices.append(nb::make_tuple(choice.token, choice.logprob, std::move(choice.top)));
+    }
     try {
       if (text.error) std::rethrow_exception(text.error);
-      chosen.append(nb::make_tuple(text.choice.token, text.choice.logprob, std::move(text.choice.top)));
     } catch (const Error& error) {
-      chosen.append(as_exception(error));
+      choices.append(as_exception(error));
     }
+    chosen.append(std::move(choices));
   }
   return chosen;
 }
@@ -250,6 +296,18 @@ void bind_engine(nb::module_& m) {
           },
           "path"_a)
       .def("forward", &forward, "requests"_a, "forced_experts"_a = nb::none(), "chosen_experts"_a = nb::none())
+      .def(
+          "new_speculation",
+          [](const EnginePointer& self, const std::string& how) {
+            return PySpeculation{self, self->engine.new_speculation(speculate_of(how))};
+          },
+          "how"_a)
+      .def_prop_ro("drafts",
+                   [](const EnginePointer& self) {
+                     const DraftCounts& counts = self->engine.drafts();
+                     return nb::make_tuple(counts.passes.load(), counts.proposed.load(), counts.accepted.load());
+                   })
+      .def("draft", &draft, "texts"_a, "rows"_a)
       .def("choose", &choose, "texts"_a)
       .def("score", &score, "requests"_a, "targets"_a);
 }
@@ -321,6 +379,7 @@ NB_MODULE(_native, m) {
   bind_engine(m);
   bind_sequence(m);
   bind_sampler(m);
+  nb::class_<PySpeculation>(m, "Speculation");
   m.def("available_kernels", &list_kernels);
   m.def("machine_speed", &machine_speed, "threads"_a);
   m.def("repack", &repack, "folder"_a, "path"_a, "progress"_a = nb::none(), "origin"_a = nb::none());
@@ -336,6 +395,6 @@ NB_MODULE(_native, m) {
         return bytes_of(found);
       },
       "folder"_a);
-  m.attr("INTERFACE_VERSION") = 3;  // of this module; src/mobilemoe/engine/native.py names the one it needs
+  m.attr("INTERFACE_VERSION") = 4;  // of this module; src/mobilemoe/engine/native.py names the one it needs
   m.attr("ENGINE_VERSION") = mobilemoe::kEngineVersion;
 }

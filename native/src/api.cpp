@@ -26,12 +26,16 @@ using mobilemoe::Sampler;
 using mobilemoe::Sampling;
 using mobilemoe::Score;
 using mobilemoe::Sequence;
+using mobilemoe::Speculate;
+using mobilemoe::Speculation;
+using mobilemoe::Step;
 
 struct mm_engine {
   mm_engine(Model model, const EngineOptions& options) : engine(std::move(model), options) {}
   Engine engine;
   std::vector<Request> requests;  // kept, so that a step allocates nothing
   std::vector<Score> scores;
+  std::vector<Step> steps;
 };
 
 struct mm_sequence {
@@ -44,10 +48,18 @@ struct mm_sampler {
   Sampler sampler;
 };
 
+struct mm_speculation {
+  const mm_engine* engine;
+  std::unique_ptr<Speculation> speculation;
+};
+
 namespace {
 
 static_assert(static_cast<int>(ErrorCode::usage) == MM_USAGE && static_cast<int>(ErrorCode::numerics) == MM_NUMERICS);
 static_assert(static_cast<int>(KvType::int8) == MM_KV_INT8 && static_cast<int>(KvType::f32) == MM_KV_F32);
+static_assert(static_cast<int>(Speculate::automatic) == MM_SPECULATE_AUTO);
+static_assert(static_cast<int>(Speculate::lookup) == MM_SPECULATE_LOOKUP);
+static_assert(mobilemoe::kMostDrafts == MM_MOST_DRAFTS);
 
 thread_local char last_error[1024] = "";  // of fixed size, because reporting a lack of memory must not allocate
 
@@ -78,6 +90,15 @@ void require(bool holds, const std::string& message) {
 
 void require_pointer(const void* pointer, const char* name) {
   require(pointer != nullptr, std::string(name) + " is a null pointer");
+}
+
+// The number behind an enum's value, read as an int: C may store any number in an enum, which is undefined in C++.
+template <class Enum>
+int number_of(const Enum& value) {
+  int number = 0;
+  static_assert(sizeof(number) == sizeof(value));
+  std::memcpy(&number, &value, sizeof(number));
+  return number;
 }
 
 // Fills engine.requests and returns how many outputs they ask for.
@@ -163,9 +184,7 @@ mm_status mm_open(const char* path, const mm_options* options, mm_engine** engin
     require_pointer(path, "path");
     require_pointer(options, "options");
     require_pointer(engine, "engine");
-    int kv = 0;  // copied as an int: C may store any number in an enum, which is undefined in C++
-    static_assert(sizeof(kv) == sizeof(options->kv));
-    std::memcpy(&kv, &options->kv, sizeof(kv));
+    const int kv = number_of(options->kv);
     require(kv >= MM_KV_INT8 && kv <= MM_KV_F32,
             "kv is " + std::to_string(kv) + ", but must be MM_KV_INT8, MM_KV_F16 or MM_KV_F32");
     EngineOptions taken;
@@ -304,5 +323,61 @@ mm_status mm_sample(mm_sampler* sampler, const float* logits, int32_t* token) {
     require_pointer(logits, "logits");
     require_pointer(token, "token");
     *token = sampler->sampler.choose(logits, false, 0).token;
+  });
+}
+
+mm_status mm_speculation_new(mm_engine* engine, mm_speculate how, mm_speculation** speculation) {
+  return guarded([&] {
+    require_pointer(engine, "engine");
+    require_pointer(speculation, "speculation");
+    const int wanted = number_of(how);
+    require(wanted >= MM_SPECULATE_AUTO && wanted <= MM_SPECULATE_LOOKUP,
+            "how is " + std::to_string(wanted) + ", but must be MM_SPECULATE_AUTO or MM_SPECULATE_LOOKUP");
+    auto made = std::make_unique<mm_speculation>();
+    made->engine = engine;
+    made->speculation = engine->engine.new_speculation(static_cast<Speculate>(wanted));
+    *speculation = made.release();
+  });
+}
+
+void mm_speculation_free(mm_speculation* speculation) { delete speculation; }
+
+mm_drafts mm_count_drafts(const mm_engine* engine) {
+  if (engine == nullptr) return {};
+  const mobilemoe::DraftCounts& counts = engine->engine.drafts();
+  return {counts.passes, counts.proposed, counts.accepted};
+}
+
+mm_status mm_step(mm_engine* engine, mm_text* texts, int32_t count) {
+  return guarded([&] {
+    require_pointer(engine, "engine");
+    require(count > 0, "count of texts is " + std::to_string(count) + ", but must be above 0");
+    require_pointer(texts, "texts");
+    std::vector<Step>& steps = engine->steps;
+    steps.resize(static_cast<size_t>(count));
+    for (int32_t i = 0; i < count; ++i) {
+      const mm_text& text = texts[i];
+      require_pointer(text.sequence, "the sequence of a text");
+      require(text.sequence->engine == engine, "a text names a sequence of another engine");
+      require_pointer(text.tokens, "tokens of a text");
+      require_pointer(text.sampler, "the sampler of a text");
+      require(text.speculation == nullptr || text.speculation->engine == engine,
+              "a text names a speculation of another engine");
+      for (int32_t j = 0; j < i; ++j) {
+        require(texts[j].sampler != text.sampler, "two texts have the same sampler");
+        require(text.speculation == nullptr || texts[j].speculation != text.speculation,
+                "two texts have the same speculation");
+      }
+      steps[i].sequence = text.sequence->sequence.get();
+      steps[i].tokens = text.tokens;
+      steps[i].count = text.count;
+      steps[i].sampler = &text.sampler->sampler;
+      steps[i].speculation = text.speculation == nullptr ? nullptr : text.speculation->speculation.get();
+    }
+    engine->engine.step(steps.data(), count);
+    for (int32_t i = 0; i < count; ++i) {
+      texts[i].chosen_count = static_cast<int32_t>(steps[i].chosen.size());
+      std::copy(steps[i].chosen.begin(), steps[i].chosen.end(), texts[i].chosen);
+    }
   });
 }

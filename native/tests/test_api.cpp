@@ -104,6 +104,81 @@ TEST(api_says_how_much_memory_keys_and_values_fill) {
   CHECK_EQ(mm_kv_bytes(engine.get(), 2048), 8u * 3 * (2048 * 140 + 4096));
 }
 
+TEST(api_steps_give_the_same_tokens_with_guesses_and_without) {
+  const EnginePointer engine = open_nano();
+  std::vector<int32_t> prompt;
+  for (int i = 0; i < 60; ++i) prompt.push_back(kPrompt[static_cast<size_t>(i) % kPrompt.size()]);
+  mm_sampling sampling = mm_greedy();
+  for (const double temperature : {0.0, 0.6}) {
+    sampling.temperature = temperature;
+    sampling.repetition_penalty = temperature > 0 ? 1.02 : 1;
+    std::vector<std::vector<int32_t>> made;
+    for (int how = -1; how <= MM_SPECULATE_LOOKUP; ++how) {
+      const SequencePointer sequence = new_sequence(engine);
+      mm_text text = {};
+      text.sequence = sequence.get();
+      CHECK_EQ(mm_sampler_new(&sampling, mm_describe(engine.get()).vocab_size, &text.sampler), MM_OK);
+      CHECK_EQ(mm_sampler_see(text.sampler, prompt.data(), 60), MM_OK);
+      if (how >= 0) {
+        CHECK_EQ(mm_speculation_new(engine.get(), static_cast<mm_speculate>(how), &text.speculation), MM_OK);
+      }
+      std::vector<int32_t> tokens = prompt, all = prompt;
+      while (all.size() < 140) {
+        text.tokens = tokens.data();
+        text.count = static_cast<int32_t>(tokens.size());
+        CHECK_EQ(mm_step(engine.get(), &text, 1), MM_OK);
+        all.insert(all.end(), text.chosen, text.chosen + text.chosen_count);
+        tokens = {all.back()};
+        CHECK_EQ(mm_sequence_length(sequence.get()), static_cast<int32_t>(all.size()) - 1);
+      }
+      all.resize(140);
+      std::vector<int32_t> held(139);
+      mm_sequence_tokens(sequence.get(), held.data(), 139);
+      CHECK(std::equal(held.begin(), held.end(), all.begin()));
+      made.push_back(all);
+      mm_speculation_free(text.speculation);
+      mm_sampler_free(text.sampler);
+    }
+    CHECK(made[0] == made[1] && made[0] == made[2]);
+  }
+  const mm_drafts drafts = mm_count_drafts(engine.get());
+  CHECK(drafts.passes > 0 && drafts.proposed >= drafts.passes && drafts.accepted > 0);
+}
+
+TEST(api_refuses_steps_that_cannot_mean_anything) {
+  const EnginePointer engine = open_nano(), other = open_nano();
+  const SequencePointer sequence = new_sequence(engine), second = new_sequence(engine), strange = new_sequence(other);
+  const mm_sampling sampling = mm_greedy();
+  mm_sampler* sampler = nullptr;
+  mm_speculation* speculation = nullptr;
+  CHECK_EQ(mm_sampler_new(&sampling, 16384, &sampler), MM_OK);
+  CHECK_EQ(mm_speculation_new(other.get(), MM_SPECULATE_AUTO, &speculation), MM_OK);
+  const int seven = 7;  // C may store it in the enum
+  mm_speculate how;
+  std::memcpy(&how, &seven, sizeof how);
+  check_refused(mm_speculation_new(engine.get(), how, &speculation), "how is 7");
+  const mm_text good = {sequence.get(), kPrompt.data(), 6, sampler, nullptr, {}, 0};
+  mm_text text = good;
+  check_refused(mm_step(engine.get(), &text, 0), "count of texts is 0");
+  text.sequence = strange.get();
+  check_refused(mm_step(engine.get(), &text, 1), "another engine");
+  text = good;
+  text.speculation = speculation;
+  check_refused(mm_step(engine.get(), &text, 1), "another engine");
+  text = good;
+  text.sampler = nullptr;
+  check_refused(mm_step(engine.get(), &text, 1), "null pointer");
+  text = good;
+  text.count = 0;
+  check_refused(mm_step(engine.get(), &text, 1), "no token ids");
+  mm_text two[] = {good, good};
+  two[1].sequence = second.get();
+  check_refused(mm_step(engine.get(), two, 2), "same sampler");
+  CHECK_EQ(mm_sequence_length(sequence.get()), 0);
+  mm_speculation_free(speculation);
+  mm_sampler_free(sampler);
+}
+
 TEST(api_scores_are_the_log_softmax_of_the_logits) {
   const EnginePointer engine = open_nano();
   const SequencePointer one = new_sequence(engine);

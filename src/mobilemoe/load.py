@@ -24,7 +24,7 @@ from mobilemoe.tokenizer import Tokenizer
 from mobilemoe.writer import Batch, Stream, Writer, write_all
 
 if TYPE_CHECKING:
-    from mobilemoe.engine import Activations, Engine, KvCache
+    from mobilemoe.engine import Activations, Engine, KvCache, Speculate
 
 
 class Backend(Protocol):
@@ -47,14 +47,16 @@ def load(
     kv: KvCache | None = None,
     threads: int | None = None,
     quantize: Literal["int4"] | None = None,
+    speculate: Speculate | None = None,
 ) -> Model:
     """Loads a Hub id, a folder, a training run's folder, or a bundled model ("nano").
 
     The native engine runs INT4 weights. `activations` are "int8" (its default) or "fp32" (exact, slow); keys and values
     are kept in `kv` "int8", "fp16" or "fp32" (default: as the activations). `threads` is by default one for each core
-    that this process may use. BF16 weights need quantize="int4", which rounds them to nearest, or backend="torch",
-    which needs the extra and computes in fp32, on a GPU if there is one. Raises ModelNotFoundError, UsageError,
-    ConfigError, CheckpointError, MissingExtraError.
+    that this process may use. `speculate` guesses tokens where a text repeats itself, which changes nothing but its
+    speed: "auto" (default) while it pays, "lookup" always, "off" never. BF16 weights need quantize="int4", which rounds
+    them to nearest, or backend="torch", which needs the extra and computes in fp32, on a GPU if there is one. Raises
+    ModelNotFoundError, UsageError, ConfigError, CheckpointError, MissingExtraError.
     """
     if backend not in ("native", "torch"):
         raise UsageError(f"backend is {backend!r}, but must be 'native' or 'torch'")
@@ -64,10 +66,19 @@ def load(
             raise UsageError(
                 "backend 'torch' computes in fp32: activations and kv can only be 'fp32', threads and quantize not set"
             )
+        if speculate not in (None, "auto", "off"):
+            raise UsageError(f"speculate is {speculate!r}, but backend 'torch' guesses nothing")
         return _load_torch(folder)
     from mobilemoe.engine import Engine
 
-    engine = Engine(folder, threads=threads, activations=activations or "int8", kv=kv, quantize=quantize)
+    engine = Engine(
+        folder,
+        threads=threads,
+        activations=activations or "int8",
+        kv=kv,
+        quantize=quantize,
+        speculate=speculate or "auto",
+    )
     return Model(folder, engine.config, engine, engine=engine)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, Protocol
 
 from mobilemoe.errors import UsageError
@@ -66,11 +66,11 @@ class Writer:
 class Batch(Protocol):
     """Texts that a backend continues together, numbered 0, 1, 2 ...
 
-    `step` gives the next token of each, or nothing yet for a text whose prompt takes several steps. `leave` ends a
-    text.
+    `step` gives the next token of each, or several, or nothing yet for a text whose prompt takes several steps. `leave`
+    ends a text, which then gives no more.
     """
 
-    def step(self) -> list[tuple[int, Choice]]: ...
+    def step(self) -> Iterable[tuple[int, Choice]]: ...
 
     def leave(self, number: int) -> None: ...
 
@@ -88,6 +88,7 @@ class Stream(Iterator[str]):
         self.prompt_tokens = prompt_tokens
         self.prefill_seconds = self.decode_seconds = 0.0
         self.choices: list[Choice] = []
+        self._given: Iterator[tuple[int, Choice]] = iter(())
 
     @property
     def new_tokens(self) -> int:
@@ -99,20 +100,20 @@ class Stream(Iterator[str]):
 
     def __next__(self) -> str:
         while not self._writer.finished:
-            began = time.perf_counter()
-            given = self._batch.step()
-            seconds = time.perf_counter() - began
-            if self._writer.new_tokens == 0:
-                self.prefill_seconds += seconds
-            else:
-                self.decode_seconds += seconds
-            for number, choice in given:
+            for number, choice in self._given:
                 self.choices.append(choice)
                 piece = self._writer.push(choice.token)
                 if self.finished:
                     self._batch.leave(number)
                 if piece:
                     return piece
+            began = time.perf_counter()
+            self._given = iter(self._batch.step())
+            seconds = time.perf_counter() - began
+            if self._writer.new_tokens == 0:
+                self.prefill_seconds += seconds
+            else:
+                self.decode_seconds += seconds
         raise StopIteration
 
 

@@ -20,7 +20,7 @@ from mobilemoe.sampling import Sampler, Sampling, log_softmax
 
 @pytest.fixture
 def engine(make_engine):
-    return make_engine()
+    return make_engine(speculate="off")  # so that a step is a token; test_speculation.py has the rest
 
 
 def test_a_long_prompt_does_not_hold_up_the_others(engine, monkeypatch):
@@ -41,7 +41,7 @@ def test_prompts_alone_are_read_in_large_chunks(engine, monkeypatch):
     batch, fed = engine.batch(), fed_tokens(engine, monkeypatch)
     for seed in range(2):
         batch.join(ids_for(engine, CHUNK, seed=seed))
-    assert batch.step() == []
+    assert [*batch.step()] == []
     assert fed == [CHUNK - 2]
 
 
@@ -56,7 +56,7 @@ def test_what_has_left_is_computed_no_further(engine, monkeypatch):
     assert fed == [2]
     batch.leave(0)
     batch.leave(2)
-    assert batch.step() == []
+    assert [*batch.step()] == []
     assert (fed, len(batch)) == ([2], 0)
     assert batch.join([1]) == 3
 
@@ -83,12 +83,12 @@ def test_an_interrupt_loses_and_repeats_nothing(engine, monkeypatch):
 
 
 def test_a_text_whose_context_is_full_is_refused_before_anything_changes(make_engine):
-    engine = make_engine(context=8)
+    engine = make_engine(context=8, speculate="off")
     assert (engine.context, engine.session().context) == (8, 8)
     batch = engine.batch()
     batch.join([1, 2, 3])
     batch.join([4, 5, 6, 7, 8, 9, 10])
-    first = [batch.step() for _ in range(2)]
+    first = [[*batch.step()] for _ in range(2)]
     assert [len(given) for given in first] == [2, 2]
     for _ in range(2):
         with pytest.raises(UsageError, match="context"):
@@ -346,21 +346,23 @@ def test_tokens_chosen_together_are_those_chosen_alone_and_an_error_stays_with_i
 
     def texts():
         return [
-            (native.Sampler(vocabulary, **rule), row, True, 2, None) for rule, row in zip(rules, logits, strict=True)
+            (native.Sampler(vocabulary, **rule), row[None], True, 2, None, None)
+            for rule, row in zip(rules, logits, strict=True)
         ]
 
     together = engine.native.choose(texts())
     alone = [engine.native.choose([text])[0] for text in texts()]
-    assert isinstance(together[4], native.NativeError)
-    assert together[4].code == "numerics"
+    assert isinstance(together[4][0], native.NativeError)
+    assert together[4][0].code == "numerics"
     del together[4], alone[4]
     assert together == alone
     sampler = native.Sampler(vocabulary)
     for wrong in (
-        [(sampler, logits[0], False, 0, None), (sampler, logits[1], False, 0, None)],
-        [(sampler, logits[0][1:], False, 0, None)],
-        [(sampler, logits[0], False, 0, np.zeros(1, np.uint32))],
-        [(sampler, logits[0])],
+        [(sampler, logits[:1], False, 0, None, None), (sampler, logits[1:2], False, 0, None, None)],
+        [(sampler, logits[:1, 1:], False, 0, None, None)],
+        [(sampler, logits[:1], False, 0, np.zeros(1, np.uint32), None)],
+        [(sampler, logits[:2], False, 0, None, engine.native.new_speculation("auto"))],
+        [(sampler, logits[:1])],
     ):
         with pytest.raises(native.NativeError) as refused:
             engine.native.choose(wrong)

@@ -33,10 +33,12 @@ def write(engine, cache, ids, count=3):
     batch = engine.batch()
     number = batch.join(ids, session=session)
     made = []
-    while len(made) < count:
-        made += [choice.token for _, choice in batch.step()]
-    cache.count(len(ids), batch.reused(number))
-    batch.leave(number)
+    while len(batch):
+        for _, choice in batch.step():
+            made.append(choice.token)
+            if len(made) == count:
+                cache.count(len(ids), batch.reused(number))
+                batch.leave(number)
     cache.close(session)
     return made
 

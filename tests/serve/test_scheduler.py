@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 import mobilemoe
-from mobilemoe.engine import Batch
+from mobilemoe.engine.member import Member
 from mobilemoe.errors import CheckpointError, UsageError
 from mobilemoe.sampling import Sampling
 from mobilemoe.serve.app import create_app
@@ -195,13 +195,13 @@ def test_waiting_requests_take_turns(model):
 
 
 def test_a_fault_of_one_text_ends_its_request_and_leaves_the_others_tokens_as_they_were(model, monkeypatch):
-    take = Batch._take
+    take = Member.take
     broken = model.encode("B")
 
-    def fail_at_the_third(batch, member, *given):
+    def fail_at_the_third(member, *given):
         if member.ids[: len(broken)] == broken and len(member.ids) == len(broken) + 2:
             raise UsageError("the model gave no usable logits")
-        return take(batch, member, *given)
+        return take(member, *given)
 
     def ask_both():
         running = Running(lambda: model, parallel=4)
@@ -216,7 +216,7 @@ def test_a_fault_of_one_text_ends_its_request_and_leaves_the_others_tokens_as_th
         return good, bad
 
     alone, _ = ask_both()
-    monkeypatch.setattr(Batch, "_take", fail_at_the_third)
+    monkeypatch.setattr(Member, "take", fail_at_the_third)
     beside, bad = ask_both()
     assert [step.choice.token for step in beside.steps] == [step.choice.token for step in alone.steps]
     assert beside.fault is None

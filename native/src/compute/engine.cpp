@@ -1,6 +1,7 @@
 #include "compute/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -141,10 +142,20 @@ void Engine::run_pass(const Use& use) {
 void Engine::forward(const Request* requests, int count, float* logits) {
   check(requests, count);
   const size_t vocab = model_.config.vocab_size;
+  int64_t inputs = 0, outputs = 0;
+  for (const Request* request = requests; request < requests + count; ++request) {
+    inputs += request->count;
+    outputs += request->outputs;
+  }
+  const auto start = std::chrono::steady_clock::now();
   run_passes(requests, count, [&](const std::vector<int>& rows) {
     forward_->logits(rows.data(), static_cast<int>(rows.size()), logits);
     logits += rows.size() * vocab;
   });
+  if (inputs == outputs && inputs <= PassCosts::kMostRows) {
+    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
+    costs_.note(static_cast<int>(inputs), passed.count());
+  }
 }
 
 void Engine::score(const Request* requests, int count, const int* targets, Score* scores) {
@@ -180,17 +191,6 @@ void Engine::score(const Request* requests, int count, const int* targets, Score
       }
       targets += here;
       scores += here;
-    }
-  });
-}
-
-void Engine::choose(Choosing* texts, int count) {
-  pool_.run(count, [texts](int i, int) {
-    Choosing& text = texts[i];
-    try {
-      text.choice = text.sampler->choose(text.logits, text.with_logprob, text.top, text.allowed);
-    } catch (...) {
-      text.error = std::current_exception();
     }
   });
 }

@@ -4,8 +4,10 @@
 #include <exception>
 #include <memory>
 
+#include "compute/pass_costs.h"
 #include "compute/sampler.h"
 #include "compute/sequence.h"
+#include "compute/speculation.h"
 #include "model/model.h"
 #include "threads/thread_pool.h"
 
@@ -33,15 +35,28 @@ struct Score {
   bool is_greedy;  // whether no token is likelier (ties to the lowest id)
 };
 
-// One text whose next token is to be chosen, and what came of it: a choice, or the error of its sampler.
+// One text whose next token is to be chosen, and the ones behind it as long as the drafts that were computed with it
+// turn out right; and what came of it: the choices, ended by the error of its sampler if it had one.
 struct Choosing {
   Sampler* sampler = nullptr;
-  const float* logits = nullptr;
+  const float* logits = nullptr;       // [1 + drafts][vocab]
+  Speculation* speculation = nullptr;  // whose proposal begins with the drafts; or null, without drafts
+  int drafts = 0;
   bool with_logprob = false;
   int top = 0;
   const uint32_t* allowed = nullptr;
-  Choice choice{};
+  std::vector<Choice> choices;
   std::exception_ptr error = nullptr;
+};
+
+// One text that `step` continues.
+struct Step {
+  Sequence* sequence = nullptr;
+  const int* tokens = nullptr;  // to append: the prompt or a part of it, then always the last token chosen
+  int count = 0;
+  Sampler* sampler = nullptr;
+  Speculation* speculation = nullptr;  // or null: without drafts
+  std::vector<int> chosen;             // the next token, and those behind it that were drafted
 };
 
 class Forward;
@@ -73,8 +88,20 @@ class Engine {
   // Runs the requests as `forward` does, but gives only a score for each output: scores[i] is that of targets[i].
   void score(const Request* requests, int count, const int* targets, Score* scores);
 
+  // For a pass that appends one token to each of these texts, and has `rows` rows in all: chooses the drafts that make
+  // it longer, by what passes cost so far. They are the first ones of each text's proposal.
+  void draft(Drafting* texts, int count, int rows) const { choose_drafts(texts, count, rows, costs_); }
+
   // Chooses the next tokens of several texts, each with a sampler of its own, at the same time on the engine's threads.
   void choose(Choosing* texts, int count);
+
+  // Continues several texts by a token each, or more where drafts were right: `draft`, `forward` and `choose` in one.
+  // Afterwards a sequence holds everything but the last token chosen. Throws as `forward` does, and what a sampler
+  // throws once all sequences are as they should be.
+  void step(Step* steps, int count);
+
+  std::unique_ptr<Speculation> new_speculation(Speculate how) { return std::make_unique<Speculation>(how, drafts_); }
+  const DraftCounts& drafts() const { return drafts_; }
 
  private:
   template <class Use>
@@ -88,6 +115,9 @@ class Engine {
   ThreadPool pool_;
   std::unique_ptr<Forward> forward_;
   std::unique_ptr<Pass> pass_;
+  PassCosts costs_;
+  DraftCounts drafts_;
+  std::vector<float> logits_;  // of `step`
 };
 
 }  // namespace mobilemoe

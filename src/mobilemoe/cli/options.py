@@ -81,6 +81,13 @@ class EngineOptions:
     kv: Annotated[str | None, typer.Option(help="Format of the KV cache: int8, fp16 or fp32.")] = None
     threads: ThreadsOption = None
     quantize: Annotated[str | None, typer.Option(help="int4: round a BF16 model to INT4 while loading it.")] = None
+    speculate: Annotated[
+        str | None,
+        typer.Option(
+            help="Guess tokens where a text repeats itself, which changes its speed alone: auto (the default: while it "
+            "pays), lookup (always) or off."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

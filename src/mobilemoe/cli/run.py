@@ -50,6 +50,7 @@ def run(
                 "prefill_tokens_per_second": stream.prompt_tokens / stream.prefill_seconds,
                 "decode_tokens_per_second": speed,
                 "peak_rss_bytes": peak_rss_bytes,
+                "drafts": None if loaded.engine is None else loaded.engine.drafts._asdict(),
             }
         )
         return

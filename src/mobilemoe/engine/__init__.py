@@ -8,7 +8,7 @@ logits_V = session.append(ids)
 
 from mobilemoe.engine.batch import Batch
 from mobilemoe.engine.conversation import Conversation
-from mobilemoe.engine.core import Activations, KvCache, Session
+from mobilemoe.engine.core import Activations, Drafts, KvCache, Session, Speculate
 from mobilemoe.engine.engine import Engine, instruction_sets
 from mobilemoe.engine.engine_file_cache import ENGINE_FILE, engine_files, has_engine_file, is_whole, write_engine_folder
 from mobilemoe.user_cache import cache_folder
@@ -18,9 +18,11 @@ __all__ = [
     "Activations",
     "Batch",
     "Conversation",
+    "Drafts",
     "Engine",
     "KvCache",
     "Session",
+    "Speculate",
     "cache_folder",
     "engine_files",
     "has_engine_file",

@@ -71,14 +71,31 @@ class Engine:
         the router's choice, into `chosen_experts` the choice is written.
         """
 
+    def new_speculation(self, how: str) -> Speculation:
+        """`how`: auto or lookup."""
+
+    @property
+    def drafts(self) -> tuple[int, int, int]:
+        """Passes of a text with drafts in them, drafts, and how many of these were right."""
+
+    def draft(self, texts: _List[tuple[Speculation, Sequence, int]], rows: int) -> list[list[int]]:
+        """For a pass that appends one token to each text and has `rows` rows: the guesses worth appending behind it.
+
+        A text is its speculation, its sequence and that token.
+        """
+
     def choose(
-        self, texts: _List[tuple[Sampler, npt.NDArray[np.float32], bool, int, npt.NDArray[np.uint32] | None]]
-    ) -> list[tuple[int, float, list[tuple[int, float]]] | NativeError]:
+        self,
+        texts: _List[
+            tuple[Sampler, npt.NDArray[np.float32], bool, int, npt.NDArray[np.uint32] | None, Speculation | None]
+        ],
+    ) -> list[list[tuple[int, float, list[tuple[int, float]]] | NativeError]]:
         """Chooses the next tokens of several texts at the same time, each with a sampler of its own.
 
-        A text is its sampler, logits_V, whether to give the log-probability, how many of the likeliest tokens, and
-        bits_V of the tokens that may be chosen, None for all. The result is the token, its log-probability under the
-        model itself and the likeliest tokens with theirs; or its sampler's error.
+        A text is its sampler, logits_RV behind its token and its R - 1 drafts, whether to give the log-probability, how
+        many of the likeliest tokens, bits_V of the tokens that may be chosen, None for all, and its speculation, None
+        without drafts. The result are a token, its log-probability under the model itself and the likeliest tokens with
+        theirs, one for each row up to the first whose draft is wrong; its sampler's error ends them.
         """
 
     def score(
@@ -117,6 +134,9 @@ class Sampler:
     ) -> None: ...
     def see(self, tokens: _Ids) -> None:
         """The prompt, for the repetition penalty."""
+
+class Speculation:
+    """The drafts of one text."""
 
 def available_kernels() -> list[str]:
     """The instruction sets that this build has and this machine can run, best first."""

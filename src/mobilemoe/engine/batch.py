@@ -1,21 +1,21 @@
 """Continuous batching: texts that are continued together; each may join and leave before any step.
 
-What a new text shares with one that is here already is computed once: the new one waits for it and copies it.
+What a new text shares with one that is here already is computed once: the new one waits for it and copies it. Guesses
+of the next tokens (native/src/compute/speculation.h) may give a text several tokens in one step.
 
-L layers, A active experts, V vocabulary.
+R rows of a pass, L layers, A active experts, V vocabulary.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from mobilemoe.engine.core import CHUNK, Core, Experts, Request, Session
-from mobilemoe.engine.guides import Asker, Guide
-from mobilemoe.engine.native import native, our_error, our_errors
+from mobilemoe.engine.core import CHUNK, Core, Experts, Floats, Request, Session
+from mobilemoe.engine.guides import Asker, Bits, Guide
+from mobilemoe.engine.member import Member, NativeText, native_sampler
+from mobilemoe.engine.native import our_errors
 from mobilemoe.errors import UsageError
 from mobilemoe.ids import common_prefix
 from mobilemoe.sampling import Choice, Sampling
@@ -26,25 +26,12 @@ CHUNK_BESIDE = 128
 LEAST_SHARED = 32  # tokens: to take over fewer saves less than it costs
 
 
-@dataclass(eq=False)
-class _Member:
-    session: Session
-    ids: list[int]  # the prompt and the tokens chosen so far; the session holds at least one fewer
-    sampler: native.Sampler
-    logprobs: int | None
-    guide: Guide | None
-    experts: bool
-    reused: int  # tokens of the prompt that were not computed for this text
-    leader: _Member | None = None  # whose first `shared` tokens this text takes over as soon as they are computed
-    shared: int = 0
-
-
 class Batch:
     """Made by `Engine.batch`. The tokens of a text do not depend on the other texts, nor on when these come and go."""
 
     def __init__(self, engine: Core) -> None:
         self._engine = engine
-        self._members: dict[int, _Member] = {}
+        self._members: dict[int, Member] = {}
         self._asker = Asker()
         self._joined = 0
 
@@ -73,49 +60,63 @@ class Batch:
         sampling.check_for(self._engine.vocab_size, logprobs)
         if experts and not self._engine.config.is_moe:
             raise UsageError(f"{self._engine.folder} has no experts to tell of")
-        sampler = _sampler(sampling, self._engine.vocab_size)
+        sampler = native_sampler(sampling, self._engine.vocab_size)
         with our_errors():
             sampler.see(checked)
         session = self._engine.session() if session is None else session
         session.truncate(min(common_prefix(session.tokens, checked), len(checked) - 1))
-        member = _Member(session, checked, sampler, logprobs, guide, experts, reused=len(session))
+        speculation = self._engine.speculation()
+        member = Member(session, checked, sampler, logprobs, guide, experts, speculation, reused=len(session))
         self._find_leader(member)
         number, self._joined = self._joined, self._joined + 1
         self._members[number] = member
         return number
 
     def leave(self, number: int) -> None:
-        """Ends a text, finished or not; its session is free for others."""
+        """Ends a text, finished or not; its session is free for others.
+
+        The session holds all tokens but the last that `step` or `attempt` gave, even if these have more to give.
+        """
         left = self._members.pop(number)
+        if left.untold:
+            left.session.truncate(len(left.ids) - left.untold - 1)
         for member in self._members.values():
             if member.leader is left:
-                _take_over(member)
+                member.take_over()
                 self._find_leader(member)
 
     def reused(self, number: int) -> int:
         """How many tokens of a text's prompt were not computed for it; known from its first token on."""
         return self._members[number].reused
 
-    def step(self) -> list[tuple[int, Choice]]:
+    def step(self) -> Iterator[tuple[int, Choice]]:
         """Computes one more token of every text whose prompt is done, and a chunk of the prompts that are not.
 
-        Returns each new token with the number of its text. UsageError, before anything is computed, for a text whose
-        context is full: the caller has to let it leave before. Raises what `attempt` would give a text, too.
+        Gives each new token with the number of its text; where guesses were right a text has several. A text that
+        leaves meanwhile gives no more. UsageError, before anything is computed, for a text whose context is full: the
+        caller has to let it leave before. Raises what `attempt` would give a text, too.
         """
-        chosen: list[tuple[int, Choice]] = []
-        for number, result in self.attempt():
-            if isinstance(result, Exception):
-                raise result
-            chosen.append((number, result))
-        return chosen
+        return _raised(self.attempt())
 
-    def attempt(self) -> list[tuple[int, Choice | Exception]]:
+    def attempt(self) -> Iterator[tuple[int, Choice | Exception]]:
         """`step` for texts of several owners: one whose token cannot be chosen gets its error, the others their tokens.
 
         What concerns all of them, such as an engine file that was changed, is raised.
         """
-        requests: list[Request] = []
-        experts: dict[Session, Experts] = {}
+        return self._tell(self._compute())
+
+    def _tell(self, results: Mapping[int, list[Choice | Exception]]) -> Iterator[tuple[int, Choice | Exception]]:
+        for number, given in results.items():
+            member = self._members.get(number)
+            for left, result in zip(range(len(given) - 1, -1, -1), given, strict=True):
+                if member is None or self._members.get(number) is not member:
+                    break
+                member.untold = left
+                yield number, result
+
+    def _compute(self) -> dict[int, list[Choice | Exception]]:
+        """One pass: what each text got from it."""
+        requests: dict[int, Request] = {}
         chosen: list[int] = []
         writes = any(len(member.ids) == len(member.session) + 1 for member in self._members.values())
         budget = max(1, (CHUNK_BESIDE if writes else CHUNK) - len(self._members))  # tokens of prompts
@@ -123,7 +124,7 @@ class Batch:
             if member.leader is not None:
                 if len(member.leader.session) < member.shared:
                     continue
-                _take_over(member)
+                member.take_over()
             # After an interrupt the session may be ahead: it was computed, but the next token was not chosen.
             computed = len(member.session)
             start = min(computed, len(member.ids) - 1)
@@ -137,35 +138,98 @@ class Batch:
                 budget -= count
             if count == left:
                 chosen.append(number)
-                if member.experts:
-                    config = self._engine.config
-                    shape = (count, config.num_hidden_layers, config.num_experts_per_tok)
-                    experts[member.session] = np.empty(shape, np.int32)
-            requests.append((member.session, member.ids[start : start + count], int(count == left)))
+            requests[number] = (member.session, member.ids[start : start + count], int(count == left))
+        self._draft(requests)
         guides = {number: guide for number in chosen if (guide := self._members[number].guide) is not None}
         answers = self._asker.ask(guides) if guides else None
-        logits = self._engine.forward(requests, experts)
-        allowed = answers.get() if answers is not None else {}
-        results: dict[int, Choice | Exception] = {}
-        texts = {}
-        for number, row_V in zip(chosen, logits, strict=True):
-            member = self._members[number]
-            with_logprob, top = member.logprobs is not None, member.logprobs or 0
+        experts = self._places(requests)
+        logits = self._engine.forward([*requests.values()], experts)
+        rows: dict[int, Floats] = {}
+        at = 0
+        for number in chosen:
+            outputs = requests[number][2]
+            rows[number] = logits[at : at + outputs]
+            at += outputs
+        results: dict[int, list[Choice | Exception]] = {number: [] for number in chosen}
+        while rows:
+            allowed = answers.get() if answers is not None else {}
+            rows = self._choose(rows, allowed, experts, results)
+            guides = {number: guide for number in rows if (guide := self._members[number].guide) is not None}
+            answers = self._asker.ask(guides) if guides else None
+        return results
+
+    def _draft(self, requests: dict[int, Request]) -> None:
+        """Adds guesses of the next tokens to the requests, unless prompts are being read."""
+        for member in self._members.values():
+            member.drafts = []
+        if any(len(ids) > 1 for _, ids, _ in requests.values()):
+            return
+        members = [self._members[number] for number in requests]
+        texts = [
+            (member.speculation, member.session.native, member.ids[-1])
+            for member in members
+            if member.speculation is not None
+        ]
+        if not texts:
+            return
+        with our_errors():
+            drafts = self._engine.native.draft(texts, len(requests))
+        for member, tokens in zip(members, drafts, strict=True):  # one engine: all of its texts speculate or none
+            member.drafts = tokens
+        for number, (session, ids, _) in requests.items():
+            if tokens := self._members[number].drafts:
+                requests[number] = (session, [*ids, *tokens], 1 + len(tokens))
+
+    def _places(self, requests: Mapping[int, Request]) -> dict[Session, Experts]:
+        """Arrays for the experts of those texts that tell them."""
+        config = self._engine.config
+        return {
+            session: np.empty((len(ids), config.num_hidden_layers, config.num_experts_per_tok), np.int32)
+            for number, (session, ids, outputs) in requests.items()
+            if outputs and self._members[number].experts
+        }
+
+    def _choose(
+        self,
+        rows: Mapping[int, Floats],
+        allowed: Mapping[int, Bits | Exception],
+        experts: Mapping[Session, Experts],
+        results: dict[int, list[Choice | Exception]],
+    ) -> dict[int, Floats]:
+        """Chooses tokens from logits_RV of each text, as many as its guesses are right.
+
+        Returns what is left of a text that has a guide, which has to be asked again after each token.
+        """
+        texts: dict[int, NativeText] = {}
+        for number, rows_RV in rows.items():
             allowed_V = allowed.get(number)
             if isinstance(allowed_V, Exception):
-                results[number] = allowed_V
+                results[number].append(allowed_V)
             else:
-                texts[number] = (member.sampler, row_V, with_logprob, top, allowed_V)
+                member = self._members[number]
+                texts[number] = member.to_choose(rows_RV if member.guide is None else rows_RV[:1], allowed_V)
         with our_errors():
             choices = self._engine.native.choose([*texts.values()])
-        for number, choice in zip(texts, choices, strict=True):
+        left: dict[int, Floats] = {}
+        for number, given in zip(texts, choices, strict=True):
+            member, taken = self._members[number], results[number]
             try:
-                results[number] = self._take(self._members[number], choice, experts)
+                for choice in given:
+                    used = experts.get(member.session)
+                    row = len(taken) - len(member.drafts) - 1  # from the end: only the prompt's rows are before
+                    taken.append(member.take(choice, None if used is None else used[row]))
             except Exception as fault:  # of its sampler or guide
-                results[number] = fault
-        return [(number, results[number]) for number in chosen]
+                taken.append(fault)
+            else:
+                row = len(taken) - 1
+                if member.guide is not None and row < len(member.drafts) and member.ids[-1] == member.drafts[row]:
+                    left[number] = rows[number][1:]
+                    continue
+            if member.drafts:
+                member.session.truncate(len(member.ids) - 1)
+        return left
 
-    def _find_leader(self, member: _Member) -> None:
+    def _find_leader(self, member: Member) -> None:
         """Lets a text follow the one before it with which it shares most, if that is more than it has already."""
         member.shared = 0
         for other in self._members.values():
@@ -175,42 +239,9 @@ class Batch:
             if shared >= max(len(member.session) + LEAST_SHARED, member.shared + 1):
                 member.leader, member.shared = other, shared
 
-    def _take(
-        self,
-        member: _Member,
-        choice: tuple[int, float, list[tuple[int, float]]] | native.NativeError,
-        experts: Mapping[Session, Experts],
-    ) -> Choice:
-        if isinstance(choice, native.NativeError):
-            raise our_error(choice)
-        token, logprob, top = choice
-        member.ids.append(token)
-        if member.guide is not None:
-            member.guide.take(token)
-        used_LA = experts[member.session][-1].tolist() if member.experts else []
-        used = tuple(map(tuple, used_LA))
-        return Choice(token, experts=used) if member.logprobs is None else Choice(token, logprob, tuple(top), used)
 
-
-def _take_over(member: _Member) -> None:
-    """Copies what the leader has computed of the shared tokens; the text goes on by itself."""
-    if member.leader is not None and (length := min(member.shared, len(member.leader.session))) > len(member.session):
-        member.session.copy_from(member.leader.session, length)
-        member.reused = length
-    member.leader = None
-
-
-def _sampler(sampling: Sampling, vocab_size: int) -> native.Sampler:
-    with our_errors():
-        return native.Sampler(
-            vocab_size,
-            temperature=float(sampling.temperature),
-            top_k=min(int(sampling.top_k), vocab_size),
-            top_p=float(sampling.top_p),
-            min_p=float(sampling.min_p),
-            repetition_penalty=float(sampling.repetition_penalty),
-            presence_penalty=float(sampling.presence_penalty),
-            frequency_penalty=float(sampling.frequency_penalty),
-            seed=secrets.randbits(64) if sampling.seed is None else int(sampling.seed),
-            logit_bias={int(token): float(bias) for token, bias in sampling.logit_bias.items()},
-        )
+def _raised(results: Iterator[tuple[int, Choice | Exception]]) -> Iterator[tuple[int, Choice]]:
+    for number, result in results:
+        if isinstance(result, Exception):
+            raise result
+        yield number, result

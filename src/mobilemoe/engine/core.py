@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from mobilemoe.ids import check_ids, common_prefix
 
 Activations = Literal["int8", "fp32"]
 KvCache = Literal["int8", "fp16", "fp32"]
+Speculate = Literal["auto", "off", "lookup"]
 _NATIVE_KV: dict[KvCache, str] = {"int8": "int8", "fp16": "f16", "fp32": "f32"}
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -32,6 +33,14 @@ Score: TypeAlias = tuple[float, bool]  # the log-probability of a token or a tex
 Request: TypeAlias = "tuple[Session, Sequence[int], int]"
 
 CHUNK = 512  # tokens of one forward pass; between two of them an interrupt is seen, and texts may join or leave
+
+
+class Drafts(NamedTuple):
+    """Counts of guessed tokens: the passes of one text that held some, those computed, those that were right."""
+
+    passes: int
+    proposed: int
+    accepted: int
 
 
 class Core:
@@ -49,12 +58,15 @@ class Core:
         kv: KvCache | None = None,
         context: int | None = None,
         quantize: Literal["int4"] | None = None,
+        speculate: Speculate = "auto",
     ) -> None:
         """Opens the INT4 model in `folder`; with `quantize` a BF16 model, which is rounded to INT4.
 
         threads: by default one for each core that this process may use, and never more than that. activations: "fp32"
         is exact and slow. kv: the format of cached keys and values, by default that of the activations, and "fp32"
-        wherever these are "fp32". context: the longest text in tokens, by default the model's.
+        wherever these are "fp32". context: the longest text in tokens, by default the model's. speculate: "auto"
+        guesses tokens where a text repeats itself and that makes it faster, "lookup" whether it does or not; no guess
+        changes what is written.
         Raises UsageError, ConfigError, CheckpointError.
         """
         kv = kv or activations
@@ -62,6 +74,7 @@ class Core:
             ("activations", activations, get_args(Activations)),
             ("kv", kv, get_args(KvCache)),
             ("quantize", quantize, (None, "int4")),
+            ("speculate", speculate, get_args(Speculate)),
         ):
             if value not in known:
                 raise UsageError(f"{name} is {value!r}, but must be {' or '.join(map(repr, known))}")
@@ -70,6 +83,7 @@ class Core:
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
             raise UsageError(f"threads is {threads!r}, but must be a whole number from 1 to 1024")
         self.folder = Path(folder)
+        self.speculate = speculate
         self.config = ModelConfig.load(self.folder)
         self.context = self._check_context(context)
 
@@ -106,6 +120,15 @@ class Core:
     def weight_bytes(self) -> int:
         """Bytes of weights in memory of this process's own: 0 where they are mapped from a file."""
         return 0 if self._mapped is not None else self.native.file_bytes
+
+    @property
+    def drafts(self) -> Drafts:
+        """What became of the guesses so far."""
+        return Drafts(*self.native.drafts)
+
+    def speculation(self) -> native.Speculation | None:
+        """For one text; None where nothing is guessed."""
+        return None if self.speculate == "off" else self.native.new_speculation(self.speculate)
 
     def kv_bytes(self, tokens: int) -> int:
         """The memory that the keys and values of one session with `tokens` tokens fill."""

@@ -55,8 +55,11 @@ class Engine(Core):
         prompt, session = self.check_ids(ids), self.session() if session is None else session
         batch.join(prompt, Sampling(**sampling), session=session)
         fitting = max(1, session.context - len(prompt) + 1)  # the last token is chosen, but never computed with
-        while len(made) < min(max_new_tokens, fitting) and (not made or made[-1] not in stops):
-            made += [choice.token for _, choice in batch.step()]
+        while len(batch) and max_new_tokens > 0:
+            for number, choice in batch.step():
+                made.append(choice.token)
+                if len(made) == min(max_new_tokens, fitting) or choice.token in stops:
+                    batch.leave(number)
         return made
 
     def loglikelihood(self, context: Sequence[int], continuation: Sequence[int]) -> Score:

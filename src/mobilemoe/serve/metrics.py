@@ -12,6 +12,8 @@ from prometheus_client.registry import Collector
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mobilemoe.engine import Drafts
+
 _FIRST_TOKEN = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)  # seconds, the bounds of the histogram
 _NEXT_TOKEN = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3)
 
@@ -43,6 +45,12 @@ class Metrics:
     def watch(self, name: str, meaning: str, read: Callable[[], float], kind: Literal["gauge", "counter"]) -> None:
         """Shows one more number, which `read` gives whenever the metrics are asked for; from any thread."""
         self._registry.register(_Watched(name, meaning, read, kind))
+
+    def watch_drafts(self, read: Callable[[], Drafts]) -> None:
+        """Shows what becomes of guessed tokens."""
+        self.watch("mobilemoe_draft_passes", "Passes of a text with guesses in them", lambda: read().passes, "counter")
+        self.watch("mobilemoe_draft_tokens", "Tokens guessed in them", lambda: read().proposed, "counter")
+        self.watch("mobilemoe_draft_hits", "Guesses that were right", lambda: read().accepted, "counter")
 
     def answered(self, route: str, status: int) -> None:
         self._requests.labels(route, str(status)).inc()

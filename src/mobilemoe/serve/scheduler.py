@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mobilemoe.engine import Batch, Engine, Session
+from mobilemoe.engine import Batch, Drafts, Engine, Session
 from mobilemoe.engine.guides import Guide
 from mobilemoe.engine.prefix_cache import PrefixCache, PrefixStats
 from mobilemoe.errors import MobileMoEError
@@ -114,6 +114,7 @@ class Scheduler:
         self.metrics.watch("mobilemoe_running_texts", "Texts that are computed", lambda: self.counts[0], "gauge")
         self.metrics.watch("mobilemoe_waiting_requests", "Requests that wait", lambda: self.counts[1], "gauge")
         watch_memory(self.metrics, lambda: self.prefix_stats)
+        self.metrics.watch_drafts(lambda: self.drafts)
 
     def start(self) -> None:
         self._thread.start()
@@ -134,6 +135,12 @@ class Scheduler:
     def prefix_stats(self) -> PrefixStats:
         """What was reused so far, and what is kept."""
         return PrefixStats() if self._prefixes is None else self._prefixes.stats
+
+    @property
+    def drafts(self) -> Drafts:
+        """What became of the tokens that were guessed so far."""
+        engine = None if self._model is None else self._model.engine
+        return Drafts(0, 0, 0) if engine is None else engine.drafts
 
     @property
     def model(self) -> Model:

@@ -154,10 +154,9 @@ def test_answers_that_use_up_their_tokens_are_counted(harness):
 def test_a_prompt_leaves_room_for_its_answer(harness, model):
     long = text_of(400)
     [given] = write(harness, (long, {"max_gen_toks": 20}))
-    batch = model.backend.batch()
-    batch.join(harness.tok_encode(long)[-236:])
+    written = model.engine.generate_ids(harness.tok_encode(long)[-236:], max_new_tokens=20)
     writer = model.writer(20)
-    assert given == "".join(writer.push(batch.step()[0][1].token) for _ in range(20))
+    assert given == "".join(map(writer.push, written))
     assert harness.left_truncations == 1
     write(harness, ("The mill", {"max_gen_toks": 4096}))  # more than the context holds
     assert harness.left_truncations == 1

@@ -1,0 +1,75 @@
+// Speculation: which guesses of a text's next tokens are worth a longer pass.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "compute/draft.h"
+#include "compute/pass_costs.h"
+#include "compute/sequence.h"
+
+namespace mobilemoe {
+
+enum class Speculate {
+  automatic,  // with every source of drafts, where it pays by what was measured
+  lookup,     // with all that prompt lookup proposes, whether it pays or not: for tests and measurements
+};
+
+// What became of an engine's drafts. Texts count in several threads.
+struct DraftCounts {
+  std::atomic<int64_t> passes{0};    // of one text, with drafts
+  std::atomic<int64_t> proposed{0};  // drafts computed in them
+  std::atomic<int64_t> accepted{0};  // those that were what the model chose
+};
+
+// The drafts of one text. It may be made at any time, and serves one text at a time.
+class Speculation {
+ public:
+  Speculation(Speculate how, DraftCounts& counts);
+
+  // Proposes what may follow the text of `tokens` and then `token`.
+  const Proposal& propose(const std::vector<int>& tokens, int token);
+  const Proposal& proposal() const { return proposal_; }
+  Speculate how() const { return how_; }
+
+  // The probability that the proposal is right up to and with its token `at`.
+  double chance(int at) const;
+
+  // The first `count` tokens of the proposal are in the pass that computes now.
+  void run(int count);
+
+  // Takes the next token of the text, whether it was proposed or not.
+  void take(int token);
+
+ private:
+  // How often proposals of one level were right: their first token, and a later one after the earlier ones were.
+  struct Rate {
+    double right, of;
+    void note(bool is_right);
+  };
+
+  Speculate how_;
+  DraftCounts& counts_;
+  std::unique_ptr<Draft> draft_;
+  std::vector<int> text_;
+  Proposal proposal_;
+  int run_ = 0, taken_ = 0;  // tokens of the proposal that the pass holds, and of the text since it was made
+  Proposal watched_;         // one whose tokens are compared with the text, run or not, and how many of them were
+  int compared_ = 0;
+  std::array<std::array<Rate, 2>, kDraftLevels> rates_;
+};
+
+// A text of the next pass, which appends `token` to the sequence.
+struct Drafting {
+  Speculation* speculation;
+  const Sequence* sequence;
+  int token;
+  int drafts = 0;  // how many of its proposal's tokens the pass is to hold too
+};
+
+// Proposes drafts for all texts, and chooses those with which a pass gives the most tokens a second; without them it
+// would have `rows` rows.
+void choose_drafts(Drafting* texts, int count, int rows, const PassCosts& costs);
+
+}  // namespace mobilemoe
