@@ -55,7 +55,7 @@ class Writer:
             place, self.stop_text = min(found)
             self.finished, self._held = "stop", ""
             return text[:place]
-        longest = 0 if self.finished else max(map(len, self._stop), default=1) - 1
+        longest = 0 if self.finished else max(map(len, self._stop)) - 1
         keep = next(
             (n for n in range(min(longest, len(text)), 0, -1) if any(s.startswith(text[-n:]) for s in self._stop)), 0
         )

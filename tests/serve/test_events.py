@@ -8,7 +8,7 @@ from mobilemoe.sampling import Choice
 from mobilemoe.serve import completions, messages
 from mobilemoe.serve.answers import ChatAnswer, CompletionAnswer
 from mobilemoe.serve.messages_wire import MessagesRequest
-from mobilemoe.serve.order import Form, written
+from mobilemoe.serve.order import EventTemplate, written
 from mobilemoe.serve.scheduler import Step
 
 PIECES = ["A", "", '"', "\\", "\n\n", "data: ", "\u2028", "\U0001f600", "{}%s", "\x00", "é", "end"]
@@ -75,7 +75,7 @@ def test_what_else_was_asked_for_is_in_every_event(nano, asked):
     assert ("x_mobilemoe" in choice) == (asked == "with_routing")
 
 
-def test_a_form_is_filled_with_any_text():
-    form = Form(lambda text: written({"model": "x", "delta": text, "more": [1]}, "name"))
+def test_a_template_is_filled_with_any_text():
+    template = EventTemplate(lambda text: written({"model": "x", "delta": text, "more": [1]}, "name"))
     for text in PIECES:
-        assert form.filled(text) == written({"model": "x", "delta": text, "more": [1]}, "name")
+        assert template.filled(text) == written({"model": "x", "delta": text, "more": [1]}, "name")

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from mobilemoe.serve.answers import Answer
 from mobilemoe.serve.desk import Desk
 from mobilemoe.serve.errors import ApiError, error_object
-from mobilemoe.serve.order import Events, Form, Order, whole, written
+from mobilemoe.serve.order import Events, EventTemplate, Order, whole, written
 from mobilemoe.serve.scheduler import Step
 from mobilemoe.serve.wire import ChatRequest, CompletionRequest
 
@@ -22,7 +22,7 @@ class _Reply:
         self._answer, self._with_usage = answer, with_usage
         self._usage: dict[str, Any] = {"usage": None} if with_usage else {}
         self.add, self.whole = answer.add, answer.whole
-        self._forms: dict[int, Form] = {}  # of the events that add text, by answer
+        self._templates: dict[int, EventTemplate] = {}  # of the events that add text, by answer
 
     def opening(self) -> Iterator[str]:
         for event in self._answer.opening():
@@ -31,11 +31,11 @@ class _Reply:
     def events(self, step: Step) -> Iterator[str]:
         text = self._answer.added_text(step)
         if text is not None:
-            if step.index not in self._forms:
-                self._forms[step.index] = Form(
+            if step.index not in self._templates:
+                self._templates[step.index] = EventTemplate(
                     lambda text: written(self._answer.text_event(step.index, text) | self._usage)
                 )
-            yield self._forms[step.index].filled(text)
+            yield self._templates[step.index].filled(text)
         elif (event := self._answer.event(step)) is not None:
             yield written(event | self._usage)
 

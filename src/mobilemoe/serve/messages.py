@@ -13,7 +13,7 @@ from mobilemoe.serve.answers import ChatAnswer
 from mobilemoe.serve.desk import Desk
 from mobilemoe.serve.errors import ApiError, message_error
 from mobilemoe.serve.messages_wire import CountRequest, MessagesRequest
-from mobilemoe.serve.order import Events, Form, whole, written
+from mobilemoe.serve.order import Events, EventTemplate, whole, written
 from mobilemoe.serve.scheduler import Step
 
 
@@ -24,7 +24,7 @@ class _Reply:
         self._answer, self._most_tokens = answer, body.max_tokens
         self._blocks = 0  # begun
         self._open: str | None = None  # the type of the block that is open
-        self._more_text: Form | None = None  # of the block that is open, if that is one of text
+        self._more_text: EventTemplate | None = None  # of the block that is open, if that is one of text
         self._call = -1  # the index of the call that is open
         self._finish: str | None = None
         self._stop_text: str | None = None
@@ -92,7 +92,7 @@ class _Reply:
         yield _event("content_block_start", index=self._blocks, content_block=block)
         self._blocks, self._open = self._blocks + 1, block["type"]
         if self._open == "text":
-            self._more_text = Form(lambda text: self._delta({"type": "text_delta", "text": text}))
+            self._more_text = EventTemplate(lambda text: self._delta({"type": "text_delta", "text": text}))
 
     def _delta(self, delta: dict[str, Any]) -> str:
         return _event("content_block_delta", index=self._blocks - 1, delta=delta)

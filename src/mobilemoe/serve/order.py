@@ -134,7 +134,7 @@ def written(value: dict[str, Any], name: str | None = None) -> str:
     return f"{head}data: {json.dumps(value, allow_nan=False)}\n\n"
 
 
-class Form:
+class EventTemplate:
     """An event of which one text changes from time to time: all the rest is written once, by `write`."""
 
     def __init__(self, write: Callable[[str], str]) -> None:
