@@ -31,7 +31,8 @@ def fit(
         Path, typer.Argument(metavar="RUNS.csv", help="A table with a header and one finished training per line.")
     ],
     law: Annotated[
-        str, typer.Option(help="The law: joint, paper-E, paper-g, paper-s, joint-moe, fine-grained or chinchilla.")
+        str,
+        typer.Option(help="The law: joint, paper-E, root, paper-g, paper-s, joint-moe, fine-grained or chinchilla."),
     ] = "joint",
     columns: Annotated[
         str | None,

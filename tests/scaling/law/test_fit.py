@@ -19,6 +19,7 @@ CHINCHILLA = {"A": 0.3, "alpha": -0.3, "B": 1.0, "beta": -0.4, "c": 1.9}
 TRUTHS = {
     "chinchilla": CHINCHILLA,
     "paper-E": published("paper-E").parameters,
+    "root": KNOB | {"c": 1.9},
     "paper-g": KNOB | {"c": 1.9},
     "paper-s": KNOB | {"c": 1.9},
     "joint-moe": published("paper-E").parameters | {"E_max": 60.0},

@@ -34,6 +34,7 @@ def by_hand(name: str) -> float:
     return {
         "chinchilla": plain,
         "paper-E": knob(1 / (1 / (E + 1 / 31) + 1 / 32)),
+        "root": (knob(1 / (1 / (E + 1 / 31) + 1 / 32)) - c) ** 0.58 + c,
         "paper-g": knob(G),
         "paper-s": knob(math.e**S),
         "joint-moe": knob(experts(E_max)),

@@ -1,10 +1,11 @@
 # ruff: noqa: RUF001, RUF002 (the formulas are written with the Greek letters of the papers)
 """The scaling laws as formulas: every form is one general law with some terms fixed at "no effect".
 
-    L = A x^δ N^(α + γ ln x) (1 - κ + κ g^-φ) e^(-σ s) + B x^ω D^(β + ζ ln x) + c        nats a token
+    L = (A x^δ N^(α + γ ln x) (1 - κ + κ g^-φ) e^(-σ s) + B x^ω D^(β + ζ ln x))^k + c        nats a token
 
-N active parameters and D training tokens, both in 1e9; g granularity; s shared expert (0 or 1); x the form's own
-knob: for `experts` the saturating count Ê of spec section 4, for `granularity` g itself, for `shared` e^s.
+k is 1 in all forms but `root`; N active parameters and D training tokens, both in 1e9; g granularity; s shared expert
+(0 or 1); x the form's own knob: for `experts` the saturating count Ê of spec section 4, for `granularity` g itself, for
+`shared` e^s.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ NAMES = ("A", "delta", "alpha", "gamma", "kappa", "phi", "sigma", "B", "omega", 
 INDEX = {name: place for place, name in enumerate(NAMES)}
 PHI = 0.58  # arXiv 2402.07871: the exponent of granularity, if the runs do not determine it
 E_MAX = 32.0  # spec section 4
+K_ROOT = 0.58  # of 171 runs of our second and fourth sweep, docs/scaling.md#the-fifth-sweep-as-registered
 NO_EFFECT = {"delta": 0.0, "gamma": 0.0, "kappa": 0.0, "phi": PHI, "sigma": 0.0, "omega": 0.0, "zeta": 0.0}
 NO_EFFECT |= {"E_max": E_MAX}
 BLANK = np.array([NO_EFFECT.get(name, 0.0) for name in NAMES])
@@ -43,6 +45,7 @@ class Form:
     parameters: tuple[str, ...]
     source: str
     knob: Knob | None = None  # the quantity x; None: the form has no x
+    power: float = 1.0  # k
     columns: tuple[str, ...] = ()  # the columns it needs besides n_active and tokens
 
     def full(self, theta: Array) -> Array:
@@ -55,9 +58,12 @@ class Form:
         """The loss in nats a token of `theta` [..., parameters] at `points`: shape [..., *points' shape]."""
         whole = self.full(np.asarray(theta, np.float64))
         spread = whole.reshape(*whole.shape[:-1], *(1 for _ in points.shape), len(NAMES))
-        parts = terms(self, spread, points)
-        result: Array = parts.size + parts.data + spread[..., INDEX["c"]]
-        return result
+        return self.reducible(terms(self, spread, points)) + spread[..., INDEX["c"]]
+
+    def reducible(self, parts: Terms) -> Array:
+        """What more parameters and more tokens can take away: the loss without c, from the terms of N and D."""
+        both: Array = parts.size + parts.data
+        return both if self.power == 1 else both**self.power
 
 
 class Terms(NamedTuple):
@@ -128,6 +134,15 @@ FORMS: dict[str, Form] = {
             parameters=_KNOB,
             source=f"{_PAPER}: the law of the expert count, E_start 1, E_max 32",
             knob="experts",
+            columns=("experts",),
+        ),
+        Form(
+            name="root",
+            formula="L = (A Ê^δ N^(α + γ ln Ê) + B Ê^ω D^(β + ζ ln Ê))^.58 + c, 1/Ê = 1/(E + 1/31) + 1/32",
+            parameters=_KNOB,
+            source="ours: paper-E to a power, as in Kaplan et al. 2020, arXiv 2001.08361, equation 1.5",
+            knob="experts",
+            power=K_ROOT,
             columns=("experts",),
         ),
         Form(

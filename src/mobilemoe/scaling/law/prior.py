@@ -20,8 +20,8 @@ from mobilemoe.scaling.law.solver import Problem
 
 Array = NDArray[np.float64]
 
-# Centre and standard deviation of each coordinate. A, B and c are shares of the mean loss, in logarithms; exponents
-# of published laws lie between -.05 and -1.
+# Centre and standard deviation of each coordinate. A, B and c are shares of the mean loss, in logarithms (A and B after
+# the form's power); exponents of published laws lie between -.05 and -1.
 PRIORS: dict[str, tuple[float, float]] = {
     "A": (np.log(0.2), 1.5),
     "B": (np.log(0.2), 1.5),
@@ -55,7 +55,8 @@ class Prior:
     @classmethod
     def of(cls, problem: Problem, misfit: float) -> Self:
         """The priors of the free parameters, for a fit that leaves this misfit over."""
-        centre, spread = np.array([PRIORS[name] for name in problem.free]).T
+        powers = [problem.form.power if name in ("A", "B") else 1.0 for name in problem.free]
+        centre, spread = np.array([PRIORS[name] for name in problem.free]).T / powers
         freedom = max(len(problem.runs) - len(problem.free), 1)
         return cls(centre, spread, 2 * misfit / freedom)
 

@@ -49,10 +49,17 @@ def _starts(problem: Problem, seed: int) -> Array:
     whole = problem.whole(x)[:, None, :]  # the factors are e^0 so far: the terms are the columns of a linear problem
     parts = terms(problem.form, whole, problem.points)
     loss = np.exp(problem.log_loss)
-    off = np.empty(DRAWS)
+    power, off = problem.form.power, np.empty(DRAWS)
     for row, (size, data) in enumerate(zip(parts.size, parts.data, strict=True)):
-        design = np.stack([size, data, np.ones_like(size)], 1) / loss[:, None]  # ln(p / L) is p / L - 1 near the loss
-        found, off[row] = nnls(design, np.ones(len(loss)))
+        if power == 1:
+            design = np.stack([size, data, np.ones_like(size)], 1)
+            found, off[row] = nnls(design / loss[:, None], np.ones(len(loss)))  # ln(p / L) is p / L - 1 near the loss
+        else:  # with a drawn c, (L - c)^(1/k) is linear in A and B
+            c = draw.uniform(0.2, 0.95) * loss.min()
+            both = (loss - c) ** (1 / power)
+            weight = power * (loss - c) / both / loss  # of an error of both, in ln L
+            terms_of, off[row] = nnls(np.stack([size, data], 1) * weight[:, None], both * weight)
+            found = np.array([*terms_of, c])
         x[row, factors] = np.log(np.maximum(found, 1e-3))
     best = x[np.argsort(off)[:STARTS]]
     return np.clip(best, *problem.bounds)

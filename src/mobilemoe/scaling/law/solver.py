@@ -26,6 +26,7 @@ _WALLS: dict[str, tuple[float, float]] = {"A": (-25, 15), "B": (-25, 15), "c": (
 _WALLS |= {"omega": (-8, 8), "sigma": (-4, 4)}
 _WALLS |= {"alpha": (-5, 1), "beta": (-5, 1), "gamma": (-4, 4), "zeta": (-4, 4), "kappa": (-4, 6)}
 _WALLS |= {"phi": (-4, 2.5), "E_max": (0.7, 8)}
+_FACTORS = [INDEX["A"], INDEX["B"], INDEX["c"]]
 LONGEST_STEP = 1.0  # in any coordinate
 
 
@@ -45,6 +46,12 @@ class Problem:
     @cached_property
     def scale(self) -> float:
         return float(np.exp(np.log(self.runs.loss).mean()))
+
+    @cached_property
+    def shares(self) -> Array:
+        """The units of A, B and c in which the mean loss is 1."""
+        term: float = self.scale ** (1 / self.form.power)
+        return np.array([term, term, self.scale])
 
     @cached_property
     def points(self) -> Points:
@@ -73,7 +80,7 @@ class Problem:
     def coordinates(self, theta: Array) -> Array:
         """Converts [..., the form's parameters] for 1e9 and nats to coordinates [..., free]."""
         inner = self.form.full(in_units(theta, self.form, *self.units))
-        inner[..., [INDEX["A"], INDEX["B"], INDEX["c"]]] /= self.scale
+        inner[..., _FACTORS] /= self.shares
         inner[..., INDEX["kappa"]] = -np.log1p(-inner[..., INDEX["kappa"]])
         logs = [INDEX[name] for name in LOGS]
         inner[..., logs] = np.log(np.maximum(inner[..., logs], 1e-300))
@@ -94,7 +101,7 @@ class Problem:
     def theta(self, x: Array) -> Array:
         """Converts coordinates [..., free] to [..., the form's parameters] for 1e9 and nats."""
         values = self.whole(x)
-        values[..., [INDEX["A"], INDEX["B"], INDEX["c"]]] *= self.scale
+        values[..., _FACTORS] *= self.shares
         inner = values[..., [INDEX[name] for name in self.form.parameters]]
         return in_units(inner, self.form, 1 / self.units[0], 1 / self.units[1])
 
@@ -104,15 +111,17 @@ class Problem:
         """ln(predicted / measured loss): from [S, free] to [S, runs]."""
         whole = self.whole(x)[:, None, :]
         parts = terms(self.form, whole, self.points)
-        result: Array = np.log(parts.size + parts.data + whole[..., INDEX["c"]]) - self.log_loss
+        result: Array = np.log(self.form.reducible(parts) + whole[..., INDEX["c"]]) - self.log_loss
         return result
 
     def slopes(self, x: Array) -> tuple[Array, Array]:
         """`residuals`, and their derivatives with respect to the coordinates: [S, free, runs]."""
         whole = self.whole(x)[:, None, :]
         parts, points = terms(self.form, whole, self.points), self.points
-        loss = parts.size + parts.data + whole[..., INDEX["c"]]
-        size, data = parts.size / loss, parts.data / loss
+        reducible = self.form.reducible(parts)
+        loss = reducible + whole[..., INDEX["c"]]
+        outer = self.form.power * reducible / (parts.size + parts.data) / loss  # the power's derivative, for ln loss
+        size, data = parts.size * outer, parts.data * outer
         log_n, log_d, s = np.log(points.n_active), np.log(points.tokens), points.shared
         slopes = np.empty((len(x), len(self.free), len(self.runs)))
         for place, name in enumerate(self.free):

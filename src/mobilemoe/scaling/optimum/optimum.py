@@ -239,8 +239,7 @@ def _least(law: Law, theta_RP: Array, line: _Line) -> _Models:
 
     def losses(log_n_RG: Array) -> Array:
         parts = terms(form, whole_R1P, line.points(np.exp(log_n_RG)))
-        result: Array = parts.size + parts.data + whole_R1P[..., INDEX["c"]]
-        return result
+        return form.reducible(parts) + whole_R1P[..., INDEX["c"]]
 
     low_R1 = np.full((len(theta_RP), 1), np.log(line.low))
     high_R1 = np.full((len(theta_RP), 1), np.log(line.high))
