@@ -42,6 +42,9 @@ typedef struct {
   int32_t threads;          /* 0: one for each core that the process may use; of more only so many run */
   mm_kv kv;                 /* how keys and values are kept */
   int32_t fp32_activations; /* 1: exact and slow; 0: int8 */
+  /* Bytes that the whole process may come to have, what it had before included; 0: no limit. With a limit, `path` is an
+   * engine file: experts that do not fit are read from it when they are needed. The results are the same. */
+  uint64_t max_memory;
 } mm_options;
 
 typedef struct {

@@ -264,12 +264,12 @@ void bind_engine(nb::module_& m) {
   nb::class_<PyEngine>(m, "Engine")
       .def_static(
           "open",
-          [](const std::string& path, int threads, const std::string& kv, bool fp32) {
-            const EngineOptions options{threads, kv_of(kv), fp32};
+          [](const std::string& path, int threads, const std::string& kv, bool fp32, size_t max_memory) {
+            const EngineOptions options{threads, kv_of(kv), fp32, max_memory};
             const nb::gil_scoped_release release;
             return std::make_shared<PyEngine>(path, options);
           },
-          "path"_a, "threads"_a = 0, "kv"_a = "int8", "fp32"_a = false)
+          "path"_a, "threads"_a = 0, "kv"_a = "int8", "fp32"_a = false, "max_memory"_a = 0)
       .def_prop_ro("vocab_size", [config](const EnginePointer& self) { return config(self).vocab_size; })
       .def_prop_ro("layers", [config](const EnginePointer& self) { return config(self).num_hidden_layers; })
       .def_prop_ro("context", [config](const EnginePointer& self) { return config(self).max_position_embeddings; })
@@ -281,6 +281,20 @@ void bind_engine(nb::module_& m) {
       .def_prop_ro("origin", [](const EnginePointer& self) { return bytes_of(self->engine.model().origin); })
       .def_prop_ro("threads", [](const EnginePointer& self) { return self->engine.threads(); })
       .def_prop_ro("isa", [](const EnginePointer& self) { return self->engine.isa(); })
+      .def_prop_ro("room", [](const EnginePointer& self) { return self->engine.room(); })
+      .def_prop_ro("expert_use",
+                   [](const EnginePointer& self) {
+                     const ExpertUse use = self->engine.expert_use();
+                     nb::dict found;
+                     found["hits"] = use.hits;
+                     found["ahead"] = use.ahead;
+                     found["misses"] = use.misses;
+                     found["bytes_read"] = use.bytes_read;
+                     found["places"] = use.places;
+                     found["experts"] = use.experts;
+                     found["expert_bytes"] = use.expert_bytes;
+                     return found;
+                   })
       .def_prop_ro("kv", [](const EnginePointer& self) { return name_of(self->engine.options().kv); })
       .def_prop_ro("fp32", [](const EnginePointer& self) { return self->engine.options().fp32; })
       .def(
@@ -326,7 +340,10 @@ void bind_sequence(nb::module_& m) {
           "copy_from",
           [](PySequence& s, const PySequence& other, int length) {
             require(s.owner == other.owner, "the other sequence belongs to another engine");
-            s.owner->locked([&] { s.sequence->copy_from(*other.sequence, length); });
+            s.owner->locked([&] {
+              s.owner->engine.make_room(s.owner->engine.kv_bytes(length));
+              s.sequence->copy_from(*other.sequence, length);
+            });
           },
           "other"_a, "length"_a)
       .def(
@@ -395,6 +412,6 @@ NB_MODULE(_native, m) {
         return bytes_of(found);
       },
       "folder"_a);
-  m.attr("INTERFACE_VERSION") = 4;  // of this module; src/mobilemoe/engine/native.py names the one it needs
+  m.attr("INTERFACE_VERSION") = 5;  // of this module; src/mobilemoe/engine/native.py names the one it needs
   m.attr("ENGINE_VERSION") = mobilemoe::kEngineVersion;
 }

@@ -39,7 +39,8 @@ inline std::vector<int> ids_of(nb::handle source) {
 
 // An engine serves one Python thread at a time: the others wait, without holding the interpreter.
 struct PyEngine {
-  PyEngine(const std::string& path, const EngineOptions& options) : engine(open_model(path), options) {}
+  PyEngine(const std::string& path, const EngineOptions& options)
+      : engine(open_model(path, options.max_memory == 0), options) {}
   Engine engine;
   std::unique_ptr<std::mutex> mutex = std::make_unique<std::mutex>();
   int forks = count_forks();

@@ -39,7 +39,7 @@ struct mm_engine {
 };
 
 struct mm_sequence {
-  const mm_engine* engine;
+  mm_engine* engine;
   std::unique_ptr<Sequence> sequence;
 };
 
@@ -155,7 +155,7 @@ const char* mm_version(void) { return MOBILEMOE_VERSION; }
 
 const char* const* mm_instruction_sets(void) { return mobilemoe::available_kernels(); }
 
-mm_options mm_default_options(void) { return {0, MM_KV_INT8, 0}; }
+mm_options mm_default_options(void) { return {0, MM_KV_INT8, 0, 0}; }
 
 mm_sampling mm_greedy(void) {
   mm_sampling sampling = {};
@@ -191,7 +191,8 @@ mm_status mm_open(const char* path, const mm_options* options, mm_engine** engin
     taken.threads = options->threads;
     taken.kv = static_cast<KvType>(kv);
     taken.fp32 = options->fp32_activations != 0;
-    *engine = std::make_unique<mm_engine>(mobilemoe::open_model(path), taken).release();
+    taken.max_memory = options->max_memory;
+    *engine = std::make_unique<mm_engine>(mobilemoe::open_model(path, taken.max_memory == 0), taken).release();
   });
 }
 
@@ -250,6 +251,7 @@ mm_status mm_sequence_copy(mm_sequence* to, const mm_sequence* from, int32_t len
     require_pointer(to, "to");
     require_pointer(from, "from");
     require(to->engine == from->engine, "to and from are sequences of two engines");
+    to->engine->engine.make_room(to->engine->engine.kv_bytes(length));
     to->sequence->copy_from(*from->sequence, length);
   });
 }

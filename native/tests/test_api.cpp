@@ -1,4 +1,6 @@
 // The C API as an app would call it, on the bundled nano model.
+#include <unistd.h>
+
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -354,6 +356,21 @@ TEST(api_names_the_option_that_is_wrong_when_an_engine_is_opened) {
   std::memcpy(&options.kv, &beyond, sizeof(options.kv));
   check_refused(mm_open(MOBILEMOE_NANO, &options, &engine), "kv is 9");
   CHECK_EQ(engine, nullptr);
+}
+
+TEST(api_computes_the_same_within_a_limit_of_memory_and_refuses_one_that_is_too_low) {
+  const std::string file = std::filesystem::temp_directory_path() / ("mobilemoe-api-" + std::to_string(getpid()));
+  CHECK_EQ(mm_repack(MOBILEMOE_NANO, file.c_str()), MM_OK);
+  mm_options options = mm_default_options();
+  mm_engine* opened = nullptr;
+  options.max_memory = 1000;
+  check_refused(mm_open(file.c_str(), &options, &opened), "max_memory is 1000 bytes");
+  check_refused(mm_open(MOBILEMOE_NANO, &options, &opened), "needs an engine file");
+  options.max_memory = uint64_t{1} << 40;
+  CHECK_EQ(mm_open(file.c_str(), &options, &opened), MM_OK);
+  std::filesystem::remove(file);  // what is open stays
+  const EnginePointer capped(opened, mm_close), whole = open_nano();
+  CHECK(forward(capped, new_sequence(capped), kPrompt) == forward(whole, new_sequence(whole), kPrompt));
 }
 
 TEST(api_refuses_samplers_that_mean_nothing) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "compute/forward.h"
+#include "compute/process_memory.h"
 #include "compute/rows.h"
 #include "error.h"
 #include "kernels/dispatch.h"
@@ -16,6 +17,22 @@ namespace mobilemoe {
 namespace {
 
 constexpr int kScoredRows = 16;  // rows of logits in memory at once while scoring
+
+// Under a limit of memory: what the allocator and the rest of the process may take during a pass, and from the opening
+// of the engine to its first pass; and the shortest text, in tokens, that there has to be room for.
+constexpr size_t kSlack = 8 << 20, kFirstSlack = 16 << 20;
+constexpr int kShortText = 64;
+
+// The working memory of a pass, in bytes: no less than what the operators take.
+size_t working_bytes(const Config& c, int rows, bool fp32) {
+  const size_t input = fp32 ? 4 : 2;  // bytes of one prepared input, its scales included
+  const size_t attention = 2 * c.hidden_size + 4 * c.q_width() + 4 * c.kv_width();
+  const size_t shared = c.is_moe ? c.intermediate_size_mlp : c.intermediate_size;
+  const size_t routed = c.is_moe ? c.num_experts_per_tok : 0;
+  const size_t floats = attention + 3 * c.hidden_size + 3 * c.num_local_experts + 64 + routed * c.hidden_size;
+  const size_t inputs = 2 * c.hidden_size + c.q_width() + shared + routed * (c.hidden_size + c.intermediate_size);
+  return rows * (floats * sizeof(float) + inputs * input);
+}
 
 // A request's part of one pass.
 struct Part {
@@ -29,7 +46,8 @@ struct Part {
 struct Pass {
   std::vector<Part> parts;
   std::vector<Span> spans;
-  std::vector<int> rows;  // whose logits are wanted
+  std::vector<int> rows;   // whose logits are wanted
+  size_t logits_held = 0;  // rows of logits that are in memory at once, at most
 };
 
 Engine::Engine(Model model, const EngineOptions& options)
@@ -38,11 +56,71 @@ Engine::Engine(Model model, const EngineOptions& options)
       kernels_(choose_kernels()),
       pool_(options.threads == 0 ? allowed_cores() : options.threads) {
   if (options_.fp32) options_.kv = KvType::f32;
-  forward_ = std::make_unique<Forward>(model_, kernels_, pool_, options_.fp32);
+  if (options_.max_memory > 0) {
+    const size_t most = options_.max_memory,
+                 needed = kFirstSlack + working_bytes(model_.config, kMaxRows, options_.fp32);
+    const size_t least = least_memory(needed + kv_bytes(kShortText));
+    if (most < least) {
+      throw Error(ErrorCode::usage, "max_memory is " + std::to_string(most) +
+                                        " bytes, but the process needs at least " + std::to_string(least) +
+                                        " to compute with this model");
+    }
+    if (model_.expert_source != nullptr) {
+      cache_ = std::make_unique<ExpertCache>(model_, kernels_, most / model_.expert_source->bytes());
+    }
+  }
+  forward_ = std::make_unique<Forward>(model_, kernels_, pool_, options_.fp32, cache_.get());
   pass_ = std::make_unique<Pass>();
 }
 
 Engine::~Engine() = default;
+
+// What the process needs beside `bytes` more, with as few experts as possible.
+size_t Engine::least_memory(size_t bytes) const {
+  size_t experts = 0, places = 0;
+  if (model_.expert_source != nullptr) {
+    experts = ExpertCache::least_places(model_.config) * model_.expert_source->bytes();
+    places = cache_ == nullptr ? 0 : cache_->used_bytes();
+  }
+  const size_t now = process_memory();
+  return now - std::min(now, places) + experts + bytes;
+}
+
+size_t Engine::spare(size_t bytes) const {
+  const size_t least = least_memory(kSlack + bytes);
+  return options_.max_memory - std::min(options_.max_memory, least);
+}
+
+size_t Engine::room() const { return options_.max_memory == 0 ? SIZE_MAX : spare(working_growth(kMaxRows)); }
+
+void Engine::make_room(size_t bytes) {
+  if (options_.max_memory == 0) return;
+  const size_t spare = this->spare(0);
+  if (bytes > spare) {
+    throw Error(ErrorCode::full, "max_memory is " + std::to_string(options_.max_memory) +
+                                     " bytes, but the process needs at least " +
+                                     std::to_string(least_memory(kSlack + bytes)) + " to go on");
+  }
+  if (cache_ != nullptr) {
+    cache_->limit(ExpertCache::least_places(model_.config) + (spare - bytes) / cache_->place_bytes());
+  }
+}
+
+// What working memory takes once a pass of so many rows runs, beyond what it has.
+size_t Engine::working_growth(int rows) const {
+  const auto working = [this](int count) { return working_bytes(model_.config, count, options_.fp32); };
+  return rows > largest_pass_ ? working(rows) - working(largest_pass_) : 0;
+}
+
+// For working memory and logits, and the keys and values of the pass's tokens.
+void Engine::make_room_for_pass(int rows) {
+  if (options_.max_memory == 0) return;
+  const size_t logits = std::min(pass_->rows.size(), pass_->logits_held);
+  size_t bytes = logits * model_.config.vocab_size * sizeof(float) + working_growth(rows);
+  for (const Span& span : pass_->spans) bytes += kv_bytes(span.position + span.count) - kv_bytes(span.position);
+  make_room(bytes);
+  largest_pass_ = std::max(largest_pass_, rows);
+}
 
 std::unique_ptr<Sequence> Engine::new_sequence(int capacity) const {
   const int context = model_.config.max_position_embeddings;
@@ -117,7 +195,7 @@ void Engine::run_passes(const Request* requests, int count, const Use& use) {
 template <class Use>
 void Engine::run_pass(const Use& use) {
   const int per_token = model_.config.num_hidden_layers * model_.config.num_experts_per_tok;
-  auto& [parts, spans, rows] = *pass_;
+  auto& [parts, spans, rows, held] = *pass_;
   spans.clear();
   rows.clear();
   int row = 0;
@@ -132,6 +210,7 @@ void Engine::run_pass(const Use& use) {
       if (t >= request.count - request.outputs) rows.push_back(row);
     }
   }
+  make_room_for_pass(row);
   forward_->run(spans.data(), static_cast<int>(spans.size()));
   for (const Part& part : parts) {
     part.request->sequence->append(part.request->tokens + part.begin, part.end - part.begin);
@@ -148,6 +227,7 @@ void Engine::forward(const Request* requests, int count, float* logits) {
     outputs += request->outputs;
   }
   const auto start = std::chrono::steady_clock::now();
+  pass_->logits_held = kMaxRows;
   run_passes(requests, count, [&](const std::vector<int>& rows) {
     forward_->logits(rows.data(), static_cast<int>(rows.size()), logits);
     logits += rows.size() * vocab;
@@ -169,6 +249,7 @@ void Engine::score(const Request* requests, int count, const int* targets, Score
                   "target " + std::to_string(targets[i]) + " is outside the vocabulary of " + std::to_string(vocab));
     }
   }
+  pass_->logits_held = kScoredRows;
   Rows<float> logits;
   logits.resize(static_cast<int>(std::min<int64_t>(outputs, kScoredRows)), vocab);
   run_passes(requests, count, [&](const std::vector<int>& rows) {

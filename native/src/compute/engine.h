@@ -4,6 +4,7 @@
 #include <exception>
 #include <memory>
 
+#include "compute/expert_cache.h"
 #include "compute/pass_costs.h"
 #include "compute/sampler.h"
 #include "compute/sequence.h"
@@ -17,6 +18,9 @@ struct EngineOptions {
   int threads = 0;  // 0: one for each core
   KvType kv = KvType::int8;
   bool fp32 = false;  // activations stay in fp32 instead of int8: exact, and slow
+  // Bytes that the whole process may come to have, what it had before included; 0: no limit. Of a model that was opened
+  // without its routed experts as many of these are kept in memory as then fit.
+  size_t max_memory = 0;
 };
 
 // The part of one sequence in a forward pass: the tokens to append, and for how many of them, counted from the end,
@@ -64,6 +68,7 @@ struct Pass;
 
 class Engine {
  public:
+  // Throws Error(usage) where max_memory is too little.
   Engine(Model model, const EngineOptions& options);
   ~Engine();
 
@@ -76,6 +81,14 @@ class Engine {
 
   // The memory that the keys and values of `tokens` tokens of one sequence fill, in bytes.
   size_t kv_bytes(int tokens) const { return kv_memory_bytes(model_.config, options_.kv, tokens); }
+
+  // Lets routed experts go until the process can take `bytes` more; throws Error(full) if max_memory does not allow it.
+  void make_room(size_t bytes);
+
+  // How many more bytes there could be now for keys and values of all texts; without a limit SIZE_MAX.
+  size_t room() const;
+
+  ExpertUse expert_use() const { return cache_ == nullptr ? ExpertUse{} : cache_->use(); }
 
   // Appends every request's tokens to its sequence, and writes logits [sum of outputs][vocab], request by request. The
   // result of a sequence does not depend on the other requests. Throws Error(usage) or Error(full) before anything
@@ -108,16 +121,22 @@ class Engine {
   void run_passes(const Request* requests, int count, const Use& use);
   template <class Use>
   void run_pass(const Use& use);
+  void make_room_for_pass(int rows);
+  size_t least_memory(size_t bytes) const;
+  size_t spare(size_t bytes) const;
+  size_t working_growth(int rows) const;
 
   Model model_;
   EngineOptions options_;
   const Kernels& kernels_;
   ThreadPool pool_;
+  std::unique_ptr<ExpertCache> cache_;
   std::unique_ptr<Forward> forward_;
   std::unique_ptr<Pass> pass_;
   PassCosts costs_;
   DraftCounts drafts_;
   std::vector<float> logits_;  // of `step`
+  int largest_pass_ = 0;       // rows
 };
 
 }  // namespace mobilemoe

@@ -15,10 +15,11 @@ constexpr int kDecodeGroups = kDecodePanels / kGateUpPanels;
 
 }  // namespace
 
-FeedForward::FeedForward(const Config& config, const Kernels& kernels, ThreadPool& pool, bool fp32)
+FeedForward::FeedForward(const Config& config, const Kernels& kernels, ThreadPool& pool, bool fp32, ExpertCache* cache)
     : config_(config),
       kernels_(kernels),
       pool_(pool),
+      cache_(cache),
       fp32_(fp32),
       active_(config.is_moe ? config.num_experts_per_tok : 0),
       experts_(config.is_moe ? config.num_local_experts : 0),
@@ -36,6 +37,7 @@ void FeedForward::reserve(const LayerWeights& layer, int rows) {
   chosen_.resize(rows, active_);
   pair_of_.resize(rows, active_);
   expert_begin_.resize(experts_ + 1);
+  visits_.resize(experts_);
 }
 
 void FeedForward::reserve(const Ffn& ffn, int rows, Memory& memory) {
@@ -68,6 +70,8 @@ void FeedForward::decode(const LayerWeights& layer, float* x, const RoutingHooks
   const int shared_groups = shared.width / kGroup, groups = routed ? layer.experts[0].width / kGroup : 0;
   if (shared_groups > 0) kernels_.prepare[input_form(shared)](normed, hidden_, shared_.inputs[0]);
   if (routed) kernels_.prepare[input_form(layer.experts[0])](normed, hidden_, routed_.inputs[0]);
+  const int* chosen = chosen_[0];
+  const Ffn* experts = layer.experts.data();
   const int router_tasks = routed ? 1 : 0;  // the router runs beside the shared expert, which does not wait for it
   const auto shared_task = [&](int index) {
     const int group = std::min(index * kDecodeGroups, shared_groups);
@@ -76,20 +80,27 @@ void FeedForward::decode(const LayerWeights& layer, float* x, const RoutingHooks
   pool_.run(router_tasks + divide_up(shared_groups, kDecodeGroups), [&](int task, int) {
     if (task < router_tasks) {
       kernels_.router(layer.router, padded_experts_ / kPanel, hidden_, normed, 0, 1, logits_[0]);
+      route(layer, 0, hooks);
+      for (int slot = 0; slot < active_; ++slot) visits_[slot] = {chosen[slot], 1, slot};
+      if (cache_ != nullptr) {
+        cache_->sort(layer.index, visits_.data(), active_);
+        experts = cache_->keep(layer.index, visits_.data(), active_);
+        cache_->read_ahead(layer.index + 1, x, 1);
+      }
     } else {
       const Task next = shared_task(task - router_tasks + pool_.threads());
       gate_up(shared_task(task - router_tasks), &next);
     }
   });
-  const int* chosen = chosen_[0];
   if (routed) {
-    route(layer, 0, hooks);
     const int tasks = divide_up(groups, kDecodeGroups);
     const auto routed_task = [&](int index) {
-      const int slot = index / tasks, group = index % tasks * kDecodeGroups;
-      return Task{&layer.experts[chosen[slot]], &routed_, 0, slot, 1, group, std::min(group + kDecodeGroups, groups)};
+      const Visit& visit = visits_[index / tasks];
+      const int group = index % tasks * kDecodeGroups, end = std::min(group + kDecodeGroups, groups);
+      return Task{&experts[visit.expert], &routed_, 0, visit.slot, 1, group, end};
     };
     pool_.run(active_ * tasks, [&](int task, int) {
+      if (cache_ != nullptr) cache_->wait(layer.index, visits_[task / tasks].expert);
       const int next = task + pool_.threads();
       const Task next_task = routed_task(next < active_ * tasks ? next : task);
       gate_up(routed_task(task), next < active_ * tasks ? &next_task : nullptr);
@@ -98,9 +109,7 @@ void FeedForward::decode(const LayerWeights& layer, float* x, const RoutingHooks
   const int panels = routed ? layer.experts[0].down.panels() : shared.down.panels();
   const int each = std::clamp(panels / (3 * pool_.threads()) / 2 * 2, 2, kDecodePanels);  // Axis::out needs pairs
   const int has_shared = shared_groups > 0 ? 1 : 0, ffns = has_shared + active_, step = pool_.threads() * each;
-  const auto ffn_at = [&](int i) -> const Ffn& {
-    return i < has_shared ? shared : layer.experts[chosen[i - has_shared]];
-  };
+  const auto ffn_at = [&](int i) -> const Ffn& { return i < has_shared ? shared : experts[chosen[i - has_shared]]; };
   pool_.run(divide_up(panels, each), [&](int task, int) {
     const int begin = task * each, first = begin * kPanel;
     const int count = std::min(each * kPanel, hidden_ - first);
@@ -115,6 +124,7 @@ void FeedForward::decode(const LayerWeights& layer, float* x, const RoutingHooks
       kernels_.add_scaled(y, slot < 0 ? 1.0f : weights_[0][slot], count, x + first);
     }
   });
+  if (routed && cache_ != nullptr) cache_->release(layer.index, visits_.data(), active_);
 }
 
 // Many tokens: the pairs of a token and one of its experts are sorted by expert, so that the tokens of an expert form
@@ -123,7 +133,6 @@ void FeedForward::prefill(const LayerWeights& layer, int rows, float* x, const R
   const float eps = static_cast<float>(config_.rms_norm_eps);
   const bool routed = experts_ > 0, has_shared = layer.shared.width > 0;
   const bool apart = routed && has_shared && rows <= kFewRows;  // the router runs beside the shared expert
-  const int units = routed ? layer.experts[0].width / kGroup : 0, shared_units = layer.shared.width / kGroup;
   const auto router = [&](int first, int end) {
     kernels_.router(layer.router, padded_experts_ / kPanel, hidden_, normed_[first], normed_.width(), end - first,
                     logits_[first]);
@@ -139,7 +148,7 @@ void FeedForward::prefill(const LayerWeights& layer, int rows, float* x, const R
     for (int row = first; row < end; ++row) route(layer, row, hooks);
   });
   tasks_.clear();
-  list_tasks(layer.shared, shared_, 0, rows, kTaskGroups, shared_units);
+  list_tasks(layer.shared, shared_, 0, rows, kTaskGroups, layer.shared.width / kGroup);
   if (apart) {
     const int count = static_cast<int>(tasks_.size());
     pool_.run(1 + count, [&](int task, int) {
@@ -162,12 +171,16 @@ void FeedForward::prefill(const LayerWeights& layer, int rows, float* x, const R
       }
     });
   }
-  list_routed(layer, kTaskGroups, units);
-  pool_.run(static_cast<int>(tasks_.size()), [&](int task, int) { gate_up(tasks_[task], next_task(task)); });
-  tasks_.clear();
-  if (has_shared) list_tasks(layer.shared, shared_, 0, rows, kTaskPanels, layer.shared.down.panels());
-  if (routed) list_routed(layer, kTaskPanels, layer.experts[0].down.panels());
-  pool_.run(static_cast<int>(tasks_.size()), [&](int task, int) { down(tasks_[task], next_task(task)); });
+  int visited = 0;
+  for (int e = 0; e < experts_; ++e) {
+    const int count = expert_begin_[e + 1] - expert_begin_[e];
+    if (count > 0) visits_[visited++] = {e, count, 0};
+  }
+  if (cache_ == nullptr || !routed) {
+    run_experts(layer, layer.experts.data(), visits_.data(), visited, rows);
+  } else {
+    run_in_waves(layer, rows, x, visited);
+  }
   for_rows(pool_, rows, [&](int row) {
     float* sum = x_of(row);
     if (has_shared) kernels_.add_scaled(shared_.outputs[row], 1.0f, hidden_, sum);
@@ -175,6 +188,43 @@ void FeedForward::prefill(const LayerWeights& layer, int rows, float* x, const R
       kernels_.add_scaled(routed_.outputs[pair_of_[row][slot]], weights_[row][slot], hidden_, sum);
     }
   });
+}
+
+// Those experts that are in memory, and then the others, as many at a time as there is room for: while one wave
+// computes, the next one is read.
+void FeedForward::run_in_waves(const LayerWeights& layer, int rows, const float* x, int visited) {
+  const int there = cache_->sort(layer.index, visits_.data(), visited), wave = cache_->wave();
+  int begin = 0, end = std::min(visited, std::max(wave, std::min(there, cache_->places() - wave)));
+  const Ffn* experts = cache_->keep(layer.index, visits_.data(), end);
+  while (begin < visited) {
+    const Visit* now = &visits_[begin];
+    const int count = end - begin, next = std::min(visited, end + wave);
+    if (next > end) cache_->keep(layer.index, &visits_[end], next - end);
+    if (next == visited) cache_->read_ahead(layer.index + 1, x, rows);
+    run_experts(layer, experts, now, count, begin == 0 ? rows : 0);
+    cache_->release(layer.index, now, count);
+    begin = end;
+    end = next;
+  }
+}
+
+// The rows that visit some experts, beside the tasks that are listed already; and so many rows through the shared one's
+// second half.
+void FeedForward::run_experts(const LayerWeights& layer, const Ffn* experts, const Visit* visits, int count,
+                              int shared_rows) {
+  const int units = count > 0 ? experts[visits[0].expert].width / kGroup : 0;
+  list_routed(experts, visits, count, kTaskGroups, units);
+  pool_.run(static_cast<int>(tasks_.size()), [&](int task, int) {
+    const Task& now = tasks_[task];
+    if (cache_ != nullptr && now.memory == &routed_) cache_->wait(layer.index, static_cast<int>(now.ffn - experts));
+    gate_up(now, next_task(task));
+  });
+  tasks_.clear();
+  if (layer.shared.width > 0)
+    list_tasks(layer.shared, shared_, 0, shared_rows, kTaskPanels, layer.shared.down.panels());
+  if (count > 0) list_routed(experts, visits, count, kTaskPanels, experts[visits[0].expert].down.panels());
+  pool_.run(static_cast<int>(tasks_.size()), [&](int task, int) { down(tasks_[task], next_task(task)); });
+  tasks_.clear();
 }
 
 // A counting sort: afterwards pair_of_[row][slot] is the place of the pair, and the pairs of expert e are
@@ -203,10 +253,9 @@ void FeedForward::list_tasks(const Ffn& ffn, Memory& memory, int first_row, int 
   }
 }
 
-void FeedForward::list_routed(const LayerWeights& layer, int units_per_task, int units) {
-  for (int e = 0; e < experts_; ++e) {
-    const int begin = expert_begin_[e], count = expert_begin_[e + 1] - begin;
-    list_tasks(layer.experts[e], routed_, begin, count, units_per_task, units);
+void FeedForward::list_routed(const Ffn* experts, const Visit* visits, int count, int units_per_task, int units) {
+  for (const Visit* visit = visits; visit < visits + count; ++visit) {
+    list_tasks(experts[visit->expert], routed_, expert_begin_[visit->expert], visit->rows, units_per_task, units);
   }
 }
 

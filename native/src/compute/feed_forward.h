@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "compute/expert_cache.h"
 #include "compute/rows.h"
 #include "kernels/kernels.h"
 #include "model/model.h"
@@ -19,7 +20,8 @@ struct RoutingHooks {
 
 class FeedForward {
  public:
-  FeedForward(const Config& config, const Kernels& kernels, ThreadPool& pool, bool fp32);
+  // `cache` holds the routed experts, or null: the model does.
+  FeedForward(const Config& config, const Kernels& kernels, ThreadPool& pool, bool fp32, ExpertCache* cache = nullptr);
 
   // x [rows][hidden] += FFN(RMSNorm(x)). hooks: one for each row, or null.
   void run(const LayerWeights& layer, int rows, float* x, const RoutingHooks* hooks);
@@ -48,7 +50,9 @@ class FeedForward {
   void route(const LayerWeights& layer, int row, const RoutingHooks* hooks);
   void sort_pairs(int rows);
   void list_tasks(const Ffn& ffn, Memory& memory, int first_row, int rows, int units_per_task, int units);
-  void list_routed(const LayerWeights& layer, int units_per_task, int units);
+  void run_in_waves(const LayerWeights& layer, int rows, const float* x, int visited);
+  void run_experts(const LayerWeights& layer, const Ffn* experts, const Visit* visits, int count, int shared_rows);
+  void list_routed(const Ffn* experts, const Visit* visits, int count, int units_per_task, int units);
   const Task* next_task(int task) const;
   void gate_up(const Task& task, const Task* next);
   void down(const Task& task, const Task* next);
@@ -58,6 +62,7 @@ class FeedForward {
   const Config& config_;
   const Kernels& kernels_;
   ThreadPool& pool_;
+  ExpertCache* const cache_;
   bool fp32_;
   int active_, experts_, padded_experts_, hidden_;
 
@@ -65,6 +70,7 @@ class FeedForward {
   Rows<int> chosen_, pair_of_;                      // of each row, [active]: its experts, and the places of its pairs
   std::vector<int> expert_begin_;                   // where the pairs of each expert begin, and where the last ones end
   Memory shared_, routed_;
+  std::vector<Visit> visits_;  // of the experts that the rows of this pass visit
   std::vector<Task> tasks_;
 };
 

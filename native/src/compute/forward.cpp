@@ -13,17 +13,19 @@ constexpr int kLogitPieces = 4;  // of so many panels in a task of few rows
 
 }  // namespace
 
-Forward::Forward(const Model& model, const Kernels& kernels, ThreadPool& pool, bool fp32)
+Forward::Forward(const Model& model, const Kernels& kernels, ThreadPool& pool, bool fp32, ExpertCache* cache)
     : model_(model),
       config_(model.config),
       kernels_(kernels),
       pool_(pool),
+      cache_(cache),
       fp32_(fp32),
       attention_(config_, kernels, pool, fp32),
-      feed_forward_(config_, kernels, pool, fp32) {}
+      feed_forward_(config_, kernels, pool, fp32, cache) {}
 
 void Forward::run(const Span* spans, int count) {
   rows_ = spans[count - 1].first_row + spans[count - 1].count;
+  if (cache_ != nullptr) cache_->begin_pass(rows_);
   embed(spans, count);
   attention_.begin(spans, count);
   for (int index = 0; index < config_.num_hidden_layers; ++index) {
@@ -31,6 +33,7 @@ void Forward::run(const Span* spans, int count) {
     attention_.run(layer, index, x_[0]);
     feed_forward_.run(layer, rows_, x_[0], hooks_of(index, spans, count));
   }
+  if (cache_ != nullptr) cache_->end_pass();
 }
 
 void Forward::embed(const Span* spans, int count) {

@@ -17,7 +17,7 @@ constexpr int kMaxRows = 512;  // rows of one pass: bounds the working memory
 
 class Forward {
  public:
-  Forward(const Model& model, const Kernels& kernels, ThreadPool& pool, bool fp32);
+  Forward(const Model& model, const Kernels& kernels, ThreadPool& pool, bool fp32, ExpertCache* cache);
 
   // Computes the last layer's output of every row, and appends the spans' keys and values to their caches.
   void run(const Span* spans, int count);
@@ -33,6 +33,7 @@ class Forward {
   const Config& config_;
   const Kernels& kernels_;
   ThreadPool& pool_;
+  ExpertCache* const cache_;  // of routed experts, or null
   bool fp32_;
   int rows_ = 0;
   Attention attention_;

@@ -6,6 +6,7 @@
 #include "error.h"
 #include "files/engine_layout.h"
 #include "files/expected_tensors.h"
+#include "files/expert_file.h"
 #include "files/hash_file.h"
 #include "files/json.h"
 #include "files/mapped_file.h"
@@ -18,6 +19,7 @@ constexpr uint64_t kMaxJsonBytes = 64 << 20;
 
 [[noreturn]] void fail(const std::string& what) { throw Error(ErrorCode::file, what); }
 
+// `size` is that of the file, of which at least the header and the JSON are in memory.
 EngineHeader read_header(const uint8_t* data, size_t size, const std::string& name) {
   EngineHeader header;
   if (size < sizeof header || std::memcmp(data, kEngineMagic, sizeof header.magic) != 0) {
@@ -32,7 +34,8 @@ EngineHeader read_header(const uint8_t* data, size_t size, const std::string& na
     fail(name + " is " + std::to_string(size) + " bytes, but should be " + std::to_string(header.file_bytes) +
          ": it is cut short or has bytes appended; make it again from its checkpoint");
   }
-  if (header.zero != 0 || header.json_bytes > size - sizeof header || header.json_bytes > kMaxJsonBytes ||
+  if (header.shared_pages == 0 || header.shared_pages > size / kEnginePage ||
+      header.json_bytes > size - sizeof header || header.json_bytes > kMaxJsonBytes ||
       header.json_bytes % kEngineAlign != 0) {
     fail(name + " has a damaged header: make it again from its checkpoint");
   }
@@ -57,11 +60,13 @@ void check_sections(const Json& sections, const EngineLayout& layout, size_t siz
   }
 }
 
-LayerWeights place_layer(const Config& config, const EngineLayout& layout, const uint8_t* data, int index) {
+LayerWeights place_layer(const Config& config, const EngineLayout& layout, const uint8_t* data, bool experts,
+                         int index) {
   const int hidden = config.hidden_size;
   const auto at = [&](const char* part) { return data + layout.offset(layer_stem(index) + part); };
   const auto floats = [&](const char* part) { return reinterpret_cast<const float*>(at(part)); };
   LayerWeights layer;
+  layer.index = index;
   layer.input_norm = floats("input_norm");
   layer.post_attention_norm = floats("post_attention_norm");
   layer.qkv = {at("qkv"), qkv_rows(config), hidden, Axis::in};
@@ -71,26 +76,29 @@ LayerWeights place_layer(const Config& config, const EngineLayout& layout, const
     layer.k_norm = floats("k_norm");
   }
   if (!config.is_moe) {
-    layer.shared = place_ffn(at("shared"), hidden, config.intermediate_size, Axis::in);
+    layer.shared = place_ffn(at("shared"), shape_of_ffn(hidden, config.intermediate_size, Axis::in));
     return layer;
   }
   layer.router = floats("router");
   layer.expert_bias = floats("expert_bias");
-  const size_t stride = ffn_bytes(hidden, config.intermediate_size);
-  const uint8_t* expert = at("experts");
-  for (int i = 0; i < config.num_local_experts; ++i, expert += stride) {
-    layer.experts.push_back(place_ffn(expert, hidden, config.intermediate_size, config.expert_axis));
+  const Ffn elsewhere = shape_of_ffn(hidden, config.intermediate_size, config.expert_axis);
+  layer.experts.assign(config.num_local_experts, elsewhere);
+  for (int i = 0; experts && i < config.num_local_experts; ++i) {
+    layer.experts[i] = place_ffn(at("experts") + i * expert_bytes(config), elsewhere);
   }
   if (config.intermediate_size_mlp > 0) {
-    layer.shared = place_ffn(at("shared"), hidden, config.intermediate_size_mlp, Axis::in);
+    layer.shared = place_ffn(at("shared"), shape_of_ffn(hidden, config.intermediate_size_mlp, Axis::in));
   }
   return layer;
 }
 
-}  // namespace
-
-Model read_engine_file(const uint8_t* data, size_t size, const std::string& name, std::shared_ptr<const void> storage) {
+// The model in the first `mapped` bytes of an engine file of `size`: all of them, or those before the routed experts,
+// which `file` then reads.
+Model read(const uint8_t* data, size_t mapped, size_t size, const std::string& name,
+           const std::shared_ptr<const MappedFile>& file) {
   const EngineHeader header = read_header(data, size, name);
+  if (header.json_bytes > mapped - sizeof header)
+    fail(name + " has a damaged header: make it again from its checkpoint");
   const std::string_view text(reinterpret_cast<const char*>(data) + sizeof header, header.json_bytes);
   const Json json = parse_json(text, name + "'s header", ErrorCode::file, kJsonDepth + 1);
   const Json *config = json.find("config"), *sections = json.find("sections");
@@ -112,6 +120,9 @@ Model read_engine_file(const uint8_t* data, size_t size, const std::string& name
     fail(name + " has a damaged config: " + error.what());
   }
   check_sections(*sections, *layout, size, name);
+  if (layout->shared_end() != size_t{header.shared_pages} * kEnginePage) {
+    fail(name + " has a damaged header: make it again from its checkpoint");
+  }
 
   const int table_rows = round_up(model.config.vocab_size, kPanel);
   const auto table = [&](const char* part) {
@@ -123,16 +134,32 @@ Model read_engine_file(const uint8_t* data, size_t size, const std::string& name
   model.head = model.config.tie_word_embeddings ? model.embedding : table("head");
   model.norm = reinterpret_cast<const float*>(data + layout->offset("norm"));
   for (int layer = 0; layer < model.config.num_hidden_layers; ++layer) {
-    model.layers.push_back(place_layer(model.config, *layout, data, layer));
+    model.layers.push_back(place_layer(model.config, *layout, data, mapped == size, layer));
   }
   model.file_bytes = size;
+  if (mapped < size) model.expert_source = std::make_shared<ExpertFile>(file, name, model.config, *layout);
+  return model;
+}
+
+}  // namespace
+
+Model read_engine_file(const uint8_t* data, size_t size, const std::string& name, std::shared_ptr<const void> storage) {
+  Model model = read(data, size, size, name, nullptr);
   model.storage = std::move(storage);
   return model;
 }
 
-Model map_engine_file(const std::string& path) {
-  const auto file = std::make_shared<MappedFile>(path);
-  return read_engine_file(file->data(), file->size(), path, file);
+Model map_engine_file(const std::string& path, bool experts) {
+  size_t most = SIZE_MAX;
+  if (!experts) {
+    const MappedFile file(path, sizeof(EngineHeader));
+    most = read_header(file.data(), file.file_size(), path).shared_pages * kEnginePage;
+  }
+  const auto file = std::make_shared<MappedFile>(path, most);
+  Model model = read(file->data(), file->size(), file->file_size(), path, file);
+  if (!experts) file->read_all();
+  model.storage = file;
+  return model;
 }
 
 void verify_engine_file(const std::string& path) {

@@ -21,9 +21,18 @@ size_t ffn_bytes(int hidden, int width) {
   return align_section(Matrix::bytes(2 * width, hidden)) + align_section(Matrix::bytes(hidden, width));
 }
 
-Ffn place_ffn(const uint8_t* at, int hidden, int width, Axis axis) {
-  const uint8_t* down = at + align_section(Matrix::bytes(2 * width, hidden));
-  return {{at, 2 * width, hidden, axis}, {down, hidden, width, axis}, width};
+size_t expert_bytes(const Config& config) {
+  return align(ffn_bytes(config.hidden_size, config.intermediate_size), kEnginePage);
+}
+
+Ffn shape_of_ffn(int hidden, int width, Axis axis) {
+  return {{nullptr, 2 * width, hidden, axis}, {nullptr, hidden, width, axis}, width};
+}
+
+Ffn place_ffn(const uint8_t* at, Ffn shape) {
+  shape.gate_up.data = at;
+  shape.down.data = at + align_section(shape.gate_up.bytes());
+  return shape;
 }
 
 EngineLayout::EngineLayout(const Config& config, size_t start) : end_(start) {
@@ -32,6 +41,11 @@ EngineLayout::EngineLayout(const Config& config, size_t start) : end_(start) {
   for (int layer = 0; layer < config.num_hidden_layers; ++layer) add_layer(config, layer_stem(layer));
   add("norm", float_bytes(config.hidden_size));
   if (!config.tie_word_embeddings) add("head", table);
+  end_ = shared_end_ = align(end_, kEnginePage);
+  if (!config.is_moe) return;
+  for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
+    add(layer_stem(layer) + "experts", expert_bytes(config), config.num_local_experts, kEnginePage);
+  }
 }
 
 void EngineLayout::add_layer(const Config& config, const std::string& stem) {
@@ -52,17 +66,16 @@ void EngineLayout::add_layer(const Config& config, const std::string& stem) {
   const int experts = round_up(config.num_local_experts, kPanel);
   add(stem + "router", float_bytes(hidden) * experts);
   add(stem + "expert_bias", float_bytes(experts));
-  add(stem + "experts", ffn_bytes(hidden, config.intermediate_size), config.num_local_experts);
   if (config.intermediate_size_mlp > 0) add(stem + "shared", ffn_bytes(hidden, config.intermediate_size_mlp));
 }
 
 // No single part has 2^52 bytes or more, since no size in a config is beyond 2^24: only the product can be too large.
-void EngineLayout::add(const std::string& name, size_t bytes, size_t count) {
+void EngineLayout::add(const std::string& name, size_t bytes, size_t count, size_t unit) {
   if (bytes > (kMaxFileBytes - end_) / count) {
     throw Error(ErrorCode::config, "the weights would take more than 2^62 bytes");
   }
   sections_[name] = {end_, bytes * count};
-  end_ = align_section(end_ + bytes * count);
+  end_ = align(end_ + bytes * count, unit);
 }
 
 }  // namespace mobilemoe

@@ -8,7 +8,8 @@
 namespace mobilemoe {
 
 // `path` is an engine file, or a checkpoint's folder, which is then repacked into memory. Throws Error(file),
-// Error(config).
-Model open_model(const std::string& path);
+// Error(config). Without `experts` the routed experts are not held in memory, which only an engine file makes possible:
+// else Error(usage).
+Model open_model(const std::string& path, bool experts = true);
 
 }  // namespace mobilemoe

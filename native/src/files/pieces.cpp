@@ -36,6 +36,7 @@ class Cutter {
     EngineHeader header{};
     std::memcpy(header.magic, kEngineMagic, sizeof header.magic);
     header.version = kEngineVersion;
+    header.shared_pages = static_cast<uint32_t>(layout_.shared_end() / kEnginePage);
     header.json_bytes = header_.size() - sizeof header;
     header.file_bytes = layout_.end();
     header.fingerprint = checkpoint_.fingerprint;
@@ -210,7 +211,7 @@ class Cutter {
       } else {
         add_ffn(at, width, first, first.from_row(width), second);
       }
-      at += ffn_bytes(hidden, width);
+      at += expert_bytes(config_);
     }
   }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "model/config.h"
+#include "model/expert_source.h"
 #include "model/matrix.h"
 
 namespace mobilemoe {
@@ -15,6 +16,7 @@ using Fingerprint = std::array<uint8_t, 32>;
 
 // Views of the weights; valid while the Model that holds them lives.
 struct LayerWeights {
+  int index = 0;                               // of the layer
   const float* input_norm = nullptr;           // [hidden]
   const float* post_attention_norm = nullptr;  // [hidden]
   Matrix qkv;                                  // rows of q, k, v, each part padded to 16
@@ -23,7 +25,7 @@ struct LayerWeights {
   const float* k_norm = nullptr;
   const float* router = nullptr;       // [hidden][experts padded to 16]
   const float* expert_bias = nullptr;  // [experts padded to 16]; zeros where the model has none
-  std::vector<Ffn> experts;            // empty in a dense model
+  std::vector<Ffn> experts;            // empty in a dense model; without data where they come from an ExpertSource
   Ffn shared;                          // width 0: none. In a dense model: the only FFN
 };
 
@@ -37,7 +39,8 @@ struct Model {
   const float* norm = nullptr;
   std::vector<LayerWeights> layers;
   size_t file_bytes = 0;
-  std::shared_ptr<const void> storage;  // keeps the weights: a mapped file, or memory
+  std::shared_ptr<const void> storage;                // keeps the weights: a mapped file, or memory
+  std::shared_ptr<const ExpertSource> expert_source;  // of the routed experts; null: they are in memory like the rest
 };
 
 }  // namespace mobilemoe

@@ -17,8 +17,12 @@ class Engine:
     """An open model. One call computes at a time, without the interpreter's lock: other threads wait for their turn."""
 
     @staticmethod
-    def open(path: str, threads: int = 0, kv: str = "int8", fp32: bool = False) -> Engine:
-        """`path`: an engine file, or a checkpoint's folder; `kv`: int8, f16 or f32; threads 0: one for each core."""
+    def open(path: str, threads: int = 0, kv: str = "int8", fp32: bool = False, max_memory: int = 0) -> Engine:
+        """`path`: an engine file, or a checkpoint's folder; `kv`: int8, f16 or f32; threads 0: one for each core.
+
+        max_memory: bytes that the whole process may come to have; routed experts for which there is no room are read
+        from the engine file when they are needed. 0: no limit, and all of the file is mapped.
+        """
 
     @property
     def vocab_size(self) -> int: ...
@@ -46,6 +50,18 @@ class Engine:
     def threads(self) -> int: ...
     @property
     def isa(self) -> str: ...
+    @property
+    def room(self) -> int:
+        """Bytes that the process can still take under max_memory, with as few experts in memory as possible."""
+
+    @property
+    def expert_use(self) -> dict[str, int]:
+        """How often experts were in memory when they were wanted (hits), on their way (ahead) or neither (misses).
+
+        And bytes_read so far, how many of the experts there may be in memory (places), of how many (experts), and
+        expert_bytes of one of them. All are 0 without max_memory.
+        """
+
     @property
     def kv(self) -> str: ...
     @property

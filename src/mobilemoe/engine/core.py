@@ -5,8 +5,10 @@ T tokens, L layers, A active experts, V vocabulary.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, get_args
@@ -43,10 +45,27 @@ class Drafts(NamedTuple):
     accepted: int
 
 
+@dataclass(frozen=True)
+class ExpertUse:
+    """Visits of routed experts: those in memory (`hits`), on their way (`ahead`) or neither (`misses`).
+
+    `places` of `experts` may be in memory, each of `expert_bytes`; `bytes_read` have come from the file.
+    """
+
+    hits: int
+    ahead: int
+    misses: int
+    bytes_read: int
+    places: int
+    experts: int
+    expert_bytes: int
+
+
 class Core:
     """An open model that appends tokens to sessions and gives logits, or the log-probabilities of given tokens.
 
-    One call computes at a time, whichever thread it comes from; a session is for one thread.
+    One call computes at a time, whichever thread it comes from; a session is for one thread. `text_bytes` is how much
+    memory all texts together should take under `max_memory`: what the experts leave, or a quarter of what both share.
     """
 
     def __init__(
@@ -59,6 +78,7 @@ class Core:
         context: int | None = None,
         quantize: Literal["int4"] | None = None,
         speculate: Speculate = "auto",
+        max_memory: int | None = None,
     ) -> None:
         """Opens the INT4 model in `folder`; with `quantize` a BF16 model, which is rounded to INT4.
 
@@ -66,7 +86,9 @@ class Core:
         is exact and slow. kv: the format of cached keys and values, by default that of the activations, and "fp32"
         wherever these are "fp32". context: the longest text in tokens, by default the model's. speculate: "auto"
         guesses tokens where a text repeats itself and that makes it faster, "lookup" whether it does or not; no guess
-        changes what is written.
+        changes what is written. max_memory: bytes that this whole process may come to have. Routed experts that do not
+        fit are then read from the engine file whenever they are needed, which changes no result, and the context is
+        what there is room for.
         Raises UsageError, ConfigError, CheckpointError.
         """
         kv = kv or activations
@@ -82,6 +104,8 @@ class Core:
             raise UsageError(f"kv is {kv!r}, but activations 'fp32' are exact: they keep keys and values in 'fp32'")
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
             raise UsageError(f"threads is {threads!r}, but must be a whole number from 1 to 1024")
+        if max_memory is not None and not (isinstance(max_memory, int) and 0 < max_memory < 2**63):
+            raise UsageError(f"max_memory is {max_memory!r}, but must be a number of bytes above 0")
         self.folder = Path(folder)
         self.speculate = speculate
         self.config = ModelConfig.load(self.folder)
@@ -93,10 +117,19 @@ class Core:
             self._mapped = Watch(path) if path.is_file() else None  # the weights of a folder are read into memory
             with our_errors():
                 return native.Engine.open(
-                    str(path), threads=threads or 0, kv=_NATIVE_KV[kv], fp32=activations == "fp32"
+                    str(path),
+                    threads=threads or 0,
+                    kv=_NATIVE_KV[kv],
+                    fp32=activations == "fp32",
+                    max_memory=max_memory or 0,
                 )
 
         self.native = open_model(self.folder, self.config, open_path, round_weights=quantize is not None)
+        self.text_bytes: int | None = None
+        if max_memory is not None:
+            room, use = self.native.room, self.native.expert_use
+            self.text_bytes = max(room - use["experts"] * use["expert_bytes"], room // 4)
+            self.context = bisect_right(range(1, self.context + 1), room, key=self.native.kv_bytes)
 
     @property
     def vocab_size(self) -> int:
@@ -115,6 +148,12 @@ class Core:
     def fingerprint(self) -> str:
         """64 hex digits that identify the config and the INT4 weights in use, whichever file they were read from."""
         return self.native.fingerprint.hex()
+
+    @property
+    def expert_use(self) -> ExpertUse | None:
+        """How the routed experts came into memory so far; None where all of them are there from the start."""
+        use = self.native.expert_use
+        return ExpertUse(**use) if use["experts"] else None
 
     @property
     def weight_bytes(self) -> int:

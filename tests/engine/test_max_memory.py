@@ -1,0 +1,69 @@
+"""An engine that may not take much memory reads experts from the file, and computes the same."""
+
+import re
+
+import numpy as np
+import pytest
+
+from mobilemoe.engine import Engine
+from mobilemoe.errors import UsageError
+from mobilemoe.hub import ASSETS
+
+NANO = ASSETS / "nano"
+IDS = [(7 * at) % 16000 for at in range(640)]
+
+
+def least(**options) -> int:
+    """The smallest max_memory that nano can be opened with now, as the refusal says."""
+    with pytest.raises(UsageError, match="max_memory is 1000 bytes, but the process needs at least") as refused:
+        Engine(NANO, max_memory=1000, **options)
+    return int(re.search(r"at least (\d+)", str(refused.value))[1])
+
+
+def outputs(engine: Engine) -> np.ndarray:
+    """Logits of a long prompt, some tokens one by one, and a batch of texts."""
+    session, other = engine.session(700), engine.session(64)
+    found = [engine.forward([(session, IDS[:600], 8)])]
+    found += [engine.forward([(session, [token], 1)]) for token in IDS[600:620]]
+    found += [engine.forward([(session, [token], 1), (other, [token + 1], 1)]) for token in IDS[620:]]
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("free", [0, 3_000_000, 40_000_000, 10**12])
+def test_results_do_not_depend_on_the_memory(threads, free):
+    expected = outputs(Engine(NANO, threads=1))
+    engine = Engine(NANO, threads=threads, max_memory=least() + 4_000_000 + free)
+    assert np.array_equal(outputs(engine), expected)
+    use = engine.expert_use
+    assert use.bytes_read >= (use.misses + use.ahead) * use.expert_bytes // 2 > 0
+    assert engine.expert_use.experts == 8 * 18
+
+
+def test_a_cap_that_holds_everything_reads_each_expert_once():
+    engine = Engine(NANO, threads=1, max_memory=10**12)
+    outputs(engine)
+    assert engine.expert_use.places == engine.expert_use.experts
+    assert engine.expert_use.bytes_read <= engine.expert_use.experts * engine.expert_use.expert_bytes
+
+
+def test_the_refusal_names_a_cap_that_works_and_leaves_room_for_a_short_text():
+    engine = Engine(NANO, threads=1, max_memory=least() + 4_000_000)
+    assert engine.context >= 64
+    assert len(engine.generate_ids([1, 2, 3], max_new_tokens=40)) == 40
+
+
+def test_the_context_is_what_there_is_room_for_and_a_quarter_is_for_texts():
+    engine = Engine(NANO, threads=1, kv="fp32", activations="fp32", max_memory=least(activations="fp32") + 4_000_000)
+    longest, room = engine.config.max_position_embeddings, engine.native.room
+    assert engine.kv_bytes(engine.context) <= room + 2**20
+    assert engine.context == longest or engine.kv_bytes(engine.context + 64) > room - 2**20
+    assert engine.text_bytes >= engine.native.room // 5
+    assert Engine(NANO, threads=1).text_bytes is None
+    assert Engine(NANO, threads=1).expert_use is None
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "1GB", 2**63])
+def test_what_is_no_size_is_refused(wrong):
+    with pytest.raises(UsageError, match="max_memory is"):
+        Engine(NANO, max_memory=wrong)
