@@ -13,6 +13,7 @@ from mobilemoe.load import load
 from mobilemoe.presets import preset
 from mobilemoe.profile import benchmark, machine, random_model
 from mobilemoe.profile.cold import cold_start
+from mobilemoe.profile.guesses import measure_guesses
 from mobilemoe.profile.machine import Machine, measure_machine
 from mobilemoe.profile.speed import DECODED, Subject, measure
 from mobilemoe.profile.tokens import TEXT, tokens_for
@@ -60,6 +61,18 @@ def test_json_holds_every_promised_field(mobilemoe_cli, tiny_folder):
     assert values["threads"] == 2
     assert values["isa"] in instruction_sets()
     assert values["input"] == "real text"
+    assert values["guesses"] is None  # its context is too short for them
+
+
+def test_guesses_are_measured_against_plain_decoding():
+    model = load("nano", threads=1)
+    found = measure_guesses(model, 2, dummy=False)
+    assert set(found.values()) == {"tok_s", "plain_tok_s", "passes", "proposed", "accepted"}
+    assert found.speed > 0
+    assert found.plain_speed > 0
+    assert model.engine.speculate == "auto"
+    assert measure_guesses(model, 1, dummy=True) is None
+    assert measure_guesses(load("nano", threads=1, speculate="off"), 1, dummy=False) is None
 
 
 def test_the_table_says_what_was_left_out_and_what_the_times_are(mobilemoe_cli, fixed_machine, tiny_folder):
@@ -219,7 +232,7 @@ def test_the_paper_s_ratios_stand_beside_ours(tiny_folder):
     ours, theirs = subject(tiny_folder, "S"), subject(tiny_folder, "mobilellm-pro")
     for each, seconds in ((ours, 0.001), (theirs, 0.003)):
         each.prefill[512], each.prefill[1024], each.decode[4096] = [seconds], [seconds], [seconds]
-    found = benchmark.ratios(*(benchmark.Result(each, None, None, 0) for each in (ours, theirs)))
+    found = benchmark.ratios(*(benchmark.Result(each, None, None, 0, None) for each in (ours, theirs)))
     assert [(r.kind, r.tokens, round(r.ratio, 6)) for r in found] == [
         ("prefill", 512, 3),
         ("prefill", 1024, 3),

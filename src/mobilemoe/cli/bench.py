@@ -59,7 +59,8 @@ def bench(
 
     Prefill (reading a prompt) and decode (writing) are in tokens per second. MFU is the share of the machine's int8
     multiply-adds that prefill uses. MBU is the share of its read bandwidth that decoding uses; it can exceed 100% if
-    the weights fit in the CPU's caches. In --json, MFU is null if the engine does not compute in int8.
+    the weights fit in the CPU's caches. A model that reads text also continues one with guessed tokens and without. In
+    --json, MFU is null if the engine does not compute in int8.
 
     Example: mobilemoe bench nano --prefill 128,512
     """
@@ -169,6 +170,9 @@ def _print(result: Result, machine: Machine, workload: Workload) -> None:
     for what, wanted, measured in (("prefill", workload.lengths, s.prefill), ("decode", workload.depths, s.decode)):
         if left_out := [f"{n:,}" for n in wanted if n not in measured]:
             print(f"left out: {what} at {', '.join(left_out)}, which the context of {engine.context:,} has no room for")
+    if (guesses := result.guesses) is not None:
+        print(f"guessed tokens     {guesses.speed / guesses.plain_speed:.2f} times plain decoding of a text", end="")
+        print(f", {guesses.drafts.accepted:,} of {guesses.drafts.proposed:,} were right")
     print(f"first token        {result.cold.from_import_s:.3f} s from before `import mobilemoe`", end="")
     print(f", {result.cold.from_load_s:.3f} s from load(), in a new process")
     print(f"peak memory        {result.cold.peak_rss_bytes / 1e6:,.0f} MB, after {result.rss_tokens:,} tokens there")

@@ -121,6 +121,7 @@ class Batch:
         writes = any(len(member.ids) == len(member.session) + 1 for member in self._members.values())
         budget = max(1, (CHUNK_BESIDE if writes else CHUNK) - len(self._members))  # tokens of prompts
         for number, member in self._members.items():
+            member.drafts = []
             if member.leader is not None:
                 if len(member.leader.session) < member.shared:
                     continue
@@ -160,25 +161,19 @@ class Batch:
 
     def _draft(self, requests: dict[int, Request]) -> None:
         """Adds guesses of the next tokens to the requests, unless prompts are being read."""
-        for member in self._members.values():
-            member.drafts = []
-        if any(len(ids) > 1 for _, ids, _ in requests.values()):
-            return
-        members = [self._members[number] for number in requests]
-        texts = [
-            (member.speculation, member.session.native, member.ids[-1])
-            for member in members
-            if member.speculation is not None
-        ]
+        texts = []
+        for number, (session, ids, _) in requests.items():
+            speculation = self._members[number].speculation
+            if speculation is None or len(ids) > 1:
+                return
+            texts.append((speculation, session.native, ids[0]))
         if not texts:
             return
-        with our_errors():
-            drafts = self._engine.native.draft(texts, len(requests))
-        for member, tokens in zip(members, drafts, strict=True):  # one engine: all of its texts speculate or none
-            member.drafts = tokens
-        for number, (session, ids, _) in requests.items():
-            if tokens := self._members[number].drafts:
+        for number, tokens in zip([*requests], self._engine.native.draft(texts, len(texts)), strict=True):
+            if tokens:
+                session, ids, _ = requests[number]
                 requests[number] = (session, [*ids, *tokens], 1 + len(tokens))
+                self._members[number].drafts = tokens
 
     def _places(self, requests: Mapping[int, Request]) -> dict[Session, Experts]:
         """Arrays for the experts of those texts that tell them."""

@@ -11,6 +11,7 @@ from mobilemoe import paper
 from mobilemoe.engine import Engine
 from mobilemoe.load import Model
 from mobilemoe.profile.cold import ColdStart, cold_start
+from mobilemoe.profile.guesses import Guesses, measure_guesses
 from mobilemoe.profile.machine import Machine, measure_machine
 from mobilemoe.profile.speed import DECODED, Subject, measure
 from mobilemoe.profile.tokens import Tokens, tokens_for
@@ -30,7 +31,7 @@ class Workload:
     @property
     def steps(self) -> int:
         """How often `run` reports progress, for each model."""
-        return self.repeats * (len({*self.lengths, *self.depths}) + 1)
+        return self.repeats * (len({*self.lengths, *self.depths}) + 1) + 1
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Result:
     tokens: Tokens
     cold: ColdStart
     rss_tokens: int  # of context when the memory was measured
+    guesses: Guesses | None
 
     @property
     def engine(self) -> Engine:
@@ -56,6 +58,7 @@ class Result:
                 {"tokens": n, "tok_s": s.prefill_speed(n), "mfu": s.mfu(n, machine)} for n in sorted(s.prefill)
             ],
             "decode": [{"depth": n, "tok_s": s.decode_speed(n), "mbu": s.mbu(n, machine)} for n in sorted(s.decode)],
+            "guesses": None if self.guesses is None else self.guesses.values(),
             "ttft_cold_s": self.cold.from_import_s,
             "ttft_load_s": self.cold.from_load_s,
             "peak_rss_bytes": self.cold.peak_rss_bytes,
@@ -87,14 +90,18 @@ def run(
     on_step("the machine's limits")
     before = measure_machine(threads)
     measure(subjects, workload.lengths, workload.depths, workload.repeats, on_step)
+    guesses = []
+    for name, model, _ in models:
+        guesses.append(measure_guesses(model, workload.repeats, dummy=workload.dummy))
+        on_step(f"{name}: guessed tokens")
     starts: list[list[ColdStart]] = [[] for _ in models]
     for _ in range(workload.repeats):
         for (name, model, options), tokens, found in zip(models, texts, starts, strict=True):
             found.append(cold_start(str(model.folder.absolute()), options, tokens.ids, is_text=tokens.is_text))
             on_step(f"{name}: cold start")
     results = [
-        Result(subject, tokens, _middle(found), len(tokens.ids))
-        for subject, tokens, found in zip(subjects, texts, starts, strict=True)
+        Result(subject, tokens, _middle(found), len(tokens.ids), guessed)
+        for subject, tokens, found, guessed in zip(subjects, texts, starts, guesses, strict=True)
     ]
     return results, before.better(measure_machine(threads))
 
