@@ -10,6 +10,7 @@
 #include "compute/engine.h"
 #include "compute/sampler.h"
 #include "error.h"
+#include "files/draft_file.h"
 #include "files/open_model.h"
 #include "files/repack.h"
 #include "options.h"
@@ -26,8 +27,8 @@ const char kHelp[] = R"(mobilemoe-cli: small mixture-of-experts language models,
   mobilemoe-cli run MODEL --ids 1,2,3 [--max-new-tokens 64] [--speculate auto]
       Continues the token ids greedily until the model ends or N tokens are made. Prints the new ids, and their
       text where a tokenizer.json lies beside the model. Making ids of a text needs the Python package `mobilemoe`.
-      --speculate auto (the default) guesses what repeats itself where that is faster; off and lookup (always) give
-      the same ids.
+      --speculate auto (the default) guesses what repeats itself, or by the draft head beside the model, where that
+      is faster; off, lookup and draft (always by one of them) give the same ids.
   mobilemoe-cli bench MODEL [--prefill 512] [--decode 64] [--depth 0]
       Tokens per second on fixed pseudo-random ids; the last line is a JSON object.
   mobilemoe-cli repack FOLDER FILE
@@ -63,7 +64,12 @@ std::unique_ptr<Speculation> new_speculation(Engine& engine, const Options& opti
   if (how == "off") return nullptr;
   if (how == "auto") return engine.new_speculation(Speculate::automatic);
   if (how == "lookup") return engine.new_speculation(Speculate::lookup);
-  throw Error(ErrorCode::usage, "--speculate is \"" + how + "\", but must be auto, off or lookup");
+  if (how != "draft") {
+    throw Error(ErrorCode::usage, "--speculate is \"" + how + "\", but must be auto, off, lookup or draft");
+  }
+  if (!engine.has_head())
+    throw Error(ErrorCode::usage, "--speculate is draft, but no draft head lies beside the model");
+  return engine.new_speculation(Speculate::head);
 }
 
 std::vector<int> parse_ids(const std::string& text) {
@@ -94,6 +100,8 @@ void run(const std::vector<std::string>& words) {
   const auto folder = std::filesystem::is_directory(path) ? path : path.parent_path();
   const ByteLevelVocabulary vocabulary((folder / "tokenizer.json").string());
   const std::unique_ptr<Engine> engine = open_engine(options);
+  const std::filesystem::path draft = folder / "draft.safetensors";
+  if (std::filesystem::exists(draft)) engine->use_head(read_draft_file(draft.string(), engine->model().config));
   const std::unique_ptr<Sequence> sequence = engine->new_sequence(0);
   const std::unique_ptr<Speculation> speculation = new_speculation(*engine, options);
   const Config& config = engine->model().config;

@@ -81,8 +81,10 @@ typedef struct {
 } mm_sampling;
 
 typedef enum {
-  MM_SPECULATE_AUTO = 0,  /* what repeats itself in the text is guessed, as long as that makes it faster */
-  MM_SPECULATE_LOOKUP = 1 /* whether it does or not: to measure it */
+  MM_SPECULATE_AUTO = 0,   /* what repeats itself in the text is guessed, and what the draft head finds likely where the
+                              engine has one, as long as that makes it faster */
+  MM_SPECULATE_LOOKUP = 1, /* whether it does or not: to measure it */
+  MM_SPECULATE_DRAFT = 2   /* what the draft head guesses, whether it makes it faster or not */
 } mm_speculate;
 
 #define MM_MOST_DRAFTS 4 /* tokens that one step may add beside the first */
@@ -144,6 +146,8 @@ MM_API void mm_sampler_free(mm_sampler* sampler);
 MM_API mm_status mm_sampler_see(mm_sampler* sampler, const int32_t* tokens, int32_t count);
 MM_API mm_status mm_sample(mm_sampler* sampler, const float* logits, int32_t* token);
 
+/* Takes the draft head in the file draft.safetensors of the model to guess with; before there are sequences. */
+MM_API mm_status mm_load_draft(mm_engine* engine, const char* path);
 MM_API mm_status mm_speculation_new(mm_engine* engine, mm_speculate how, mm_speculation** speculation);
 MM_API void mm_speculation_free(mm_speculation* speculation); /* before its engine is closed */
 MM_API mm_drafts mm_count_drafts(const mm_engine* engine);

@@ -16,6 +16,7 @@
 #include "compute/machine_speed.h"
 #include "compute/sampler.h"
 #include "files/checkpoint.h"
+#include "files/draft_file.h"
 #include "files/engine_file.h"
 #include "files/engine_layout.h"
 #include "files/repack.h"
@@ -70,8 +71,9 @@ struct PySpeculation {
 
 Speculate speculate_of(const std::string& name) {
   if (name == "auto") return Speculate::automatic;
-  require(name == "lookup", "speculate is \"" + name + "\", but must be auto or lookup");
-  return Speculate::lookup;
+  if (name == "lookup") return Speculate::lookup;
+  require(name == "draft", "speculate is \"" + name + "\", but must be auto, lookup or draft");
+  return Speculate::head;
 }
 
 PyObject* native_error = nullptr;  // the type of our exceptions, which the module keeps alive
@@ -135,7 +137,7 @@ nb::list draft(const EnginePointer& self, const nb::list& given, int rows) {
     require(speculation->owner == self && sequence->owner == self, "a text belongs to another engine");
     texts.push_back({speculation->speculation.get(), sequence->sequence.get(), token});
   }
-  self->locked_briefly([&] { self->engine.draft(texts.data(), static_cast<int>(texts.size()), rows); });
+  self->locked([&] { self->engine.draft(texts.data(), static_cast<int>(texts.size()), rows); });
   nb::list drafts;
   for (const Drafting& text : texts) {
     const auto tokens = text.speculation->proposal().tokens.begin();
@@ -311,9 +313,18 @@ void bind_engine(nb::module_& m) {
           "path"_a)
       .def("forward", &forward, "requests"_a, "forced_experts"_a = nb::none(), "chosen_experts"_a = nb::none())
       .def(
+          "load_draft",
+          [](const EnginePointer& self, const std::string& path) {
+            DraftWeights weights = read_draft_file(path, self->engine.model().config);
+            self->locked([&] { self->engine.use_head(std::move(weights)); });
+          },
+          "path"_a)
+      .def(
           "new_speculation",
           [](const EnginePointer& self, const std::string& how) {
-            return PySpeculation{self, self->engine.new_speculation(speculate_of(how))};
+            const Speculate wanted = speculate_of(how);
+            require(wanted != Speculate::head || self->engine.has_head(), "the model has no draft head");
+            return PySpeculation{self, self->engine.new_speculation(wanted)};
           },
           "how"_a)
       .def_prop_ro("drafts",
@@ -412,6 +423,6 @@ NB_MODULE(_native, m) {
         return bytes_of(found);
       },
       "folder"_a);
-  m.attr("INTERFACE_VERSION") = 5;  // of this module; src/mobilemoe/engine/native.py names the one it needs
+  m.attr("INTERFACE_VERSION") = 6;  // of this module; src/mobilemoe/engine/native.py names the one it needs
   m.attr("ENGINE_VERSION") = mobilemoe::kEngineVersion;
 }

@@ -8,6 +8,7 @@
 #include "compute/engine.h"
 #include "compute/sampler.h"
 #include "error.h"
+#include "files/draft_file.h"
 #include "files/engine_file.h"
 #include "files/open_model.h"
 #include "files/repack.h"
@@ -59,6 +60,7 @@ static_assert(static_cast<int>(ErrorCode::usage) == MM_USAGE && static_cast<int>
 static_assert(static_cast<int>(KvType::int8) == MM_KV_INT8 && static_cast<int>(KvType::f32) == MM_KV_F32);
 static_assert(static_cast<int>(Speculate::automatic) == MM_SPECULATE_AUTO);
 static_assert(static_cast<int>(Speculate::lookup) == MM_SPECULATE_LOOKUP);
+static_assert(static_cast<int>(Speculate::head) == MM_SPECULATE_DRAFT);
 static_assert(mobilemoe::kMostDrafts == MM_MOST_DRAFTS);
 
 thread_local char last_error[1024] = "";  // of fixed size, because reporting a lack of memory must not allocate
@@ -328,13 +330,23 @@ mm_status mm_sample(mm_sampler* sampler, const float* logits, int32_t* token) {
   });
 }
 
+mm_status mm_load_draft(mm_engine* engine, const char* path) {
+  return guarded([&] {
+    require_pointer(engine, "engine");
+    require_pointer(path, "path");
+    engine->engine.use_head(mobilemoe::read_draft_file(path, engine->engine.model().config));
+  });
+}
+
 mm_status mm_speculation_new(mm_engine* engine, mm_speculate how, mm_speculation** speculation) {
   return guarded([&] {
     require_pointer(engine, "engine");
     require_pointer(speculation, "speculation");
     const int wanted = number_of(how);
-    require(wanted >= MM_SPECULATE_AUTO && wanted <= MM_SPECULATE_LOOKUP,
-            "how is " + std::to_string(wanted) + ", but must be MM_SPECULATE_AUTO or MM_SPECULATE_LOOKUP");
+    require(wanted >= MM_SPECULATE_AUTO && wanted <= MM_SPECULATE_DRAFT,
+            "how is " + std::to_string(wanted) + ", but must be a value of mm_speculate");
+    require(wanted != MM_SPECULATE_DRAFT || engine->engine.has_head(),
+            "how is MM_SPECULATE_DRAFT, but the engine has no draft head");
     auto made = std::make_unique<mm_speculation>();
     made->engine = engine;
     made->speculation = engine->engine.new_speculation(static_cast<Speculate>(wanted));

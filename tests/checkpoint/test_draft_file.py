@@ -11,7 +11,7 @@ from mobilemoe.checkpoint.draft import DRAFT, DraftFile, DraftShape, open_draft,
 from mobilemoe.engine.engine_file_cache import write_engine_folder
 from mobilemoe.errors import CheckpointError
 
-SHAPE = DraftShape(MICRO.hidden_size, 96, 32)
+SHAPE = DraftShape(MICRO.hidden_size, 96, 32, (0, 1))
 SHORTLIST = np.arange(32) * 3
 
 
@@ -24,7 +24,7 @@ def matrices(seed: int = 0) -> dict[str, np.ndarray]:
 def model(tmp_path):
     """The folder of an INT4 model with a draft head."""
     save_checkpoint(tmp_path / "model", MICRO, logical(MICRO).__getitem__, format="int4")
-    write_draft(tmp_path / "model" / DRAFT, matrices().__getitem__, SHORTLIST)
+    write_draft(tmp_path / "model" / DRAFT, matrices().__getitem__, SHORTLIST, SHAPE.layers)
     return tmp_path / "model"
 
 
@@ -98,6 +98,10 @@ FAULTS = {
     "beyond the vocabulary": (beyond, "ascending ids below 96"),
     "narrower": (narrower, "'head.qweight' is ('U8', (32, 16)), but a draft head for a model of width 64 needs"),
     "missing": (lambda arrays: arrays.pop("in_proj.qweight"), "'in_proj.qweight' is missing, but"),
+    "another layer": (lambda arrays: arrays.update(layers=np.array([0, 2], np.int32)), "numbers of layers below 2"),
+    "a layer before": (lambda arrays: arrays.update(layers=np.array([1, 0], np.int32)), "ascending numbers of layers"),
+    "without layers": (lambda arrays: arrays.pop("layers"), "layers is missing"),
+    "fewer layers": (lambda arrays: arrays.update(layers=arrays["layers"][:1]), "'first_proj.qweight' is"),
     "without a shortlist": (lambda arrays: arrays.pop("shortlist"), "shortlist is missing"),
     "odd": (lambda arrays: arrays.update(shortlist=arrays["shortlist"][:-1]), "no multiple of 32"),
 }
@@ -117,9 +121,8 @@ def test_another_file_is_no_draft_head(model):
     shutil.copyfile(model / "model.safetensors", model / DRAFT)
     with pytest.raises(CheckpointError, match="no draft head of this version"):
         open_draft(model, MICRO)
-    rewritten_metadata = {"draft": "mobilemoe-draft-int8"}
-    write_draft(model / DRAFT, matrices().__getitem__, SHORTLIST)
-    rewritten(model, metadata=rewritten_metadata)
+    write_draft(model / DRAFT, matrices().__getitem__, SHORTLIST, SHAPE.layers)
+    rewritten(model, metadata={"draft": "mobilemoe-draft-int8"})
     with pytest.raises(CheckpointError, match="mobilemoe-draft-int8"):
         open_draft(model, MICRO)
 
@@ -127,5 +130,5 @@ def test_another_file_is_no_draft_head(model):
 def test_weights_that_are_not_finite_leave_no_file(tmp_path):
     broken = matrices() | {"head": np.full(SHAPE.matrices["head"], np.nan, np.float32)}
     with pytest.raises(CheckpointError, match="head of the draft head"):
-        write_draft(tmp_path / DRAFT, broken.__getitem__, SHORTLIST)
+        write_draft(tmp_path / DRAFT, broken.__getitem__, SHORTLIST, SHAPE.layers)
     assert not (tmp_path / DRAFT).exists()

@@ -27,7 +27,7 @@ pytest_plugins = ["train_runs", "cli_calls"]
 pytestmark = pytest.mark.usefixtures("quick")
 
 SMALL = family_member(64, expansion=2, granularity=4, layers=2, vocab_size=96)
-TABLE = DraftTable(width=32, shortlist=64, steps=3)
+TABLE = DraftTable(width=32, shortlist=64, steps=3, layers=(0,))
 
 
 def prepared(table: DraftTable = TABLE):
@@ -49,17 +49,17 @@ def prepared(table: DraftTable = TABLE):
 def test_the_loss_is_the_divergence_place_by_place():
     """Against one place after the other, each from the model's state on."""
     model, batch = prepared()
-    x_BTD, _ = model.hidden(torch.from_numpy(batch.tokens_BT), segments_BT=batch.segments_BT)
-    nats_S, agreed_S = draft.divergences(model, x_BTD.detach(), batch, 3)
-    head, log_p_BTV = draft.head_of(model), model.logits(x_BTD).log_softmax(-1)
+    states_BTX = draft.states(model, torch.from_numpy(batch.tokens_BT), segments_BT=batch.segments_BT)
+    nats_S, agreed_S = draft.divergences(model, states_BTX, batch, 3)
+    head, log_p_BTV = draft.head_of(model), model.logits(states_BTX[..., :64]).log_softmax(-1)
     want_S, want_agreed_S, places_S = np.zeros(3), np.zeros(3), np.zeros(3)
     for row in range(2):
         for start in range(12):
-            state_D = x_BTD[row, start]
+            state_D, step = states_BTX[row, start], head.begin
             for ahead in range(1, min(4, 12 - start)):
                 at = start + ahead
                 embedding_D = model.model.embed_tokens.weight[int(batch.tokens_BT[row, at])]
-                state_D, logits_K = head(state_D, embedding_D)
+                (state_D, logits_K), step = step(state_D, embedding_D), head
                 same = batch.segments_BT[row, start] == batch.segments_BT[row, at]
                 if not same or batch.targets_BT[row, at] == NO_TARGET:
                     continue
@@ -73,28 +73,39 @@ def test_the_loss_is_the_divergence_place_by_place():
     assert draft.places(batch, 3).tolist() == places_S.tolist()
 
 
+def test_the_states_are_those_of_the_last_norm_and_of_the_layers():
+    model, batch = prepared(DraftTable(width=32, shortlist=64, layers=(0, 1)))
+    tokens_BT = torch.from_numpy(batch.tokens_BT)
+    states_BTX = draft.states(model, tokens_BT, segments_BT=batch.segments_BT)
+    last_BTD, first_BTD, second_BTD = states_BTX.split(64, dim=-1)
+    assert torch.equal(last_BTD, model.hidden(tokens_BT, segments_BT=batch.segments_BT)[0])
+    assert torch.equal(model.model.norm(second_BTD), last_BTD)  # of two layers the second is the last
+    assert not torch.equal(first_BTD, second_BTD)
+
+
 def test_only_the_head_learns():
     model, batch = prepared()
-    x_BTD, _ = model.hidden(torch.from_numpy(batch.tokens_BT), segments_BT=batch.segments_BT)
-    draft.divergences(model, x_BTD, batch, 3)[0].sum().backward()
+    states_BTX = draft.states(model, torch.from_numpy(batch.tokens_BT), segments_BT=batch.segments_BT)
+    draft.divergences(model, states_BTX, batch, 3)[0].sum().backward()
     learning = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert learning == {f"draft.{name}.weight" for name in ("in_proj", "gate_proj", "up_proj", "down_proj", "head")}
+    matrices = ("first_proj", "in_proj", "gate_proj", "up_proj", "down_proj", "head")
+    assert learning == {f"draft.{name}.weight" for name in matrices}
 
 
 def test_it_learns_what_the_model_finds_likeliest():
     model, batch = prepared()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    x_BTD, _ = model.hidden(torch.from_numpy(batch.tokens_BT), segments_BT=batch.segments_BT)
+    states_BTX = draft.states(model, torch.from_numpy(batch.tokens_BT), segments_BT=batch.segments_BT)
     places_S = torch.from_numpy(draft.places(batch, 3))
     losses = []
     for _ in range(80):
-        nats_S, agreed_S = draft.divergences(model, x_BTD.detach(), batch, 3)
+        nats_S, agreed_S = draft.divergences(model, states_BTX, batch, 3)
         losses.append(float((nats_S / places_S).mean().detach()))
         nats_S.sum().backward()
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < 0.2 * losses[0]
-    likeliest = model.logits(x_BTD).argmax(-1)
+    likeliest = model.logits(states_BTX[..., :64]).argmax(-1)
     within = torch.isin(likeliest, draft.head_of(model).shortlist_K).float().mean()
     assert agreed_S.sum() > 0.7 * within * places_S.sum()
 
@@ -142,6 +153,7 @@ checkpoint_every = 4
 width = 32
 shortlist = 64
 steps = 2
+layers = [1]
 """)
     return lambda *overrides: load_recipe(path, overrides)
 
@@ -182,7 +194,7 @@ def test_quantize_puts_the_trained_head_beside_the_model_as_it_was(run, base, tm
         rounded = fake_int4(torch.from_numpy(trained[f"{name}.weight"])).numpy()
         np.testing.assert_array_equal(written.weight(name), rounded)
     told = mobilemoe_cli("info", tmp_path / "out", "--json").json["draft"]
-    assert (told["width"], told["shortlist"]) == (32, 64)
+    assert (told["width"], told["shortlist"], told["layers"]) == (32, 64, [1])
     assert told["file_bytes"] == (tmp_path / "out" / DRAFT).stat().st_size
 
 
@@ -217,6 +229,11 @@ REFUSED = {
 def test_what_cannot_be_combined_is_refused(recipe_of, override):
     with pytest.raises(ConfigError, match=REFUSED[override]):
         recipe_of(override)
+
+
+def test_a_layer_that_the_model_has_not_is_refused():
+    with pytest.raises(ConfigError, match=r"draft.layers is \[2\], but the model's are 0 to 1"):
+        draft.attach(random_model(SMALL), DraftTable(width=32, shortlist=64, layers=(2,)), seed=0)
 
 
 def test_a_shortlist_longer_than_the_vocabulary_is_refused():

@@ -7,13 +7,22 @@
 
 namespace mobilemoe {
 
-constexpr int kMostDrafts = 4;   // tokens of one proposal
-constexpr int kDraftLevels = 6;  // how sure a source may be of a proposal
+constexpr int kMostDrafts = 4;  // tokens of one proposal
+
+// Kinds of guessed tokens, each about equally often right if those before it are: the first and the later tokens of a
+// lookup by the length of its match, and those of the draft head by their probability.
+constexpr int kLookupLevels = 6;
+constexpr int kLaterKinds = kLookupLevels, kHeadKinds = 2 * kLookupLevels, kHeadLevels = 8;
+constexpr int kDraftKinds = kHeadKinds + kHeadLevels;
 
 struct Proposal {
-  std::array<int, kMostDrafts> tokens{};
+  std::array<int, kMostDrafts> tokens{}, kinds{};
   int count = 0;
-  int level = 0;  // proposals of one level are about equally often right; the higher the level, the more often
+
+  void add(int token, int kind) {
+    tokens[count] = token;
+    kinds[count++] = kind;
+  }
 };
 
 class Draft {

@@ -215,7 +215,27 @@ void Engine::run_pass(const Use& use) {
   for (const Part& part : parts) {
     part.request->sequence->append(part.request->tokens + part.begin, part.end - part.begin);
   }
+  if (head_ != nullptr) keep_states();
   if (!rows.empty()) use(rows);
+}
+
+// Of the last tokens whose logits are wanted, as many as may be drafts and one more: from one of them the head goes on.
+void Engine::keep_states() {
+  const int size = head_->begin_size();
+  int end = 0;
+  for (const Part& part : pass_->parts) {
+    end += part.end - part.begin;
+    if (part.end < part.request->count) continue;
+    const int count = std::min({part.end - part.begin, part.request->outputs, 1 + kMostDrafts});
+    std::vector<float> states(static_cast<size_t>(count) * size);
+    for (int i = 0; i < count; ++i) forward_->state(end - count + i, &states[static_cast<size_t>(i) * size]);
+    part.request->sequence->keep_states(std::move(states), count);
+  }
+}
+
+void Engine::use_head(DraftWeights weights) {
+  head_ = std::make_unique<DraftHead>(std::move(weights), model_, kernels_, pool_, options_.fp32);
+  forward_->keep(head_->layers());
 }
 
 void Engine::forward(const Request* requests, int count, float* logits) {

@@ -103,7 +103,11 @@ class Engine {
 
   // For a pass that appends one token to each of these texts, and has `rows` rows in all: chooses the drafts that make
   // it longer, by what passes cost so far. They are the first ones of each text's proposal.
-  void draft(Drafting* texts, int count, int rows) const { choose_drafts(texts, count, rows, costs_); }
+  void draft(Drafting* texts, int count, int rows) { choose_drafts(texts, count, rows, costs_, head_.get()); }
+
+  // Takes the draft head in `weights` to guess with. Call it before there are sequences.
+  void use_head(DraftWeights weights);
+  bool has_head() const { return head_ != nullptr; }
 
   // Chooses the next tokens of several texts, each with a sampler of its own, at the same time on the engine's threads.
   void choose(Choosing* texts, int count);
@@ -125,6 +129,7 @@ class Engine {
   size_t least_memory(size_t bytes) const;
   size_t spare(size_t bytes) const;
   size_t working_growth(int rows) const;
+  void keep_states();
 
   Model model_;
   EngineOptions options_;
@@ -133,6 +138,7 @@ class Engine {
   std::unique_ptr<ExpertCache> cache_;
   std::unique_ptr<Forward> forward_;
   std::unique_ptr<Pass> pass_;
+  std::unique_ptr<DraftHead> head_;  // or null
   PassCosts costs_;
   DraftCounts drafts_;
   std::vector<float> logits_;  // of `step`

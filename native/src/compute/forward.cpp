@@ -32,8 +32,18 @@ void Forward::run(const Span* spans, int count) {
     const LayerWeights& layer = model_.layers[index];
     attention_.run(layer, index, x_[0]);
     feed_forward_.run(layer, rows_, x_[0], hooks_of(index, spans, count));
+    for (size_t i = 0; i < kept_layers_.size(); ++i) {
+      if (kept_layers_[i] != index) continue;
+      kept_[i].resize(rows_, config_.hidden_size);
+      std::copy_n(x_[0], static_cast<size_t>(rows_) * config_.hidden_size, kept_[i][0]);
+    }
   }
   if (cache_ != nullptr) cache_->end_pass();
+}
+
+void Forward::state(int row, float* state) {
+  norm(row, state);
+  for (Rows<float>& kept : kept_) std::copy_n(kept[row], config_.hidden_size, state += config_.hidden_size);
 }
 
 void Forward::embed(const Span* spans, int count) {
@@ -65,8 +75,7 @@ void Forward::logits(const int* rows, int count, float* logits) {
   normed_.resize(1, config_.hidden_size);
   inputs_.resize(count, input_bytes(head, form));
   for (int i = 0; i < count; ++i) {
-    kernels_.rms_norm(x_[rows[i]], model_.norm, config_.hidden_size, static_cast<float>(config_.rms_norm_eps),
-                      normed_[0]);
+    norm(rows[i], normed_[0]);
     kernels_.prepare[form](normed_[0], config_.hidden_size, inputs_[i]);
   }
   const size_t vocab = config_.vocab_size;

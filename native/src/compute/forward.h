@@ -22,6 +22,20 @@ class Forward {
   // Computes the last layer's output of every row, and appends the spans' keys and values to their caches.
   void run(const Span* spans, int count);
 
+  // From now on keeps the outputs of these layers too.
+  void keep(const std::vector<int>& layers) {
+    kept_layers_ = layers;
+    kept_.resize(layers.size());
+  }
+
+  // What the last norm gives for row `row` of the pass just run, [hidden].
+  void norm(int row, float* normed) {
+    kernels_.rms_norm(x_[row], model_.norm, config_.hidden_size, static_cast<float>(config_.rms_norm_eps), normed);
+  }
+
+  // The same, and then the outputs of the layers that it keeps, [1 + layers][hidden].
+  void state(int row, float* state);
+
   // logits [vocab] of row `rows[i]` of the pass just run; rows of `logits` are vocab_size apart.
   void logits(const int* rows, int count, float* logits);
 
@@ -40,7 +54,9 @@ class Forward {
   FeedForward feed_forward_;
 
   Rows<float> x_, normed_;
-  Rows<uint8_t> inputs_;  // of the output head
+  std::vector<int> kept_layers_;
+  std::vector<Rows<float>> kept_;  // their outputs, row by row
+  Rows<uint8_t> inputs_;           // of the output head
   std::vector<RoutingHooks> hooks_;
 };
 

@@ -23,8 +23,8 @@ int common_suffix(const std::vector<int>& text, int earlier, int later) {
 }
 
 int level_of(int length) {
-  constexpr int kFrom[kDraftLevels] = {3, 4, 5, 7, 10, 16};
-  return static_cast<int>(std::upper_bound(kFrom, kFrom + kDraftLevels, length) - kFrom) - 1;
+  constexpr int kFrom[kLookupLevels] = {3, 4, 5, 7, 10, 16};
+  return static_cast<int>(std::upper_bound(kFrom, kFrom + kLookupLevels, length) - kFrom) - 1;
 }
 
 }  // namespace
@@ -40,9 +40,10 @@ Proposal PromptLookup::propose(const std::vector<int>& text) {
   }
   Proposal proposal;
   if (place < 0) return proposal;
-  proposal.level = level_of(length);
+  const int level = level_of(length);
   for (int next = place + 1; proposal.count < kMostDrafts; ++next) {  // beyond the end, the text goes on as proposed
-    proposal.tokens[proposal.count++] = next <= last ? text[next] : proposal.tokens[next - last - 1];
+    proposal.add(next <= last ? text[next] : proposal.tokens[next - last - 1],
+                 proposal.count == 0 ? level : kLaterKinds + level);
   }
   return proposal;
 }

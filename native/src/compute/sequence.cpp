@@ -6,7 +6,10 @@
 
 namespace mobilemoe {
 
-void Sequence::append(const int* tokens, int count) { tokens_.insert(tokens_.end(), tokens, tokens + count); }
+void Sequence::append(const int* tokens, int count) {
+  tokens_.insert(tokens_.end(), tokens, tokens + count);
+  states_count_ = 0;
+}
 
 void Sequence::truncate(int length) {
   if (length < 0 || length > this->length()) {
@@ -26,6 +29,7 @@ void Sequence::copy_from(const Sequence& other, int length) {
   }
   kv_.copy_from(other.kv_, length);
   tokens_.assign(other.tokens_.begin(), other.tokens_.begin() + length);
+  states_count_ = 0;
 }
 
 }  // namespace mobilemoe

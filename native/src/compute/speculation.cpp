@@ -1,6 +1,7 @@
 #include "compute/speculation.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "compute/prompt_lookup.h"
 
@@ -10,9 +11,13 @@ namespace {
 constexpr double kMemory = 32;  // proposals that a rate remembers
 constexpr double kGain = 1.03;  // times the speed without drafts: less may be an error of measurement
 // Before a text has shown how often it repeats itself: by level, of the first token and of later ones.
-constexpr double kFirst[kDraftLevels] = {0.35, 0.4, 0.45, 0.55, 0.65, 0.75};
+constexpr double kFirst[kLookupLevels] = {0.35, 0.4, 0.45, 0.55, 0.65, 0.75};
 constexpr double kLater = 0.7;
+constexpr double kHeadFirst = 0.5;
 constexpr double kAssumed = 6;  // proposals that these count for
+
+constexpr double kLeastChance = 0.25;              // of a guess of the head: a row costs as much, so it stops there
+constexpr int kFirstRest = 8, kLongestRest = 128;  // proposals
 
 }  // namespace
 
@@ -27,9 +32,14 @@ void Speculation::Rate::note(bool is_right) {
 
 Speculation::Speculation(Speculate how, DraftCounts& counts)
     : how_(how), counts_(counts), draft_(std::make_unique<PromptLookup>()) {
-  for (int level = 0; level < kDraftLevels; ++level) {
-    rates_[level] = {Rate{kAssumed * kFirst[level], kAssumed}, Rate{kAssumed * kLater, kAssumed}};
+  for (int level = 0; level < kLookupLevels; ++level) {
+    rates_[level] = {kAssumed * kFirst[level], kAssumed};
+    rates_[kLaterKinds + level] = {kAssumed * kLater, kAssumed};
   }
+  for (int level = 0; level < kHeadLevels; ++level) {
+    rates_[kHeadKinds + level] = {kAssumed * (level + 0.5) / kHeadLevels, kAssumed};
+  }
+  head_first_ = {kAssumed * kHeadFirst, kAssumed};
 }
 
 const Proposal& Speculation::propose(const std::vector<int>& tokens, int token) {
@@ -43,24 +53,47 @@ const Proposal& Speculation::propose(const std::vector<int>& tokens, int token) 
     draft_ = std::make_unique<PromptLookup>();
     watched_.count = 0;
   }
-  proposal_ = draft_->propose(text_);
+  proposal_ = how_ == Speculate::head ? Proposal() : draft_->propose(text_);
   run_ = taken_ = 0;
-  if (compared_ >= watched_.count) {
-    watched_ = proposal_;
-    compared_ = 0;
-  }
+  by_head_ = false;
   return proposal_;
 }
 
+bool Speculation::asks_head() const {
+  if (how_ != Speculate::automatic) return how_ == Speculate::head;
+  return resting_ == 0 && (proposal_.count == 0 || chance(0) < head_first_.right / head_first_.of);
+}
+
+bool Speculation::add(const DraftHead::Guess& guess) {
+  if (!by_head_) proposal_.count = 0;
+  by_head_ = true;
+  const int level = std::clamp(static_cast<int>(guess.probability * kHeadLevels), 0, kHeadLevels - 1);
+  proposal_.add(guess.token, kHeadKinds + level);
+  const bool is_likely = how_ == Speculate::head || chance(proposal_.count - 1) >= kLeastChance;
+  return is_likely && proposal_.count < kMostDrafts;
+}
+
+void Speculation::judge_head(bool was_worth_it) {
+  rest_ = was_worth_it ? 0 : std::clamp(2 * rest_, kFirstRest, kLongestRest);
+  resting_ = rest_;
+}
+
 double Speculation::chance(int at) const {
-  const auto& [first, later] = rates_[proposal_.level];
-  double chance = first.right / first.of;
-  for (int i = 0; i < at; ++i) chance *= later.right / later.of;
+  double chance = 1;
+  for (int i = 0; i <= at; ++i) {
+    const Rate& rate = rates_[proposal_.kinds[i]];
+    chance *= rate.right / rate.of;
+  }
   return chance;
 }
 
 void Speculation::run(int count) {
   run_ = count;
+  resting_ = std::max(0, resting_ - 1);
+  if (compared_ >= watched_.count) {
+    watched_ = proposal_;
+    compared_ = 0;
+  }
   if (count == 0) return;
   ++counts_.passes;
   counts_.proposed += count;
@@ -76,19 +109,64 @@ void Speculation::take(int token) {
   }
   if (compared_ >= watched_.count) return;
   const bool is_right = watched_.tokens[compared_] == token;
-  rates_[watched_.level][compared_ == 0 ? 0 : 1].note(is_right);
+  const int kind = watched_.kinds[compared_];
+  rates_[kind].note(is_right);
+  if (compared_ == 0 && kind >= kHeadKinds) head_first_.note(is_right);
   compared_ = is_right ? compared_ + 1 : watched_.count;
 }
 
-void choose_drafts(Drafting* texts, int count, int rows, const PassCosts& costs) {
+namespace {
+
+// The head's proposals, step by step for all texts that ask for them.
+void propose_by_head(Drafting* texts, int count, DraftHead& head, bool may_pay) {
+  std::vector<Drafting*> asking;
+  for (Drafting* text = texts; text < texts + count; ++text) {
+    const bool is_wanted = may_pay || text->speculation->how() == Speculate::head;
+    if (is_wanted && text->speculation->asks_head() && text->sequence->state() != nullptr) asking.push_back(text);
+  }
+  const int hidden = head.hidden_size(), size = head.begin_size();
+  std::vector<float> begins, states(asking.size() * hidden);
+  std::vector<int> tokens;
+  for (Drafting* text : asking) {
+    begins.insert(begins.end(), text->sequence->state(), text->sequence->state() + size);
+    tokens.push_back(text->token);
+  }
+  std::vector<DraftHead::Guess> guesses(asking.size());
+  for (bool first = true; !asking.empty(); first = false) {
+    const int here = static_cast<int>(asking.size());
+    if (first)
+      head.begin(begins.data(), tokens.data(), here, states.data(), guesses.data());
+    else
+      head.step(states.data(), tokens.data(), here, guesses.data());
+    size_t left = 0;
+    for (size_t i = 0; i < asking.size(); ++i) {
+      if (!asking[i]->speculation->add(guesses[i])) continue;
+      std::copy_n(&states[i * hidden], hidden, &states[left * hidden]);
+      tokens[left] = guesses[i].token;
+      asking[left++] = asking[i];
+    }
+    asking.resize(left);
+  }
+}
+
+}  // namespace
+
+void choose_drafts(Drafting* texts, int count, int rows, const PassCosts& costs, DraftHead* head) {
   struct Row {
     double chance;
     Drafting* text;
   };
   std::vector<Row> likeliest;
   for (Drafting* text = texts; text < texts + count; ++text) {
+    text->speculation->propose(text->sequence->tokens(), text->token);
+  }
+  const auto start = std::chrono::steady_clock::now();
+  const bool is_known = rows <= PassCosts::kMostRows && costs.is_known(rows);
+  if (head != nullptr) propose_by_head(texts, count, *head, is_known);
+  const std::chrono::duration<double> asked = std::chrono::steady_clock::now() - start;
+  for (Drafting* text = texts; text < texts + count; ++text) {
     const Sequence& sequence = *text->sequence;
-    const Proposal& proposal = text->speculation->propose(sequence.tokens(), text->token);
+    const Proposal& proposal = text->speculation->proposal();
     const int most = std::min(proposal.count, sequence.capacity() - sequence.length() - 1);
     if (text->speculation->how() == Speculate::automatic) {
       text->drafts = 0;
@@ -98,7 +176,7 @@ void choose_drafts(Drafting* texts, int count, int rows, const PassCosts& costs)
     }
   }
   std::stable_sort(likeliest.begin(), likeliest.end(), [](const Row& a, const Row& b) { return a.chance > b.chance; });
-  if (rows > PassCosts::kMostRows || !costs.is_known(rows)) likeliest.clear();
+  if (!is_known) likeliest.clear();
   const double plain = costs.of(rows);
   double tokens = rows, best = kGain * rows;  // of a pass, and in the time that a pass without drafts takes
   size_t taken = 0;
@@ -107,8 +185,16 @@ void choose_drafts(Drafting* texts, int count, int rows, const PassCosts& costs)
     const double in_plain = tokens * plain / costs.of(rows + static_cast<int>(i) + 1);
     if (in_plain > best) best = in_plain, taken = i + 1;
   }
-  for (size_t i = 0; i < taken; ++i) ++likeliest[i].text->drafts;
-  for (const Drafting* text = texts; text < texts + count; ++text) text->speculation->run(text->drafts);
+  double expected = rows;
+  for (size_t i = 0; i < taken; ++i) {
+    ++likeliest[i].text->drafts;
+    expected += likeliest[i].chance;
+  }
+  const bool is_worth_asking = expected * plain > rows * (costs.of(rows + static_cast<int>(taken)) + asked.count());
+  for (const Drafting* text = texts; text < texts + count; ++text) {
+    if (text->speculation->is_by_head()) text->speculation->judge_head(text->drafts > 0 && is_worth_asking);
+    text->speculation->run(text->drafts);
+  }
 }
 
 }  // namespace mobilemoe

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "compute/draft.h"
+#include "compute/draft_head.h"
 #include "compute/pass_costs.h"
 #include "compute/sequence.h"
 
@@ -14,6 +15,7 @@ namespace mobilemoe {
 enum class Speculate {
   automatic,  // with every source of drafts, where it pays by what was measured
   lookup,     // with all that prompt lookup proposes, whether it pays or not: for tests and measurements
+  head,       // with all that the draft head proposes, likewise
 };
 
 // What became of an engine's drafts. Texts count in several threads.
@@ -28,16 +30,23 @@ class Speculation {
  public:
   Speculation(Speculate how, DraftCounts& counts);
 
-  // Proposes what may follow the text of `tokens` and then `token`.
+  // Proposes what may follow the text of `tokens` and then `token`, as far as the text itself tells.
   const Proposal& propose(const std::vector<int>& tokens, int token);
+  // Whether the draft head is to propose it instead.
+  bool asks_head() const;
+  // The head's next guess; whether one more is of use.
+  bool add(const DraftHead::Guess& guess);
   const Proposal& proposal() const { return proposal_; }
   Speculate how() const { return how_; }
+  bool is_by_head() const { return by_head_; }
 
   // The probability that the proposal is right up to and with its token `at`.
   double chance(int at) const;
 
   // The first `count` tokens of the proposal are in the pass that computes now.
   void run(int count);
+  // Whether asking the head was worth its time. Where it was not, it is asked less and less often.
+  void judge_head(bool was_worth_it);
 
   // Takes the next token of the text, whether it was proposed or not.
   void take(int token);
@@ -57,7 +66,10 @@ class Speculation {
   int run_ = 0, taken_ = 0;  // tokens of the proposal that the pass holds, and of the text since it was made
   Proposal watched_;         // one whose tokens are compared with the text, run or not, and how many of them were
   int compared_ = 0;
-  std::array<std::array<Rate, 2>, kDraftLevels> rates_;
+  std::array<Rate, kDraftKinds> rates_;
+  Rate head_first_;             // first tokens of the head, whatever its probability
+  bool by_head_ = false;        // whether the proposal is the head's
+  int resting_ = 0, rest_ = 0;  // proposals for which the head is not asked, of those that it rests when it has failed
 };
 
 // A text of the next pass, which appends `token` to the sequence.
@@ -69,7 +81,7 @@ struct Drafting {
 };
 
 // Proposes drafts for all texts, and chooses those with which a pass gives the most tokens a second; without them it
-// would have `rows` rows.
-void choose_drafts(Drafting* texts, int count, int rows, const PassCosts& costs);
+// would have `rows` rows. `head` may be null.
+void choose_drafts(Drafting* texts, int count, int rows, const PassCosts& costs, DraftHead* head = nullptr);
 
 }  // namespace mobilemoe

@@ -6,7 +6,7 @@ D hidden, F width, K tokens of the shortlist.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,23 +20,28 @@ from mobilemoe.errors import CheckpointError
 
 DRAFT = "draft.safetensors"
 FORMAT = "mobilemoe-draft-int4-g32"  # what the file's metadata calls itself, under "draft"
-SHORTLIST = "shortlist"
+SHORTLIST, LAYERS = "shortlist", "layers"
 _LARGEST = 2**20  # of F and K, as in the native reader
 
 
 @dataclass(frozen=True)
 class DraftShape:
-    """The sizes of a draft head: those of the model's hidden states, of its own layer, and of its shortlist."""
+    """The sizes of a draft head: those of the model's hidden states, of its own layer, and of its shortlist.
+
+    `layers` are those of the model, from 0, whose outputs it reads beside that of the last norm.
+    """
 
     hidden_size: int
     width: int
     shortlist: int
+    layers: tuple[int, ...] = ()
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
         """[out, in] of each matrix."""
         d, f = self.hidden_size, self.width
         return {
+            "first_proj": (d, (2 + len(self.layers)) * d),
             "in_proj": (d, 2 * d),
             "gate_proj": (f, d),
             "up_proj": (f, d),
@@ -47,7 +52,7 @@ class DraftShape:
     @property
     def tensors(self) -> dict[str, Spec]:
         """The tensors of the file."""
-        table: dict[str, Spec] = {SHORTLIST: ("I32", (self.shortlist,))}
+        table: dict[str, Spec] = {SHORTLIST: ("I32", (self.shortlist,)), LAYERS: ("I32", (len(self.layers),))}
         for name, (rows, columns) in self.matrices.items():
             table[f"{name}.qweight"] = ("U8", (rows, columns // 2))
             table[f"{name}.weight_scale"] = ("F16", (rows, columns // GROUP_SIZE))
@@ -55,18 +60,21 @@ class DraftShape:
 
 
 def write_draft(
-    path: Path, weight: Callable[[str], npt.NDArray[np.float32]], shortlist_K: npt.NDArray[np.integer]
+    path: Path,
+    weight: Callable[[str], npt.NDArray[np.float32]],
+    shortlist_K: npt.NDArray[np.integer],
+    layers: Sequence[int] = (),
 ) -> None:
     """Writes a draft head, rounded to INT4 as the model's weights are, from its matrices [out, in] in fp32 by name.
 
     CheckpointError if a weight is not finite or its columns cannot be cut into groups of 32.
     """
     width, hidden_size = weight("gate_proj").shape
-    shape = DraftShape(hidden_size, width, len(shortlist_K))
+    shape = DraftShape(hidden_size, width, len(shortlist_K), tuple(layers))
 
     def produce(stored: str) -> Array:
-        if stored == SHORTLIST:
-            return shortlist_K.astype(np.int32)
+        if stored in (SHORTLIST, LAYERS):
+            return np.array(shortlist_K if stored == SHORTLIST else layers, np.int32)
         name, _, part = stored.partition(".")
         nibbles, scales = int4.quantize(weight(name), f"{name} of the draft head")
         return nibbles if part == "qweight" else scales
@@ -112,16 +120,25 @@ class DraftFile:
         self._file.close()
 
     def _read_shape(self, config: ModelConfig) -> DraftShape:
-        sizes = []
-        for name in ("gate_proj.weight_scale", SHORTLIST):
-            info = self._file.tensors.get(name)
-            if info is None or not info.shape or not 0 < info.shape[0] <= _LARGEST or info.shape[0] % GROUP_SIZE:
-                raise CheckpointError(
-                    f"{self._file.path}: {name} is missing, or its length is no multiple of {GROUP_SIZE} "
-                    f"up to {_LARGEST}"
-                )
-            sizes.append(info.shape[0])
-        return DraftShape(config.hidden_size, *sizes)
+        width, shortlist = self._length("gate_proj.weight_scale"), self._length(SHORTLIST)
+        return DraftShape(config.hidden_size, width, shortlist, self._read_layers(config))
+
+    def _length(self, name: str) -> int:
+        info = self._file.tensors.get(name)
+        if info is None or not info.shape or not 0 < info.shape[0] <= _LARGEST or info.shape[0] % GROUP_SIZE:
+            raise CheckpointError(
+                f"{self._file.path}: {name} is missing, or its length is no multiple of {GROUP_SIZE} up to {_LARGEST}"
+            )
+        return info.shape[0]
+
+    def _read_layers(self, config: ModelConfig) -> tuple[int, ...]:
+        info, count = self._file.tensors.get(LAYERS), config.num_hidden_layers
+        if info is None or info.dtype != "I32" or len(info.shape) != 1:
+            raise CheckpointError(f"{self._file.path}: layers is missing, or no list of whole numbers")
+        layers = tuple(self._file.array(LAYERS)[: count + 1].tolist())
+        if not all(0 <= layer < count for layer in layers) or list(layers) != sorted(set(layers)):
+            raise CheckpointError(f"{self._file.path}: layers does not hold ascending numbers of layers below {count}")
+        return layers
 
 
 def open_draft(folder: Path, config: ModelConfig) -> DraftFile | None:

@@ -138,7 +138,9 @@ def _read_files(folder: Path, config: ModelConfig, verify: bool) -> dict[str, An
             }
             results = checkpoint.verify() if verify else {}
     if (draft := open_draft(folder, config)) is not None:
-        values["draft"] = {"file_bytes": draft.bytes, "width": draft.shape.width, "shortlist": draft.shape.shortlist}
+        shape = draft.shape
+        values["draft"] = {"file_bytes": draft.bytes, "width": shape.width, "shortlist": shape.shortlist}
+        values["draft"]["layers"] = shape.layers
         results |= {DRAFT: draft.verify()} if verify else {}
         draft.close()
     if verify:

@@ -84,8 +84,8 @@ class EngineOptions:
     speculate: Annotated[
         str | None,
         typer.Option(
-            help="Guess tokens where a text repeats itself, which changes its speed alone: auto (the default: while it "
-            "pays), lookup (always) or off."
+            help="Guess tokens, which changes a text's speed alone: auto (the default: where it repeats itself, or by "
+            "the model's draft head, while that pays), lookup or draft (always by one of them) or off."
         ),
     ] = None
 

@@ -40,7 +40,8 @@ def quantize(
     newest = newest_model(folder)
     if trained_draft(newest):
         model = newest_model(find_model(_origin(folder)))
-        print_report(target, write_with_draft(newest, model, target, cast(GroupAxis | None, group_axis)), json)
+        layers = _recipe(folder, "draft").get("layers", ())
+        print_report(target, write_with_draft(newest, model, target, cast(GroupAxis | None, group_axis), layers), json)
         return
     write(newest, target, "int4", group_axis or _trained_axis(folder) or "in", json)
 

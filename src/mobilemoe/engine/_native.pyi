@@ -87,8 +87,11 @@ class Engine:
         the router's choice, into `chosen_experts` the choice is written.
         """
 
+    def load_draft(self, path: str) -> None:
+        """Takes the draft head in this file to guess with; before there are sequences."""
+
     def new_speculation(self, how: str) -> Speculation:
-        """`how`: auto or lookup."""
+        """`how`: auto, lookup or draft."""
 
     @property
     def drafts(self) -> tuple[int, int, int]:

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
+from mobilemoe.checkpoint.draft import DRAFT
 from mobilemoe.config import ModelConfig
 from mobilemoe.engine.engine_file_cache import check_source, open_model
 from mobilemoe.engine.native import native, our_errors
@@ -25,7 +26,7 @@ from mobilemoe.ids import check_ids, common_prefix
 
 Activations = Literal["int8", "fp32"]
 KvCache = Literal["int8", "fp16", "fp32"]
-Speculate = Literal["auto", "off", "lookup"]
+Speculate = Literal["auto", "off", "lookup", "draft"]
 _NATIVE_KV: dict[KvCache, str] = {"int8": "int8", "fp16": "f16", "fp32": "f32"}
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -85,10 +86,10 @@ class Core:
         threads: by default one for each core that this process may use, and never more than that. activations: "fp32"
         is exact and slow. kv: the format of cached keys and values, by default that of the activations, and "fp32"
         wherever these are "fp32". context: the longest text in tokens, by default the model's. speculate: "auto"
-        guesses tokens where a text repeats itself and that makes it faster, "lookup" whether it does or not; no guess
-        changes what is written. max_memory: bytes that this whole process may come to have. Routed experts that do not
-        fit are then read from the engine file whenever they are needed, which changes no result, and the context is
-        what there is room for.
+        guesses tokens where a text repeats itself, or by the model's draft head, and where that makes it faster;
+        "lookup" and "draft" do one of them whether it does or not. No guess changes what is written. max_memory: bytes
+        that this whole process may come to have. Routed experts that do not fit are then read from the engine file
+        whenever they are needed, which changes no result, the context is what there is room for, and there is no head.
         Raises UsageError, ConfigError, CheckpointError.
         """
         kv = kv or activations
@@ -106,6 +107,10 @@ class Core:
             raise UsageError(f"threads is {threads!r}, but must be a whole number from 1 to 1024")
         if max_memory is not None and not (isinstance(max_memory, int) and 0 < max_memory < 2**63):
             raise UsageError(f"max_memory is {max_memory!r}, but must be a number of bytes above 0")
+        if max_memory is not None and speculate == "draft":
+            raise UsageError(
+                "speculate is 'draft', but with max_memory there is no draft head: take 'auto' or 'lookup'"
+            )
         self.folder = Path(folder)
         self.speculate = speculate
         self.config = ModelConfig.load(self.folder)
@@ -130,6 +135,17 @@ class Core:
             room, use = self.native.room, self.native.expert_use
             self.text_bytes = max(room - use["experts"] * use["expert_bytes"], room // 4)
             self.context = bisect_right(range(1, self.context + 1), room, key=self.native.kv_bytes)
+        else:
+            self._load_draft()
+
+    def _load_draft(self) -> None:
+        """Takes the model's draft head where it is of use. CheckpointError if it is damaged or does not fit."""
+        path = self.folder / DRAFT
+        if self.speculate == "draft" and not path.exists():
+            raise UsageError(f"speculate is 'draft', but {self.folder} has no draft head ({DRAFT})")
+        if self.speculate in ("auto", "draft") and path.exists():
+            with our_errors():
+                self.native.load_draft(str(path))
 
     @property
     def vocab_size(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -36,11 +37,13 @@ def trained_draft(step: Path) -> dict[str, Floats]:
         return {name.removeprefix(_PREFIX): np.array(file.array(name)) for name in names}
 
 
-def write_with_draft(step: Path, model: Path, target: Path, group_axis: GroupAxis | None) -> Report:
+def write_with_draft(
+    step: Path, model: Path, target: Path, group_axis: GroupAxis | None, layers: Sequence[int] = ()
+) -> Report:
     """Writes `model` as the new INT4 folder `target`, with the draft head of the checkpoint `step` beside it.
 
-    INT4 weights stay as they are; `group_axis` None keeps that of their experts too. CheckpointError if the head was
-    trained for other weights than those of `model`.
+    INT4 weights stay as they are; `group_axis` None keeps that of their experts too. `layers` are those of the model
+    that the head reads. CheckpointError if it was trained for other weights than those of `model`.
     """
     refuse_existing(target, CheckpointError)
     trained = trained_draft(step)
@@ -52,6 +55,6 @@ def write_with_draft(step: Path, model: Path, target: Path, group_axis: GroupAxi
         axis = group_axis or ours.config.expert_group_axis or "in"
     with scratch_folder() as scratch:  # so that `target` appears with its draft head, or not at all
         report = convert(model, scratch / "model", format="int4", group_axis=axis)
-        write_draft(scratch / "model" / DRAFT, lambda name: trained[f"{name}.weight"], shortlist_K)
+        write_draft(scratch / "model" / DRAFT, lambda name: trained[f"{name}.weight"], shortlist_K, layers)
         convert(scratch / "model", target, format="int4", group_axis=axis)
     return report

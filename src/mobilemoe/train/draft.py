@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from mobilemoe.checkpoint.draft import DraftShape
+from mobilemoe.config import ModelConfig
 from mobilemoe.data.loader import Batch
-from mobilemoe.data.packing import NO_TARGET
+from mobilemoe.data.packing import NO_TARGET, Ids
 from mobilemoe.errors import ConfigError
 from mobilemoe.model import MobileMoE
 from mobilemoe.model.draft import Draft
@@ -36,15 +37,23 @@ def attach(model: MobileMoE, table: DraftTable, seed: int) -> None:
         raise ConfigError(f"draft.shortlist is {table.shortlist}, but the vocabulary has {config.vocab_size} entries")
     if config.hidden_size % 32:
         raise ConfigError(f"hidden_size is {config.hidden_size}, but the INT4 of a draft head needs a multiple of 32")
+    if any(layer >= config.num_hidden_layers for layer in table.layers):
+        raise ConfigError(
+            f"draft.layers is {list(table.layers)}, but the model's are 0 to {config.num_hidden_layers - 1}"
+        )
     model.requires_grad_(False)
-    draft = Draft(config.hidden_size, table.width, table.shortlist, config.rms_norm_eps)
+    draft = Draft(config.hidden_size, table.width, table.shortlist, config.rms_norm_eps, table.layers)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, (_, inputs) in DraftShape(config.hidden_size, table.width, table.shortlist).matrices.items():
+        for name, (_, inputs) in _shape(config, table).matrices.items():
             cast(nn.Linear, draft.get_submodule(name)).weight.normal_(0.0, inputs**-0.5, generator=generator)
         draft.down_proj.weight.mul_(0.1)  # the layer begins near its input
     round_linears(draft)
     model.draft = draft
+
+
+def _shape(config: ModelConfig, table: DraftTable) -> DraftShape:
+    return DraftShape(config.hidden_size, table.width, table.shortlist, table.layers)
 
 
 def head_of(model: MobileMoE) -> Draft:
@@ -74,22 +83,40 @@ def _learnt(batch: Batch, ahead: int) -> npt.NDArray[np.bool_]:
     return np.asarray(same_BT & (batch.targets_BT[:, ahead:] != NO_TARGET))
 
 
-def divergences(model: MobileMoE, x_BTD: Tensor, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def states(
+    model: MobileMoE, tokens_BT: Tensor, positions_BT: Tensor | None = None, segments_BT: Ids | None = None
+) -> Tensor:
+    """What the head of `model` begins with at each token, states_BTX: the last norm's output, then those of layers."""
+    found: list[Tensor] = []
+    layers = [model.model.layers[layer] for layer in head_of(model).layers]
+    hooks = [layer.register_forward_hook(lambda _, inputs, output: found.append(output[0])) for layer in layers]
+    try:
+        x_BTD, _ = model.hidden(tokens_BT, positions_BT=positions_BT, segments_BT=segments_BT)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat((x_BTD, *(output_BTD.to(x_BTD.dtype) for output_BTD in found)), dim=-1)
+
+
+def divergences(model: MobileMoE, states_BTX: Tensor, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
     """For each of 1 .. S steps ahead, summed over places: the divergence in nats of the head's distribution from the
     model's over the shortlist, [S]; and how often both find the same token of the whole vocabulary likeliest, [S].
 
-    `x_BTD` are the model's states for the tokens of `batch`. A place counts by the model's probability of the
+    `states_BTX` are the model's for the tokens of `batch`. A place counts by the model's probability of the
     shortlist, since a guess elsewhere is in vain.
     """
     draft = head_of(model)
-    device = x_BTD.device
+    device, tokens = states_BTX.device, states_BTX.shape[1]
     with torch.no_grad():
         embedding_BTD = model.model.embed_tokens(torch.from_numpy(batch.tokens_BT).to(device))
+        x_BTD = states_BTX[..., : model.config.hidden_size]
         log_p_BTK, likeliest_BT = _aims(model, x_BTD, draft.shortlist_K)
-    state_BTD, nats, agreed = x_BTD, [], []
+    state_BTD, nats, agreed = states_BTX, [], []
     for ahead in range(1, steps + 1):
         learnt_BT = torch.from_numpy(_learnt(batch, ahead)).to(device)
-        state_BTD, logits_BTK = draft(state_BTD[:, : x_BTD.shape[1] - ahead], embedding_BTD[:, ahead:])
+        step = draft.begin if ahead == 1 else draft
+        state_BTD, logits_BTK = step(state_BTD[:, : tokens - ahead], embedding_BTD[:, ahead:])
         log_q_NK = logits_BTK[learnt_BT].float().log_softmax(dim=-1)
         log_p_NK = log_p_BTK[:, ahead:][learnt_BT]
         log_p_N1 = log_p_NK.logsumexp(dim=-1, keepdim=True)

@@ -28,7 +28,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of x, x x^T x and (x x^T)^2 x; Jorda
 ADAMW_RMS = 0.2  # root mean square of an AdamW step at a learning rate of 1, as the report found it
 SCALE = "_scale"  # how the names of learnt INT4 scales end
 SCALE_RATE = 0.1  # of the learning rate: a scale moves 32 weights at once
-_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "in_proj")
+_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "in_proj", "first_proj")
 _MATRICES = (*(f".{linear}.weight" for linear in _LINEARS), ".experts.down_proj")
 _GATE_UP = ".experts.gate_up_proj"
 

@@ -164,12 +164,19 @@ class DraftTable(_Table):
     """A draft head is trained for the model of `model.init`, which stays as it is (`mobilemoe.model.draft`).
 
     `width` is that of its layer, `shortlist` the number of tokens that it can guess, the most frequent ones of the
-    text. It learns to guess `steps` tokens in a row.
+    text. It learns to guess `steps` tokens in a row, and reads the outputs of some `layers` (from 0) beside the last.
     """
 
     width: int = Field(default=1024, gt=0, multiple_of=32, le=2**20)
     shortlist: int = Field(default=4096, gt=0, multiple_of=32, le=2**20)
     steps: int = Field(default=4, gt=0, le=16)
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
+
+    @model_validator(mode="after")
+    def _ascending(self) -> DraftTable:
+        if list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"layers is {list(self.layers)}: name each once, in ascending order")
+        return self
 
 
 class DistributedTable(_Table):

@@ -214,9 +214,8 @@ class Stepper:
         tokens_BT, positions_BT = self._tensor(batch.tokens_BT), self._tensor(batch.positions_BT)
         each_S = 1 / self._tensor(places_S).double()
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.train.precision == "bf16"):
-            with torch.no_grad():
-                x_BTD, _ = self.model.hidden(tokens_BT, positions_BT=positions_BT, segments_BT=batch.segments_BT)
-            nats_S, agreed_S = draft.divergences(self.model, x_BTD, batch, self.steps_ahead)
+            states_BTX = draft.states(self.model, tokens_BT, positions_BT, batch.segments_BT)
+            nats_S, agreed_S = draft.divergences(self.model, states_BTX, batch, self.steps_ahead)
         loss = (nats_S * each_S).mean()
         loss.backward()
         return torch.cat([torch.stack([loss.detach(), loss.new_zeros(())]), agreed_S * each_S])
