@@ -15,7 +15,14 @@ SWIFT = sorted(EXAMPLES.glob("ios/**/*.swift"))
 HEADER = ROOT / "native" / "include" / "mobilemoe.h"
 NATIVE = ROOT / "native" / "src"
 # What differs between systems, and the kernels of Arm.
-APPLE = ["api.cpp", "threads/cores.cpp", "kernels/dispatch.cpp", "kernels/neon/neon.cpp", "files/checkpoint.cpp"]
+APPLE = [
+    "api.cpp",
+    "threads/cores.cpp",
+    "kernels/dispatch.cpp",
+    "kernels/neon/neon.cpp",
+    "kernels/neon/neon_i8mm.cpp",
+    "files/checkpoint.cpp",
+]
 
 
 def faults(node):

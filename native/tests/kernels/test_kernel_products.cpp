@@ -69,6 +69,9 @@ std::vector<Case> cases() {
       all.push_back({kind.form, kind.axis, 15 * step, 2, 0, 15 * step, rows, rows % 2 == 0, false});
       all.push_back({kind.form, kind.axis, 8, 35, 0, 8, rows, rows % 2 == 1, rows % 4 == 0});
     }
+    for (const int groups : {33, 70, 260})  // more than kernels round or rearrange at a time
+      for (const int rows : {1, 2, 8, 17})
+        all.push_back({kind.form, kind.axis, 2 * step, groups, 0, 2 * step, rows, false, false});
     for (int begin = 0; begin < 8; begin += step)
       for (int end = begin; end <= 8; end += step)
         all.push_back({kind.form, kind.axis, 8, 3, begin, end, 3, true, false});

@@ -6,11 +6,14 @@
 #include "kernels/vector/table.h"
 
 namespace mobilemoe::neon {
+namespace {
+struct Dotprod;
+}
 
 const Kernels* kernels() {
-  using Dot = Sdot;
-  static constexpr Kernels table = vector::table<Simd<Dot>, Dot::Peak>("neon", vector::matmul_blocks<Products<Dot>>,
-                                                                       vector::matmul_scaled<Products<Dot>>);
+  using Dot = Sdot<Dotprod>;
+  static constexpr Kernels table =
+      vector::table<Simd<Dotprod>, Dot::Peak>("neon", matmul_blocks<Dot>, matmul_scaled<Dot, Dotprod>);
   return &table;
 }
 
