@@ -1,7 +1,9 @@
 """The phone apps' sources, as far as they can be checked without the NDK, the Android SDK and Xcode: they parse, they
 call what the C API has, and the engine compiles for Apple's systems."""
 
+import os
 import re
+import shutil
 import sys
 
 import pytest
@@ -15,7 +17,7 @@ SWIFT = sorted(EXAMPLES.glob("ios/**/*.swift"))
 HEADER = ROOT / "native" / "include" / "mobilemoe.h"
 NATIVE = ROOT / "native" / "src"
 # What differs between systems, and the kernels of Arm.
-APPLE = [
+SYSTEMS = [
     "api.cpp",
     "threads/cores.cpp",
     "kernels/dispatch.cpp",
@@ -51,7 +53,7 @@ def test_swift_names_only_what_the_c_api_has():
 def test_the_engine_compiles_for_apples_systems(tmp_path):
     pytest.importorskip("ziglang")
     zig = [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-macos", "-mcpu=apple_a15", "-std=c++17", "-O0"]
-    for source in APPLE:
+    for source in SYSTEMS:
         run(
             *zig,
             '-DMOBILEMOE_VERSION="0"',
@@ -63,3 +65,15 @@ def test_the_engine_compiles_for_apples_systems(tmp_path):
             tmp_path / "o",
         )
         assert (tmp_path / "o").read_bytes()[:4] == b"\xcf\xfa\xed\xfe"  # Mach-O of 64 bits
+
+
+@pytest.mark.parametrize("source", SYSTEMS)
+def test_the_engine_compiles_against_androids_c_library(source, tmp_path):
+    sysroot, clang = os.environ.get("ANDROID_SYSROOT"), shutil.which(os.environ.get("CLANG", "clang++"))
+    if not sysroot or clang is None:
+        pytest.skip("ANDROID_SYSROOT is not set to the NDK's toolchains/llvm/prebuilt/*/sysroot, or there is no Clang")
+    android = ["--target=aarch64-linux-android26", f"--sysroot={sysroot}", "-stdlib=libc++", "-std=c++17"]
+    arm = "-march=armv8.2-a+dotprod+fp16" + ("+i8mm" if "i8mm" in source else "")
+    folders = [f"-I{HEADER.parent}", f"-I{NATIVE}"]
+    run(clang, *android, arm, '-DMOBILEMOE_VERSION="0"', *folders, "-c", NATIVE / source, "-o", tmp_path / "o")
+    assert (tmp_path / "o").read_bytes()[:4] == b"\x7fELF"
