@@ -129,7 +129,7 @@ def module_arrows(sources: dict[str, tuple[str, bool]]) -> dict[str, set[str]]:
 def test_the_page_names_no_room_that_is_not_there():
     rooms = {*RULES} - {""}
     assert {room for room in rooms if not (ROOT / room.replace(".", "/")).is_dir()} == {
-        room for room in rooms if (ROOT / f"{room}.py").is_file()
+        room for room in rooms for end in (".py", ".pyi") if (ROOT / f"{room.replace('.', '/')}{end}").is_file()
     }
     assert set().union(*RULES.values()) <= {*RULES}
 

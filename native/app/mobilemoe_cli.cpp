@@ -35,7 +35,7 @@ const char kHelp[] = R"(mobilemoe-cli: small mixture-of-experts language models,
       Rewrites a checkpoint as an engine file, which opens at once and is not copied into memory.
 
 MODEL is an engine file or a checkpoint's folder. run and bench also take
-  --threads N   0, the default: one for each core
+  --threads N   0, the default: one for each fast physical core
   --kv KIND     int8 (the default) or f16: how keys and values are kept
   --isa NAME    an instruction set instead of the best one
 )";

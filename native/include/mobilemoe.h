@@ -39,7 +39,7 @@ typedef struct mm_sampler mm_sampler;
 typedef struct mm_speculation mm_speculation;
 
 typedef struct {
-  int32_t threads;          /* 0: one for each core that the process may use; of more only so many run */
+  int32_t threads;          /* 0: one for each fast physical core that the process may use */
   mm_kv kv;                 /* how keys and values are kept */
   int32_t fp32_activations; /* 1: exact and slow; 0: int8 */
   /* Bytes that the whole process may come to have, what it had before included; 0: no limit. With a limit, `path` is an

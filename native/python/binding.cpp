@@ -23,6 +23,7 @@
 #include "files/session_file.h"
 #include "kernels/dispatch.h"
 #include "requests.h"
+#include "threads/cores.h"
 
 namespace mobilemoe::python {
 namespace {
@@ -409,6 +410,8 @@ NB_MODULE(_native, m) {
   bind_sampler(m);
   nb::class_<PySpeculation>(m, "Speculation");
   m.def("available_kernels", &list_kernels);
+  m.def("allowed_cores", []() { return mobilemoe::allowed_cores(); });
+  m.def("default_threads", []() { return mobilemoe::default_threads(); });
   m.def("machine_speed", &machine_speed, "threads"_a);
   m.def("repack", &repack, "folder"_a, "path"_a, "progress"_a = nb::none(), "origin"_a = nb::none());
   m.def("verify", &mobilemoe::verify_engine_file, "path"_a, nb::call_guard<nb::gil_scoped_release>());

@@ -52,8 +52,8 @@ def load(
     """Loads a Hub id, a folder, a training run's folder, or a bundled model ("nano").
 
     The native engine runs INT4 weights. `activations` are "int8" (its default) or "fp32" (exact, slow); keys and values
-    are kept in `kv` "int8", "fp16" or "fp32" (default: as the activations). `threads` is by default one for each core
-    that this process may use. `speculate` guesses tokens where a text repeats itself, or by the model's draft head,
+    are kept in `kv` "int8", "fp16" or "fp32" (default: as the activations). `threads` is by default one for each fast
+    core of this process. `speculate` guesses tokens where a text repeats itself, or by the model's draft head,
     which changes nothing but its speed: "auto" (default) while it pays, "lookup" or "draft" always by one of them,
     "off" never. BF16 weights need quantize="int4", which rounds them to nearest, or backend="torch", which needs the
     extra and computes in fp32, on a GPU if there is one. Raises ModelNotFoundError, UsageError, ConfigError,

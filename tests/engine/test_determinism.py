@@ -30,6 +30,32 @@ def test_nothing_depends_on_the_number_of_threads(make_engine, isa, kind):
 
 @EACH_ISA
 @EACH_KIND
+def test_nothing_depends_on_threads_or_pieces_where_the_keys_are_split(in_folder, monkeypatch, isa, kind):
+    """Beyond 1,024 tokens the keys of a head become several tasks where tasks would be few for the threads."""
+    monkeypatch.setenv("MOBILEMOE_ISA", isa)
+    one, many = [Engine(in_folder, threads=threads, **kind) for threads in (1, 16)]
+    ids = ids_for(one, 1100)
+    whole, cut = one.session(), many.session()
+    expected_V = whole.append(ids)
+    for piece in (ids[:1020], ids[1020:1030], ids[1030:1031], ids[1031:]):
+        logits_V = cut.append(piece)
+    np.testing.assert_array_equal(logits_V, expected_V)
+    for token in ids_for(one, 5, seed=1):
+        np.testing.assert_array_equal(cut.append([token]), whole.append([token]))
+    prompts = [ids, ids_for(one, 1060, seed=2)]
+    made: dict[int, list[int]] = {0: [], 1: []}
+    batch = many.batch()
+    assert [batch.join(prompt) for prompt in prompts] == [0, 1]
+    while min(map(len, made.values())) < NEW:  # reading the prompts takes several steps
+        for number, choice in batch.step():
+            made[number].append(choice.token)
+    assert [tokens[:NEW] for tokens in made.values()] == [
+        one.generate_ids(prompt, max_new_tokens=NEW) for prompt in prompts
+    ]
+
+
+@EACH_ISA
+@EACH_KIND
 @pytest.mark.parametrize("piece", [1, 7, 64])
 def test_nothing_depends_on_how_a_prompt_is_cut(make_engine, isa, kind, piece):
     engine = make_engine(isa, **kind)

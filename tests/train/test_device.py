@@ -10,7 +10,6 @@ import sys
 import pytest
 import torch
 
-from mobilemoe.cores import allowed_cores
 from mobilemoe.train import device as device_module
 from mobilemoe.train.device import faster_precision, matmul_flops, set_threads, settle
 from mobilemoe.train.loop import train
@@ -95,44 +94,3 @@ def test_threads_are_those_asked_for_or_the_cores_that_one_may_use(monkeypatch, 
     assert set_threads(table()) == 3
     torch.set_num_threads(1)  # as OMP_NUM_THREADS=1
     assert set_threads(table()) == 1
-
-
-# Cores
-
-
-def write(folder, **files):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / name.replace("_dot_", ".", 1)).write_text(text)
-
-
-@pytest.mark.parametrize(
-    ("quota", "cores"),
-    [("max 100000", 64), ("200000 100000", 2), ("250000 100000", 2), ("50000 100000", 1), ("junk", 64), ("1 0", 64)],
-)
-def test_a_quota_of_version_2_limits_the_cores_wherever_it_stands(quota, cores, monkeypatch, tmp_path):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    process, mount = tmp_path / "cgroup", tmp_path / "mount"
-    process.write_text("0::/user/job\n")
-    for place in (mount, mount / "user", mount / "user" / "job"):
-        write(place, cpu_dot_max=quota)
-        assert allowed_cores(process, mount) == cores
-        shutil.rmtree(mount)
-        mount.mkdir()
-
-
-def test_a_quota_of_version_1_limits_the_cores_too(monkeypatch, tmp_path):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    process, mount = tmp_path / "cgroup", tmp_path / "mount"
-    process.write_text("3:memory:/job\n2:cpu,cpuacct:/docker/7\n")
-    assert allowed_cores(process, mount) == 64
-    write(mount / "cpu", cpu_dot_cfs_quota_us="300000\n", cpu_dot_cfs_period_us="100000\n")  # as a container sees it
-    assert allowed_cores(process, mount) == 3
-    write(mount / "cpu", cpu_dot_cfs_quota_us="-1\n")
-    assert allowed_cores(process, mount) == 64
-
-
-def test_the_affinity_limits_the_cores(monkeypatch, tmp_path):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
-    assert allowed_cores() == 1
-    assert allowed_cores(tmp_path / "none", tmp_path) == 1

@@ -61,7 +61,7 @@ final class Writer: ObservableObject {
     private func open(_ folder: URL) async throws -> TextModel {
         if let model, model.folder == folder { return model.opened }
         model = nil
-        let opened = try await Task.detached { try TextModel(folder: folder, threads: 2) }.value
+        let opened = try await Task.detached { try TextModel(folder: folder, threads: 0) }.value
         model = (folder, opened)
         return opened
     }

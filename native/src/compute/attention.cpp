@@ -12,6 +12,16 @@ namespace {
 constexpr int kTaskPanels = 8;    // panels of a matrix task over many rows
 constexpr int kTaskQueries = 96;  // query rows of an attention task
 
+struct KeyRange {
+  int begin, end;
+};
+
+// The keys that tokens [begin, end) of a span see in a layer with this window (0: none).
+KeyRange keys_of(const Span& span, int begin, int end, int window) {
+  const int first = span.position + begin;
+  return {window > 0 ? std::max(0, first + 1 - window) : 0, span.position + end};
+}
+
 }  // namespace
 
 Attention::Attention(const Config& config, const Kernels& kernels, ThreadPool& pool, bool fp32)
@@ -73,11 +83,8 @@ void Attention::run(const LayerWeights& layer, int index, float* x) {
   inputs_.resize(rows_, input_bytes(layer.o, o_form));
   scratch_.resize(rows_, q_width);
   for_rows(pool_, rows_, [&](int row) {
-    float* heads = scratch_[row];
-    for (int head = 0; head < kv_heads_; ++head) {
-      std::copy_n(attended_[head * rows_ + row], attended_.width(), heads + head * attended_.width());
-    }
-    kernels_.prepare[o_form](heads, q_width, inputs_[row]);
+    gather_heads(index, row, scratch_[row]);
+    kernels_.prepare[o_form](scratch_[row], q_width, inputs_[row]);
   });
   scratch_.resize(rows_, layer.o.outputs);
   multiply(layer.o, layer.shared.gate_up, scratch_);
@@ -102,16 +109,18 @@ void Attention::multiply(const Matrix& matrix, const Matrix& after, Rows<float>&
   });
 }
 
-// Computes attended_ from qkv_, and appends keys and values to the caches on the way.
+// Computes attended_, or states_ of splits_, from qkv_, and appends keys and values to the caches on the way.
 void Attention::attend_all(const LayerWeights& layer, int index) {
   queries_.resize(kv_heads_ * rows_, group_ * config_.head_dim);
   attended_.resize(kv_heads_ * rows_, group_ * config_.head_dim);
-  if (rows_ == count_) {  // every sequence has one token: its keys and its attention in one task for each head
+  splits_ = count_splits(index);
+  states_.resize(kv_heads_ * rows_, group_ * splits_ * split_state_size(config_.head_dim));
+  if (rows_ == count_ && splits_ == 0) {  // one token of every sequence: keys and attention in one task for each head
     pool_.run(count_ * kv_heads_, [&](int task, int) {
       const Span& span = spans_[task / kv_heads_];
       const int head = task % kv_heads_;
       append_keys(layer, index, span, head);
-      attend(index, {&span, head, 0, 1});
+      attend(index, {&span, head, 0, 1, -1});
     });
     return;
   }
@@ -122,8 +131,14 @@ void Attention::attend_all(const LayerWeights& layer, int index) {
   // The last tokens of a span see the most keys, so the longest tasks come first.
   for (const Span* span = spans_; span < spans_ + count_; ++span) {
     for (int end = span->count; end > 0; end -= tokens_per_task) {
-      for (int head = 0; head < kv_heads_; ++head)
-        tasks_.push_back({span, head, std::max(0, end - tokens_per_task), end});
+      const int begin = std::max(0, end - tokens_per_task);
+      const KeyRange keys = keys_of(*span, begin, end, config_.window[index]);
+      for (int head = 0; head < kv_heads_; ++head) {
+        if (splits_ == 0) tasks_.push_back({span, head, begin, end, -1});
+        for (int split = keys.begin / kKvSplit; split < std::min(splits_, divide_up(keys.end, kKvSplit)); ++split) {
+          tasks_.push_back({span, head, begin, end, split});
+        }
+      }
     }
   }
   pool_.run(static_cast<int>(tasks_.size()), [&](int task, int) { attend(index, tasks_[task]); });
@@ -164,9 +179,51 @@ void Attention::attend(int index, const Task& task) {
   args.kv = span.kv->block(index, task.head, 0);
   args.head_dim = config_.head_dim;
   args.scale = static_cast<float>(config_.attention_scale);
-  args.out = attended_[at];
-  args.out_stride = config_.head_dim;
+  args.split = task.split;
+  if (task.split < 0) {
+    args.out = attended_[at];
+    args.out_stride = config_.head_dim;
+  } else {
+    const int size = split_state_size(config_.head_dim);
+    args.out = states_[at] + task.split * size;
+    args.out_stride = splits_ * size;
+  }
   kernels_.attend[span.kv->type()](args);
+}
+
+// How many splits of keys the longest span has, if the tasks of a pass are few for the threads and its contexts are
+// long; otherwise 0. The results are the same either way.
+int Attention::count_splits(int index) const {
+  const int tokens_per_task = std::max(1, kTaskQueries / group_);
+  int tasks = 0, splits = 0;
+  bool is_long = false;
+  for (const Span* span = spans_; span < spans_ + count_; ++span) {
+    const KeyRange keys = keys_of(*span, 0, span->count, config_.window[index]);
+    tasks += divide_up(span->count, tokens_per_task) * kv_heads_;
+    splits = std::max(splits, divide_up(keys.end, kKvSplit));
+    is_long |= keys.end - keys.begin > kKvSplit;
+  }
+  return is_long && tasks < 2 * pool_.threads() ? splits : 0;
+}
+
+// heads [q_width] = what a row's heads have attended to.
+void Attention::gather_heads(int index, int row, float* heads) {
+  const int width = group_ * config_.head_dim;
+  for (int head = 0; head < kv_heads_; ++head, heads += width) {
+    const int at = head * rows_ + row;
+    if (splits_ == 0) {
+      std::copy_n(attended_[at], width, heads);
+      continue;
+    }
+    const Span& span = span_of(row, spans_, count_);
+    const int token = row - span.first_row, size = split_state_size(config_.head_dim);
+    const KeyRange keys = keys_of(span, token, token + 1, config_.window[index]);
+    const int first = keys.begin / kKvSplit, count = divide_up(keys.end, kKvSplit) - first;
+    for (int i = 0; i < group_; ++i) {
+      kernels_.merge_splits(states_[at] + (i * splits_ + first) * size, count, config_.head_dim,
+                            heads + i * config_.head_dim);
+    }
+  }
 }
 
 }  // namespace mobilemoe

@@ -26,12 +26,15 @@ class Attention {
   struct Task {
     const Span* span;
     int head, begin, end;  // a KV head and tokens of the span
+    int split;             // of their keys; -1: all
   };
 
   void multiply(const Matrix& matrix, const Matrix& after, Rows<float>& outputs);
   void attend_all(const LayerWeights& layer, int index);
   void append_keys(const LayerWeights& layer, int index, const Span& span, int head);
   void attend(int index, const Task& task);
+  int count_splits(int index) const;
+  void gather_heads(int index, int row, float* heads);
 
   const Config& config_;
   const Kernels& kernels_;
@@ -48,6 +51,8 @@ class Attention {
   Rows<float> qkv_, cos_sin_;       // [rows]
   Rows<int> positions_;             // [rows][group]
   Rows<float> queries_, attended_;  // [KV heads x rows][group x head_dim]
+  int splits_ = 0;                  // of the keys in tasks of their own; 0: every task takes all keys
+  Rows<float> states_;              // [KV heads x rows][group][splits][split_state_size]
   std::vector<Task> tasks_;
 };
 

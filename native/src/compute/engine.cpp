@@ -54,7 +54,7 @@ Engine::Engine(Model model, const EngineOptions& options)
     : model_(std::move(model)),
       options_(options),
       kernels_(choose_kernels()),
-      pool_(options.threads == 0 ? allowed_cores() : options.threads) {
+      pool_(options.threads == 0 ? default_threads() : options.threads) {
   if (options_.fp32) options_.kv = KvType::f32;
   if (options_.max_memory > 0) {
     const size_t most = options_.max_memory,

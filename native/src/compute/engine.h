@@ -15,7 +15,7 @@
 namespace mobilemoe {
 
 struct EngineOptions {
-  int threads = 0;  // 0: one for each core
+  int threads = 0;  // 0: default_threads()
   KvType kv = KvType::int8;
   bool fp32 = false;  // activations stay in fp32 instead of int8: exact, and slow
   // Bytes that the whole process may come to have, what it had before included; 0: no limit. Of a model that was opened

@@ -48,7 +48,12 @@ inline size_t input_bytes(const Matrix& matrix, Form form) { return matrix.group
 
 enum class KvType : uint8_t { int8, f16, f32 };
 
-constexpr int kKvBlock = 64;  // keys in one step of the online softmax
+constexpr int kKvBlock = 64;    // keys in one step of the online softmax
+constexpr int kKvSplit = 1024;  // keys of one online softmax; a longer context is several, merged in order
+
+// What the keys of one split make of a query, as floats: the largest score, 15 unused, the sum of e^(score - largest)
+// in 16 lanes, and head_dim sums of values times those, rounded up to 16.
+constexpr int split_state_size(int head_dim) { return 32 + round_up(head_dim, 16); }
 
 // One block of 64 keys and values of one KV head; zeros where no token has been written. h is head_dim, H is h rounded
 // up to 16.
@@ -67,6 +72,8 @@ struct AttendArgs {
   float scale;  // of the scores
   float* out;   // [rows][h] rows at distance out_stride
   size_t out_stride;
+  int split;  // -1: all keys. Otherwise only the keys from kKvSplit x split on: `out` then receives their states, of
+              // rows that see some of them
 };
 
 // One function for each value of an enum.
@@ -109,8 +116,11 @@ struct Kernels {
   // Writes one token's key and value into slot `slot` of a block.
   Functions<KvType, void(const float* k, const float* v, int head_dim, int slot, uint8_t* block)> kv_append;
 
-  // Causal attention with an online softmax over blocks of 64 keys, in order.
+  // Causal attention with an online softmax over blocks of 64 keys, in order, begun anew at every kKvSplit-th key.
   Functions<KvType, void(const AttendArgs& args)> attend;
+
+  // out [head_dim] = the attention of one row from `count` states of consecutive splits, one after the other.
+  void (*merge_splits)(const float* states, int count, int head_dim, float* out);
 
   // log(sum(exp(logits))), for scores.
   float (*log_sum_exp)(const float* logits, int count);

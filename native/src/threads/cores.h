@@ -1,4 +1,4 @@
-// How many cores this process may use.
+// How many cores this process may use, and on how many of them threads are worth their wait for each other.
 #pragma once
 
 #include <string>
@@ -9,8 +9,16 @@ namespace mobilemoe {
 // a cgroup is lower; a quota of 2.5 cores counts as 2. At least 1.
 int allowed_cores();
 
-// The number of cores that the cgroup quotas of a process allow, or `most` if they allow more. `cgroups` is the text of
-// its /proc/self/cgroup, and `mount` the folder where cgroups are mounted. At least 1.
-int cores_of_quotas(const std::string& cgroups, const std::string& mount, int most);
+// How many threads to use unless told otherwise: one for each physical core among the allowed ones that is about as
+// fast as the fastest, and no more than a quota allows. At least 1.
+//
+// Two threads of one core share the units that multiply, and the memory's speed is the limit of decoding; all threads
+// wait for the slowest, so that little cores beside big ones make the whole slower.
+int default_threads();
+
+// The same for a machine whose /proc and /sys are folders in `root`, and a process that may use the cores `allowed`
+// (in Linux's notation: "0-3,8").
+int allowed_cores(const std::string& root, const std::string& allowed);
+int default_threads(const std::string& root, const std::string& allowed);
 
 }  // namespace mobilemoe

@@ -91,10 +91,39 @@ struct Scene {
     args.scale = scale();
     args.out = out.data();
     args.out_stride = size(head_dim);
+    args.split = -1;
     kernels.attend[type](args);
     return out;
   }
   Floats answer() const { return answer(0, rows()); }
+
+  // The same from one call for each split of the keys, and a merge for each row.
+  Floats answer_by_splits() const {
+    const int splits = divide_up(length, kKvSplit), state = split_state_size(head_dim);
+    Floats states(size(rows() * splits * state), -7.0f);
+    AttendArgs args{};
+    args.q = q.data();
+    args.q_stride = size(head_dim);
+    args.position = position.data();
+    args.rows = rows();
+    args.window = window;
+    args.kv = blocks.data();
+    args.head_dim = head_dim;
+    args.scale = scale();
+    args.out_stride = size(splits * state);
+    for (args.split = 0; args.split < splits; ++args.split) {
+      args.out = states.data() + args.split * state;
+      kernels.attend[type](args);
+    }
+    Floats out(size(rows() * head_dim), -7.0f);
+    for (int row = 0; row < rows(); ++row) {
+      const int last = position[size(row)] / kKvSplit;
+      const int first = window > 0 ? std::max(0, position[size(row)] - window + 1) / kKvSplit : 0;
+      kernels.merge_splits(states.data() + (row * splits + first) * state, last - first + 1, head_dim,
+                           out.data() + row * head_dim);
+    }
+    return out;
+  }
 
   std::vector<double> exact(int row) const {
     const int last = position[size(row)];
@@ -219,6 +248,45 @@ TEST(attention_of_a_row_is_the_same_in_every_call) {
         CHECK(same_bits(one_by_one, whole));
         for (int cut : {1, 5, 23, 24, 31, 89}) {
           CHECK(same_bits(joined(scene.answer(0, cut), scene.answer(cut, scene.rows())), whole));
+        }
+      }
+    }
+  });
+}
+
+TEST(attention_has_the_same_bits_whether_splits_of_the_keys_are_apart_or_together) {
+  grid::for_each_isa([](const Kernels& kernels) {
+    for (KvType type : kTypes) {
+      for (int head_dim : {64, 10}) {
+        Scene scene(kernels, type, head_dim, 2 * kKvSplit + 300);
+        for (int window : {0, 70, 1000, kKvSplit + 5}) {
+          scene.window = window;
+          scene.ask({0, kKvSplit - 1, kKvSplit, kKvSplit + 30, kKvSplit + 64, 2 * kKvSplit - 1, 2 * kKvSplit,
+                     scene.length - 1});
+          const Floats whole = scene.answer();
+          CHECK(same_bits(scene.answer_by_splits(), whole));
+          Floats one_by_one;
+          for (int row = 0; row < scene.rows(); ++row) one_by_one = joined(one_by_one, scene.answer(row, row + 1));
+          CHECK(same_bits(one_by_one, whole));
+          check_exact(scene);
+        }
+      }
+    }
+  });
+}
+
+TEST(all_instruction_sets_merge_splits_as_the_reference_does) {
+  grid::for_each_isa([](const Kernels& kernels) {
+    for (KvType type : kTypes) {
+      for (int head_dim : {64, 10}) {
+        const int length = 3 * kKvSplit - 7;
+        Scene reference(grid::reference(), type, head_dim, length), scene(kernels, type, head_dim, length);
+        for (int window : {0, kKvSplit + 100}) {
+          reference.window = scene.window = window;
+          reference.ask({length - 1, 2 * kKvSplit + 1, kKvSplit, 5});
+          scene.ask(reference.position);
+          CHECK(same_bits(reference.answer(), scene.answer()));
+          CHECK(same_bits(reference.answer_by_splits(), scene.answer_by_splits()));
         }
       }
     }

@@ -65,7 +65,7 @@ ThreadsOption = Annotated[
     typer.Option(
         "--threads",
         callback=_warn_of_threads,
-        help="Number of threads (default: one for each core that the process may use).",
+        help="Number of threads (default: one for each fast physical core that the process may use).",
     ),
 ]
 MaxNewTokens = Annotated[int, typer.Option(help="Write at most this many tokens.")]

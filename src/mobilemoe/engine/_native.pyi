@@ -160,6 +160,12 @@ class Speculation:
 def available_kernels() -> list[str]:
     """The instruction sets that this build has and this machine can run, best first."""
 
+def allowed_cores() -> int:
+    """How many cores this process may use."""
+
+def default_threads() -> int:
+    """How many threads an engine has unless told otherwise."""
+
 ENGINE_VERSION: int  # of the engine files that this build reads
 INTERFACE_VERSION: int  # of this module
 

@@ -83,7 +83,7 @@ class Core:
     ) -> None:
         """Opens the INT4 model in `folder`; with `quantize` a BF16 model, which is rounded to INT4.
 
-        threads: by default one for each core that this process may use, and never more than that. activations: "fp32"
+        threads: by default one for each fast core of this process, and never more than its cores. activations: "fp32"
         is exact and slow. kv: the format of cached keys and values, by default that of the activations, and "fp32"
         wherever these are "fp32". context: the longest text in tokens, by default the model's. speculate: "auto"
         guesses tokens where a text repeats itself, or by the model's draft head, and where that makes it faster;

@@ -25,6 +25,7 @@ from typing import IO, Any
 import torch
 
 from mobilemoe import accounting
+from mobilemoe.cores import allowed_cores
 from mobilemoe.data.mixture import build_sources
 from mobilemoe.errors import MachineError, TrainError, UsageError
 from mobilemoe.files import write_json
@@ -203,7 +204,7 @@ class _WorkerPool:
 
     def _start(self, number: int, first: str = "") -> None:
         environment = {name: value for name, value in os.environ.items() if name not in _TORCHRUN}
-        threads = str(max(1, len(os.sched_getaffinity(0)) // self.count))
+        threads = str(max(1, allowed_cores() // self.count))
         for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
             environment.setdefault(name, threads)
         # As `train` does: returning the memory of activations to the system in each step costs a fifth of the time.

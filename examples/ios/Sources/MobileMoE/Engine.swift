@@ -17,7 +17,7 @@ public final class Engine {
     private var sampler: OpaquePointer?
     private var logits: [Float]
 
-    /// Maps an engine file, or repacks a checkpoint's folder into memory. threads: 0 for one on each core.
+    /// Maps an engine file, or repacks a checkpoint's folder into memory. threads: 0 for one on each large core.
     public init(path: String, threads: Int) throws {
         var options = mm_default_options()
         options.threads = Int32(threads)

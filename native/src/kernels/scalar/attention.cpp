@@ -106,41 +106,81 @@ class FloatBlock {
   KvFloatLayout layout_;
 };
 
-// One query row over the blocks of the keys begin .. position.
-template <class Block>
-void attend_row(const AttendArgs& args, size_t block_bytes, int row) {
-  const int position = args.position[row];
-  const int begin = args.window > 0 ? std::max(0, position - args.window + 1) : 0;
-  typename Block::Query query[kMaxHeadDim];
-  const float scale = Block::prepare(args.q + row * args.q_stride, args.head_dim, query) * args.scale;
-
-  float largest = -kInfinity;
-  float sum[kLanes] = {};  // slot s belongs to lane s % 16
+// What a row has gathered from the keys of a split, or of several.
+struct State {
+  float largest = -kInfinity;  // score
+  float sum[kLanes] = {};      // of e^(score - largest); slot s belongs to lane s % 16
   float acc[kMaxHeadDim] = {};
-  for (int index = begin / kKvBlock; index <= position / kKvBlock; ++index) {
-    const Block block(args.kv + index * block_bytes, args.head_dim);
-    const int first = std::max(begin - index * kKvBlock, 0);
-    const int last = std::min(position - index * kKvBlock, kKvBlock - 1);
+};
 
-    float p[kKvBlock];
-    const float before = largest;
-    for (int s = first; s <= last; ++s) {
-      p[s] = block.score(query, args.head_dim, s, scale);
-      if (p[s] > largest) largest = p[s];
-    }
-    const float rescale = exp(before - largest);
-    float of_block[kLanes] = {};
-    for (int s = first; s <= last; ++s) {
-      p[s] = exp(p[s] - largest);
-      of_block[s % kLanes] += p[s];
-    }
-    for (int lane = 0; lane < kLanes; ++lane) sum[lane] = std::fma(sum[lane], rescale, of_block[lane]);
-    block.add_values(p, first, last, rescale, args.head_dim, acc);
+// Adds a later split's state.
+void merge(const State& later, int head_dim, State* state) {
+  const float most = std::max(state->largest, later.largest);
+  const float keep = exp(state->largest - most), take = exp(later.largest - most);
+  for (int lane = 0; lane < kLanes; ++lane) {
+    state->sum[lane] = std::fma(state->sum[lane], keep, later.sum[lane] * take);
   }
+  for (int i = 0; i < head_dim; ++i) state->acc[i] = std::fma(state->acc[i], keep, later.acc[i] * take);
+  state->largest = most;
+}
+
+void finish(const State& state, int head_dim, float* out) {
+  float sum[kLanes];
+  std::copy(state.sum, state.sum + kLanes, sum);
   for (int step = kLanes / 2; step > 0; step /= 2)
     for (int lane = 0; lane < step; ++lane) sum[lane] += sum[lane + step];
+  for (int i = 0; i < head_dim; ++i) out[i] = state.acc[i] / sum[0];
+}
+
+// One query row over the blocks of the keys begin .. end - 1, which lie in one split.
+template <class Block>
+State attend_split(const AttendArgs& args, size_t block_bytes, int row, int begin, int end) {
+  typename Block::Query query[kMaxHeadDim];
+  const float scale = Block::prepare(args.q + row * args.q_stride, args.head_dim, query) * args.scale;
+  State state;
+  for (int index = begin / kKvBlock; index * kKvBlock < end; ++index) {
+    const Block block(args.kv + index * block_bytes, args.head_dim);
+    const int first = std::max(begin - index * kKvBlock, 0);
+    const int last = std::min(end - index * kKvBlock, kKvBlock) - 1;
+
+    float p[kKvBlock];
+    const float before = state.largest;
+    for (int s = first; s <= last; ++s) {
+      p[s] = block.score(query, args.head_dim, s, scale);
+      if (p[s] > state.largest) state.largest = p[s];
+    }
+    const float rescale = exp(before - state.largest);
+    float of_block[kLanes] = {};
+    for (int s = first; s <= last; ++s) {
+      p[s] = exp(p[s] - state.largest);
+      of_block[s % kLanes] += p[s];
+    }
+    for (int lane = 0; lane < kLanes; ++lane) state.sum[lane] = std::fma(state.sum[lane], rescale, of_block[lane]);
+    block.add_values(p, first, last, rescale, args.head_dim, state.acc);
+  }
+  return state;
+}
+
+template <class Block>
+void attend_row(const AttendArgs& args, size_t block_bytes, int row) {
+  const int end = args.position[row] + 1, begin = args.window > 0 ? std::max(0, end - args.window) : 0;
+  const int first = begin / kKvSplit, last = (end - 1) / kKvSplit;
   float* out = args.out + row * args.out_stride;
-  for (int i = 0; i < args.head_dim; ++i) out[i] = acc[i] / sum[0];
+  const auto state_of = [&](int split) {
+    return attend_split<Block>(args, block_bytes, row, std::max(begin, split * kKvSplit),
+                               std::min(end, (split + 1) * kKvSplit));
+  };
+  if (args.split >= 0) {
+    if (args.split < first || args.split > last) return;
+    const State state = state_of(args.split);
+    out[0] = state.largest;
+    std::copy(state.sum, state.sum + kLanes, out + 16);
+    std::copy(state.acc, state.acc + round_up(args.head_dim, 16), out + 32);
+    return;
+  }
+  State state = state_of(first);
+  for (int split = first + 1; split <= last; ++split) merge(state_of(split), args.head_dim, &state);
+  finish(state, args.head_dim, out);
 }
 
 template <class Block>
@@ -189,5 +229,19 @@ void kv_append_f32(const float* k, const float* v, int head_dim, int slot, uint8
 void attend_int8(const AttendArgs& args) { attend<Int8Block>(args, KvType::int8); }
 void attend_f16(const AttendArgs& args) { attend<FloatBlock<uint16_t>>(args, KvType::f16); }
 void attend_f32(const AttendArgs& args) { attend<FloatBlock<float>>(args, KvType::f32); }
+
+void merge_splits(const float* states, int count, int head_dim, float* out) {
+  const auto state_of = [&](int split) {
+    const float* from = states + split * split_state_size(head_dim);
+    State state;
+    state.largest = from[0];
+    std::copy(from + 16, from + 32, state.sum);
+    std::copy(from + 32, from + 32 + head_dim, state.acc);
+    return state;
+  };
+  State state = state_of(0);
+  for (int split = 1; split < count; ++split) merge(state_of(split), head_dim, &state);
+  finish(state, head_dim, out);
+}
 
 }  // namespace mobilemoe::scalar

@@ -16,6 +16,7 @@ const Kernels* kernels() {
       add_scaled,
       {kv_append_int8, kv_append_f16, kv_append_f32},
       {attend_int8, attend_f16, attend_f32},
+      merge_splits,
       log_sum_exp,
       nullptr,
   };

@@ -53,5 +53,6 @@ void kv_append_f32(const float* k, const float* v, int head_dim, int slot, uint8
 void attend_int8(const AttendArgs& args);
 void attend_f16(const AttendArgs& args);
 void attend_f32(const AttendArgs& args);
+void merge_splits(const float* states, int count, int head_dim, float* out);
 
 }  // namespace mobilemoe::scalar

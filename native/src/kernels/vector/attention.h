@@ -22,12 +22,20 @@ inline void attend_tile(const AttendArgs& args, int row, int rows) {
   [[maybe_unused]] Int8Rows side;
   if constexpr (type == KvType::int8) start_queries<S>(args, row, rows, layout.width, &side);
 
-  int begin = args.position[row], end = 0;
+  Earlier<S> earlier;
+  for (int r = 0; r < rows; ++r) earlier.is_empty[r] = true;
+
+  int begin = INT32_MAX, end = 0;
   for (int r = 0; r < rows; ++r) {
     if (tile.begin[r] < begin) begin = tile.begin[r];
     if (tile.end[r] > end) end = tile.end[r];
   }
+  const int first_end = (begin / kKvSplit + 1) * kKvSplit;  // of the first split
   for (int block = begin / kKvBlock; block * kKvBlock < end; ++block) {
+    if (block % (kKvSplit / kKvBlock) == 0 && block * kKvBlock >= first_end) {
+      end_split<S>(layout.width, block * kKvBlock, tile, &earlier);
+      start_split<S>(layout.width, &tile);
+    }
     enter_block<S>(block, &tile);
     const uint8_t* kv = args.kv + block * block_bytes;
     if constexpr (type == KvType::int8) int8_block<S, kRows, units>(layout, kv, &tile, &side);
@@ -38,7 +46,14 @@ inline void attend_tile(const AttendArgs& args, int row, int rows) {
       float_block<S, float, kRows, units>(args, row, reinterpret_cast<const float*>(kv), &tile);
     }
   }
-  finish_tile<S>(args, row, layout.width, &tile);
+  if (args.split >= 0) return store_states<S>(args, row, layout.width, tile);
+  const bool one_split = end <= first_end;
+  if (!one_split) end_split<S>(layout.width, divide_up(end, kKvSplit) * kKvSplit, tile, &earlier);
+  for (int r = 0; r < rows; ++r) {
+    float* out = args.out + (row + r) * args.out_stride;
+    finish_row<S>(args.head_dim, layout.width, one_split ? tile.sum[r] : earlier.sum[r],
+                  (one_split ? tile.acc : earlier.acc) + r * layout.width, out);
+  }
 }
 
 // How many rows by units of 16 keys or values are held in registers: 6 x 4 with 32 registers of 16 lanes, 4 x 1 where

@@ -33,16 +33,26 @@ struct Tile {
 static_assert((kTileRows + 8) % 16 == 0);
 
 template <class S>
+inline void start_split(int width, Tile<S>* tile) {
+  for (int r = 0; r < tile->rows; ++r) S::store(tile->sum[r], S::zero());
+  for (float& x : tile->largest) x = -__builtin_inff();
+  for (int i = 0; i < tile->rows * width; i += 16) S::store(tile->acc + i, S::zero());
+}
+
+template <class S>
 inline void start_tile(const AttendArgs& args, int row, int rows, int width, Tile<S>* tile) {
   tile->rows = rows;
   for (int r = 0; r < rows; ++r) {
     const int position = args.position[row + r];
     tile->begin[r] = args.window > 0 && position >= args.window ? position - args.window + 1 : 0;
     tile->end[r] = position + 1;
-    S::store(tile->sum[r], S::zero());
+    if (args.split >= 0) {
+      const int first = args.split * kKvSplit, end = first + kKvSplit;
+      if (tile->begin[r] < first) tile->begin[r] = first;
+      if (tile->end[r] > end) tile->end[r] = end;
+    }
   }
-  for (float& x : tile->largest) x = -__builtin_inff();
-  for (int i = 0; i < rows * width; i += 16) S::store(tile->acc + i, S::zero());
+  start_split<S>(width, tile);
 }
 
 // Determines which slots of block `block` the rows see.
@@ -124,15 +134,78 @@ inline void softmax_step(Tile<S>* tile) {
   }
 }
 
+// What the rows of a tile have gathered in the splits before the current one.
 template <class S>
-inline void finish_tile(const AttendArgs& args, int row, int width, Tile<S>* tile) {
-  for (int r = 0; r < tile->rows; ++r) {
-    float* acc = tile->acc + r * width;
-    float* out = args.out + (row + r) * args.out_stride;
-    const typename S::F total = S::set(sum<S>(S::load(tile->sum[r])));
-    for (int i = 0; i < width; i += 16) S::store(acc + i, S::div(S::load(acc + i), total));
-    __builtin_memcpy(out, acc, args.head_dim * sizeof(float));
+struct Earlier {
+  bool is_empty[kTileRows];
+  float largest[kTileRows];
+  alignas(64) float sum[kTileRows][16];
+  alignas(64) float acc[kTileRows * kMaxHeadDim];
+};
+
+// Adds a later split's state to an earlier one's.
+template <class S>
+inline void merge_state(int width, float later_largest, const float* later_sum, const float* later_acc, float* largest,
+                        float* sum, float* acc) {
+  const float most = later_largest > *largest ? later_largest : *largest;
+  const typename S::F keep = exp<S>(S::set(*largest - most)), take = exp<S>(S::set(later_largest - most));
+  S::store(sum, S::fma(S::load(sum), keep, S::mul(S::load(later_sum), take)));
+  for (int i = 0; i < width; i += 16) {
+    S::store(acc + i, S::fma(S::load(acc + i), keep, S::mul(S::load(later_acc + i), take)));
   }
+  *largest = most;
+}
+
+// Moves the state of the split that ends before key `end` to the earlier ones, for the rows that saw some of it.
+template <class S>
+inline void end_split(int width, int end, const Tile<S>& tile, Earlier<S>* earlier) {
+  for (int r = 0; r < tile.rows; ++r) {
+    if (tile.begin[r] >= end || tile.end[r] <= end - kKvSplit) continue;
+    float* acc = earlier->acc + r * width;
+    if (earlier->is_empty[r]) {
+      earlier->largest[r] = tile.largest[r];
+      S::store(earlier->sum[r], S::load(tile.sum[r]));
+      for (int i = 0; i < width; i += 16) S::store(acc + i, S::load(tile.acc + r * width + i));
+      earlier->is_empty[r] = false;
+    } else {
+      merge_state<S>(width, tile.largest[r], tile.sum[r], tile.acc + r * width, &earlier->largest[r], earlier->sum[r],
+                     acc);
+    }
+  }
+}
+
+template <class S>
+inline void finish_row(int head_dim, int width, const float* sums, float* acc, float* out) {
+  const typename S::F total = S::set(sum<S>(S::load(sums)));
+  for (int i = 0; i < width; i += 16) S::store(acc + i, S::div(S::load(acc + i), total));
+  __builtin_memcpy(out, acc, head_dim * sizeof(float));
+}
+
+// Writes the states of a single split.
+template <class S>
+inline void store_states(const AttendArgs& args, int row, int width, const Tile<S>& tile) {
+  for (int r = 0; r < tile.rows; ++r) {
+    if (tile.begin[r] >= tile.end[r]) continue;
+    float* out = args.out + (row + r) * args.out_stride;
+    out[0] = tile.largest[r];
+    __builtin_memcpy(out + 16, tile.sum[r], sizeof tile.sum[r]);
+    __builtin_memcpy(out + 32, tile.acc + r * width, width * sizeof(float));
+  }
+}
+
+template <class S>
+void merge_splits(const float* states, int count, int head_dim, float* out) {
+  const int size = split_state_size(head_dim), width = size - 32;
+  float largest = states[0];
+  alignas(64) float sum[16];
+  alignas(64) float acc[kMaxHeadDim];
+  __builtin_memcpy(sum, states + 16, sizeof sum);
+  __builtin_memcpy(acc, states + 32, width * sizeof(float));
+  for (int i = 1; i < count; ++i) {
+    const float* later = states + i * size;
+    merge_state<S>(width, later[0], later + 16, later + 32, &largest, sum, acc);
+  }
+  finish_row<S>(head_dim, width, sum, acc, out);
 }
 
 // step(row, Count<n>()) for groups of n = kRows rows, and one smaller group at the end.

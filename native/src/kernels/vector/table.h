@@ -24,6 +24,7 @@ constexpr Kernels table(const char* isa, Matmul blocks, Matmul scaled) {
       add_scaled<S>,
       {kv_append<S, KvType::int8>, kv_append<S, KvType::f16>, kv_append<S, KvType::f32>},
       {attend<S, KvType::int8>, attend<S, KvType::f16>, attend<S, KvType::f32>},
+      merge_splits<S>,
       log_sum_exp<S>,
       multiply_adds<Peak>,
   };

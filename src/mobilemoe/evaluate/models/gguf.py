@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilemoe.chat import ChatTemplate
-from mobilemoe.cores import allowed_cores
+from mobilemoe.cores import default_threads
 from mobilemoe.errors import CheckpointError, MissingExtraError, TokenizerError
 from mobilemoe.evaluate.models.scorer import Answer, Prompt
 from mobilemoe.files import sha256_file
@@ -49,8 +49,8 @@ class GgufScorer:
                 str(path),
                 n_ctx=CONTEXT,
                 n_batch=_BATCH,
-                n_threads=threads or allowed_cores(),
-                n_threads_batch=threads or allowed_cores(),
+                n_threads=threads or default_threads(),
+                n_threads_batch=threads or default_threads(),
                 swa_full=True,
                 verbose=False,
             )

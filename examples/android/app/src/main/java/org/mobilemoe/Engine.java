@@ -12,7 +12,7 @@ public final class Engine implements AutoCloseable {
 
     private long handle;
 
-    /** Maps an engine file, or repacks a checkpoint's folder into memory. threads: 0 for one on each core. */
+    /** Maps an engine file, or repacks a checkpoint's folder into memory. threads: 0 for one on each large core. */
     public Engine(String path, int threads) {
         handle = open(path, threads);
     }

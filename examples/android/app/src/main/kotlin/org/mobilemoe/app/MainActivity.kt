@@ -85,7 +85,7 @@ class MainActivity : Activity() {
         if (current != null && opened == folder) return current
         current?.close()
         model = null
-        return TextModel(folder, THREADS).also {
+        return TextModel(folder, 0).also {
             model = it
             opened = folder
         }
@@ -96,7 +96,6 @@ class MainActivity : Activity() {
     }
 
     private companion object {
-        const val THREADS = 4 // the large cores of a phone; more wait for the small ones
         const val MOST_TOKENS = 512
         const val TEMPERATURE = 0.7
     }
