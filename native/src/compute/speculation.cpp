@@ -16,8 +16,9 @@ constexpr double kLater = 0.7;
 constexpr double kHeadFirst = 0.5;
 constexpr double kAssumed = 6;  // proposals that these count for
 
-constexpr double kLeastChance = 0.25;              // of a guess of the head: a row costs as much, so it stops there
-constexpr int kFirstRest = 8, kLongestRest = 128;  // proposals
+constexpr double kLeastChance = 0.25;  // of a guess of the head: a row costs as much, so it stops there
+constexpr double kAssumedGain = 0.05, kGainMemory = 16;
+constexpr int kFirstRest = 8, kLongestRest = 512;  // proposals
 
 }  // namespace
 
@@ -40,6 +41,7 @@ Speculation::Speculation(Speculate how, DraftCounts& counts)
     rates_[kHeadKinds + level] = {kAssumed * (level + 0.5) / kHeadLevels, kAssumed};
   }
   head_first_ = {kAssumed * kHeadFirst, kAssumed};
+  head_gain_ = kAssumedGain;
 }
 
 const Proposal& Speculation::propose(const std::vector<int>& tokens, int token) {
@@ -73,8 +75,9 @@ bool Speculation::add(const DraftHead::Guess& guess) {
   return is_likely && proposal_.count < kMostDrafts;
 }
 
-void Speculation::judge_head(bool was_worth_it) {
-  rest_ = was_worth_it ? 0 : std::clamp(2 * rest_, kFirstRest, kLongestRest);
+void Speculation::judge_head(double gain) {
+  head_gain_ += (gain - head_gain_) / kGainMemory;
+  rest_ = head_gain_ > 0 ? 0 : std::clamp(2 * rest_, kFirstRest, kLongestRest);
   resting_ = rest_;
 }
 
@@ -185,15 +188,22 @@ void choose_drafts(Drafting* texts, int count, int rows, const PassCosts& costs,
     const double in_plain = tokens * plain / costs.of(rows + static_cast<int>(i) + 1);
     if (in_plain > best) best = in_plain, taken = i + 1;
   }
-  double expected = rows;
-  for (size_t i = 0; i < taken; ++i) {
-    ++likeliest[i].text->drafts;
-    expected += likeliest[i].chance;
-  }
-  const bool is_worth_asking = expected * plain > rows * (costs.of(rows + static_cast<int>(taken)) + asked.count());
+  int by_head = 0;
+  for (const Drafting* text = texts; text < texts + count; ++text) by_head += text->speculation->is_by_head() ? 1 : 0;
+  const double asking =
+      plain > 0 && by_head > 0 ? asked.count() / plain * rows / by_head : 0;  // of one text, in tokens
+  for (size_t i = 0; i < taken; ++i) ++likeliest[i].text->drafts;
+  // A row is paid for in tokens that plain passes would have given in its time.
+  const double row_cost =
+      taken == 0 ? 0 : rows * (costs.of(rows + static_cast<int>(taken)) / plain - 1) / static_cast<double>(taken);
   for (const Drafting* text = texts; text < texts + count; ++text) {
-    if (text->speculation->is_by_head()) text->speculation->judge_head(text->drafts > 0 && is_worth_asking);
-    text->speculation->run(text->drafts);
+    Speculation& speculation = *text->speculation;
+    if (speculation.is_by_head()) {
+      double gain = -asking;
+      for (int at = 0; at < text->drafts; ++at) gain += speculation.chance(at) - row_cost;
+      speculation.judge_head(gain);
+    }
+    speculation.run(text->drafts);
   }
 }
 

@@ -45,8 +45,9 @@ class Speculation {
 
   // The first `count` tokens of the proposal are in the pass that computes now.
   void run(int count);
-  // Whether asking the head was worth its time. Where it was not, it is asked less and less often.
-  void judge_head(bool was_worth_it);
+  // Takes how many tokens asking the head is expected to have gained, its own time counted. Where it gains none on the
+  // average, it is asked less and less often.
+  void judge_head(double gain);
 
   // Takes the next token of the text, whether it was proposed or not.
   void take(int token);
@@ -67,6 +68,7 @@ class Speculation {
   Proposal watched_;         // one whose tokens are compared with the text, run or not, and how many of them were
   int compared_ = 0;
   std::array<Rate, kDraftKinds> rates_;
+  double head_gain_;            // tokens that a proposal of the head gains, lately
   Rate head_first_;             // first tokens of the head, whatever its probability
   bool by_head_ = false;        // whether the proposal is the head's
   int resting_ = 0, rest_ = 0;  // proposals for which the head is not asked, of those that it rests when it has failed

@@ -1,4 +1,4 @@
-"""`draft.safetensors`, the draft head of a model, beside its weights (docs/guide.md, Drafts): INT4 as the model itself.
+"""`draft.safetensors`, the draft head of a model, beside its weights (docs/guide.md, Draft heads), in INT4 like them.
 
 D hidden, F width, K tokens of the shortlist.
 """

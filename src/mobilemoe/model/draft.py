@@ -1,4 +1,4 @@
-"""The draft head: one small layer that guesses a text's next tokens for the model to check (docs/guide.md, Drafts).
+"""The draft head: one small layer that guesses next tokens for the model to check (docs/guide.md, Draft heads).
 
 D hidden, F width, K tokens of the shortlist, X = (1 + layers) D.
 """
