@@ -37,7 +37,7 @@ void pause() {
 #if defined(__x86_64__)
   _mm_pause();
 #elif defined(__aarch64__)
-  __asm__ __volatile__("isb");  // waits for some ten cycles; most cores do not wait at all for a yield
+  __asm__ __volatile__("isb");  // empties the pipeline and so waits; most cores go straight on after a yield
 #endif
 }
 
