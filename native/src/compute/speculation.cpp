@@ -70,7 +70,8 @@ bool Speculation::asks_head() const {
 bool Speculation::add(const DraftHead::Guess& guess) {
   if (!by_head_) proposal_.count = 0;
   by_head_ = true;
-  const int level = std::clamp(static_cast<int>(guess.probability * kHeadLevels), 0, kHeadLevels - 1);
+  const bool is_number = guess.probability >= 0 && guess.probability <= 1;  // what states beyond fp32 give is none
+  const int level = is_number ? std::min(static_cast<int>(guess.probability * kHeadLevels), kHeadLevels - 1) : 0;
   proposal_.add(guess.token, kHeadKinds + level);
   const bool is_likely = how_ == Speculate::head || chance(proposal_.count - 1) >= kLeastChance;
   return is_likely && proposal_.count < kMostDrafts;
