@@ -7,10 +7,11 @@
 namespace mobilemoe {
 namespace {
 
-void choose_one(Choosing& text, int vocab_size) {
+// The threads of the pool share the work; null: done by the caller alone.
+void choose_one(Choosing& text, int vocab_size, ThreadPool* pool) {
   for (int row = 0; row <= text.drafts; ++row) {
     const float* logits = text.logits + static_cast<size_t>(row) * vocab_size;
-    text.choices.push_back(text.sampler->choose(logits, text.with_logprob, text.top, text.allowed));
+    text.choices.push_back(text.sampler->choose(logits, text.with_logprob, text.top, text.allowed, pool));
     const int token = text.choices.back().token;
     if (text.speculation != nullptr) text.speculation->take(token);
     if (row < text.drafts && token != text.speculation->proposal().tokens[row]) break;
@@ -20,14 +21,19 @@ void choose_one(Choosing& text, int vocab_size) {
 }  // namespace
 
 void Engine::choose(Choosing* texts, int count) {
-  pool_.run(count, [&](int i, int) {
+  const auto choose_next = [&](int i, ThreadPool* pool) {
     texts[i].choices.clear();
     try {
-      choose_one(texts[i], model_.config.vocab_size);
+      choose_one(texts[i], model_.config.vocab_size, pool);
     } catch (...) {
       texts[i].error = std::current_exception();
     }
-  });
+  };
+  if (count < pool_.threads()) {  // too few for all threads: these share each of them
+    for (int i = 0; i < count; ++i) choose_next(i, &pool_);
+  } else {
+    pool_.run(count, [&](int i, int) { choose_next(i, nullptr); });
+  }
 }
 
 void Engine::step(Step* steps, int count) {

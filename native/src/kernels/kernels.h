@@ -55,6 +55,8 @@ constexpr int kKvSplit = 1024;  // keys of one online softmax; a longer context 
 // in 16 lanes, and head_dim sums of values times those, rounded up to 16.
 constexpr int split_state_size(int head_dim) { return 32 + round_up(head_dim, 16); }
 
+constexpr int kScoreRun = 64;  // scores of which `largest` gives one
+
 // One block of 64 keys and values of one KV head; zeros where no token has been written. h is head_dim, H is h rounded
 // up to 16.
 //   int8: k [h rounded up to 4, / 4][64 keys][4] int8; v [16 keys / 4][H][4 keys] int8;
@@ -124,6 +126,15 @@ struct Kernels {
 
   // log(sum(exp(logits))), for scores.
   float (*log_sum_exp)(const float* logits, int count);
+
+  // largest[i] = the largest of scores i * kScoreRun .. i * kScoreRun + kScoreRun - 1, of fewer at the end; NaN counts
+  // as -infinity.
+  void (*largest)(const float* scores, int count, float* largest);
+
+  // weights[i] = e^((scores[i] - highest) * scale) in units of 1 / kOne (weight.h), rounded to nearest, and 0 for NaN;
+  // `highest` is finite and no score is above it. Returns their sum. buckets[i] = the bucket of this weight, from 0 for
+  // a weight of 1 up to kBuckets - 1; `buckets` may be null.
+  uint64_t (*weigh)(const float* scores, int count, float highest, double scale, uint64_t* weights, int16_t* buckets);
 
   // Multiplies int8 registers for some ten microseconds and returns how many multiply-adds that were, for
   // `integer_peak`; null in the scalar table.

@@ -45,6 +45,7 @@ struct Simd {
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
   }
   static F max(F a, F b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+  static F larger(F x, F best) { return max(x, best); }
   static F min(F a, F b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
   static F abs(F a) {
     const __m256 sign = _mm256_set1_ps(-0.0f);

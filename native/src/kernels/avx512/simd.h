@@ -29,6 +29,7 @@ struct Simd {
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }  // a b + c, rounded once
   static F max(F a, F b) { return _mm512_max_ps(a, b); }            // b where either is NaN
+  static F larger(F x, F best) { return max(x, best); }             // `best` where x is NaN
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F abs(F a) { return _mm512_abs_ps(a); }
   static float first(F a) { return _mm512_cvtss_f32(a); }

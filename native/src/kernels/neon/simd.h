@@ -54,6 +54,9 @@ struct Simd {
   static F max(F a, F b) {
     return each([&](int i) { return vmaxq_f32(a.part[i], b.part[i]); });
   }
+  static F larger(F x, F best) {
+    return each([&](int i) { return vbslq_f32(vcgtq_f32(x.part[i], best.part[i]), x.part[i], best.part[i]); });
+  }
   static F min(F a, F b) {
     return each([&](int i) { return vminq_f32(a.part[i], b.part[i]); });
   }

@@ -18,6 +18,8 @@ const Kernels* kernels() {
       {attend_int8, attend_f16, attend_f32},
       merge_splits,
       log_sum_exp,
+      largest,
+      weigh,
       nullptr,
   };
   return &table;

@@ -46,6 +46,9 @@ void rope(float* x, int count, int head_dim, const float* cos_sin);
 void add_scaled(const float* x, float scale, int count, float* y);
 float log_sum_exp(const float* logits, int count);
 
+void largest(const float* scores, int count, float* largest);
+uint64_t weigh(const float* scores, int count, float highest, double scale, uint64_t* weights, int16_t* buckets);
+
 void kv_append_int8(const float* k, const float* v, int head_dim, int slot, uint8_t* block);
 void kv_append_f16(const float* k, const float* v, int head_dim, int slot, uint8_t* block);
 void kv_append_f32(const float* k, const float* v, int head_dim, int slot, uint8_t* block);

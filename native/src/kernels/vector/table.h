@@ -4,8 +4,10 @@
 
 #include "kernels/vector/attention.h"
 #include "kernels/vector/elementwise.h"
+#include "kernels/vector/largest.h"
 #include "kernels/vector/peak.h"
 #include "kernels/vector/products.h"
+#include "kernels/weight.h"
 
 namespace mobilemoe::vector {
 
@@ -26,6 +28,8 @@ constexpr Kernels table(const char* isa, Matmul blocks, Matmul scaled) {
       {attend<S, KvType::int8>, attend<S, KvType::f16>, attend<S, KvType::f32>},
       merge_splits<S>,
       log_sum_exp<S>,
+      largest<S>,
+      weigh<S>,
       multiply_adds<Peak>,
   };
 }

@@ -1,0 +1,94 @@
+// The kernels of the sampler: the highest score of each run, and probabilities as whole numbers.
+#include <algorithm>
+
+#include "kernel_grid.h"
+#include "kernels/weight.h"
+
+using namespace mobilemoe;
+using namespace mobilemoe::grid;
+
+namespace {
+
+constexpr int kCounts[] = {1, 15, 64, 65, 200, 1000};
+
+// Scores up to 0, with gaps where they are not usable.
+std::vector<float> random_scores(Random& random, int count) {
+  std::vector<float> scores(static_cast<size_t>(count));
+  for (float& score : scores) {
+    const unsigned kind = random.below(20);
+    score = kind == 0 ? NAN : kind == 1 ? -NAN : kind == 2 ? -INFINITY : random.uniform(-40, 0);
+  }
+  return scores;
+}
+
+}  // namespace
+
+TEST(the_largest_of_each_run_ignores_nan) {
+  Random random(11);
+  for (const int count : kCounts) {
+    const std::vector<float> scores = random_scores(random, count);
+    const size_t runs = static_cast<size_t>((count + kScoreRun - 1) / kScoreRun);
+    std::vector<float> wanted(runs, -INFINITY);
+    for (int i = 0; i < count; ++i) {
+      if (scores[i] > wanted[i / kScoreRun]) wanted[i / kScoreRun] = scores[i];
+    }
+    for_each_isa([&](const Kernels& kernels) {
+      std::vector<float> largest(runs);
+      kernels.largest(scores.data(), count, largest.data());
+      CHECK(largest == wanted);
+    });
+  }
+  const std::vector<float> none(70, NAN);
+  for_each_isa([&](const Kernels& kernels) {
+    float largest[2];
+    kernels.largest(none.data(), 70, largest);
+    CHECK_EQ(largest[0], -INFINITY);
+    CHECK_EQ(largest[1], -INFINITY);
+  });
+}
+
+TEST(weights_are_powers_of_e_within_a_unit_and_the_same_everywhere) {
+  Random random(12);
+  for (const int count : kCounts) {
+    std::vector<float> scores = random_scores(random, count);
+    scores[0] = 0;
+    for (const double scale : {1.0, 1 / 0.7, 0.01, 1e300}) {
+      std::vector<uint64_t> wanted(scores.size());
+      std::vector<int16_t> wanted_buckets(scores.size());
+      const uint64_t sum = reference().weigh(scores.data(), count, 0, scale, wanted.data(), wanted_buckets.data());
+      uint64_t added = 0;
+      CHECK_EQ(wanted[0], kOne);
+      for (int i = 0; i < count; ++i) {
+        const double exact = std::isnan(scores[i]) ? 0 : std::exp(static_cast<double>(scores[i]) * scale);
+        CHECK_NEAR(wanted[i], exact * static_cast<double>(kOne), 0.51);
+        added += wanted[i];
+      }
+      CHECK_EQ(sum, added);
+      for_each_isa([&](const Kernels& kernels) {
+        std::vector<uint64_t> weights(scores.size());
+        std::vector<int16_t> buckets(scores.size());
+        CHECK_EQ(kernels.weigh(scores.data(), count, 0, scale, weights.data(), buckets.data()), sum);
+        check_same_bytes(weights, wanted, "weights");
+        check_same_bytes(buckets, wanted_buckets, "buckets");
+        CHECK_EQ(kernels.weigh(scores.data(), count, 0, scale, weights.data(), nullptr), sum);
+      });
+    }
+  }
+}
+
+TEST(a_lower_score_never_has_an_earlier_bucket) {
+  Random random(13);
+  std::vector<float> scores;
+  for (int i = 0; i < 2000; ++i) scores.push_back(random.uniform(-50, 0));
+  scores.push_back(0);
+  std::sort(scores.begin(), scores.end());
+  std::vector<uint64_t> weights(scores.size());
+  std::vector<int16_t> buckets(scores.size());
+  for_each_isa([&](const Kernels& kernels) {
+    kernels.weigh(scores.data(), static_cast<int>(scores.size()), 0, 1, weights.data(), buckets.data());
+    CHECK(std::is_sorted(buckets.rbegin(), buckets.rend()));
+    CHECK(std::is_sorted(weights.begin(), weights.end()));
+    CHECK_EQ(buckets.back(), 0);
+    CHECK(buckets.front() < kBuckets);
+  });
+}
