@@ -11,10 +11,11 @@ from mobilemoe.engine import Engine, cache_folder, instruction_sets
 from mobilemoe.errors import MobileMoEError
 from mobilemoe.load import load
 from mobilemoe.presets import preset
-from mobilemoe.profile import benchmark, machine, random_model
+from mobilemoe.profile import benchmark, machine, random_model, sampling_speed
 from mobilemoe.profile.cold import cold_start
 from mobilemoe.profile.guesses import measure_guesses
 from mobilemoe.profile.machine import Machine, measure_machine
+from mobilemoe.profile.sampling_speed import MODES, measure_sampling
 from mobilemoe.profile.speed import DECODED, Subject, measure
 from mobilemoe.profile.tokens import TEXT, tokens_for
 
@@ -82,6 +83,22 @@ def test_the_table_says_what_was_left_out_and_what_the_times_are(mobilemoe_cli, 
     assert "from before `import mobilemoe`" in out
     assert "from load(), in a new process" in out
     assert "1000.0 GB/s, int8 peak 10,000 G multiply-adds/s" in out
+
+
+def test_sample_gives_the_time_of_each_kind_of_sampling(mobilemoe_cli, fixed_machine, tiny_folder):
+    assert "sampling" not in mobilemoe_cli("bench", tiny_folder, *QUICK, "--json").json
+    found = mobilemoe_cli("bench", tiny_folder, *QUICK, "--sample", "--json").json["sampling"]
+    assert [point["mode"] for point in found] == [*MODES]
+    assert [set(point) for point in found] == [{"mode", "microseconds"}] * len(MODES)
+    assert all(0 < point["microseconds"] < 1e6 for point in found)
+    out = mobilemoe_cli("bench", tiny_folder, *QUICK, "--sample").out
+    assert "more than greedy" in out
+    assert all(mode in out for mode in MODES)
+
+
+def test_sampling_is_measured_in_a_small_context_too(tiny_folder):
+    small = Engine(tiny_folder, threads=1, context=sampling_speed.STEPS + 1)
+    assert [*measure_sampling(small, [1] * small.context, 1)] == [*MODES]
 
 
 def test_tokens_without_a_pattern_are_called_so(mobilemoe_cli, fixed_machine, tiny_folder):
@@ -232,7 +249,7 @@ def test_the_paper_s_ratios_stand_beside_ours(tiny_folder):
     ours, theirs = subject(tiny_folder, "S"), subject(tiny_folder, "mobilellm-pro")
     for each, seconds in ((ours, 0.001), (theirs, 0.003)):
         each.prefill[512], each.prefill[1024], each.decode[4096] = [seconds], [seconds], [seconds]
-    found = benchmark.ratios(*(benchmark.Result(each, None, None, 0, None) for each in (ours, theirs)))
+    found = benchmark.ratios(*(benchmark.Result(each, None, None, 0, None, {}) for each in (ours, theirs)))
     assert [(r.kind, r.tokens, round(r.ratio, 6)) for r in found] == [
         ("prefill", 512, 3),
         ("prefill", 1024, 3),

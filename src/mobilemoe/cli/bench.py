@@ -50,6 +50,9 @@ def bench(
         str | None, typer.Option(metavar="DEPTHS", help="Context lengths to decode at, in tokens, such as 0,1024.")
     ] = None,
     repeats: Annotated[int, typer.Option(help="Number of measurements; the median counts.")] = 3,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Measure the microseconds a token of each kind of sampling too.")
+    ] = False,
     dummy: Annotated[bool, typer.Option("--dummy", help="Use pseudo-random tokens instead of text.")] = False,
     engine: options.EngineOptions,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the speeds as a PNG.")] = None,
@@ -60,7 +63,8 @@ def bench(
     Prefill (reading a prompt) and decode (writing) are in tokens per second. MFU is the share of the machine's int8
     multiply-adds that prefill uses. MBU is the share of its read bandwidth that decoding uses; it can exceed 100% if
     the weights fit in the CPU's caches. A model that reads text also continues one with guessed tokens and without. In
-    --json, MFU is null if the engine does not compute in int8.
+    --json, MFU is null if the engine does not compute in int8. --sample adds the time that choosing a token from its
+    logits takes: greedily, and with each setting of `mobilemoe run`.
 
     Example: mobilemoe bench nano --prefill 128,512
     """
@@ -71,7 +75,7 @@ def bench(
         wanted += [(SHORT_NAMES.get(name, name), True) for name in compare.split(",")]
     lengths = LENGTHS if compare is None else tuple(sorted({*LENGTHS, *PAPERS_LENGTHS}))
     lengths = _numbers("--prefill", prefill, 1) or lengths
-    workload = benchmark.Workload(lengths, _numbers("--depths", depths, 0) or (0, *lengths), repeats, dummy)
+    workload = benchmark.Workload(lengths, _numbers("--depths", depths, 0) or (0, *lengths), repeats, dummy, sample)
     _check(wanted, group_axis, repeats)
     if png is not None:
         picture.drawing()
@@ -176,7 +180,20 @@ def _print(result: Result, machine: Machine, workload: Workload) -> None:
     print(f"first token        {result.cold.from_import_s:.3f} s from before `import mobilemoe`", end="")
     print(f", {result.cold.from_load_s:.3f} s from load(), in a new process")
     print(f"peak memory        {result.cold.peak_rss_bytes / 1e6:,.0f} MB, after {result.rss_tokens:,} tokens there")
+    if result.sampling:
+        _print_sampling(result)
     print()
+
+
+def _print_sampling(result: Result) -> None:
+    greedy = result.sampling["greedy"]
+    table = Table("sampling", "us a token", "more than greedy")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for mode, microseconds in result.sampling.items():
+        more = "" if mode == "greedy" else f"{microseconds - greedy:+,.0f}"
+        table.add_row(mode, f"{microseconds:,.0f}", more)
+    options.plain_console().print(table)
 
 
 def _print_ratios(result: Result, baseline: Result, found: Sequence[Ratio]) -> None:

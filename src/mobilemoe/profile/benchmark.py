@@ -13,6 +13,7 @@ from mobilemoe.load import Model
 from mobilemoe.profile.cold import ColdStart, cold_start
 from mobilemoe.profile.guesses import Guesses, measure_guesses
 from mobilemoe.profile.machine import Machine, measure_machine
+from mobilemoe.profile.sampling_speed import PROMPT, STEPS, measure_sampling
 from mobilemoe.profile.speed import DECODED, Subject, measure
 from mobilemoe.profile.tokens import Tokens, tokens_for
 
@@ -27,11 +28,12 @@ class Workload:
     depths: tuple[int, ...]
     repeats: int
     dummy: bool  # pseudo-random tokens in place of text
+    sample: bool = False  # the kinds of sampling too
 
     @property
     def steps(self) -> int:
         """How often `run` reports progress, for each model."""
-        return self.repeats * (len({*self.lengths, *self.depths}) + 1) + 1
+        return self.repeats * (len({*self.lengths, *self.depths}) + 1) + 1 + self.sample
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Result:
     cold: ColdStart
     rss_tokens: int  # of context when the memory was measured
     guesses: Guesses | None
+    sampling: dict[str, float]  # microseconds a token by mode, if that was asked for
 
     @property
     def engine(self) -> Engine:
@@ -51,7 +54,7 @@ class Result:
     def values(self, machine: Machine) -> dict[str, Any]:
         """The result as JSON values."""
         s = self.subject
-        return {
+        values = {
             "model": s.name,
             "input": self.tokens.source,
             "prefill": [
@@ -63,6 +66,9 @@ class Result:
             "ttft_load_s": self.cold.from_load_s,
             "peak_rss_bytes": self.cold.peak_rss_bytes,
         }
+        if self.sampling:
+            values["sampling"] = [{"mode": mode, "microseconds": us} for mode, us in self.sampling.items()]
+        return values
 
 
 @dataclass(frozen=True)
@@ -83,25 +89,31 @@ def run(
     for name, model, _ in models:
         engine = model.engine
         assert engine  # bench opens models with no other backend
-        longest = min(engine.context, max(*workload.lengths, *workload.depths) + DECODED)
+        longest = max(*workload.lengths, *workload.depths) + DECODED
+        if workload.sample:
+            longest = max(longest, PROMPT + STEPS)
+        longest = min(engine.context, longest)
         texts.append(tokens_for(model, longest, dummy=workload.dummy))
         subjects.append(Subject(name, engine, texts[-1].ids))
     threads = subjects[0].engine.threads
     on_step("the machine's limits")
     before = measure_machine(threads)
     measure(subjects, workload.lengths, workload.depths, workload.repeats, on_step)
-    guesses = []
-    for name, model, _ in models:
+    guesses, sampling = [], []
+    for (name, model, _), subject in zip(models, subjects, strict=True):
         guesses.append(measure_guesses(model, workload.repeats, dummy=workload.dummy))
         on_step(f"{name}: guessed tokens")
+        sampling.append(measure_sampling(subject.engine, subject.ids, workload.repeats) if workload.sample else {})
+        if workload.sample:
+            on_step(f"{name}: sampling")
     starts: list[list[ColdStart]] = [[] for _ in models]
     for _ in range(workload.repeats):
         for (name, model, options), tokens, found in zip(models, texts, starts, strict=True):
             found.append(cold_start(str(model.folder.absolute()), options, tokens.ids, is_text=tokens.is_text))
             on_step(f"{name}: cold start")
     results = [
-        Result(subject, tokens, _middle(found), len(tokens.ids), guessed)
-        for subject, tokens, found, guessed in zip(subjects, texts, starts, guesses, strict=True)
+        Result(subject, tokens, _middle(found), len(tokens.ids), guessed, sampled)
+        for subject, tokens, found, guessed, sampled in zip(subjects, texts, starts, guesses, sampling, strict=True)
     ]
     return results, before.better(measure_machine(threads))
 
