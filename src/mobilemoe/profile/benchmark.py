@@ -54,7 +54,7 @@ class Result:
     def values(self, machine: Machine) -> dict[str, Any]:
         """The result as JSON values."""
         s = self.subject
-        values = {
+        values: dict[str, Any] = {
             "model": s.name,
             "input": self.tokens.source,
             "prefill": [
