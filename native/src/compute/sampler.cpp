@@ -42,7 +42,7 @@ uint64_t uniform_below(uint64_t count, uint64_t& state) {
   return std::min(number, count - 1);  // `count` itself where it was rounded
 }
 
-struct Bits {
+struct Bits {  // of[i] has the bit i alone
   constexpr Bits() : of() {
     for (int i = 0; i < 32; ++i) of[i] = 1U << i;
   }
