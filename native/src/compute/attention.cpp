@@ -9,7 +9,7 @@
 namespace mobilemoe {
 namespace {
 
-constexpr int kTaskPanels = 8;    // panels of a matrix task over many rows
+constexpr int kTaskPanels = 8;    // panels of a matrix task
 constexpr int kTaskQueries = 96;  // query rows of an attention task
 
 struct KeyRange {
@@ -94,10 +94,10 @@ void Attention::run(const LayerWeights& layer, int index, float* x) {
 // outputs = matrix x inputs_, after which `after` is read.
 void Attention::multiply(const Matrix& matrix, const Matrix& after, Rows<float>& outputs) {
   const int pieces = divide_up(rows_, kTaskRows), rows_each = divide_up(rows_, pieces);
-  // With one row, tasks of 8 panels read at the memory's full speed. They are smaller where the threads would otherwise
-  // have too few tasks to finish together.
-  const int decode_panels = std::max(2, std::min(matrix.panels() / (3 * pool_.threads()), 32) / 8 * 8);
-  const int panels = rows_ == 1 ? decode_panels : kTaskPanels, columns = divide_up(matrix.panels(), panels);
+  // Tasks of 8 panels; fewer where few rows would otherwise give the threads too few tasks to finish together.
+  const int each_third = std::max(2, matrix.panels() / (3 * pool_.threads()) / 2 * 2);  // Axis::out needs pairs
+  const int panels = rows_ > kFewRows ? kTaskPanels : std::min(kTaskPanels, each_third);
+  const int columns = divide_up(matrix.panels(), panels);
   const auto product = kernels_.matmul[form_of(matrix, fp32_)];
   const int tasks = pieces * columns;
   pool_.run(tasks, [&](int task, int) {
@@ -116,9 +116,15 @@ void Attention::attend_all(const LayerWeights& layer, int index) {
   splits_ = count_splits(index);
   states_.resize(kv_heads_ * rows_, group_ * splits_ * split_state_size(config_.head_dim));
   if (rows_ == count_ && splits_ == 0) {  // one token of every sequence: keys and attention in one task for each head
-    pool_.run(count_ * kv_heads_, [&](int task, int) {
+    const int tasks = count_ * kv_heads_;
+    pool_.run(tasks, [&](int task, int) {
       const Span& span = spans_[task / kv_heads_];
       const int head = task % kv_heads_;
+      if (const int next = task + pool_.threads(); next < tasks) {
+        const Span& other = spans_[next / kv_heads_];
+        const uint8_t* block = other.kv->block(index, next % kv_heads_, other.position / kKvBlock);
+        for (size_t at = 0; at < other.kv->block_bytes(); at += 64) __builtin_prefetch(block + at, 0, 2);
+      }
       append_keys(layer, index, span, head);
       attend(index, {&span, head, 0, 1, -1});
     });

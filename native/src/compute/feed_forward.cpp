@@ -160,14 +160,15 @@ void FeedForward::prefill(const LayerWeights& layer, int rows, float* x, const R
   }
   if (routed) {
     sort_pairs(rows);
-    const auto prepare = kernels_.prepare[input_form(layer.experts[0])];
+    const Form form = input_form(layer.experts[0]);
+    const bool is_prepared = has_shared && input_form(layer.shared) == form;
     // Each token is quantized once, then copied to the places where its experts read.
     for_rows(pool_, rows, [&](int row) {
       const int* pairs = pair_of_[row];
-      const uint8_t* first = routed_.inputs[pairs[0]];
-      prepare(normed_[row], hidden_, routed_.inputs[pairs[0]]);
-      for (int slot = 1; slot < active_; ++slot) {
-        std::copy_n(first, routed_.inputs.width(), routed_.inputs[pairs[slot]]);
+      const uint8_t* prepared = is_prepared ? shared_.inputs[row] : routed_.inputs[pairs[0]];
+      if (!is_prepared) kernels_.prepare[form](normed_[row], hidden_, routed_.inputs[pairs[0]]);
+      for (int slot = is_prepared ? 0 : 1; slot < active_; ++slot) {
+        std::copy_n(prepared, routed_.inputs.width(), routed_.inputs[pairs[slot]]);
       }
     });
   }

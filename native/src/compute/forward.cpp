@@ -8,7 +8,7 @@
 namespace mobilemoe {
 namespace {
 
-constexpr int kLogitPanels = 8;  // panels of the output head that are computed together, then copied to their place
+constexpr int kLogitPanels = 8;  // panels of the output head that are computed together
 constexpr int kLogitPieces = 4;  // of so many panels in a task of few rows
 
 }  // namespace
@@ -89,12 +89,13 @@ void Forward::logits(const int* rows, int count, float* logits) {
       for (int panel = begin; panel < end; panel += kLogitPanels) {
         const int stop = std::min(panel + kLogitPanels, end),
                   next = stop < end ? stop : begin + pool_.threads() * panels;
+        const int column = panel * kPanel, columns = std::min(stop * kPanel, config_.vocab_size) - column;
+        const bool is_whole = columns == (stop - panel) * kPanel;
+        float* out = logits + first * vocab + column;
         kernels_.matmul[form](head.before(head, next, next + kLogitPanels), panel, stop, inputs_[first],
-                              inputs_.width(), here, piece, kWidth);
-        const int column = panel * kPanel;
-        const int columns = std::min(kWidth, std::min(config_.vocab_size, end * kPanel) - column);
-        for (int row = 0; row < here; ++row) {
-          std::copy_n(piece + row * kWidth, columns, logits + (first + row) * vocab + column);
+                              inputs_.width(), here, is_whole ? out : piece, is_whole ? vocab : kWidth);
+        for (int row = 0; row < here && !is_whole; ++row) {
+          std::copy_n(piece + row * kWidth, columns, out + row * vocab);
         }
       }
     }

@@ -25,18 +25,21 @@ struct Products {
   }
 
   static void round(const ScaledBlock* x, const vector::ScaleSlice& scales, int groups, Block* out) {
-    for (int group = 0; group < groups; group += 2) {
-      round_two(x + group, scales.share[group], scales.largest + group, group + 1 < groups, out + group);
+    int group = 0;
+    for (; group + 2 <= groups; group += 2) {
+      round_groups<2>(x + group, scales.share[group], scales.largest + group, out + group);
     }
+    if (group < groups) round_groups<1>(x + group, scales.share[group], scales.largest + group, out + group);
   }
 
  private:
-  // Two groups, or only the first one.
-  static void round_two(const ScaledBlock* x, const float* share, const float* largest, bool two, Block* out) {
+  template <int count>  // 1 or 2
+  static void round_groups(const ScaledBlock* x, const float* share, const float* largest, Block* out) {
     __m512i q[4];
     for (int i = 0; i < 4; ++i) {
-      const float* v = (i < 2 ? x[0].v : x[two ? 1 : 0].v) + i % 2 * 16;
-      q[i] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(v), _mm512_loadu_ps(share + (two ? i : i % 2) * 16)));
+      const int group = i / 2 % count;
+      const __m512 v = _mm512_loadu_ps(x[group].v + i % 2 * 16);
+      q[i] = _mm512_cvtps_epi32(_mm512_mul_ps(v, _mm512_loadu_ps(share + group * kGroup + i % 2 * 16)));
     }
     // The pack instructions put the i-th 4 of the 64 inputs at place 4 (i % 4) + i / 4.
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
@@ -50,7 +53,7 @@ struct Products {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[0].q), _mm512_castsi512_si256(bytes));
     out[0].offset = 8 * (128 * kGroup - first_sum);
     out[0].scale = largest[0] * x[0].scale;
-    if (!two) return;
+    if (count == 1) return;
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[1].q), _mm512_extracti64x4_epi64(bytes, 1));
     out[1].offset = 8 * (128 * kGroup - second_sum);
     out[1].scale = largest[1] * x[1].scale;

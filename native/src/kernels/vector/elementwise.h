@@ -22,7 +22,8 @@ inline void for_each_group(const float* x, int count, const Work& work) {
 template <class S>
 inline float inverse_scale(const float* x, float* scale) {
   const typename S::F low = S::load(x), high = S::load(x + 16), zero = S::zero();
-  const float largest = max_lane<S>(S::fma(low, zero, S::fma(high, zero, S::max(S::abs(low), S::abs(high)))));
+  const typename S::F either = S::fma(low, zero, S::fma(high, zero, S::max(S::abs(low), S::abs(high))));
+  const float largest = largest_magnitude<S>(either);
   *scale = largest / 127.0f;
   return largest > 0 ? 127.0f / largest : 0.0f;
 }
@@ -39,11 +40,7 @@ inline void prepare_block(const float* x, Block* block) {
   const typename S::I high = to_int8<S>(S::mul(S::load(x + 16), inverse));
   S::store_int8(block->q, low);
   S::store_int8(block->q + 16, high);
-  int32_t lane[16];
-  S::store_i(lane, S::add_i(low, high));
-  int32_t total = 0;
-  for (int i = 0; i < 16; ++i) total += lane[i];
-  block->offset = -8 * total;
+  block->offset = -8 * sum_i<S>(S::add_i(low, high));
 }
 
 template <class S>
