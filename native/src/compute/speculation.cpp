@@ -10,8 +10,8 @@ namespace {
 
 constexpr double kMemory = 32;  // proposals that a rate remembers
 constexpr double kGain = 1.03;  // times the speed without drafts: less may be an error of measurement
-// Before a text has shown how often it repeats itself: by level, of the first token and of later ones. Texts of nano had
-// .74 to .99 and .83 to .99 where greedy, .62 to .91 and .69 to .89 at temperature 1.
+// Before a text has shown how often it repeats itself: by level, of the first token and of later ones. Texts of nano
+// had .74 to .99 and .83 to .99 where greedy, .62 to .91 and .69 to .89 at temperature 1.
 constexpr double kFirst[kLookupLevels] = {0.6, 0.65, 0.7, 0.75, 0.8, 0.9};
 constexpr double kLater[kLookupLevels] = {0.75, 0.75, 0.8, 0.8, 0.85, 0.9};
 constexpr double kHeadFirst = 0.5;
