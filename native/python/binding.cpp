@@ -408,7 +408,7 @@ NB_MODULE(_native, m) {
   bind_engine(m);
   bind_sequence(m);
   bind_sampler(m);
-  nb::class_<PySpeculation>(m, "Speculation");
+  [[maybe_unused]] const nb::class_<PySpeculation> speculation(m, "Speculation");
   m.def("available_kernels", &list_kernels);
   m.def("allowed_cores", []() { return mobilemoe::allowed_cores(); });
   m.def("default_threads", []() { return mobilemoe::default_threads(); });
