@@ -22,6 +22,7 @@
 #include "files/repack.h"
 #include "files/session_file.h"
 #include "kernels/dispatch.h"
+#include "names.h"
 #include "requests.h"
 #include "threads/cores.h"
 
@@ -33,33 +34,6 @@ using namespace nb::literals;
 using Logits = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Bits = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-const char* name_of(ErrorCode code) {
-  switch (code) {
-    case ErrorCode::usage:
-      return "usage";
-    case ErrorCode::config:
-      return "config";
-    case ErrorCode::file:
-      return "file";
-    case ErrorCode::memory:
-      return "memory";
-    case ErrorCode::full:
-      return "full";
-    case ErrorCode::numerics:
-      return "numerics";
-  }
-  return "internal";
-}
-
-KvType kv_of(const std::string& name) {
-  if (name == "int8") return KvType::int8;
-  if (name == "f16") return KvType::f16;
-  require(name == "f32", "kv is \"" + name + "\", but must be int8, f16 or f32");
-  return KvType::f32;
-}
-
-const char* name_of(KvType kv) { return kv == KvType::int8 ? "int8" : kv == KvType::f16 ? "f16" : "f32"; }
-
 struct PySampler {
   Sampler sampler;
   int vocab_size;
@@ -69,13 +43,6 @@ struct PySpeculation {
   EnginePointer owner;
   std::unique_ptr<Speculation> speculation;
 };
-
-Speculate speculate_of(const std::string& name) {
-  if (name == "auto") return Speculate::automatic;
-  if (name == "lookup") return Speculate::lookup;
-  require(name == "draft", "speculate is \"" + name + "\", but must be auto, lookup or draft");
-  return Speculate::head;
-}
 
 PyObject* native_error = nullptr;  // the type of our exceptions, which the module keeps alive
 
