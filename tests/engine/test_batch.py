@@ -8,6 +8,7 @@ import pytest
 
 import mobilemoe
 from engine_models import fed_tokens, ids_for
+from interrupts import interrupted_steps
 from mobilemoe.checkpoint import write_random
 from mobilemoe.engine import Engine
 from mobilemoe.engine.batch import CHUNK_BESIDE
@@ -64,21 +65,9 @@ def test_what_has_left_is_computed_no_further(engine, monkeypatch):
 def test_an_interrupt_loses_and_repeats_nothing(engine, monkeypatch):
     ids = ids_for(engine, CHUNK + 20)
     expected = engine.generate_ids(ids, max_new_tokens=6)
-    batch, made = engine.batch(), []
+    batch = engine.batch()
     batch.join(ids)
-    forward = type(engine).forward
-
-    def interrupted(self, *requests):
-        forward(self, *requests)  # the work is done, but Ctrl-C comes before its result is taken
-        raise KeyboardInterrupt
-
-    for turn in range(20):
-        if turn % 3 == 1:
-            with monkeypatch.context() as patch:
-                patch.setattr(type(engine), "forward", interrupted)
-                with pytest.raises(KeyboardInterrupt):
-                    batch.step()
-        made += [choice.token for _, choice in batch.step()]
+    made = interrupted_steps(engine, batch, monkeypatch, 20)
     assert made[:6] == expected
 
 

@@ -5,6 +5,7 @@ import pytest
 
 import mobilemoe
 from engine_models import EACH_ISA, fed_tokens, ids_for
+from interrupts import interrupted_steps
 from mobilemoe.engine import Engine
 from mobilemoe.errors import UsageError
 from mobilemoe.sampling import Sampling
@@ -163,21 +164,9 @@ def test_a_prompt_that_joins_while_guesses_are_made_changes_nothing(make_engine)
 def test_an_interrupt_loses_and_repeats_nothing(make_engine, monkeypatch):
     plain, engine = (make_engine(speculate=how) for how in ("off", "lookup"))
     prompt = prompt_for(plain, 40)
-    batch, made = engine.batch(), []
+    batch = engine.batch()
     batch.join(prompt)
-    forward = type(engine).forward
-
-    def interrupted(self, *requests):
-        forward(self, *requests)  # the work is done, but Ctrl-C comes before its result is taken
-        raise KeyboardInterrupt
-
-    for turn in range(NEW):
-        if turn % 3 == 1:
-            with monkeypatch.context() as patch:
-                patch.setattr(type(engine), "forward", interrupted)
-                with pytest.raises(KeyboardInterrupt):
-                    batch.step()
-        made += [choice.token for _, choice in batch.step()]
+    made = interrupted_steps(engine, batch, monkeypatch, NEW)
     assert made[:NEW] == plain.generate_ids(prompt, max_new_tokens=NEW)
 
 
