@@ -25,29 +25,37 @@ inline float max_lane(typename S::F x) {
   return lane[0];
 }
 
+using FourInts = int32_t __attribute__((vector_size(16)));
+using FourFloats = float __attribute__((vector_size(16)));
+
 // The sum of 16 int32.
 template <class S>
 inline int32_t sum_i(typename S::I x) {
-  using Four = int32_t __attribute__((vector_size(16)));
   alignas(64) int32_t lane[16];
   S::store_i(lane, x);
+  FourInts part[4];
+  __builtin_memcpy(part, lane, sizeof part);
+  const FourInts all = part[0] + part[1] + (part[2] + part[3]);
+  return all[0] + all[1] + (all[2] + all[3]);
+}
+
+// The largest of 16 floats, compared as numbers of the type of Four; where that is float, NaN may be ignored.
+template <class Four>
+inline auto largest_of_16(const float* lane) {
   Four part[4];
   __builtin_memcpy(part, lane, sizeof part);
-  const Four all = part[0] + part[1] + (part[2] + part[3]);
-  return all[0] + all[1] + (all[2] + all[3]);
+  const Four low = part[0] > part[1] ? part[0] : part[1], high = part[2] > part[3] ? part[2] : part[3];
+  const Four all = low > high ? low : high;
+  const auto a = all[0] > all[1] ? all[0] : all[1], b = all[2] > all[3] ? all[2] : all[3];
+  return a > b ? a : b;
 }
 
 // The largest of 16 magnitudes; NaN if there is one. Without signs, floats have the same order as their bits.
 template <class S>
 inline float largest_magnitude(typename S::F x) {
-  using Four = int32_t __attribute__((vector_size(16)));
   alignas(64) float lane[16];
   S::store(lane, S::abs(x));
-  Four part[4];
-  __builtin_memcpy(part, lane, sizeof part);
-  const Four low = part[0] > part[1] ? part[0] : part[1], high = part[2] > part[3] ? part[2] : part[3];
-  const Four all = low > high ? low : high;
-  const int32_t a = all[0] > all[1] ? all[0] : all[1], b = all[2] > all[3] ? all[2] : all[3], bits = a > b ? a : b;
+  const auto bits = largest_of_16<FourInts>(lane);
   float largest;
   __builtin_memcpy(&largest, &bits, sizeof largest);
   return largest;
@@ -56,15 +64,9 @@ inline float largest_magnitude(typename S::F x) {
 // The largest lane, computed faster; NaN lanes may be ignored.
 template <class S>
 inline float largest_lane(typename S::F x) {
-  using Four = float __attribute__((vector_size(16)));
   alignas(64) float lane[16];
   S::store(lane, x);
-  Four part[4];
-  __builtin_memcpy(part, lane, sizeof part);
-  const Four low = part[0] > part[1] ? part[0] : part[1], high = part[2] > part[3] ? part[2] : part[3];
-  const Four all = low > high ? low : high;
-  const float a = all[0] > all[1] ? all[0] : all[1], b = all[2] > all[3] ? all[2] : all[3];
-  return a > b ? a : b;
+  return largest_of_16<FourFloats>(lane);
 }
 
 // e^x within 2 ulp; 0 below -87.7 (-inf included), the largest finite power above 88.3; NaN stays NaN.
