@@ -6,6 +6,7 @@ T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -48,6 +49,7 @@ def load(
     threads: int | None = None,
     quantize: Literal["int4"] | None = None,
     speculate: Speculate | None = None,
+    max_memory: int | None = None,
 ) -> Model:
     """Loads a Hub id, a folder, a training run's folder, or a bundled model ("nano").
 
@@ -55,9 +57,10 @@ def load(
     are kept in `kv` "int8", "fp16" or "fp32" (default: as the activations). `threads` is by default one for each fast
     core of this process. `speculate` guesses tokens where a text repeats itself, or by the model's draft head,
     which changes nothing but its speed: "auto" (default) while it pays, "lookup" or "draft" always by one of them,
-    "off" never. BF16 weights need quantize="int4", which rounds them to nearest, or backend="torch", which needs the
-    extra and computes in fp32, on a GPU if there is one. Raises ModelNotFoundError, UsageError, ConfigError,
-    CheckpointError, MissingExtraError.
+    "off" never. `max_memory`: bytes that this process may come to have; experts that do not fit are read from the disk
+    when they are needed, with the same results. BF16 weights need quantize="int4", which rounds them to nearest, or
+    backend="torch", which needs the extra and computes in fp32, on a GPU if there is one. Raises ModelNotFoundError,
+    UsageError, ConfigError, CheckpointError, MissingExtraError.
     """
     if backend not in ("native", "torch"):
         raise UsageError(f"backend is {backend!r}, but must be 'native' or 'torch'")
@@ -67,11 +70,17 @@ def load(
             raise UsageError(
                 "backend 'torch' computes in fp32: activations and kv can only be 'fp32', threads and quantize not set"
             )
+        if max_memory is not None:
+            raise UsageError("max_memory (--max-memory) is for the native engine: backend 'torch' needs all weights")
         if speculate not in (None, "auto", "off"):
             raise UsageError(f"speculate is {speculate!r}, but backend 'torch' guesses nothing")
         return _load_torch(folder)
     from mobilemoe.engine import Engine
 
+    tokenizer = None
+    if max_memory is not None:  # what it takes has to be there before the engine shares out the rest
+        with suppress(TokenizerError):
+            tokenizer = Tokenizer.load(folder)
     engine = Engine(
         folder,
         threads=threads,
@@ -79,8 +88,9 @@ def load(
         kv=kv,
         quantize=quantize,
         speculate=speculate or "auto",
+        max_memory=max_memory,
     )
-    return Model(folder, engine.config, engine, engine=engine)
+    return Model(folder, engine.config, engine, engine=engine, tokenizer=tokenizer)
 
 
 def _load_torch(folder: Path) -> Model:
@@ -103,13 +113,22 @@ def _load_torch(folder: Path) -> Model:
 class Model:
     """A model that writes text. The tokenizer is read at first use, so that `logits` works without one.
 
-    `engine` is the native engine, or None where PyTorch computes.
+    `engine` is the native engine, or None where PyTorch computes. `tokenizer`: the folder's, if it was read already.
     """
 
-    def __init__(self, folder: Path, config: ModelConfig, backend: Backend, *, engine: Engine | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        backend: Backend,
+        *,
+        engine: Engine | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
         self.folder, self.config, self.backend, self.engine = folder, config, backend, engine
         self._conversation = None if engine is None else engine.conversation()
         self._tokenizer: Tokenizer | None = None
+        self._read_tokenizer = tokenizer
         self._template: ChatTemplate | None = None
 
     @property
@@ -121,7 +140,7 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         """Raises TokenizerError if the folder has none that fits the model."""
         if self._tokenizer is None:
-            tokenizer = Tokenizer.load(self.folder)
+            tokenizer = self._read_tokenizer or Tokenizer.load(self.folder)
             if tokenizer.vocab_size > self.config.vocab_size:
                 raise TokenizerError(
                     f"the tokenizer in {self.folder} has {tokenizer.vocab_size} ids, "

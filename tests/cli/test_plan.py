@@ -65,6 +65,7 @@ def test_tokens_have_units(text, count):
     [
         (("--memory", "much"), "--memory is 'much', but must be a positive number, such as 1.0GB"),
         (("--memory", "-1GB"), "--memory is '-1GB', but must be a positive number"),
+        (("--memory", "1e999"), "--memory is '1e999', but must be a positive number"),
         (("--memory", "0"), "memory is 0.0, but must be a number above 0"),
         (("--tokens", "300GB"), "--tokens is '300GB'"),
         (("--train-flops", "8e20", "--tokens", "1B"), "either train-flops or tokens"),

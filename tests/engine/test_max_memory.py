@@ -1,13 +1,17 @@
 """An engine that may not take much memory reads experts from the file, and computes the same."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from mobilemoe.checkpoint import write_random
 from mobilemoe.engine import Engine
 from mobilemoe.errors import UsageError
 from mobilemoe.hub import ASSETS
+from mobilemoe.presets import family_member
 
 NANO = ASSETS / "nano"
 IDS = [(7 * at) % 16000 for at in range(640)]
@@ -67,3 +71,38 @@ def test_the_context_is_what_there_is_room_for_and_a_quarter_is_for_texts():
 def test_what_is_no_size_is_refused(wrong):
     with pytest.raises(UsageError, match="max_memory is"):
         Engine(NANO, max_memory=wrong)
+
+
+# In a process of its own, so that the memory is that of the model: what it writes, and how much memory it has had.
+WRITE = """
+import sys
+from mobilemoe.engine import Engine
+folder, limit, speculate = sys.argv[1:]
+engine = Engine(folder, threads=2, speculate=speculate, **({} if limit == "none" else {"max_memory": int(limit)}))
+for prompt in ([5], [1, 2, 3, 4] * 8, [at % 90 for at in range(0, 7000, 7)]):
+    print(engine.generate_ids(prompt, max_new_tokens=60))
+with open("/proc/self/status") as status:
+    print(next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM")))
+"""
+
+
+def test_a_process_stays_within_its_limit_and_writes_the_same(tmp_path):
+    config = family_member(512, expansion=20, layers=8, vocab_size=96)
+    write_random(tmp_path / "wide", config, seed=1, format="int4")
+
+    def start(limit: int | str, speculate: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", WRITE, tmp_path / "wide", str(limit), speculate]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    def written(limit: int | str, speculate: str) -> tuple[list[str], int]:
+        *texts, peak = start(limit, speculate).stdout.splitlines()
+        return texts, int(peak)
+
+    expected, unlimited = written("none", "off")
+    least = int(re.search(r"needs at least (\d+)", start(1, "off").stderr)[1]) + 2**20  # not all processes are alike
+    assert least < unlimited - 50_000_000
+    for limit in (least, least + 2**24):
+        for speculate in ("off", "lookup"):
+            texts, peak = written(limit, speculate)
+            assert texts == expected
+            assert peak <= limit

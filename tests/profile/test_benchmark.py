@@ -1,5 +1,8 @@
 """`mobilemoe bench`: speeds, shares of the machine's limits, cold starts, random models and comparisons."""
 
+import json
+import re
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -113,6 +116,26 @@ def test_real_text_is_repeated_where_it_is_too_short(tiny_folder):
     assert len(whole) > 8192
     tokens = tokens_for(model, len(whole) + 5, dummy=False)
     assert tokens.ids == whole + whole[:5]
+
+
+def test_with_a_limit_of_memory_it_says_how_often_experts_were_there():
+    """In a process of its own, whose memory does not depend on other tests."""
+    limited = ("bench", "nano", *QUICK, "--threads", "1", "--speculate", "off")
+
+    def bench(limit: int | str, *options: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "mobilemoe", *limited, *options, "--max-memory", str(limit)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    least = int(re.search(r"at least (\d+)", bench("1KB").stderr)[1])
+    found = json.loads(bench(least + 2**20, "--json").stdout)
+    assert found["bytes_per_s"] is found["prefill"][0]["mfu"] is found["decode"][0]["mbu"] is None
+    assert found["experts"]["in_memory"] < found["experts"]["all"] == 8 * 18
+    assert 0 < found["experts"]["hit_rate"] < 1
+    assert found["experts"]["bytes_read_per_token"] > 0
+    assert found["peak_rss_bytes"] <= least + 2**20
+    out = bench("9GB").stdout
+    assert "experts in memory  144 of 144: 100.0% of those that decoding visits, and 0.0 MB read for a token" in out
+    assert "read bandwidth" not in out
 
 
 # Shares of the limits
@@ -307,6 +330,7 @@ def test_without_matplotlib_nothing_is_measured(fails, monkeypatch, tiny_folder,
         (("nano", "--repeats", "0"), "--repeats is 0"),
         (("nano", "--group-axis", "up"), "--group-axis is 'up'"),
         (("nano", "--threads", "0"), "threads is 0"),
+        (("nano", "--max-memory", "1GB", "--compare", "micro"), "leave --compare out"),
         (("nano", "--kv", "int3"), "kv is 'int3'"),
     ],
 )

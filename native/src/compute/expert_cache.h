@@ -2,7 +2,7 @@
 // missing is read from the model's ExpertSource by threads of its own, while others compute.
 //
 // The expert that was used least makes room: each use counts, and half as much with every 32 tokens that have passed
-// since (LOG.md, 2026-11-27, compares this with other rules). Uses count from the end of their pass on, so that
+// since (benchmarks/expert_cache.py compares this with other rules). Uses count from the end of their pass on, so that
 // in a long pass the first layers do not drive out the experts of the last ones just before these are needed.
 #pragma once
 

@@ -62,15 +62,18 @@ def bench(
 
     Prefill (reading a prompt) and decode (writing) are in tokens per second. MFU is the share of the machine's int8
     multiply-adds that prefill uses. MBU is the share of its read bandwidth that decoding uses; it can exceed 100% if
-    the weights fit in the CPU's caches. A model that reads text also continues one with guessed tokens and without. In
-    --json, MFU is null if the engine does not compute in int8. --sample adds the time that choosing a token from its
-    logits takes: greedily, and with each setting of `mobilemoe run`.
+    the weights fit in the CPU's caches. With --max-memory neither is measured, but how many of the experts were in
+    memory, and how much was read for a token. A model that reads text also continues one with guessed tokens and
+    without. In --json, MFU is null if the engine does not compute in int8. --sample adds the time that choosing a token
+    from its logits takes: greedily, and with each setting of `mobilemoe run`.
 
     Example: mobilemoe bench nano --prefill 128,512
     """
     from mobilemoe.profile import benchmark, picture
 
     wanted = [(SHORT_NAMES.get(model, model) if random else model, random)]
+    if compare is not None and engine.max_memory is not None:
+        raise UsageError("--max-memory is for one model in a process: leave --compare out")
     if compare is not None:
         wanted += [(SHORT_NAMES.get(name, name), True) for name in compare.split(",")]
     lengths = LENGTHS if compare is None else tuple(sorted({*LENGTHS, *PAPERS_LENGTHS}))
@@ -94,8 +97,9 @@ def bench(
     for baseline, found in compared:
         _print_ratios(results[0], baseline, found)
     peak = machine.multiply_adds_per_s
-    print(f"read bandwidth {machine.bytes_per_s / 1e9:.1f} GB/s", end="")
-    print(f", int8 peak {peak / 1e9:,.0f} G multiply-adds/s" if peak else "")
+    if machine.bytes_per_s is not None:
+        print(f"read bandwidth {machine.bytes_per_s / 1e9:.1f} GB/s", end="")
+        print(f", int8 peak {peak / 1e9:,.0f} G multiply-adds/s" if peak else "")
 
 
 def _numbers(option: str, text: str | None, least: int) -> tuple[int, ...]:
@@ -163,12 +167,13 @@ def _print(result: Result, machine: Machine, workload: Workload) -> None:
         column.justify = "right"
     for n in sorted({*s.prefill, *s.decode}):
         mfu = s.mfu(n, machine) if n in s.prefill else None
+        mbu = s.mbu(n, machine) if n in s.decode else None
         table.add_row(
             f"{n:,}",
             f"{s.prefill_speed(n):,.1f}" if n in s.prefill else "",
             "" if mfu is None else f"{mfu:.1%}",
             f"{s.decode_speed(n):,.1f}" if n in s.decode else "",
-            f"{s.mbu(n, machine):.1%}" if n in s.decode else "",
+            "" if mbu is None else f"{mbu:.1%}",
         )
     options.plain_console().print(table)
     for what, wanted, measured in (("prefill", workload.lengths, s.prefill), ("decode", workload.depths, s.decode)):
@@ -179,6 +184,11 @@ def _print(result: Result, machine: Machine, workload: Workload) -> None:
         print(f", {guesses.drafts.accepted:,} of {guesses.drafts.proposed:,} were right")
     print(f"first token        {result.cold.from_import_s:.3f} s from before `import mobilemoe`", end="")
     print(f", {result.cold.from_load_s:.3f} s from load(), in a new process")
+    if (use := engine.expert_use) is not None:
+        print(f"experts in memory  {use.places:,} of {use.experts:,}", end="")
+        if (hit_rate := s.hit_rate()) is not None and (read := s.read_bytes()) is not None:
+            print(f": {hit_rate:.1%} of those that decoding visits, and {read / 1e6:,.1f} MB read for a token", end="")
+        print()
     print(f"peak memory        {result.cold.peak_rss_bytes / 1e6:,.0f} MB, after {result.rss_tokens:,} tokens there")
     if result.sampling:
         _print_sampling(result)

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 import mobilemoe
+from mobilemoe.cli.quantity import BYTES, quantity
 from mobilemoe.cores import allowed_cores
 from mobilemoe.errors import MissingExtraError
 
@@ -71,6 +72,10 @@ ThreadsOption = Annotated[
 MaxNewTokens = Annotated[int, typer.Option(help="Write at most this many tokens.")]
 
 
+def _memory(text: str) -> int:
+    return int(quantity("--max-memory", text, BYTES, "1.5GB or 900MB") or 0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """A group of options: how the native engine computes (see `grouped`)."""
@@ -81,6 +86,15 @@ class EngineOptions:
     kv: Annotated[str | None, typer.Option(help="Format of the KV cache: int8, fp16 or fp32.")] = None
     threads: ThreadsOption = None
     quantize: Annotated[str | None, typer.Option(help="int4: round a BF16 model to INT4 while loading it.")] = None
+    max_memory: Annotated[
+        int | None,
+        typer.Option(
+            parser=_memory,
+            metavar="SIZE",
+            help="The most memory that this process may come to have, such as 1GB: experts for which there is no room "
+            "are read from the disk when they are needed.",
+        ),
+    ] = None
     speculate: Annotated[
         str | None,
         typer.Option(

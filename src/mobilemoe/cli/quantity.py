@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from mobilemoe.errors import UsageError
@@ -16,6 +17,7 @@ def quantity(option: str, text: str | None, units: dict[str, float], example: st
     if text is None:
         return None
     matched = _NUMBER.fullmatch(text)
-    if matched is None or matched[2].upper() not in units:
+    number = math.inf if matched is None else float(matched[1]) * units.get(matched[2].upper(), math.inf)
+    if not math.isfinite(number):
         raise UsageError(f"{option} is {text!r}, but must be a positive number, such as {example}")
-    return float(matched[1]) * units[matched[2].upper()]
+    return number

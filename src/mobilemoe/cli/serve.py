@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mobilemoe.cli import options
-from mobilemoe.cli.quantity import BYTES, quantity
 from mobilemoe.errors import MissingExtraError, UsageError
 from mobilemoe.hub import find_model
 
@@ -39,12 +38,6 @@ def serve(
     request_seconds: Annotated[
         float, typer.Option(min=0, help="End a request with an error if it is not answered after this time (0: never).")
     ] = 0,
-    max_memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE", help="Memory for weights that are not mapped from a file, and for keys and values: 1.5GB."
-        ),
-    ] = None,
     session_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep conversations here when the server ends.")
     ] = None,
@@ -62,7 +55,6 @@ def serve(
     Example: mobilemoe serve nano --port 8080
     """
     try:
-        from mobilemoe.serve.memory import Memory
         from mobilemoe.serve.server import serve as run_server
     except ModuleNotFoundError as missing:
         raise MissingExtraError(f"serving ({missing.name})", "serve") from None
@@ -71,7 +63,6 @@ def serve(
     for option, seconds in (("--drain-seconds", drain_seconds), ("--request-seconds", request_seconds)):
         if not math.isfinite(seconds):
             raise UsageError(f"{option} is {seconds}, not a number of seconds")
-    limit = quantity("--max-memory", max_memory, BYTES, "1.5GB or 900MB")
     name = Path(model).resolve().name if Path(model).is_dir() else model
 
     def load() -> Model:
@@ -98,7 +89,7 @@ def serve(
         queue=queue,
         drain_seconds=drain_seconds,
         request_seconds=request_seconds or math.inf,
-        memory=Memory(None if limit is None else int(limit), session_dir),
+        session_dir=session_dir,
         aliases=alias or [],
         on_ready=say_ready,
     )

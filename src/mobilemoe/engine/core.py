@@ -35,6 +35,7 @@ Score: TypeAlias = tuple[float, bool]  # the log-probability of a token or a tex
 # A session, the tokens to append to it, and for how many of the last of these the output is wanted.
 Request: TypeAlias = "tuple[Session, Sequence[int], int]"
 
+LEAST_TEXT = 64  # tokens: under max_memory there is room for these at least
 CHUNK = 512  # tokens of one forward pass; between two of them an interrupt is seen, and texts may join or leave
 
 
@@ -66,7 +67,8 @@ class Core:
     """An open model that appends tokens to sessions and gives logits, or the log-probabilities of given tokens.
 
     One call computes at a time, whichever thread it comes from; a session is for one thread. `text_bytes` is how much
-    memory all texts together should take under `max_memory`: what the experts leave, or a quarter of what both share.
+    memory all texts together should take under `max_memory`: what the experts leave, a quarter of what both share, or
+    that of 64 tokens, whichever is most.
     """
 
     def __init__(
@@ -133,7 +135,8 @@ class Core:
         self.text_bytes: int | None = None
         if max_memory is not None:
             room, use = self.native.room, self.native.expert_use
-            self.text_bytes = max(room - use["experts"] * use["expert_bytes"], room // 4)
+            least = self.kv_bytes(min(LEAST_TEXT, self.context))
+            self.text_bytes = max(room - use["experts"] * use["expert_bytes"], room // 4, least)
             self.context = bisect_right(range(1, self.context + 1), room, key=self.native.kv_bytes)
         else:
             self._load_draft()
@@ -170,11 +173,6 @@ class Core:
         """How the routed experts came into memory so far; None where all of them are there from the start."""
         use = self.native.expert_use
         return ExpertUse(**use) if use["experts"] else None
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of weights in memory of this process's own: 0 where they are mapped from a file."""
-        return 0 if self._mapped is not None else self.native.file_bytes
 
     @property
     def drafts(self) -> Drafts:

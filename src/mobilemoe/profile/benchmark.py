@@ -66,6 +66,13 @@ class Result:
             "ttft_load_s": self.cold.from_load_s,
             "peak_rss_bytes": self.cold.peak_rss_bytes,
         }
+        if (use := self.engine.expert_use) is not None:
+            values["experts"] = {
+                "in_memory": use.places,
+                "all": use.experts,
+                "hit_rate": s.hit_rate(),
+                "bytes_read_per_token": s.read_bytes(),
+            }
         if self.sampling:
             values["sampling"] = [{"mode": mode, "microseconds": us} for mode, us in self.sampling.items()]
         return values
@@ -97,7 +104,9 @@ def run(
         subjects.append(Subject(name, engine, texts[-1].ids))
     threads = subjects[0].engine.threads
     on_step("the machine's limits")
-    before = measure_machine(threads)
+    # What is measured for them takes more memory than there may be.
+    unlimited = all(options["max_memory"] is None for _, _, options in models)
+    before = measure_machine(threads) if unlimited else Machine(None, None)
     measure(subjects, workload.lengths, workload.depths, workload.repeats, on_step)
     guesses, sampling = [], []
     for (name, model, _), subject in zip(models, subjects, strict=True):
@@ -115,7 +124,7 @@ def run(
         Result(subject, tokens, _middle(found), len(tokens.ids), guessed, sampled)
         for subject, tokens, found, guessed, sampled in zip(subjects, texts, starts, guesses, sampling, strict=True)
     ]
-    return results, before.better(measure_machine(threads))
+    return results, before.better(measure_machine(threads)) if unlimited else before
 
 
 def _middle(starts: Sequence[ColdStart]) -> ColdStart:

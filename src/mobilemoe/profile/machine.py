@@ -9,15 +9,15 @@ from mobilemoe.engine.native import native, our_errors
 
 @dataclass(frozen=True)
 class Machine:
-    """The limits for a number of threads: bytes/s read from memory, int8 multiply-adds/s (None: unknown)."""
+    """The limits for a number of threads: bytes/s read from memory, int8 multiply-adds/s. None: unknown."""
 
-    bytes_per_s: float
+    bytes_per_s: float | None
     multiply_adds_per_s: float | None
 
     def better(self, other: Machine) -> Machine:
         """The higher limits of two measurements, since other programs can only lower them."""
         peak = max(self.multiply_adds_per_s or 0, other.multiply_adds_per_s or 0)
-        return Machine(max(self.bytes_per_s, other.bytes_per_s), peak or None)
+        return Machine(max(self.bytes_per_s or 0, other.bytes_per_s or 0) or None, peak or None)
 
 
 def measure_machine(threads: int) -> Machine:

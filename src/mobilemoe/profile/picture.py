@@ -37,7 +37,9 @@ def draw_speeds(results: Sequence[Result], machine: Machine, path: Path) -> None
     peak = machine.multiply_adds_per_s
     shares = f" (% of {peak / 1e9:,.0f} G multiply-adds/s)" if peak else ""
     _label(prefill_axes, f"prefill{shares}", "tokens of the prompt")
-    _label(decode_axes, f"decode (% of {machine.bytes_per_s / 1e9:.1f} GB/s)", "tokens before")
+    bandwidth = machine.bytes_per_s
+    shares = f" (% of {bandwidth / 1e9:.1f} GB/s)" if bandwidth else ""
+    _label(decode_axes, f"decode{shares}", "tokens before")
     with atomic_file(path) as handle:
         figure.savefig(handle, format="png", dpi=120)
 

@@ -6,6 +6,7 @@ Models take turns, length by length, so that other programs disturb all of them 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -28,6 +29,7 @@ class Subject:
     ids: Sequence[int]
     prefill: dict[int, list[float]] = field(default_factory=dict)
     decode: dict[int, list[float]] = field(default_factory=dict)
+    visits: Counter[str] = field(default_factory=Counter)  # of experts while decoding, by ExpertUse's names
 
     def has_room(self, tokens: int) -> bool:
         return tokens <= self.engine.context
@@ -39,6 +41,16 @@ class Subject:
     def decode_speed(self, depth: int) -> float:
         return 1 / median(self.decode[depth])
 
+    def hit_rate(self) -> float | None:
+        """The share of the experts that decoding visited which were in memory; None if it visited none that counts."""
+        visited = self.visits["hits"] + self.visits["ahead"] + self.visits["misses"]
+        return self.visits["hits"] / visited if visited else None
+
+    def read_bytes(self) -> float | None:
+        """Bytes of experts that a decoded token read from the file; None if nothing was decoded."""
+        decoded = DECODED * sum(map(len, self.decode.values()))
+        return self.visits["bytes_read"] / decoded if decoded else None
+
     def mfu(self, tokens: int, machine: Machine) -> float | None:
         """The share of the int8 peak that a prefill reaches; None for fp32 activations, or if the peak is unknown."""
         if machine.multiply_adds_per_s is None or self.engine.native.fp32:
@@ -46,8 +58,10 @@ class Subject:
         products = accounting.prefill_flops(self.engine.config, tokens) / 2
         return products * self.prefill_speed(tokens) / tokens / machine.multiply_adds_per_s
 
-    def mbu(self, depth: int, machine: Machine) -> float:
+    def mbu(self, depth: int, machine: Machine) -> float | None:
         """The share of the read bandwidth that decoding uses, for active weights and the KV cache at `depth`."""
+        if machine.bytes_per_s is None:
+            return None
         bits = KV_BITS[self.engine.native.kv]
         read = accounting.decode_bytes(self.engine.config, depth + DECODED // 2, bits)
         return read * self.decode_speed(depth) / machine.bytes_per_s
@@ -86,7 +100,10 @@ def _measure_point(subject: Subject, length: int, with_prefill: bool, with_decod
     if with_prefill:
         subject.prefill.setdefault(length, []).append((time.perf_counter() - began) / start)
     if with_decode:
+        before = subject.engine.native.expert_use
         began = time.perf_counter()
         for token in subject.ids[start : start + DECODED]:
             session.append([token])
         subject.decode.setdefault(length, []).append((time.perf_counter() - began) / DECODED)
+        subject.visits.update(subject.engine.native.expert_use)
+        subject.visits.subtract(before)

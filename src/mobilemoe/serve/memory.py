@@ -4,44 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from mobilemoe.engine import Engine
 from mobilemoe.engine.prefix_cache import PrefixCache, PrefixStats, longest_text
 from mobilemoe.engine.session_folder import SessionFolder, tell
-from mobilemoe.errors import UsageError
 from mobilemoe.serve.metrics import Metrics
 
-_LEAST_TEXT = 64  # tokens: a server for shorter texts is of no use
 _MOST_KEPT = 2**30  # bytes of kept sessions where no limit is given
 
 
-@dataclass(frozen=True)
-class Memory:
-    """`limit`: bytes of weights that are not mapped from a file, of keys and values of the texts that run, and of kept
-    sessions. `folder`: where sessions are kept when the server ends.
+def open_cache(engine: Engine, folder: Path | None) -> PrefixCache:
+    """A cache of what the engine's max_memory leaves to texts, to which this also limits the engine's context.
+
+    `folder`: where sessions are kept when the server ends; UsageError if it is not fit for that.
     """
-
-    limit: int | None = None
-    folder: Path | None = None
-
-    def open_cache(self, engine: Engine) -> PrefixCache:
-        """Limits the engine's context to what fits. UsageError if that is next to nothing, or the folder is not fit."""
-        total = None
-        if self.limit is not None:
-            total, context = self.limit - engine.weight_bytes, engine.context
-            engine.context = longest_text(engine, total)
-            if engine.context < min(_LEAST_TEXT, context):
-                raise UsageError(
-                    f"--max-memory is {self.limit:,} bytes, but the weights take {engine.weight_bytes:,} and the keys "
-                    f"and values of {_LEAST_TEXT} tokens {engine.kv_bytes(_LEAST_TEXT):,}"
-                )
-            if engine.context < context:
-                tell(f"--max-memory holds texts of {engine.context:,} tokens, the model could take {context:,}")
-        folder = None if self.folder is None else SessionFolder(self.folder, engine)
-        most = min(_MOST_KEPT, _physical_bytes() // 8) if total is None else total
-        return PrefixCache(engine, most=most, total=total, folder=folder)
+    total = engine.text_bytes
+    if total is not None:
+        engine.context = longest_text(engine, total)
+        longest = engine.config.max_position_embeddings
+        if engine.context < longest:
+            tell(f"--max-memory has room for texts of {engine.context:,} tokens, the model could take {longest:,}")
+    most = min(_MOST_KEPT, _physical_bytes() // 8) if total is None else total
+    sessions = None if folder is None else SessionFolder(folder, engine)
+    return PrefixCache(engine, most=most, total=total, folder=sessions)
 
 
 def watch(metrics: Metrics, read: Callable[[], PrefixStats]) -> None:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from mobilemoe.engine import Batch, Drafts, Engine, Session
@@ -21,7 +22,7 @@ from mobilemoe.errors import MobileMoEError
 from mobilemoe.load import Model
 from mobilemoe.sampling import Choice, Sampling
 from mobilemoe.serve.errors import ApiError, as_api_error, failed, later
-from mobilemoe.serve.memory import Memory
+from mobilemoe.serve.memory import open_cache
 from mobilemoe.serve.memory import watch as watch_memory
 from mobilemoe.serve.metrics import Metrics
 from mobilemoe.serve.pace import Pace
@@ -83,8 +84,8 @@ class Scheduler:
     """Loads a model in a thread of its own, then computes for at most `parallel` texts at a time.
 
     `queue` requests may wait beside those whose texts all run; one that is not answered after `request_seconds` ends
-    with an error. `model` is there once `state` is "ready"; `fault` is what ended the thread, if something did.
-    `on_ready` and `on_end` are called from the thread.
+    with an error. Texts that are kept outlive it in `session_dir`. `model` is there once `state` is "ready"; `fault` is
+    what ended the thread, if something did. `on_ready` and `on_end` are called from the thread.
     """
 
     def __init__(
@@ -96,10 +97,10 @@ class Scheduler:
         on_ready: Callable[[], None],
         on_end: Callable[[], None],
         request_seconds: float = math.inf,
-        memory: Memory | None = None,
+        session_dir: Path | None = None,
     ) -> None:
         self._load, self._parallel, self._most_waiting = load, parallel, queue
-        self.request_seconds, self._memory = request_seconds, memory or Memory()
+        self.request_seconds, self._session_dir = request_seconds, session_dir
         self._on_ready, self._on_end = on_ready, on_end
         self._changed = threading.Condition()
         self._queue: deque[Ticket] = deque()
@@ -197,7 +198,7 @@ class Scheduler:
             engine = model.engine
             if engine is None:
                 raise AssertionError("the server runs on the native engine")
-            self._prefixes = prefixes = self._memory.open_cache(engine)
+            self._prefixes = prefixes = open_cache(engine, self._session_dir)
             self._model = model
             if self._deadline is None:
                 self._on_ready()

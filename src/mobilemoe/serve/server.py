@@ -8,6 +8,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,7 +20,6 @@ from mobilemoe.serve.app import create_app
 from mobilemoe.serve.connection import IDLE_SECONDS, MAX_CONNECTIONS, MAX_HEAD_BYTES, Connection
 from mobilemoe.serve.errors import readable
 from mobilemoe.serve.guard import is_loopback
-from mobilemoe.serve.memory import Memory
 from mobilemoe.serve.scheduler import Scheduler
 
 _BACKLOG = 128  # connections that the system keeps until they are looked at
@@ -80,7 +80,7 @@ def serve(
     queue: int,
     drain_seconds: float,
     request_seconds: float,
-    memory: Memory,
+    session_dir: Path | None,
     aliases: Sequence[str],
     on_ready: Callable[[str], None],
 ) -> None:
@@ -114,7 +114,7 @@ def serve(
         parallel=parallel,
         queue=queue,
         request_seconds=request_seconds,
-        memory=memory,
+        session_dir=session_dir,
         on_ready=lambda: on_ready(address),
         on_end=end,
     )
