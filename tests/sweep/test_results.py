@@ -16,6 +16,7 @@ SWEEP = RECIPES / "sweep"
 THIRD = SWEEP / "third"
 FOURTH = SWEEP / "fourth"
 FIFTH = SWEEP / "fifth"
+SIXTH = SWEEP / "sixth"
 LAWS = {"law.json": ("*-dense-*", "*-e8g8s0-*"), "law-from-25M.json": ("*-dense-t[!1]*", "*-e8g8s0-t[!1]*")}
 
 
@@ -244,6 +245,21 @@ def test_the_docs_say_what_the_fourth_sweep_found():
     assert f"| dense: {knobs['dense']}, E = 2: {knobs['e2g8s0']}, 16: {knobs['e16g8s0']} | E = 2:" in WORDS
     assert f"| g = 1: {knobs['e8g1s0']} | g = 1:" in WORDS
     assert f"| at E = 8: {knobs['e8g8s1']} | at E = 4:" in WORDS
+
+
+def test_the_sixth_sweep_is_all_of_its_grid_and_the_docs_say_what_it_found():
+    runs = {run.id: run.key for run in grid_runs(load_grid(SIXTH / "grid.toml"))}
+    assert {row["id"]: row["key"] for row in rows("runs.csv", SIXTH)} == runs
+    found = runpy.run_path(str(SIXTH / "findings.py"))["differences"]()
+    assert {(difference.seeds, said(difference.half, 3)) for difference in found.values()} == {(4, ".008")}
+    means = {name: signed(difference.mean) for name, difference in found.items()}
+    for sentence, names in (
+        ("| dense: {}, E = 2: {}, 4: {}, 16: {}, 32: {} |", ("dense", "e2g8s0", "e4g8s0", "e16g8s0", "e32g8s0")),
+        ("| g = 1: {}, 2: {}, 4: {}, 16: {} |", ("e8g1s0", "e8g2s0", "e8g4s0", "e8g16s0")),
+        ("| at E = 8: {}, at E = 16: {} |", ("e8g8s1", "e16g8s1")),
+    ):
+        assert sentence.format(*(means[name] for name in names)) in WORDS
+    assert {name for name, difference in found.items() if not difference.shown} == {"e8g4s0", "e8g8s1"}
 
 
 def test_the_third_report_says_what_that_sweep_found():
