@@ -45,6 +45,14 @@ typedef struct {
   /* Bytes that the whole process may come to have, what it had before included; 0: no limit. With a limit, `path` is an
    * engine file: experts that do not fit are read from it when they are needed. The results are the same. */
   uint64_t max_memory;
+  /* Faster at a cost in quality, all off by default: fewer experts of each token than the model's (0: as many); experts
+   * in memory are preferred so strongly when tokens are written, for max_memory (0: not), but for the best always_top
+   * of each token (-1: half of them); of a prompt's work in routed experts about this share is done (0: all). With
+   * cache_prior or capacity a text depends on what was computed before or beside it, and nothing can be guessed. */
+  int32_t experts_per_token;
+  int32_t always_top;
+  double cache_prior;
+  double capacity;
 } mm_options;
 
 typedef struct {

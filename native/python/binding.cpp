@@ -19,10 +19,10 @@
 #include "files/draft_file.h"
 #include "files/engine_file.h"
 #include "files/engine_layout.h"
-#include "files/repack.h"
 #include "files/session_file.h"
 #include "kernels/dispatch.h"
 #include "names.h"
+#include "repacking.h"
 #include "requests.h"
 #include "threads/cores.h"
 
@@ -163,42 +163,6 @@ nb::list choose(const EnginePointer& self, const nb::list& given) {
   return chosen;
 }
 
-// Hands the progress of a repack to a Python function, whose exception stops the work.
-struct Progress {
-  nb::object call;
-  std::exception_ptr error;
-
-  static bool tell(size_t done, size_t total, void* context) {
-    auto& self = *static_cast<Progress*>(context);
-    const nb::gil_scoped_acquire acquire;
-    try {
-      self.call(done, total);
-      return true;
-    } catch (...) {
-      self.error = std::current_exception();
-      return false;
-    }
-  }
-};
-
-void repack(const std::string& folder, const std::string& path, const nb::object& call, const nb::object& origin) {
-  Progress progress{call, nullptr};
-  Fingerprint taken{};
-  if (!origin.is_none()) {
-    nb::bytes bytes;
-    require(nb::try_cast(origin, bytes) && bytes.size() == taken.size(), "origin must be a fingerprint of 32 bytes");
-    std::memcpy(taken.data(), bytes.data(), taken.size());
-  }
-  try {
-    const nb::gil_scoped_release release;
-    write_engine_file(folder, path, origin.is_none() ? nullptr : &taken, call.is_none() ? nullptr : &Progress::tell,
-                      &progress);
-  } catch (const Error&) {
-    if (!progress.error) throw;
-  }
-  if (progress.error) std::rethrow_exception(progress.error);
-}
-
 nb::bytes bytes_of(const Fingerprint& fingerprint) { return nb::bytes(fingerprint.data(), fingerprint.size()); }
 
 std::vector<std::string> list_kernels() {
@@ -234,12 +198,18 @@ void bind_engine(nb::module_& m) {
   nb::class_<PyEngine>(m, "Engine")
       .def_static(
           "open",
-          [](const std::string& path, int threads, const std::string& kv, bool fp32, size_t max_memory) {
-            const EngineOptions options{threads, kv_of(kv), fp32, max_memory};
+          [](const std::string& path, int threads, const std::string& kv, bool fp32, size_t max_memory,
+             int experts_per_token, double cache_prior, int always_top, int cached_experts, double capacity,
+             bool skips_at_random) {
+            const RoutingOptions routing{experts_per_token, cache_prior, always_top,
+                                         cached_experts,    capacity,    skips_at_random};
+            const EngineOptions options{threads, kv_of(kv), fp32, max_memory, routing};
             const nb::gil_scoped_release release;
             return std::make_shared<PyEngine>(path, options);
           },
-          "path"_a, "threads"_a = 0, "kv"_a = "int8", "fp32"_a = false, "max_memory"_a = 0)
+          "path"_a, "threads"_a = 0, "kv"_a = "int8", "fp32"_a = false, "max_memory"_a = 0, nb::kw_only(),
+          "experts_per_token"_a = 0, "cache_prior"_a = 0.0, "always_top"_a = -1, "cached_experts"_a = 0,
+          "capacity"_a = 0.0, "skips_at_random"_a = false)
       .def_prop_ro("vocab_size", [config](const EnginePointer& self) { return config(self).vocab_size; })
       .def_prop_ro("layers", [config](const EnginePointer& self) { return config(self).num_hidden_layers; })
       .def_prop_ro("context", [config](const EnginePointer& self) { return config(self).max_position_embeddings; })
@@ -263,6 +233,16 @@ void bind_engine(nb::module_& m) {
                      found["places"] = use.places;
                      found["experts"] = use.experts;
                      found["expert_bytes"] = use.expert_bytes;
+                     return found;
+                   })
+      .def_prop_ro("routing_use",
+                   [](const EnginePointer& self) {
+                     const RoutingUse use = self->locked([&] { return self->engine.routing_use(); });
+                     nb::dict found;
+                     found["hits"] = use.hits;
+                     found["misses"] = use.misses;
+                     found["pairs"] = use.pairs;
+                     found["skipped"] = use.skipped;
                      return found;
                    })
       .def_prop_ro("kv", [](const EnginePointer& self) { return name_of(self->engine.options().kv); })
@@ -393,6 +373,6 @@ NB_MODULE(_native, m) {
         return bytes_of(found);
       },
       "folder"_a);
-  m.attr("INTERFACE_VERSION") = 6;  // of this module; src/mobilemoe/engine/native.py names the one it needs
+  m.attr("INTERFACE_VERSION") = 7;  // of this module; src/mobilemoe/engine/native.py names the one it needs
   m.attr("ENGINE_VERSION") = mobilemoe::kEngineVersion;
 }

@@ -157,7 +157,7 @@ const char* mm_version(void) { return MOBILEMOE_VERSION; }
 
 const char* const* mm_instruction_sets(void) { return mobilemoe::available_kernels(); }
 
-mm_options mm_default_options(void) { return {0, MM_KV_INT8, 0, 0}; }
+mm_options mm_default_options(void) { return {0, MM_KV_INT8, 0, 0, 0, -1, 0, 0}; }
 
 mm_sampling mm_greedy(void) {
   mm_sampling sampling = {};
@@ -194,6 +194,7 @@ mm_status mm_open(const char* path, const mm_options* options, mm_engine** engin
     taken.kv = static_cast<KvType>(kv);
     taken.fp32 = options->fp32_activations != 0;
     taken.max_memory = options->max_memory;
+    taken.routing = {options->experts_per_token, options->cache_prior, options->always_top, 0, options->capacity};
     *engine = std::make_unique<mm_engine>(mobilemoe::open_model(path, taken.max_memory == 0), taken).release();
   });
 }

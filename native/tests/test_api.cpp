@@ -358,6 +358,26 @@ TEST(api_names_the_option_that_is_wrong_when_an_engine_is_opened) {
   CHECK_EQ(engine, nullptr);
 }
 
+TEST(api_takes_and_checks_options_of_routing) {
+  mm_options options = mm_default_options();
+  mm_engine* opened = nullptr;
+  options.capacity = 1.5;
+  check_refused(mm_open(MOBILEMOE_NANO, &options, &opened), "capacity is 1.5");
+  options.capacity = 0.2;
+  options.experts_per_token = 5;
+  check_refused(mm_open(MOBILEMOE_NANO, &options, &opened), "experts_per_token is 5");
+  options.experts_per_token = 2;
+  options.cache_prior = 0.3;
+  check_refused(mm_open(MOBILEMOE_NANO, &options, &opened), "without max_memory");
+  options.cache_prior = 0;
+  CHECK_EQ(mm_open(MOBILEMOE_NANO, &options, &opened), MM_OK);
+  const EnginePointer fewer(opened, mm_close), whole = open_nano();
+  CHECK(forward(fewer, new_sequence(fewer), kPrompt) != forward(whole, new_sequence(whole), kPrompt));
+  CHECK_EQ(mm_describe(fewer.get()).active_experts, 2);
+  mm_speculation* speculation = nullptr;
+  check_refused(mm_speculation_new(fewer.get(), MM_SPECULATE_AUTO, &speculation), "guesses would change the text");
+}
+
 TEST(api_computes_the_same_within_a_limit_of_memory_and_refuses_one_that_is_too_low) {
   const std::string file = std::filesystem::temp_directory_path() / ("mobilemoe-api-" + std::to_string(getpid()));
   CHECK_EQ(mm_repack(MOBILEMOE_NANO, file.c_str()), MM_OK);

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from mobilemoe.config import ModelConfig
 from mobilemoe.errors import MissingExtraError
 from mobilemoe.load import load
+from mobilemoe.routing import Routing
 
 if TYPE_CHECKING:
     from mobilemoe.model import MobileMoE
 
 __version__ = "0.1.0"
-__all__ = ["MobileMoE", "ModelConfig", "load"]
+__all__ = ["MobileMoE", "ModelConfig", "Routing", "load"]
 
 
 def __getattr__(name: str) -> Any:

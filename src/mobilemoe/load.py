@@ -20,6 +20,7 @@ from mobilemoe.config import ModelConfig
 from mobilemoe.errors import MissingExtraError, TokenizerError, UsageError
 from mobilemoe.hub import find_model
 from mobilemoe.ids import check_ids
+from mobilemoe.routing import Routing
 from mobilemoe.sampling import Sampling
 from mobilemoe.tokenizer import Tokenizer
 from mobilemoe.writer import Batch, Stream, Writer, write_all
@@ -50,6 +51,7 @@ def load(
     quantize: Literal["int4"] | None = None,
     speculate: Speculate | None = None,
     max_memory: int | None = None,
+    routing: Routing | None = None,
 ) -> Model:
     """Loads a Hub id, a folder, a training run's folder, or a bundled model ("nano").
 
@@ -58,9 +60,10 @@ def load(
     core of this process. `speculate` guesses tokens where a text repeats itself, or by the model's draft head,
     which changes nothing but its speed: "auto" (default) while it pays, "lookup" or "draft" always by one of them,
     "off" never. `max_memory`: bytes that this process may come to have; experts that do not fit are read from the disk
-    when they are needed, with the same results. BF16 weights need quantize="int4", which rounds them to nearest, or
-    backend="torch", which needs the extra and computes in fp32, on a GPU if there is one. Raises ModelNotFoundError,
-    UsageError, ConfigError, CheckpointError, MissingExtraError.
+    when they are needed, with the same results. `routing` sends tokens to other experts than the model's router, for
+    speed and at a cost in quality. BF16 weights need quantize="int4", which rounds them to nearest, or backend="torch",
+    which needs the extra and computes in fp32, on a GPU if there is one. Raises ModelNotFoundError, UsageError,
+    ConfigError, CheckpointError, MissingExtraError.
     """
     if backend not in ("native", "torch"):
         raise UsageError(f"backend is {backend!r}, but must be 'native' or 'torch'")
@@ -74,6 +77,10 @@ def load(
             raise UsageError("max_memory (--max-memory) is for the native engine: backend 'torch' needs all weights")
         if speculate not in (None, "auto", "off"):
             raise UsageError(f"speculate is {speculate!r}, but backend 'torch' guesses nothing")
+        if routing not in (None, Routing()):
+            raise UsageError(
+                "routing can be changed in the native engine only: backend 'torch' computes the model as it is"
+            )
         return _load_torch(folder)
     from mobilemoe.engine import Engine
 
@@ -89,6 +96,7 @@ def load(
         quantize=quantize,
         speculate=speculate or "auto",
         max_memory=max_memory,
+        routing=routing,
     )
     return Model(folder, engine.config, engine, engine=engine, tokenizer=tokenizer)
 

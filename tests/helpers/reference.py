@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,27 +160,42 @@ def dense_ffn(weights: Weights, stem: str, x: np.ndarray) -> np.ndarray:
     return weights.matrix(stem + "down_proj") @ swiglu(gate, up)
 
 
-def route(weights: Weights, stem: str, x: np.ndarray) -> list[tuple[int, float]]:
-    """The chosen experts of one token with their weights."""
-    config = weights.config
-    logits = weights.vector(stem + "router.weight") @ x
-    if config.get("router_score", "sigmoid") == "sigmoid":
-        score = sigmoid(logits)
-        ranking = score + weights.vector(stem + "expert_bias")
-    else:
-        score = ranking = np.exp(logits) / np.exp(logits).sum()
-    chosen = sorted(range(len(score)), key=lambda e: (-ranking[e], e))[: config["num_experts_per_tok"]]
+Routes = list[list[tuple[int, float]]]  # of each token the chosen experts, best first, and their weights
+
+
+def scores(weights: Weights, logits: np.ndarray) -> np.ndarray:
+    if weights.config.get("router_score", "sigmoid") == "sigmoid":
+        return sigmoid(logits)
+    return np.exp(logits) / np.exp(logits).sum()
+
+
+def ranked(weights: Weights, stem: str, logits: np.ndarray) -> list[int]:
+    """All experts, the best for these logits first."""
+    ranking = scores(weights, logits)
+    if weights.has(stem + "expert_bias"):
+        ranking = ranking + weights.vector(stem + "expert_bias")
+    return sorted(range(len(ranking)), key=lambda e: (-ranking[e], e))
+
+
+def weighed(weights: Weights, logits: np.ndarray, chosen: list[int]) -> list[tuple[int, float]]:
+    config, score = weights.config, scores(weights, logits)
     total = sum(score[e] for e in chosen) + 1e-20 if config["norm_topk_prob"] else 1.0
     return [(e, score[e] / total * config["routed_scaling_factor"]) for e in chosen]
 
 
-def moe(weights: Weights, stem: str, xs: list[np.ndarray]) -> list[np.ndarray]:
+def route(weights: Weights, stem: str, logits_TE: np.ndarray) -> Routes:
+    active = weights.config["num_experts_per_tok"]
+    return [weighed(weights, logits, ranked(weights, stem, logits)[:active]) for logits in logits_TE]
+
+
+def moe(weights: Weights, stem: str, xs: list[np.ndarray], routed: Callable[..., Routes]) -> list[np.ndarray]:
     gate_up, down = weights.experts(stem + "experts.gate_up"), weights.experts(stem + "experts.down")
     width = down.shape[1]
     outputs = []
-    for x in xs:
+    router = weights.vector(stem + "router.weight")
+    for x, chosen in zip(xs, routed(weights, stem, np.stack([router @ x for x in xs])), strict=True):
         y = np.zeros_like(x)
-        for expert, weight in route(weights, stem, x):
+        for expert, weight in chosen:
             both = x @ gate_up[expert]
             y += weight * (swiglu(both[:width], both[width:]) @ down[expert])
         if weights.config["intermediate_size_mlp"]:
@@ -188,8 +204,8 @@ def moe(weights: Weights, stem: str, xs: list[np.ndarray]) -> list[np.ndarray]:
     return outputs
 
 
-def reference_logits(folder: Path, ids: list[int]) -> np.ndarray:
-    """float64 logits [T, V] of the tokens `ids` as one document."""
+def reference_logits(folder: Path, ids: list[int], routed: Callable[..., Routes] = route) -> np.ndarray:
+    """float64 logits [T, V] of the tokens `ids` as one document, routed(weights, stem, logits_TE) in each layer."""
     weights = Weights(folder)
     config, eps = weights.config, weights.config["rms_norm_eps"]
     embedding = weights.matrix("model.embed_tokens")
@@ -202,7 +218,7 @@ def reference_logits(folder: Path, ids: list[int]) -> np.ndarray:
         norm = weights.vector(stem + "post_attention_layernorm.weight")
         normed = [rms_norm(h, norm, eps) for h in hs]
         if config.get("ffn_type", "moe") == "moe":
-            ys = moe(weights, stem + "feed_forward.", normed)
+            ys = moe(weights, stem + "feed_forward.", normed, routed)
         else:
             ys = [dense_ffn(weights, stem + "feed_forward.", x) for x in normed]
         xs = [h + y for h, y in zip(hs, ys, strict=True)]

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,44 @@ size_t working_bytes(const Config& c, int rows, bool fp32) {
   return rows * (floats * sizeof(float) + inputs * input);
 }
 
+// The model, with so many experts of each token as the options want; Error(usage) where they do not fit it.
+Model routed_as(Model model, const EngineOptions& options) {
+  const RoutingOptions& routing = options.routing;
+  Config& config = model.config;
+  if (!config.is_moe) {
+    if (routing.experts_per_token != 0 || routing.prefers_cached() || routing.skips()) {
+      throw Error(ErrorCode::usage, "the model is dense: it has no routing that could be changed");
+    }
+    return model;
+  }
+  const auto check = [](bool holds, const char* name, double value, const std::string& rule) {
+    if (holds) return;
+    char number[32];
+    std::snprintf(number, sizeof number, "%g", value);
+    throw Error(ErrorCode::usage, std::string(name) + " is " + number + ", but must be " + rule);
+  };
+  const int active = config.num_experts_per_tok, experts = config.num_local_experts;
+  check(routing.experts_per_token >= 0 && routing.experts_per_token <= active, "experts_per_token",
+        routing.experts_per_token, "from 1 to the model's own " + std::to_string(active) + " (0: as many)");
+  if (routing.experts_per_token > 0) config.num_experts_per_tok = routing.experts_per_token;
+  const int chosen = config.num_experts_per_tok;
+  check(routing.cache_prior >= 0 && std::isfinite(routing.cache_prior), "cache_prior", routing.cache_prior,
+        "0 (off) or more");
+  check(routing.always_top >= -1 && routing.always_top <= chosen, "always_top", routing.always_top,
+        "from 0 to the " + std::to_string(chosen) + " experts of a token (-1: half)");
+  check(routing.cached_experts >= 0 && routing.cached_experts <= experts, "cached_experts", routing.cached_experts,
+        "from 0 (none) to the " + std::to_string(experts) + " of a layer");
+  check(routing.capacity >= 0 && routing.capacity <= 1, "capacity", routing.capacity, "above 0 and at most 1 (0: off)");
+  if (routing.cached_experts > 0 && options.max_memory > 0) {
+    throw Error(ErrorCode::usage, "cached_experts imitates a cache, but with max_memory there is a real one");
+  }
+  if (routing.cache_prior > 0 && routing.cached_experts == 0 && model.expert_source == nullptr) {
+    throw Error(ErrorCode::usage,
+                "cache_prior prefers experts in memory, but without max_memory all of them are there");
+  }
+  return model;
+}
+
 // A request's part of one pass.
 struct Part {
   const Request* request;
@@ -51,7 +90,7 @@ struct Pass {
 };
 
 Engine::Engine(Model model, const EngineOptions& options)
-    : model_(std::move(model)),
+    : model_(routed_as(std::move(model), options)),
       options_(options),
       kernels_(choose_kernels()),
       pool_(options.threads == 0 ? default_threads() : options.threads) {
@@ -69,11 +108,20 @@ Engine::Engine(Model model, const EngineOptions& options)
       cache_ = std::make_unique<ExpertCache>(model_, kernels_, most / model_.expert_source->bytes());
     }
   }
-  forward_ = std::make_unique<Forward>(model_, kernels_, pool_, options_.fp32, cache_.get());
+  forward_ = std::make_unique<Forward>(model_, kernels_, pool_, options_.fp32, cache_.get(), options_.routing);
   pass_ = std::make_unique<Pass>();
 }
 
 Engine::~Engine() = default;
+
+RoutingUse Engine::routing_use() const { return forward_->routing_use(); }
+
+std::unique_ptr<Speculation> Engine::new_speculation(Speculate how) {
+  if (options_.routing.depends_on_others()) {
+    throw Error(ErrorCode::usage, "nothing can be guessed with cache_prior or capacity: guesses would change the text");
+  }
+  return std::make_unique<Speculation>(how, drafts_);
+}
 
 // What the process needs beside `bytes` more, with as few experts as possible.
 size_t Engine::least_memory(size_t bytes) const {

@@ -6,6 +6,7 @@
 
 #include "compute/expert_cache.h"
 #include "compute/pass_costs.h"
+#include "compute/routing_options.h"
 #include "compute/sampler.h"
 #include "compute/sequence.h"
 #include "compute/speculation.h"
@@ -21,6 +22,7 @@ struct EngineOptions {
   // Bytes that the whole process may come to have, what it had before included; 0: no limit. Of a model that was opened
   // without its routed experts as many of these are kept in memory as then fit.
   size_t max_memory = 0;
+  RoutingOptions routing;
 };
 
 // The part of one sequence in a forward pass: the tokens to append, and for how many of them, counted from the end,
@@ -68,7 +70,7 @@ struct Pass;
 
 class Engine {
  public:
-  // Throws Error(usage) where max_memory is too little.
+  // Throws Error(usage) where max_memory is too little, or `routing` is not possible with this model.
   Engine(Model model, const EngineOptions& options);
   ~Engine();
 
@@ -90,9 +92,11 @@ class Engine {
 
   ExpertUse expert_use() const { return cache_ == nullptr ? ExpertUse{} : cache_->use(); }
 
+  RoutingUse routing_use() const;
+
   // Appends every request's tokens to its sequence, and writes logits [sum of outputs][vocab], request by request. The
-  // result of a sequence does not depend on the other requests. Throws Error(usage) or Error(full) before anything
-  // changes.
+  // result of a sequence does not depend on the other requests, unless the routing does. Throws Error(usage) or
+  // Error(full) before anything changes.
   void forward(const Request* requests, int count, float* logits);
 
   // Throws what `forward` would throw for these requests.
@@ -117,7 +121,8 @@ class Engine {
   // throws once all sequences are as they should be.
   void step(Step* steps, int count);
 
-  std::unique_ptr<Speculation> new_speculation(Speculate how) { return std::make_unique<Speculation>(how, drafts_); }
+  // Throws Error(usage) where guesses would change the text, because the routing depends on other tokens.
+  std::unique_ptr<Speculation> new_speculation(Speculate how);
   const DraftCounts& drafts() const { return drafts_; }
 
  private:

@@ -192,7 +192,7 @@ ExpertCache::ExpertCache(const Model& model, const Kernels& kernels, size_t plac
   const int padded = round_up(config.num_local_experts, kPanel);
   normed_.resize(config.hidden_size);
   logits_.resize(padded);
-  scores_.resize(padded);
+  scores_.resize(2 * static_cast<size_t>(padded));
   weights_.resize(config.num_experts_per_tok);
   chosen_.resize(config.num_experts_per_tok);
   likely_ = divide_up(3 * config.num_experts_per_tok, 4);
@@ -334,7 +334,13 @@ void ExpertCache::wait(int layer, int expert) {
   s.done.wait(lock, [&place] { return place.progress == Progress::there; });
 }
 
-void ExpertCache::read_ahead(int layer, const float* x, int rows) {
+void ExpertCache::look(int layer, uint8_t* cached) const {
+  const State& s = *state_;
+  const std::lock_guard<std::mutex> lock(state_->mutex);
+  for (int expert = 0; expert < s.experts; ++expert) cached[expert] = s.place_of[layer * s.experts + expert] >= 0;
+}
+
+void ExpertCache::read_ahead(int layer, const float* x, int rows, CachePrior* prior) {
   if (layer >= model_.config.num_hidden_layers) return;
   State& s = *state_;
   const auto add = [&](int expert) {
@@ -354,13 +360,18 @@ void ExpertCache::read_ahead(int layer, const float* x, int rows) {
   }
   const LayerWeights& weights = model_.layers[layer];
   const Config& config = model_.config;
+  Preference preference{};
+  if (prior != nullptr) {
+    look(layer, prior->cached(layer));
+    preference = prior->preference(layer);
+  }
   for (int row = 0; row < rows; ++row) {
     kernels_.rms_norm(x + static_cast<size_t>(row) * config.hidden_size, weights.post_attention_norm,
                       config.hidden_size, static_cast<float>(config.rms_norm_eps), normed_.data());
     kernels_.router(weights.router, divide_up(experts, kPanel), config.hidden_size, normed_.data(), 0, 1,
                     logits_.data());
     choose_experts(config, logits_.data(), weights.expert_bias, nullptr, scores_.data(), chosen_.data(),
-                   weights_.data());
+                   weights_.data(), prior == nullptr ? nullptr : &preference);
     const std::lock_guard<std::mutex> lock(s.mutex);
     for (int slot = 0; slot < likely_; ++slot) {
       if (!add(chosen_[slot])) return;

@@ -11,6 +11,7 @@
 #include <memory>
 #include <vector>
 
+#include "compute/cache_prior.h"
 #include "kernels/kernels.h"
 #include "model/model.h"
 
@@ -63,9 +64,12 @@ class ExpertCache {
   int wave() const;  // how many experts a step of a long pass should keep, so that as many can be read meanwhile
   int places() const { return static_cast<int>(places_); }
 
+  // Sets `cached` [experts] to 1 for those of the layer that are in memory or on their way, and to 0 for the others.
+  void look(int layer, uint8_t* cached) const;
+
   // Begins to read experts that the layer will probably want, by what its router says of x [rows][hidden], which is
-  // still to go through other layers. `layer` may be behind the last.
-  void read_ahead(int layer, const float* x, int rows);
+  // still to go through other layers, and by what the prior prefers if there is one. `layer` may be behind the last.
+  void read_ahead(int layer, const float* x, int rows, CachePrior* prior);
 
  private:
   struct State;

@@ -15,7 +15,8 @@ constexpr int kDecodeGroups = kDecodePanels / kGateUpPanels;
 
 }  // namespace
 
-FeedForward::FeedForward(const Config& config, const Kernels& kernels, ThreadPool& pool, bool fp32, ExpertCache* cache)
+FeedForward::FeedForward(const Config& config, const Kernels& kernels, ThreadPool& pool, bool fp32, ExpertCache* cache,
+                         const RoutingOptions& routing)
     : config_(config),
       kernels_(kernels),
       pool_(pool),
@@ -24,7 +25,16 @@ FeedForward::FeedForward(const Config& config, const Kernels& kernels, ThreadPoo
       active_(config.is_moe ? config.num_experts_per_tok : 0),
       experts_(config.is_moe ? config.num_local_experts : 0),
       padded_experts_(round_up(experts_, kPanel)),
-      hidden_(config.hidden_size) {}
+      hidden_(config.hidden_size),
+      prior_(routing.prefers_cached() ? std::make_unique<CachePrior>(config, routing) : nullptr),
+      capacity_(routing.skips() ? std::make_unique<Capacity>(config, routing) : nullptr) {}
+
+RoutingUse FeedForward::routing_use() const {
+  RoutingUse use;
+  if (prior_ != nullptr) prior_->count(use);
+  if (capacity_ != nullptr) capacity_->count(use);
+  return use;
+}
 
 void FeedForward::reserve(const LayerWeights& layer, int rows) {
   normed_.resize(rows, hidden_);
@@ -32,7 +42,7 @@ void FeedForward::reserve(const LayerWeights& layer, int rows) {
   if (layer.experts.empty()) return;
   reserve(layer.experts[0], rows * active_, routed_);
   logits_.resize(rows, padded_experts_);
-  scores_.resize(rows, padded_experts_);
+  scores_.resize(rows, prior_ == nullptr ? padded_experts_ : 2 * padded_experts_);
   weights_.resize(rows, active_);
   chosen_.resize(rows, active_);
   pair_of_.resize(rows, active_);
@@ -46,8 +56,10 @@ void FeedForward::reserve(const Ffn& ffn, int rows, Memory& memory) {
   memory.outputs.resize(rows, round_up(hidden_, kGroup));
 }
 
-void FeedForward::run(const LayerWeights& layer, int rows, float* x, const RoutingHooks* hooks) {
+void FeedForward::run(const LayerWeights& layer, int rows, float* x, const RoutingHooks* hooks,
+                      const uint8_t* in_prompt) {
   reserve(layer, rows);
+  in_prompt_ = in_prompt;
   if (rows == 1) {
     decode(layer, x, hooks);
   } else {
@@ -57,8 +69,19 @@ void FeedForward::run(const LayerWeights& layer, int rows, float* x, const Routi
 
 void FeedForward::route(const LayerWeights& layer, int row, const RoutingHooks* hooks) {
   const int* forced = hooks == nullptr ? nullptr : hooks[row].forced;
-  choose_experts(config_, logits_[row], layer.expert_bias, forced, scores_[row], chosen_[row], weights_[row]);
+  if (is_preferring(row)) {
+    prior_->choose(layer.index, logits_[row], layer.expert_bias, forced, scores_[row], chosen_[row], weights_[row]);
+  } else {
+    choose_experts(config_, logits_[row], layer.expert_bias, forced, scores_[row], chosen_[row], weights_[row]);
+  }
   if (hooks != nullptr && hooks[row].chosen != nullptr) std::copy_n(chosen_[row], active_, hooks[row].chosen);
+}
+
+// In order, where the choice of one row depends on that of another.
+void FeedForward::route_all(const LayerWeights& layer, int rows, const RoutingHooks* hooks) {
+  if (prior_ == nullptr) return for_rows(pool_, rows, [&](int row) { route(layer, row, hooks); });
+  if (!prior_->is_imitated()) cache_->look(layer.index, prior_->cached(layer.index));
+  for (int row = 0; row < rows; ++row) route(layer, row, hooks);
 }
 
 // One token: each step of all its experts is one list of small tasks, so that no thread waits for another expert.
@@ -80,12 +103,13 @@ void FeedForward::decode(const LayerWeights& layer, float* x, const RoutingHooks
   pool_.run(router_tasks + divide_up(shared_groups, kDecodeGroups), [&](int task, int) {
     if (task < router_tasks) {
       kernels_.router(layer.router, padded_experts_ / kPanel, hidden_, normed, 0, 1, logits_[0]);
+      if (prior_ != nullptr && cache_ != nullptr) cache_->look(layer.index, prior_->cached(layer.index));
       route(layer, 0, hooks);
       for (int slot = 0; slot < active_; ++slot) visits_[slot] = {chosen[slot], 1, slot};
       if (cache_ != nullptr) {
         cache_->sort(layer.index, visits_.data(), active_);
         experts = cache_->keep(layer.index, visits_.data(), active_);
-        cache_->read_ahead(layer.index + 1, x, 1);
+        cache_->read_ahead(layer.index + 1, x, 1, prior_.get());
       }
     } else {
       const Task next = shared_task(task - router_tasks + pool_.threads());
@@ -145,7 +169,7 @@ void FeedForward::prefill(const LayerWeights& layer, int rows, float* x, const R
     }
     if (!routed || apart) return;
     router(first, end);
-    for (int row = first; row < end; ++row) route(layer, row, hooks);
+    for (int row = first; row < end && prior_ == nullptr; ++row) route(layer, row, hooks);
   });
   tasks_.clear();
   list_tasks(layer.shared, shared_, 0, rows, kTaskGroups, layer.shared.width / kGroup);
@@ -156,19 +180,27 @@ void FeedForward::prefill(const LayerWeights& layer, int rows, float* x, const R
       gate_up(tasks_[task - 1], next_task(task - 1));
     });
     tasks_.clear();
-    for_rows(pool_, rows, [&](int row) { route(layer, row, hooks); });
   }
+  if (apart || (routed && prior_ != nullptr)) route_all(layer, rows, hooks);
   if (routed) {
+    if (capacity_ != nullptr && in_prompt_ != nullptr) {
+      capacity_->skip(layer.index, rows, in_prompt_, chosen_[0], weights_[0]);
+    }
     sort_pairs(rows);
     const Form form = input_form(layer.experts[0]);
     const bool is_prepared = has_shared && input_form(layer.shared) == form;
     // Each token is quantized once, then copied to the places where its experts read.
     for_rows(pool_, rows, [&](int row) {
-      const int* pairs = pair_of_[row];
-      const uint8_t* prepared = is_prepared ? shared_.inputs[row] : routed_.inputs[pairs[0]];
-      if (!is_prepared) kernels_.prepare[form](normed_[row], hidden_, routed_.inputs[pairs[0]]);
-      for (int slot = is_prepared ? 0 : 1; slot < active_; ++slot) {
-        std::copy_n(prepared, routed_.inputs.width(), routed_.inputs[pairs[slot]]);
+      const uint8_t* prepared = is_prepared ? shared_.inputs[row] : nullptr;
+      for (int slot = 0; slot < active_; ++slot) {
+        if (chosen_[row][slot] == kSkipped) continue;
+        uint8_t* input = routed_.inputs[pair_of_[row][slot]];
+        if (prepared == nullptr) {
+          kernels_.prepare[form](normed_[row], hidden_, input);
+          prepared = input;
+        } else {
+          std::copy_n(prepared, routed_.inputs.width(), input);
+        }
       }
     });
   }
@@ -186,6 +218,7 @@ void FeedForward::prefill(const LayerWeights& layer, int rows, float* x, const R
     float* sum = x_of(row);
     if (has_shared) kernels_.add_scaled(shared_.outputs[row], 1.0f, hidden_, sum);
     for (int slot = 0; slot < active_; ++slot) {
+      if (chosen_[row][slot] == kSkipped) continue;
       kernels_.add_scaled(routed_.outputs[pair_of_[row][slot]], weights_[row][slot], hidden_, sum);
     }
   });
@@ -201,7 +234,7 @@ void FeedForward::run_in_waves(const LayerWeights& layer, int rows, const float*
     const Visit* now = &visits_[begin];
     const int count = end - begin, next = std::min(visited, end + wave);
     if (next > end) cache_->keep(layer.index, &visits_[end], next - end);
-    if (next == visited) cache_->read_ahead(layer.index + 1, x, rows);
+    if (next == visited) cache_->read_ahead(layer.index + 1, x, rows, prior_.get());
     run_experts(layer, experts, now, count, begin == 0 ? rows : 0);
     cache_->release(layer.index, now, count);
     begin = end;
@@ -228,17 +261,22 @@ void FeedForward::run_experts(const LayerWeights& layer, const Ffn* experts, con
   tasks_.clear();
 }
 
-// A counting sort: afterwards pair_of_[row][slot] is the place of the pair, and the pairs of expert e are
-// expert_begin_[e] .. expert_begin_[e + 1].
+// A counting sort: afterwards pair_of_[row][slot] is the place of the pair, unless that is skipped, and the pairs of
+// expert e are expert_begin_[e] .. expert_begin_[e + 1].
 void FeedForward::sort_pairs(int rows) {
   const int pairs = rows * active_;
   const int* expert = chosen_[0];
   int* place = pair_of_[0];
   std::fill(expert_begin_.begin(), expert_begin_.end(), 0);
-  for (int pair = 0; pair < pairs; ++pair) ++expert_begin_[expert[pair] + 1];
+  const auto for_pairs = [&](const auto& work) {
+    for (int pair = 0; pair < pairs; ++pair) {
+      if (expert[pair] != kSkipped) work(pair);
+    }
+  };
+  for_pairs([&](int pair) { ++expert_begin_[expert[pair] + 1]; });
   for (int e = 0; e < experts_; ++e) expert_begin_[e + 1] += expert_begin_[e];
-  for (int pair = 0; pair < pairs; ++pair) place[pair] = expert_begin_[expert[pair]]++;  // moves each begin to its end,
-  for (int e = experts_; e > 0; --e) expert_begin_[e] = expert_begin_[e - 1];            // and this moves it back
+  for_pairs([&](int pair) { place[pair] = expert_begin_[expert[pair]]++; });   // moves each begin to its end,
+  for (int e = experts_; e > 0; --e) expert_begin_[e] = expert_begin_[e - 1];  // and this moves it back
   expert_begin_[0] = 0;
 }
 

@@ -2,8 +2,11 @@
 // weighted sum, with the shared expert in the same lists of tasks (spec section 2, point 5).
 #pragma once
 
+#include <memory>
 #include <vector>
 
+#include "compute/cache_prior.h"
+#include "compute/capacity.h"
 #include "compute/expert_cache.h"
 #include "compute/rows.h"
 #include "kernels/kernels.h"
@@ -21,10 +24,15 @@ struct RoutingHooks {
 class FeedForward {
  public:
   // `cache` holds the routed experts, or null: the model does.
-  FeedForward(const Config& config, const Kernels& kernels, ThreadPool& pool, bool fp32, ExpertCache* cache = nullptr);
+  FeedForward(const Config& config, const Kernels& kernels, ThreadPool& pool, bool fp32, ExpertCache* cache = nullptr,
+              const RoutingOptions& routing = {});
 
-  // x [rows][hidden] += FFN(RMSNorm(x)). hooks: one for each row, or null.
-  void run(const LayerWeights& layer, int rows, float* x, const RoutingHooks* hooks);
+  // x [rows][hidden] += FFN(RMSNorm(x)). hooks: one for each row, or null. in_prompt [rows]: 1 for those rows whose
+  // text has others in this pass; null where none has.
+  void run(const LayerWeights& layer, int rows, float* x, const RoutingHooks* hooks,
+           const uint8_t* in_prompt = nullptr);
+
+  RoutingUse routing_use() const;
 
  private:
   // What the tasks of one kind of expert read and write. Rows of the shared expert are the rows of the pass; those of
@@ -46,8 +54,11 @@ class FeedForward {
   void reserve(const LayerWeights& layer, int rows);
   void reserve(const Ffn& ffn, int rows, Memory& memory);
   void decode(const LayerWeights& layer, float* x, const RoutingHooks* hooks);
+  bool is_preferring(int row) const { return prior_ != nullptr && (prior_->is_imitated() || !is_in_prompt(row)); }
+  bool is_in_prompt(int row) const { return in_prompt_ != nullptr && in_prompt_[row] != 0; }
   void prefill(const LayerWeights& layer, int rows, float* x, const RoutingHooks* hooks);
   void route(const LayerWeights& layer, int row, const RoutingHooks* hooks);
+  void route_all(const LayerWeights& layer, int rows, const RoutingHooks* hooks);
   void sort_pairs(int rows);
   void list_tasks(const Ffn& ffn, Memory& memory, int first_row, int rows, int units_per_task, int units);
   void run_in_waves(const LayerWeights& layer, int rows, const float* x, int visited);
@@ -65,6 +76,9 @@ class FeedForward {
   ExpertCache* const cache_;
   bool fp32_;
   int active_, experts_, padded_experts_, hidden_;
+  std::unique_ptr<CachePrior> prior_;   // or null
+  std::unique_ptr<Capacity> capacity_;  // or null
+  const uint8_t* in_prompt_ = nullptr;  // of the pass
 
   Rows<float> normed_, logits_, scores_, weights_;  // of each row: [hidden], [padded experts] twice, [active]
   Rows<int> chosen_, pair_of_;                      // of each row, [active]: its experts, and the places of its pairs

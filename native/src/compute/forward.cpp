@@ -13,7 +13,8 @@ constexpr int kLogitPieces = 4;  // of so many panels in a task of few rows
 
 }  // namespace
 
-Forward::Forward(const Model& model, const Kernels& kernels, ThreadPool& pool, bool fp32, ExpertCache* cache)
+Forward::Forward(const Model& model, const Kernels& kernels, ThreadPool& pool, bool fp32, ExpertCache* cache,
+                 const RoutingOptions& routing)
     : model_(model),
       config_(model.config),
       kernels_(kernels),
@@ -21,17 +22,21 @@ Forward::Forward(const Model& model, const Kernels& kernels, ThreadPool& pool, b
       cache_(cache),
       fp32_(fp32),
       attention_(config_, kernels, pool, fp32),
-      feed_forward_(config_, kernels, pool, fp32, cache) {}
+      feed_forward_(config_, kernels, pool, fp32, cache, routing) {}
 
 void Forward::run(const Span* spans, int count) {
   rows_ = spans[count - 1].first_row + spans[count - 1].count;
   if (cache_ != nullptr) cache_->begin_pass(rows_);
   embed(spans, count);
   attention_.begin(spans, count);
+  in_prompt_.clear();
+  for (const Span* span = spans; span < spans + count; ++span) {
+    in_prompt_.insert(in_prompt_.end(), static_cast<size_t>(span->count), span->count > 1 ? 1 : 0);
+  }
   for (int index = 0; index < config_.num_hidden_layers; ++index) {
     const LayerWeights& layer = model_.layers[index];
     attention_.run(layer, index, x_[0]);
-    feed_forward_.run(layer, rows_, x_[0], hooks_of(index, spans, count));
+    feed_forward_.run(layer, rows_, x_[0], hooks_of(index, spans, count), in_prompt_.data());
     for (size_t i = 0; i < kept_layers_.size(); ++i) {
       if (kept_layers_[i] != index) continue;
       kept_[i].resize(rows_, config_.hidden_size);

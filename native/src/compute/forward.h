@@ -17,7 +17,8 @@ constexpr int kMaxRows = 512;  // rows of one pass: bounds the working memory
 
 class Forward {
  public:
-  Forward(const Model& model, const Kernels& kernels, ThreadPool& pool, bool fp32, ExpertCache* cache);
+  Forward(const Model& model, const Kernels& kernels, ThreadPool& pool, bool fp32, ExpertCache* cache,
+          const RoutingOptions& routing = {});
 
   // Computes the last layer's output of every row, and appends the spans' keys and values to their caches.
   void run(const Span* spans, int count);
@@ -35,6 +36,8 @@ class Forward {
 
   // The same, and then the outputs of the layers that it keeps, [1 + layers][hidden].
   void state(int row, float* state);
+
+  RoutingUse routing_use() const { return feed_forward_.routing_use(); }
 
   // logits [vocab] of row `rows[i]` of the pass just run; rows of `logits` are vocab_size apart.
   void logits(const int* rows, int count, float* logits);
@@ -58,6 +61,7 @@ class Forward {
   std::vector<Rows<float>> kept_;  // their outputs, row by row
   Rows<uint8_t> inputs_;           // of the output head
   std::vector<RoutingHooks> hooks_;
+  std::vector<uint8_t> in_prompt_;  // of each row
 };
 
 }  // namespace mobilemoe

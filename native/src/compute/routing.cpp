@@ -1,11 +1,13 @@
 #include "compute/routing.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
 namespace mobilemoe {
 namespace {
 
+// `scores` may be the logits.
 void score(const Config& config, const float* logits, float* scores) {
   const int experts = config.num_local_experts;
   if (config.router_score == RouterScore::sigmoid) {
@@ -18,17 +20,9 @@ void score(const Config& config, const float* logits, float* scores) {
   for (int e = 0; e < experts; ++e) scores[e] /= total;
 }
 
-}  // namespace
-
-void choose_experts(const Config& config, const float* logits, const float* bias, const int* forced, float* scores,
-                    int* experts, float* weights) {
-  const int active = config.num_experts_per_tok;
-  score(config, logits, scores);
-  for (int slot = 0; slot < active; ++slot) {
-    if (forced != nullptr) {
-      experts[slot] = forced[slot];
-      continue;
-    }
+// Fills experts [begin, end) with the best by score and bias that are not among those before.
+void take_best(const Config& config, const float* scores, const float* bias, int begin, int end, int* experts) {
+  for (int slot = begin; slot < end; ++slot) {
     int best = -1;
     float best_rank = 0;
     for (int e = 0; e < config.num_local_experts; ++e) {
@@ -40,6 +34,27 @@ void choose_experts(const Config& config, const float* logits, const float* bias
       if (best < 0 || rank > best_rank) best = e, best_rank = rank;
     }
     experts[slot] = best;
+  }
+}
+
+}  // namespace
+
+void choose_experts(const Config& config, const float* logits, const float* bias, const int* forced, float* scores,
+                    int* experts, float* weights, const Preference* preference) {
+  const int active = config.num_experts_per_tok;
+  score(config, logits, scores);
+  if (forced != nullptr) {
+    std::copy_n(forced, active, experts);
+  } else if (preference == nullptr) {
+    take_best(config, scores, bias, 0, active, experts);
+  } else {
+    float* preferred = scores + config.num_local_experts;
+    for (int e = 0; e < config.num_local_experts; ++e) {
+      preferred[e] = logits[e] + (preference->cached[e] != 0 ? preference->bonus : 0.0f);
+    }
+    score(config, preferred, preferred);
+    take_best(config, scores, bias, 0, preference->always_top, experts);
+    take_best(config, preferred, bias, preference->always_top, active, experts);
   }
   float total = 1e-20f;
   for (int slot = 0; slot < active; ++slot) total += weights[slot] = scores[experts[slot]];

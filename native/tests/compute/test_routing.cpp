@@ -1,8 +1,11 @@
 // Which experts a token visits, and with what weight.
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "check.h"
+#include "compute/cache_prior.h"
+#include "compute/capacity.h"
 #include "compute/routing.h"
 
 using namespace mobilemoe;
@@ -105,4 +108,80 @@ TEST(routing_of_scores_that_vanish_is_not_a_division_by_zero) {
   check_experts(choice, {0, 1});
   CHECK_EQ(choice.weights[0], 0.0f);
   CHECK_EQ(choice.weights[1], 0.0f);
+}
+
+TEST(routing_prefers_cached_experts_but_weighs_by_the_router) {
+  const std::vector<float> logits = {3, 2, 1, 0, -5};
+  const uint8_t cached[] = {0, 0, 0, 1, 1};
+  const auto preferring = [&](float bonus, int always_top) {
+    const Preference preference{cached, bonus, always_top};
+    Choice choice{std::vector<int>(3), std::vector<float>(3)};
+    std::vector<float> scores(10);
+    choose_experts(sigmoid_of(5, 3), logits.data(), kNoBias.data(), nullptr, scores.data(), choice.experts.data(),
+                   choice.weights.data(), &preference);
+    return choice;
+  };
+  check_experts(preferring(0, 0), {0, 1, 2});
+  check_experts(preferring(0.9f, 1), {0, 1, 2});
+  check_experts(preferring(1.5f, 1), {0, 1, 3});
+  check_experts(preferring(4, 0), {3, 0, 1});
+  check_experts(preferring(9, 1), {0, 3, 4});
+  check_experts(preferring(9, 3), {0, 1, 2});
+  const Choice choice = preferring(9, 0);
+  check_experts(choice, {3, 4, 0});
+  CHECK_NEAR(choice.weights[1], 2.5 * sigmoid(-5) / (sigmoid(0) + sigmoid(-5) + sigmoid(3)), 1e-6);
+}
+
+TEST(imitated_cache_keeps_the_experts_that_were_used_last) {
+  Config config = sigmoid_of(5, 2);
+  config.num_hidden_layers = 2;
+  RoutingOptions options;
+  options.cached_experts = 3;
+  CachePrior prior(config, options);
+  const auto use = [&](std::vector<float> logits) {
+    std::vector<float> scores(10), weights(2);
+    std::vector<int> experts(2);
+    prior.choose(1, logits.data(), kNoBias.data(), nullptr, scores.data(), experts.data(), weights.data());
+    const uint8_t* cached = prior.cached(1);
+    return std::vector<uint8_t>(cached, cached + 5);
+  };
+  CHECK(use({9, 8, 0, 0, 0}) == std::vector<uint8_t>({1, 1, 0, 0, 0}));
+  CHECK(use({0, 0, 9, 8, 0}) == std::vector<uint8_t>({1, 0, 1, 1, 0}));  // of the first two the better one
+  CHECK(use({9, 0, 0, 0, 8}) == std::vector<uint8_t>({1, 0, 1, 0, 1}));
+  RoutingUse counts;
+  prior.count(counts);
+  CHECK_EQ(counts.hits, 1u);
+  CHECK_EQ(counts.misses, 5u);
+  CHECK_EQ(prior.cached(0)[0], 0);
+}
+
+TEST(capacity_skips_lower_slots_first_and_then_tokens_of_low_weight) {
+  RoutingOptions options;
+  options.capacity = 0.5;
+  Capacity capacity(sigmoid_of(4, 2), options);
+  std::vector<int> experts;
+  std::vector<float> weights;
+  for (int row = 0; row < 12; ++row) {  // all rows want expert 0 first and 1 second, the odd ones the other way round
+    experts.insert(experts.end(), {row % 2, 1 - row % 2});
+    weights.insert(weights.end(), {2.0f - 0.1f * static_cast<float>(row), 0.5f});
+  }
+  std::vector<uint8_t> in_prompt(12, 1);
+  in_prompt[0] = 0;
+  const std::vector<int> before = experts;
+  capacity.skip(0, 12, in_prompt.data(), experts.data(), weights.data());
+  // 11 tokens: no fewer than 8 pairs. Of expert 0 five are first choices, of expert 1 six.
+  std::vector<std::pair<int, int>> skipped;
+  for (int pair = 0; pair < 24; ++pair) {
+    if (experts[pair] == kSkipped) {
+      skipped.emplace_back(pair / 2, pair % 2);
+    } else {
+      CHECK_EQ(experts[pair], before[pair]);
+    }
+  }
+  const std::vector<std::pair<int, int>> wanted = {{6, 1}, {7, 1}, {8, 1}, {9, 1}, {10, 1}, {11, 1}};
+  CHECK(skipped == wanted);
+  RoutingUse counts;
+  capacity.count(counts);
+  CHECK_EQ(counts.pairs, 22u);
+  CHECK_EQ(counts.skipped, 6u);
 }

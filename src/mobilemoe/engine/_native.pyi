@@ -17,11 +17,26 @@ class Engine:
     """An open model. One call computes at a time, without the interpreter's lock: other threads wait for their turn."""
 
     @staticmethod
-    def open(path: str, threads: int = 0, kv: str = "int8", fp32: bool = False, max_memory: int = 0) -> Engine:
+    def open(
+        path: str,
+        threads: int = 0,
+        kv: str = "int8",
+        fp32: bool = False,
+        max_memory: int = 0,
+        *,
+        experts_per_token: int = 0,
+        cache_prior: float = 0.0,
+        always_top: int = -1,
+        cached_experts: int = 0,
+        capacity: float = 0.0,
+        skips_at_random: bool = False,
+    ) -> Engine:
         """`path`: an engine file, or a checkpoint's folder; `kv`: int8, f16 or f32; threads 0: one for each core.
 
         max_memory: bytes that the whole process may come to have; routed experts for which there is no room are read
-        from the engine file when they are needed. 0: no limit, and all of the file is mapped.
+        from the engine file when they are needed. 0: no limit, and all of the file is mapped. The others are those of
+        `mobilemoe.routing.Routing`, where 0 means off,
+        and -1 half of a token's experts.
         """
 
     @property
@@ -60,6 +75,12 @@ class Engine:
 
         And bytes_read so far, how many of the experts there may be in memory (places), of how many (experts), and
         expert_bytes of one of them. All are 0 without max_memory.
+        """
+
+    @property
+    def routing_use(self) -> dict[str, int]:
+        """Chosen experts that the imitated cache had (hits) or not (misses); pairs of prompts under a capacity, of a
+        token and one of its experts, and how many of these were skipped.
         """
 
     @property

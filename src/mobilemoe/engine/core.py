@@ -5,6 +5,7 @@ T tokens, L layers, A active experts, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from mobilemoe.engine.native import native, our_errors
 from mobilemoe.engine.watch import Watch
 from mobilemoe.errors import UsageError
 from mobilemoe.ids import check_ids, common_prefix
+from mobilemoe.routing import Routing, RoutingUse
 
 Activations = Literal["int8", "fp32"]
 KvCache = Literal["int8", "fp16", "fp32"]
@@ -82,6 +84,7 @@ class Core:
         quantize: Literal["int4"] | None = None,
         speculate: Speculate = "auto",
         max_memory: int | None = None,
+        routing: Routing | None = None,
     ) -> None:
         """Opens the INT4 model in `folder`; with `quantize` a BF16 model, which is rounded to INT4.
 
@@ -92,6 +95,7 @@ class Core:
         "lookup" and "draft" do one of them whether it does or not. No guess changes what is written. max_memory: bytes
         that this whole process may come to have. Routed experts that do not fit are then read from the engine file
         whenever they are needed, which changes no result, the context is what there is room for, and there is no head.
+        routing: by default the model's own.
         Raises UsageError, ConfigError, CheckpointError.
         """
         kv = kv or activations
@@ -114,8 +118,10 @@ class Core:
                 "speculate is 'draft', but with max_memory there is no draft head: take 'auto' or 'lookup'"
             )
         self.folder = Path(folder)
-        self.speculate = speculate
-        self.config = ModelConfig.load(self.folder)
+        self.config = config = ModelConfig.load(self.folder)
+        self.routing = routing or Routing()
+        self.routing.check_for(config, max_memory=max_memory, speculate=speculate)
+        self.speculate: Speculate = "off" if self.routing.depends_on_others else speculate
         self.context = self._check_context(context)
 
         self._mapped: Watch | None = None
@@ -129,9 +135,12 @@ class Core:
                     kv=_NATIVE_KV[kv],
                     fp32=activations == "fp32",
                     max_memory=max_memory or 0,
+                    **self.routing.native_options(),
                 )
 
-        self.native = open_model(self.folder, self.config, open_path, round_weights=quantize is not None)
+        self.native = open_model(self.folder, config, open_path, round_weights=quantize is not None)
+        if (fewer := self.routing.experts_per_token) is not None:
+            self.config = dataclasses.replace(config, num_experts_per_tok=fewer)
         self.text_bytes: int | None = None
         if max_memory is not None:
             room, use = self.native.room, self.native.expert_use
@@ -173,6 +182,11 @@ class Core:
         """How the routed experts came into memory so far; None where all of them are there from the start."""
         use = self.native.expert_use
         return ExpertUse(**use) if use["experts"] else None
+
+    @property
+    def routing_use(self) -> RoutingUse:
+        """What came of `routing` so far."""
+        return RoutingUse(**self.native.routing_use)
 
     @property
     def drafts(self) -> Drafts:

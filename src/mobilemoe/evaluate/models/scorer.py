@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from mobilemoe.evaluate.models.request_cache import digest
 from mobilemoe.files import sha256_file
 from mobilemoe.ids import common_prefix
 from mobilemoe.load import Model
+from mobilemoe.routing import Routing
 from mobilemoe.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -250,4 +251,6 @@ def _engine_facts(engine: Engine | None) -> dict[str, Any]:
         return {**facts, "device": device, "version": f"mobilemoe {version('mobilemoe')}"}
     activations = "fp32" if engine.native.fp32 else "int8"
     facts = {"backend": "native", "activations": activations, "kv": engine.native.kv, "threads": engine.threads}
+    if engine.routing != Routing():
+        facts["routing"] = asdict(engine.routing)
     return {**facts, "version": f"mobilemoe {version('mobilemoe')}"}
