@@ -4,9 +4,9 @@
                                      [--cpu] [--json]
 
 Every text is written plainly and with each way to guess, by turns in one process; a ratio is the median over rounds of
-plain seconds by those with guesses. Whatever the way, the tokens have to be the same. With --gguf llama-cpp-python runs
-that file, plainly and with its own prompt lookup, in the same rounds. --cpu counts the processor's seconds in place of
-the clock's, with one thread: other programs disturb them less.
+plain seconds by those with guesses. Whatever the way, the tokens have to be the same. With --gguf llama.cpp runs that
+file through its C API (of llama-cpp-python), plainly and with that package's prompt lookup, in the same rounds. --cpu
+counts the processor's seconds in place of the clock's, with one thread: other programs disturb them less.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import mobilemoe
 from mobilemoe.engine import Drafts
@@ -80,22 +82,49 @@ def ours(name: str, how: Any, threads: int, clock: Callable[[], float]) -> Write
 
 
 def llamas(gguf: Path, threads: int, clock: Callable[[], float], *, lookup: bool) -> Writer:
-    from llama_cpp import Llama
+    """llama.cpp through its C API, with its own sampler and, for `lookup`, llama-cpp-python's rule for guesses."""
+    import llama_cpp
     from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
-    draft = LlamaPromptLookupDecoding(max_ngram_size=3, num_pred_tokens=4) if lookup else None
+    guess = LlamaPromptLookupDecoding(max_ngram_size=3, num_pred_tokens=4)
     of_threads = {"n_threads": threads, "n_threads_batch": threads}
-    model = Llama(str(gguf), n_ctx=1024, draft_model=draft, logits_all=lookup, verbose=False, **of_threads)
+    model = llama_cpp.Llama(str(gguf), n_ctx=1024, logits_all=lookup, verbose=False, **of_threads)
+    memory = llama_cpp.llama_get_memory(model.ctx)
 
     def write(ids: list[int], tokens: int, temperature: float) -> tuple[list[int], float, Drafts]:
-        model.reset()
-        made, began = list[int](), 0.0
-        for token in model.generate(ids, temp=temperature, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0):
+        sampler = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+        if temperature:
+            llama_cpp.llama_sampler_chain_add(sampler, llama_cpp.llama_sampler_init_temp(temperature))
+            llama_cpp.llama_sampler_chain_add(sampler, llama_cpp.llama_sampler_init_dist(1))
+        else:
+            llama_cpp.llama_sampler_chain_add(sampler, llama_cpp.llama_sampler_init_greedy())
+        llama_cpp.llama_memory_clear(memory, True)
+        batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
+        known, guesses = list(ids), list[int]()
+        first, proposed, accepted, began = 0, 0, 0, 0.0
+        while len(known) - len(ids) < tokens:
+            rows = [*known[first:], *guesses]
+            batch.n_tokens = len(rows)
+            for row, token in enumerate(rows):
+                batch.token[row], batch.pos[row], batch.n_seq_id[row], batch.seq_id[row][0] = token, first + row, 1, 0
+                batch.logits[row] = row >= len(rows) - 1 - len(guesses)
+            if llama_cpp.llama_decode(model.ctx, batch):
+                raise RuntimeError("llama_decode failed")
+            for row in range(len(rows) - 1 - len(guesses), len(rows)):
+                known.append(llama_cpp.llama_sampler_sample(sampler, model.ctx, row))
+                right = row + 1 < len(rows) and known[-1] == rows[row + 1]
+                accepted += right
+                if not right:
+                    break
             began = began or clock()
-            made.append(token)
-            if len(made) == tokens:
-                break
-        return made, clock() - began, Drafts(0, 0, 0)
+            proposed += len(guesses)
+            first = len(known) - 1
+            llama_cpp.llama_memory_seq_rm(memory, 0, first, -1)
+            guesses = guess(np.array(known, np.intc)).tolist() if lookup else []
+        seconds = clock() - began
+        llama_cpp.llama_batch_free(batch)
+        llama_cpp.llama_sampler_free(sampler)
+        return known[len(ids) : len(ids) + tokens], seconds, Drafts(0, proposed, accepted)
 
     return write
 
