@@ -4,15 +4,12 @@ import openai
 import pytest
 
 from mobilemoe.sampling import log_softmax
-from servers import Server, running
+from servers import Server
 
 STORY = "Once upon a time"
 
 
-@pytest.fixture(scope="module")
-def server():
-    with running("--parallel", "4", "--queue", "8") as server:
-        yield server
+SERVER_OPTIONS = ("--parallel", "4", "--queue", "8")
 
 
 def tell(server: Server, **fields):

@@ -9,13 +9,7 @@ import pytest
 from mobilemoe.serve import guard
 from mobilemoe.serve.guard import Guard
 from mobilemoe.serve.page import PATHS
-from servers import KEY, running
-
-
-@pytest.fixture(scope="module")
-def server():
-    with running() as server:
-        yield server
+from servers import KEY
 
 
 def test_every_route_of_the_schema_refuses_strangers(server):

@@ -14,12 +14,6 @@ ASKED = {"model": "nano", "prompt": "A", "max_tokens": 1}
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
 
 
-@pytest.fixture(scope="module")
-def server():
-    with running() as server:
-        yield server
-
-
 def post(server, body, path=PLAIN, **headers):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return server.http.post(path, content=content, headers=JSON | headers)

@@ -11,10 +11,7 @@ from servers import KEY, running
 QUESTION = "What is 58 minus 23?"
 
 
-@pytest.fixture(scope="module")
-def server():
-    with running("--parallel", "4") as server:
-        yield server
+SERVER_OPTIONS = ("--parallel", "4")
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,7 @@ from servers import running
 QUESTION = "What is 58 minus 23?"
 
 
-@pytest.fixture(scope="module")
-def server():
-    with running("--parallel", "4") as server:
-        yield server
+SERVER_OPTIONS = ("--parallel", "4")
 
 
 def ask(server, **fields):

@@ -3,16 +3,8 @@
 import numpy as np
 import pytest
 
-from servers import running
-
 QUESTION = [{"role": "user", "content": "What is 58 minus 23?"}]
 ASK = {"x_mobilemoe": {"routing": True}}
-
-
-@pytest.fixture(scope="module")
-def server():
-    with running() as server:
-        yield server
 
 
 def ask(server, **fields):

@@ -20,12 +20,6 @@ CHECKS = (
 
 
 @pytest.fixture(scope="module")
-def server():
-    with running() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def schema(server):
     return server.http.get("/openapi.json").json()
 

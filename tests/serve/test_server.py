@@ -17,10 +17,7 @@ QUESTION = [{"role": "user", "content": "What is 58 minus 23?"}]
 STORY = "Once upon a time"
 
 
-@pytest.fixture(scope="module")
-def server():
-    with running("--parallel", "4", "--queue", "8") as server:
-        yield server
+SERVER_OPTIONS = ("--parallel", "4", "--queue", "8")
 
 
 def ask(server: Server, **fields):

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from mobilemoe.checkpoint import Checkpoint, Report, SafetensorsFile, convert
+from mobilemoe.checkpoint import Checkpoint, Report, convert
 from mobilemoe.checkpoint.draft import DRAFT, write_draft
 from mobilemoe.config import GroupAxis
 from mobilemoe.errors import CheckpointError
 from mobilemoe.files import refuse_existing, scratch_folder
+from mobilemoe.quant.extra import Floats, learnt_beside
 
-Floats: TypeAlias = npt.NDArray[np.float32]
-
-_EXTRA = "extra.safetensors"  # what a run's checkpoint stores beside the model's weights
 _PREFIX = "draft."
 _SHORTLIST = "shortlist_K"
 
@@ -27,14 +23,8 @@ def trained_draft(step: Path) -> dict[str, Floats]:
 
     CheckpointError if their file is damaged.
     """
-    path = step / _EXTRA
-    if not path.exists():
-        return {}
-    with SafetensorsFile(path) as file:
-        names = [name for name in file.tensors if name.startswith(_PREFIX)]
-        if names and file.verify() is False:
-            raise CheckpointError(f"{path} is damaged")
-        return {name.removeprefix(_PREFIX): np.array(file.array(name)) for name in names}
+    found = learnt_beside(step, lambda name: name.startswith(_PREFIX))
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in found.items()}
 
 
 def write_with_draft(

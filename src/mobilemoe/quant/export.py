@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from mobilemoe.checkpoint import Checkpoint, Report, SafetensorsFile, compare, int4, weights
+from mobilemoe.checkpoint import Checkpoint, Report, compare, int4, weights
 from mobilemoe.checkpoint.container import Array
 from mobilemoe.checkpoint.layout import stored_tensors
 from mobilemoe.checkpoint.writing import encoder, stored_config, write_folder
 from mobilemoe.config import GROUP_SIZE, GroupAxis, ModelConfig
 from mobilemoe.errors import CheckpointError
+from mobilemoe.quant.extra import Floats, learnt_beside
 
-Floats: TypeAlias = npt.NDArray[np.float32]
-
-_EXTRA = "extra.safetensors"  # what a run's checkpoint stores beside its weights
 _SMALLEST = np.float32(2.0**-24)  # the smallest positive fp16 number, so that a scale is never zero or negative
 
 
@@ -31,14 +28,7 @@ def learnt_scales(folder: Path) -> dict[str, Floats]:
 
     CheckpointError if their file is damaged.
     """
-    path = folder / _EXTRA
-    if not path.exists():
-        return {}
-    with SafetensorsFile(path) as file:
-        if file.verify() is False:
-            raise CheckpointError(f"{path} is damaged")
-        names = [name for name in file.tensors if name.endswith("_scale")]
-        return {name: int4.to_float32(file.array(name), file.tensors[name].dtype) for name in names}
+    return learnt_beside(folder, lambda name: name.endswith("_scale"))
 
 
 def quantize_learnt(source: Path, target: Path, scales: Mapping[str, Floats], group_axis: GroupAxis) -> Report:
