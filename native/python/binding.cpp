@@ -200,16 +200,16 @@ void bind_engine(nb::module_& m) {
           "open",
           [](const std::string& path, int threads, const std::string& kv, bool fp32, size_t max_memory,
              int experts_per_token, double cache_prior, int always_top, int cached_experts, double capacity,
-             bool skips_at_random) {
+             const std::string& skip) {
             const RoutingOptions routing{experts_per_token, cache_prior, always_top,
-                                         cached_experts,    capacity,    skips_at_random};
+                                         cached_experts,    capacity,    skip_of(skip)};
             const EngineOptions options{threads, kv_of(kv), fp32, max_memory, routing};
             const nb::gil_scoped_release release;
             return std::make_shared<PyEngine>(path, options);
           },
           "path"_a, "threads"_a = 0, "kv"_a = "int8", "fp32"_a = false, "max_memory"_a = 0, nb::kw_only(),
           "experts_per_token"_a = 0, "cache_prior"_a = 0.0, "always_top"_a = -1, "cached_experts"_a = 0,
-          "capacity"_a = 0.0, "skips_at_random"_a = false)
+          "capacity"_a = 0.0, "skip"_a = "pair")
       .def_prop_ro("vocab_size", [config](const EnginePointer& self) { return config(self).vocab_size; })
       .def_prop_ro("layers", [config](const EnginePointer& self) { return config(self).num_hidden_layers; })
       .def_prop_ro("context", [config](const EnginePointer& self) { return config(self).max_position_embeddings; })
@@ -373,6 +373,6 @@ NB_MODULE(_native, m) {
         return bytes_of(found);
       },
       "folder"_a);
-  m.attr("INTERFACE_VERSION") = 7;  // of this module; src/mobilemoe/engine/native.py names the one it needs
+  m.attr("INTERFACE_VERSION") = 8;  // of this module; src/mobilemoe/engine/native.py names the one it needs
   m.attr("ENGINE_VERSION") = mobilemoe::kEngineVersion;
 }

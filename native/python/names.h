@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "compute/routing_options.h"
 #include "compute/speculation.h"
 #include "kernels/kernels.h"
 #include "requests.h"
@@ -41,6 +42,13 @@ inline Speculate speculate_of(const std::string& name) {
   if (name == "lookup") return Speculate::lookup;
   require(name == "draft", "speculate is \"" + name + "\", but must be auto, lookup or draft");
   return Speculate::head;
+}
+
+inline Skip skip_of(const std::string& name) {
+  if (name == "pair") return Skip::pairs;
+  if (name == "token") return Skip::tokens;
+  require(name == "random", "skip is \"" + name + "\", but must be pair, token or random");
+  return Skip::random;
 }
 
 }  // namespace mobilemoe::python

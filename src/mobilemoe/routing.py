@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from mobilemoe.config import ModelConfig
 from mobilemoe.errors import UsageError
 
-Skip = Literal["weight", "random"]
+Skip = Literal["pair", "token", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,11 @@ class Routing:
     `max_memory` is the reason, imitates one of so many experts in each layer (LRU) for every token, prompts included:
     for measuring.
 
-    capacity: in prompts and scored texts an expert takes at most this share (above 0, up to 1) of the pairs that it
-    would have if all experts had equally many: batch-prioritised routing of Riquelme et al. (arXiv 2106.05974), which
-    skips tokens with low weights first. skip: "random" takes the pairs in a random order, for comparison.
+    capacity: in prompts and scored texts only this share (above 0, up to 1) of the pairs of a token and one of its
+    experts is computed; the others add nothing. skip: which ones these are, of all texts in a pass. "pair": those with
+    the lowest weights. "token": batch-prioritised routing of Riquelme et al. (arXiv 2106.05974), by which an expert
+    takes at most this share of what it would have if all had equally many, and tokens with low weights are skipped
+    first. "random": as many as with "pair", but any. Tokens that are written one by one are computed whole.
 
     With cache_prior or capacity a text depends on what is computed before or beside it, and nothing is guessed.
     """
@@ -37,7 +39,7 @@ class Routing:
     always_top: int | None = None
     cached_experts: int | None = None
     capacity: float | None = None
-    skip: Skip = "weight"
+    skip: Skip = "pair"
 
     @property
     def depends_on_others(self) -> bool:
@@ -62,7 +64,7 @@ class Routing:
         if not (isinstance(share, int | float) and 0 < share <= 1):
             raise UsageError(f"capacity is {share!r}, but must be above 0 and at most 1")
         if self.skip not in get_args(Skip):
-            raise UsageError(f"skip is {self.skip!r}, but must be 'weight' or 'random'")
+            raise UsageError(f"skip is {self.skip!r}, but must be {' or '.join(map(repr, get_args(Skip)))}")
         if self.cached_experts is not None and max_memory is not None:
             raise UsageError("cached_experts imitates a cache of experts, but with max_memory there is a real one")
         if self.cache_prior > 0 and self.cached_experts is None and max_memory is None:
@@ -83,7 +85,7 @@ class Routing:
             "always_top": -1 if self.always_top is None else self.always_top,
             "cached_experts": self.cached_experts or 0,
             "capacity": float(self.capacity or 0),
-            "skips_at_random": self.skip == "random",
+            "skip": self.skip,
         }
 
     def _check_count(self, name: str, least: int, most: int, what: str) -> None:

@@ -8,8 +8,6 @@ import numpy as np
 
 from reference import Routes, Weights, ranked, route, weighed
 
-LEAST = 8  # pairs that an expert always takes: no capacity is smaller
-
 
 class CachePrior:
     """Cache-prior re-ranking (arXiv 2412.00099), token by token, each layer with an LRU cache of `places` experts."""
@@ -39,35 +37,45 @@ class CachePrior:
 
 
 class Capacity:
-    """Batch-prioritised routing (arXiv 2106.05974) of all tokens as one batch; `at_random` orders the pairs anyhow."""
+    """The share of all pairs with the largest weights ("pair"), as many of any ("random"), or batch-prioritised routing
+    ("token", arXiv 2106.05974), of all tokens as one batch."""
 
-    def __init__(self, share: float, at_random: bool) -> None:
-        self.share, self.at_random = share, at_random
+    def __init__(self, share: float, skip: str) -> None:
+        self.share, self.skip = share, skip
         self.pairs = self.skipped = 0
 
     def __call__(self, weights: Weights, stem: str, logits_TE: np.ndarray) -> Routes:
         chosen, (tokens, experts) = route(weights, stem, logits_TE), logits_TE.shape
         active = len(chosen[0])
-        capacity = max(LEAST, math.floor(self.share * active * tokens / experts + 0.5))
-        first = sorted(range(tokens), key=lambda token: -max(weight for _, weight in chosen[token]))
-        order = [(token, slot) for slot in range(active) for token in first]
-        if self.at_random:
+        pairs = [(token, slot) for token in range(tokens) for slot in range(active)]
+        if self.skip == "token":
+            kept = self.served(chosen, experts, max(1, math.floor(self.share * len(pairs) / experts + 0.5)))
+        else:
             layer = int(stem.split(".")[2])
-            order.sort(key=lambda pair: scrambled((layer << 32) + pair[0] * active + pair[1] + 1))
+            if self.skip == "random":
+                pairs.sort(key=lambda pair: -scrambled((layer << 32) + pair[0] * active + pair[1] + 1))
+            else:
+                pairs.sort(key=lambda pair: -chosen[pair[0]][pair[1]][1])
+            kept = pairs[: math.floor(self.share * len(pairs) + 0.5)]
+        self.pairs += len(pairs)
+        self.skipped += len(pairs) - len(kept)
+        return [[pair for slot, pair in enumerate(chosen[token]) if (token, slot) in kept] for token in range(tokens)]
+
+    def served(self, chosen: Routes, experts: int, capacity: int) -> list[tuple[int, int]]:
+        first = sorted(range(len(chosen)), key=lambda token: -max(weight for _, weight in chosen[token]))
         kept: list[tuple[int, int]] = []
         load = [0] * experts
-        for token, slot in order:
-            expert = chosen[token][slot][0]
-            if load[expert] < capacity:
-                load[expert] += 1
-                kept.append((token, slot))
-        self.pairs += len(order)
-        self.skipped += len(order) - len(kept)
-        return [[pair for slot, pair in enumerate(chosen[token]) if (token, slot) in kept] for token in range(tokens)]
+        for slot in range(len(chosen[0])):
+            for token in first:
+                expert = chosen[token][slot][0]
+                if load[expert] < capacity:
+                    load[expert] += 1
+                    kept.append((token, slot))
+        return kept
 
 
 def scrambled(x: int) -> int:
-    """The last steps of splitmix64."""
+    """The high bits of the last steps of splitmix64."""
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
-    return x ^ x >> 31
+    return (x ^ x >> 31) >> 40

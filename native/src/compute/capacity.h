@@ -1,10 +1,14 @@
-// Fewer products for prompts: the batch-prioritised routing of Riquelme et al., "Scaling Vision with Sparse Mixture of
-// Experts" (arXiv 2106.05974).
+// Fewer products for prompts. A pass has pairs of a token and one of its experts; those that are skipped add nothing.
 //
-// Of the pairs of a token and one of its experts an expert takes no more than its capacity, which is a share C of what
-// it would have if all experts had equally many. First the best expert of every token is served, then the second, and
-// so on, each time beginning with the tokens whose largest weight is largest. A pair that finds its expert full adds
-// nothing. A capacity is never below kFewRows pairs, since up to there more of them take no more time.
+// pairs: of all pairs of the pass, the share C with the largest weights is computed. Nothing here has room for a fixed
+// number of tokens, so no expert has to be spared.
+//
+// tokens: the batch-prioritised routing of Riquelme et al., "Scaling Vision with Sparse Mixture of Experts" (arXiv
+// 2106.05974). An expert takes no more pairs than a share C of what it would have if all experts had equally many.
+// First the best expert of every token is served, then the second, and so on, each time beginning with the tokens whose
+// largest weight is largest.
+//
+// random: as many as by `pairs`, but any.
 #pragma once
 
 #include <cstdint>
@@ -23,10 +27,10 @@ class Capacity {
       : active_(config.num_experts_per_tok),
         experts_(config.num_local_experts),
         share_(options.capacity),
-        at_random_(options.skips_at_random) {}
+        skip_(options.skip) {}
 
-  // Of the pairs of those rows that are in a prompt, sets the experts [rows][active] of all that find theirs full to
-  // kSkipped. weights [rows][active].
+  // Sets the experts [rows][active] of pairs to skip to kSkipped, among those rows that are in a prompt.
+  // weights [rows][active].
   void skip(int layer, int rows, const uint8_t* in_prompt, int* experts, const float* weights);
 
   void count(RoutingUse& use) const {
@@ -35,15 +39,14 @@ class Capacity {
   }
 
  private:
-  void order_by_weight(int rows, const uint8_t* in_prompt, const float* weights);
-  void order_at_random(int layer, int rows, const uint8_t* in_prompt);
+  void skip_pairs(int* experts);
+  void skip_tokens(int* experts);
 
   const int active_, experts_;
   const double share_;
-  const bool at_random_;
-  std::vector<int> rows_, order_, load_;  // rows by priority, pairs in the order they are served, pairs of each expert
-  std::vector<float> priorities_;
-  std::vector<uint64_t> places_;
+  const Skip skip_;
+  std::vector<int> order_, load_;  // the pairs in the order they are served, and how many each expert has
+  std::vector<float> keys_;        // of each pair: higher ones are served first
   uint64_t pairs_ = 0, skipped_ = 0;
 };
 

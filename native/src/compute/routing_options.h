@@ -5,6 +5,9 @@
 
 namespace mobilemoe {
 
+// Which pairs of a token and one of its experts a capacity leaves out (compute/capacity.h).
+enum class Skip { pairs, tokens, random };
+
 struct RoutingOptions {
   int experts_per_token = 0;  // fewer than the model's; 0: as many
 
@@ -14,8 +17,8 @@ struct RoutingOptions {
   int always_top = -1;
   int cached_experts = 0;  // of each layer, in a cache that is only imitated; 0: the engine's own, under max_memory
 
-  double capacity = 0;           // share of the pairs of prompts that are computed (compute/capacity.h); 0: all
-  bool skips_at_random = false;  // instead of those with low weights
+  double capacity = 0;  // the share of the pairs of prompts that is computed; 0: all
+  Skip skip = Skip::pairs;
 
   bool prefers_cached() const { return cache_prior > 0 || cached_experts > 0; }
   bool skips() const { return capacity > 0; }

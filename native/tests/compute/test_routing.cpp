@@ -155,33 +155,59 @@ TEST(imitated_cache_keeps_the_experts_that_were_used_last) {
   CHECK_EQ(prior.cached(0)[0], 0);
 }
 
-TEST(capacity_skips_lower_slots_first_and_then_tokens_of_low_weight) {
+namespace {
+
+// Which pairs of a row and a slot a capacity skips, of rows that want experts 0 and 1, the odd ones 1 and 0. Weights
+// fall from row to row; row 0 is not in a prompt.
+std::vector<std::pair<int, int>> skipped(Skip skip, double share) {
   RoutingOptions options;
-  options.capacity = 0.5;
+  options.capacity = share;
+  options.skip = skip;
   Capacity capacity(sigmoid_of(4, 2), options);
   std::vector<int> experts;
   std::vector<float> weights;
-  for (int row = 0; row < 12; ++row) {  // all rows want expert 0 first and 1 second, the odd ones the other way round
+  for (int row = 0; row < 12; ++row) {
     experts.insert(experts.end(), {row % 2, 1 - row % 2});
-    weights.insert(weights.end(), {2.0f - 0.1f * static_cast<float>(row), 0.5f});
+    weights.insert(weights.end(), {2.0f - 0.1f * static_cast<float>(row), row == 5 ? 1.45f : 0.1f});
   }
   std::vector<uint8_t> in_prompt(12, 1);
   in_prompt[0] = 0;
   const std::vector<int> before = experts;
   capacity.skip(0, 12, in_prompt.data(), experts.data(), weights.data());
-  // 11 tokens: no fewer than 8 pairs. Of expert 0 five are first choices, of expert 1 six.
-  std::vector<std::pair<int, int>> skipped;
+  std::vector<std::pair<int, int>> found;
   for (int pair = 0; pair < 24; ++pair) {
     if (experts[pair] == kSkipped) {
-      skipped.emplace_back(pair / 2, pair % 2);
+      found.emplace_back(pair / 2, pair % 2);
     } else {
       CHECK_EQ(experts[pair], before[pair]);
     }
   }
-  const std::vector<std::pair<int, int>> wanted = {{6, 1}, {7, 1}, {8, 1}, {9, 1}, {10, 1}, {11, 1}};
-  CHECK(skipped == wanted);
   RoutingUse counts;
   capacity.count(counts);
   CHECK_EQ(counts.pairs, 22u);
-  CHECK_EQ(counts.skipped, 6u);
+  CHECK_EQ(counts.skipped, found.size());
+  return found;
+}
+
+}  // namespace
+
+TEST(capacity_skips_the_pairs_of_the_lowest_weights) {
+  CHECK(skipped(Skip::pairs, 1).empty());
+  const std::vector<std::pair<int, int>> lowest = {{8, 1}, {9, 1}, {10, 1}, {11, 1}};  // of equal ones the last
+  CHECK(skipped(Skip::pairs, 0.82) == lowest);
+  const auto many = skipped(Skip::pairs, 0.5);
+  CHECK_EQ(many.size(), 11u);
+  CHECK(many.back() == std::make_pair(11, 1));
+  CHECK(many[10 - 1] == std::make_pair(11, 0));
+  CHECK_EQ(skipped(Skip::random, 0.5).size(), 11u);
+  CHECK(skipped(Skip::random, 0.5) != many);
+}
+
+TEST(capacity_of_tokens_serves_first_choices_first_and_then_tokens_by_their_largest_weight) {
+  // 22 pairs, 4 experts: at most round(0.9 * 5.5) = 5 each. Of first choices expert 0 has five and expert 1 six.
+  const std::vector<std::pair<int, int>> wanted = {{1, 1}, {2, 1}, {3, 1}, {4, 1},  {5, 1},  {6, 1},
+                                                   {7, 1}, {8, 1}, {9, 1}, {10, 1}, {11, 0}, {11, 1}};
+  CHECK(skipped(Skip::tokens, 0.9) == wanted);
+  // At most six: expert 0 takes one second choice, that of row 1.
+  CHECK(skipped(Skip::tokens, 1).front() == std::make_pair(2, 1));
 }

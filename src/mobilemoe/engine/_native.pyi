@@ -29,7 +29,7 @@ class Engine:
         always_top: int = -1,
         cached_experts: int = 0,
         capacity: float = 0.0,
-        skips_at_random: bool = False,
+        skip: str = "pair",
     ) -> Engine:
         """`path`: an engine file, or a checkpoint's folder; `kv`: int8, f16 or f32; threads 0: one for each core.
 

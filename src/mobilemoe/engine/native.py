@@ -13,7 +13,7 @@ except ImportError as missing:  # a source tree whose extension was never built
     raise MobileMoEError(f"the native engine is not built ({missing}): run pip install . in the source tree") from None
 
 # Built before these sources changed?
-if getattr(native, "ENGINE_VERSION", None) != 3 or getattr(native, "INTERFACE_VERSION", None) != 7:
+if getattr(native, "ENGINE_VERSION", None) != 3 or getattr(native, "INTERFACE_VERSION", None) != 8:
     raise MobileMoEError("the compiled engine is older or newer than the sources: run pip install . in the source tree")
 
 __all__ = ["native", "our_error", "our_errors"]
