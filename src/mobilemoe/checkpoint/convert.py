@@ -45,7 +45,7 @@ def convert(src: Path | str, dst: Path | str, *, format: Format, group_axis: Gro
     with Checkpoint.open(src) as source:
         config = stored_config(source.config, format, group_axis)
         encode = encoder(config, source.weight)
-        copied = _unchanged(source, config.expert_group_axis)
+        copied = unchanged(source, config.expert_group_axis)
 
         def produce(stored: str) -> Array:
             return source.array(stored) if stored in copied else encode(stored)
@@ -87,7 +87,7 @@ class Differences:
         return Report(kinds, lossless=not any(self._worst.values()))
 
 
-def _unchanged(source: Checkpoint, axis: GroupAxis | None) -> set[str]:
+def unchanged(source: Checkpoint, axis: GroupAxis | None) -> set[str]:
     """Stored names whose bytes can be copied. Shapes do not decide it: for S, both axes have the same shapes."""
     before = source.config.expert_group_axis
     names: set[str] = set()

@@ -28,6 +28,7 @@ from mobilemoe.cli import (
     models,
     plan,
     profile,
+    prune,
     quantize,
     report,
     run,
@@ -99,6 +100,7 @@ app.command("plan")(plan.plan)
 app.command("fit")(fit.fit)
 app.command("sweep")(sweep.sweep)
 app.command("quantize")(quantize.quantize)
+app.command("prune")(prune.prune)
 app.command("convert")(convert.convert)
 app.command("export")(export.export)
 app.command("eval")(evaluate.evaluate)

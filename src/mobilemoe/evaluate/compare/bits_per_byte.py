@@ -53,13 +53,18 @@ def score_file(
     check_window(window, model.config.max_position_embeddings)
 
     def score(place: str, document: Document) -> Score:
-        ids, size = encode_document(model, place, document)
-        bits = _bits(model, ids, window)
-        if not math.isfinite(bits):
-            raise DataError(f"{place}: the model gives this text no probability, but {bits}")
-        return Score(bits, size, len(ids) - 1, 1)
+        return score_document(model, place, document, window)
 
     return sum_by_domain(Path(path), Score, score, on_text)
+
+
+def score_document(model: Model, place: str, document: Document, window: int) -> Score:
+    """The score of one document in windows of `window` tokens; DataError names its `place` if it has no probability."""
+    ids, size = encode_document(model, place, document)
+    bits = _bits(model, ids, window)
+    if not math.isfinite(bits):
+        raise DataError(f"{place}: the model gives this text no probability, but {bits}")
+    return Score(bits, size, len(ids) - 1, 1)
 
 
 def sum_by_domain(

@@ -1,0 +1,146 @@
+"""Prunes a model for a domain: measures, chooses, writes, and measures what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mobilemoe.checkpoint import Checkpoint
+from mobilemoe.data.sources import Document
+from mobilemoe.errors import CheckpointError
+from mobilemoe.evaluate.compare.bits_per_byte import Score, encode_document, score_document, targets_of
+from mobilemoe.files import refuse_existing
+from mobilemoe.load import Model, load
+from mobilemoe.progress import tell
+from mobilemoe.prune.choice import Ints, best_experts, check_experts, merge_into_nearest
+from mobilemoe.prune.texts import Text, read_texts, split_texts
+from mobilemoe.prune.use import Floats, Use, measure_use
+from mobilemoe.prune.write import write_pruned
+from mobilemoe.quant.export import learnt_scales
+
+MOST_TOKENS = 2**16  # that choose the experts; their hidden states are in memory
+MOST_MEASURED = 2**15  # tokens of the held-out text, and of each other domain
+WINDOW = 1024  # tokens that are computed together, or the model's context if it is shorter
+HELD_OUT = "the text's held-out part"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model before or after: the bytes of its weight files, and its scores by the name of the text."""
+
+    bytes: int
+    scores: dict[str, Score]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"bytes": self.bytes, "bits_per_byte": {name: each.bits_per_byte for name, each in self.scores.items()}}
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The result of `prune`: the experts kept_LN of each layer, the use that chose them, and what it cost."""
+
+    folder: Path
+    kept_LN: Ints
+    use: Use
+    before: Measured
+    after: Measured
+
+    @property
+    def share_L(self) -> Floats:
+        """The share of all routing weight of the text that went to the experts which stay, by layer."""
+        kept_LN = np.take_along_axis(self.use.weight_LE, self.kept_LN, axis=1)
+        share_L: Floats = kept_LN.sum(axis=1) / self.use.weight_LE.sum(axis=1)
+        return share_L
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder),
+            "experts": self.kept_LN.shape[1],
+            "kept": self.kept_LN.tolist(),
+            "tokens": self.use.tokens,
+            "share_of_weight": self.share_L.tolist(),
+            "measured_bytes": {name: score.bytes for name, score in self.before.scores.items()},
+            "before": self.before.as_json(),
+            "after": self.after.as_json(),
+        }
+
+
+def prune(
+    source: Path,
+    target: Path,
+    texts: Sequence[Path],
+    experts: int,
+    *,
+    others: Sequence[Path] = (),
+    merge: bool = False,
+) -> Pruned:
+    """Writes the model in folder `source` with `experts` routed experts a layer as the folder `target`, for a domain.
+
+    `texts` are files and folders of the domain: nine tenths choose the experts, and one tenth measures the bits per
+    byte before and after, as do the `others`, texts of other domains. Those experts stay that add most to the hidden
+    states (`Use.added_LE`); with `merge` the others are averaged into them. INT4 models are measured by the native
+    engine, BF16 models by PyTorch. UsageError for a number of experts that cannot be, DataError for texts,
+    CheckpointError for a folder that exists or weights that are not whole.
+    """
+    refuse_existing(target, CheckpointError)
+    with Checkpoint.open(source) as checkpoint:
+        check_experts(checkpoint.config, experts, source.name)
+        if learnt_scales(source):
+            raise CheckpointError(
+                f"{source} was trained with scales of its own for INT4, which would be lost: `mobilemoe quantize` it "
+                "first, and prune the result"
+            )
+        split = split_texts([text.document for text in read_texts(texts)])
+        measured = [Text(HELD_OUT, document) for document in split.held_out]
+        measured += [text for path in others for text in read_texts([path])]
+        model = _load(source)
+        before = _measure(model, checkpoint, measured)
+        use = measure_use(checkpoint, windows_of_texts(model, split.chosen_by), distances=merge)
+        del model
+        kept_LN = best_experts(use.added_LE, experts)
+        write_pruned(checkpoint, target, kept_LN, merge_into_nearest(use, kept_LN) if merge else None)
+    with Checkpoint.open(target) as checkpoint:
+        return Pruned(target, kept_LN, use, before, _measure(_load(target), checkpoint, measured))
+
+
+def windows_of_texts(model: Model, documents: Sequence[Document]) -> list[list[int]]:
+    """The ids of the documents in windows that each begin a text, up to MOST_TOKENS of them."""
+    window, tokens = _window(model), 0
+    windows: list[list[int]] = []
+    for document in documents:
+        ids, _ = encode_document(model, document.key, document)
+        for targets in targets_of(ids, window):
+            if windows and tokens + 1 + len(targets) > MOST_TOKENS:
+                return windows
+            windows.append([ids[0], *targets])
+            tokens += 1 + len(targets)
+    return windows
+
+
+def measure_texts(model: Model, texts: Sequence[Text]) -> dict[str, Score]:
+    """The scores of the first MOST_MEASURED tokens or so of each domain."""
+    found: dict[str, Score] = {}
+    window = _window(model)
+    for done, text in enumerate(texts):
+        tell(done, len(texts), "texts measured")
+        sums = found.setdefault(text.domain, Score())
+        if sums.tokens < MOST_MEASURED:
+            sums.add(score_document(model, text.document.key, text.document, window))
+    return found
+
+
+def _measure(model: Model, checkpoint: Checkpoint, texts: Sequence[Text]) -> Measured:
+    return Measured(sum(path.stat().st_size for path in checkpoint.files), measure_texts(model, texts))
+
+
+def _window(model: Model) -> int:
+    return min(WINDOW, model.context)
+
+
+def _load(folder: Path) -> Model:
+    with Checkpoint.open(folder) as checkpoint:
+        return load(folder, backend="native" if checkpoint.config.is_quantized else "torch")
