@@ -57,6 +57,7 @@ def test_of_two_that_are_open_the_inner_one_is_told(clock, capsys):
 VERBS = {
     "convert": (["convert", "nano", "OUT", "--format", "bf16"], "tensors written"),
     "quantize": (["quantize", "nano", "OUT"], "weights compared"),
+    "prune": (["prune", "nano", "--text", "TEXT", "--experts", "17", "--out", "OUT"], "texts routed, layer by layer"),
     "export gguf": (["export", "nano", "--to", "gguf", "--out", "OUT"], "tensors written"),
     "export glm4moe": (["export", "nano", "--to", "glm4moe", "--out", "OUT"], "weights compared"),
     "fit": (["fit", str(ROOT / "recipes/sweep/runs.csv"), "--law", "paper-E", "--bootstraps", "100"], "resamples"),

@@ -285,6 +285,7 @@ MAKING = [
     ("convert", "tiny", "out", "--format", "bf16"),
     ("convert", "tiny", "out", "--format", "engine"),
     ("quantize", "bf16", "out"),
+    ("prune", "tiny", "--text", "text/own.jsonl", "--experts", "2", "--out", "out"),
     ("train", "recipe.toml", "--out", "out"),
     ("data", "prepare", "recipe.toml", "out"),
     ("data", "tokenizer", "recipe.toml", "out", "--vocab-size", "310"),

@@ -200,6 +200,7 @@ def _of_model(model: str, *arguments: str, **options) -> list[Target]:
 
 RUN = ("run", "tiny", "the fox", "--max-new-tokens", "3")
 SUITE = ("eval", "tiny", "--suite", "hellaswag", "--data", "items", "--cache", "store", "--out", "out")
+PRUNE = ("prune", "tiny", "--text", "text/own.jsonl", "--experts", "2", "--out", "out")
 ENGINE = "kept/mobilemoe/engine/"
 READY = 'data.mixture=[{name = "own", files = "own-*.npz", weight = 1.0}]'
 TARGETS = [
@@ -224,6 +225,8 @@ TARGETS = [
     *_of_model("tiny", "export", "tiny", "--to", "gguf", "--out", "out", writes="out", step=9),
     *_of_model("tiny", "export", "tiny", "--to", "glm4moe", "--out", "out", writes="out", step=11),
     *_of_model("bf16", "quantize", "bf16", "out", writes="out", step=9),
+    *_of_model("tiny", *PRUNE, writes="out", step=40),
+    Target(PRUNE, "text/own.jsonl", "jsonl", writes="out", step=20),
     Target(("quantize", "run", "out"), "run/recipe.json", "json", True, "out", step=5),
     Target(("info", "run"), "run/checkpoints/step-00000001/config.json", "json", step=9),
     *_of_model("tiny", "eval", "tiny", "--text", "text/own.jsonl", step=9),

@@ -46,7 +46,7 @@ def prune(
     over the tokens that choose it. INT4 weights that stay are moved as they are; --merge rounds the experts that it
     changes again. Any reader of the format reads the result.
 
-    Example: mobilemoe prune nano --text tests/data/heldout.jsonl --experts 12 --out nano-12
+    Example: mobilemoe prune nano --text docs/serving.md --experts 12 --out nano-12
     """
     try:
         from mobilemoe.prune.prune import prune as write
