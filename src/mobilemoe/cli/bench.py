@@ -55,6 +55,7 @@ def bench(
     ] = False,
     dummy: Annotated[bool, typer.Option("--dummy", help="Use pseudo-random tokens instead of text.")] = False,
     engine: options.EngineOptions,
+    routing: options.RoutingOptions,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the speeds as a PNG.")] = None,
     json: options.JsonOption = False,
 ) -> None:
@@ -82,7 +83,8 @@ def bench(
     _check(wanted, group_axis, repeats)
     if png is not None:
         picture.drawing()
-    models = [(name, _load(name, is_random, group_axis, engine), vars(engine)) for name, is_random in wanted]
+    used = vars(engine) | {"routing": vars(routing.routing())}
+    models = [(name, _load(name, is_random, group_axis, engine, routing), used) for name, is_random in wanted]
     steps, total = itertools.count(), 1 + workload.steps * len(models)
     with Progress() as progress:
         results, machine = benchmark.run(models, workload, lambda what: progress.tell(next(steps), total, what))
@@ -128,16 +130,19 @@ def _check(wanted: Sequence[tuple[str, bool]], group_axis: str, repeats: int) ->
         raise UsageError(f"--repeats is {repeats}, but must be from 1 to {MOST_REPEATS}")
 
 
-def _load(name: str, is_random: bool, group_axis: str, engine: options.EngineOptions) -> Model:
+def _load(
+    name: str, is_random: bool, group_axis: str, engine: options.EngineOptions, routing: options.RoutingOptions
+) -> Model:
     from mobilemoe.profile.random_model import random_model
 
     def tell(sentence: str) -> None:
         print(f"mobilemoe: {sentence}", file=sys.stderr)
 
     if is_random:
-        return options.load_model(str(random_model(name, cast(GroupAxis, group_axis), tell)), "native", engine)
+        folder = str(random_model(name, cast(GroupAxis, group_axis), tell))
+        return options.load_model(folder, "native", engine, routing)
     try:
-        return options.load_model(name, "native", engine)
+        return options.load_model(name, "native", engine, routing)
     except ModelNotFoundError:
         if name not in PRESETS:
             raise

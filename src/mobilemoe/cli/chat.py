@@ -21,6 +21,7 @@ def chat(
     sampling: options.SamplingOptions,
     backend: options.BackendOption = "native",
     engine: options.EngineOptions,
+    routing: options.RoutingOptions,
     json: options.JsonOption = False,
 ) -> None:
     """Hold a conversation with a model on the terminal.
@@ -30,7 +31,7 @@ def chat(
 
     Example: mobilemoe chat nano --temperature 0.7
     """
-    loaded = options.load_model(model, backend, engine)
+    loaded = options.load_model(model, backend, engine, routing)
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
     for text in _lines():

@@ -14,6 +14,7 @@ from mobilemoe.cli import options
 from mobilemoe.errors import UsageError
 from mobilemoe.evaluate.compare.bits_per_byte import Score, score_file
 from mobilemoe.progress import Progress
+from mobilemoe.routing import Routing
 
 if TYPE_CHECKING:
     from mobilemoe.evaluate.compare.compression import Compression
@@ -74,6 +75,7 @@ def evaluate(
         str, typer.Option("--backend", help="native (INT4, on the CPU), torch (fp32 in PyTorch) or gguf (llama.cpp).")
     ] = "native",
     engine: options.EngineOptions,
+    routing: options.MeasuredRoutingOptions,
     json: options.JsonOption = False,
 ) -> None:
     """Evaluate models: benchmark scores with --suite, bits per byte with --text.
@@ -92,12 +94,14 @@ def evaluate(
         raise UsageError("--experts shows those of a --suite's prompts, or compares a --text's --against a parent")
     if backend == "gguf" and text is not None:
         raise UsageError("--text measures models of ours: with --backend gguf give a --suite")
+    if backend == "gguf" and routing.routing() != Routing():
+        raise UsageError("routing can be changed in the native engine only: leave --backend gguf out")
     if len(set(models)) < len(models) or (suite is not None and against in models):
         raise UsageError("a model is named twice")
     values: dict[str, Any] = {}
 
     def load(name: str) -> Model:
-        return options.load_model(name, backend, engine)
+        return options.load_model(name, backend, engine, routing)
 
     with Progress() as progress:
         if suite is not None:

@@ -19,6 +19,7 @@ import mobilemoe
 from mobilemoe.cli.quantity import BYTES, quantity
 from mobilemoe.cores import allowed_cores
 from mobilemoe.errors import MissingExtraError
+from mobilemoe.routing import Routing
 
 if TYPE_CHECKING:
     from mobilemoe.load import Model
@@ -105,6 +106,52 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RoutingOptions:
+    """A group of options: fields of `mobilemoe.Routing` (see `grouped`)."""
+
+    experts_per_token: Annotated[
+        int | None, typer.Option(metavar="K", help="Fewer experts for each token than the model's: faster, less good.")
+    ] = None
+    cache_prior: Annotated[
+        float,
+        typer.Option(
+            metavar="LAMBDA",
+            help="With --max-memory: prefer experts that are in memory, such as 0.1 to 0.5. What is written then "
+            "depends on what was written before.",
+        ),
+    ] = 0.0
+    always_top: Annotated[
+        int | None,
+        typer.Option(metavar="J", help="With --cache-prior: take the J best experts anyway (default: half of them)."),
+    ] = None
+    capacity: Annotated[
+        float | None,
+        typer.Option(
+            metavar="C",
+            help="Of a prompt's work in routed experts do this share, up to 1, and skip what has the lowest weights.",
+        ),
+    ] = None
+
+    def routing(self) -> Routing:
+        return Routing(**vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredRoutingOptions(RoutingOptions):
+    """The same, with what is of use for measuring only."""
+
+    cached_experts: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="For --cache-prior: imitate a cache of N experts in each layer, instead of --max-memory."
+        ),
+    ] = None
+    skip: Annotated[
+        str, typer.Option(help="What --capacity skips: pair (the lowest weights), token (as V-MoE does) or random.")
+    ] = "pair"
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
     """A group of options: the fields of `mobilemoe.sampling.Sampling` (see `grouped`)."""
 
@@ -154,10 +201,17 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     return with_options
 
 
-def load_model(name: str, backend: str, engine: EngineOptions | None = None) -> Model:
+def load_model(
+    name: str, backend: str, engine: EngineOptions | None = None, routing: RoutingOptions | None = None
+) -> Model:
     """The model as these options want it; `mobilemoe.load` checks them."""
     options: dict[str, Any] = {} if engine is None else vars(engine)
-    return mobilemoe.load(name, backend=cast(Literal["native", "torch"], backend), **options)
+    return mobilemoe.load(
+        name,
+        backend=cast(Literal["native", "torch"], backend),
+        routing=None if routing is None else routing.routing(),
+        **options,
+    )
 
 
 def plain_console(least_width: int = 0) -> Console:

@@ -22,6 +22,7 @@ def run(
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text (repeatable).")] = None,
     backend: options.BackendOption = "native",
     engine: options.EngineOptions,
+    routing: options.RoutingOptions,
     json: options.JsonOption = False,
 ) -> None:
     """Continue a text, token by token; speed and memory use go to standard error.
@@ -30,7 +31,7 @@ def run(
     """
     if prompt is None:
         prompt = _read_stdin()
-    loaded = options.load_model(model, backend, engine)
+    loaded = options.load_model(model, backend, engine, routing)
     stream = loaded.stream(prompt, max_new_tokens=max_new_tokens, stop=stop or (), **vars(sampling))
     pieces = []
     for piece in stream:

@@ -33,7 +33,8 @@ class ColdStart:
 def cold_start(folder: str, options: dict[str, Any], ids: Sequence[int], *, is_text: bool) -> ColdStart:
     """Starts a process that loads `folder` with `options` of `load`, writes a token, and then computes all `ids`.
 
-    The first token follows a short prompt, which is encoded with the tokenizer if `is_text`, else the first of `ids`.
+    Of `routing` the options have the fields. The first token follows a short prompt, which is encoded with the
+    tokenizer if `is_text`, else the first of `ids`.
     """
     job = {"folder": folder, "options": options, "ids": list(ids), "is_text": is_text}
     done = subprocess.run([sys.executable, "-P", "-c", _CHILD], input=json.dumps(job), capture_output=True, text=True)
@@ -46,8 +47,10 @@ def cold_start(folder: str, options: dict[str, Any], ids: Sequence[int], *, is_t
 def child_main(began: float) -> None:
     """Runs in the new process: reads a job from standard input, writes a ColdStart as JSON to standard output."""
     from mobilemoe.load import load
+    from mobilemoe.routing import Routing
 
     job = json.load(sys.stdin)
+    job["options"]["routing"] = Routing(**job["options"].get("routing", {}))
     load_began = time.perf_counter()
     model = load(job["folder"], **job["options"])
     if job["is_text"]:

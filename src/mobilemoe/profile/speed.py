@@ -52,8 +52,9 @@ class Subject:
         return self.visits["bytes_read"] / decoded if decoded else None
 
     def mfu(self, tokens: int, machine: Machine) -> float | None:
-        """The share of the int8 peak that a prefill reaches; None for fp32 activations, or if the peak is unknown."""
-        if machine.multiply_adds_per_s is None or self.engine.native.fp32:
+        """The share of the int8 peak that a prefill reaches; None if it is unknown, for fp32 activations, and with a
+        capacity, by which not all is computed."""
+        if machine.multiply_adds_per_s is None or self.engine.native.fp32 or self.engine.routing.capacity is not None:
             return None
         products = accounting.prefill_flops(self.engine.config, tokens) / 2
         return products * self.prefill_speed(tokens) / tokens / machine.multiply_adds_per_s
