@@ -75,6 +75,11 @@ def test_tokens_have_units(text, count):
         (("--prompt", "9" * 30), "prompt is 9999"),
         (("--vocabulary", "9" * 30), "vocabularies holds 9999"),
         (("--decode", "40"), "measure this machine first"),
+        (("--max-memory", "much"), "--max-memory is 'much'"),
+        (("--max-memory", "1GB"), "max-memory needs a least decode speed"),
+        (("--max-memory", "1GB", "--memory", "1GB"), "either memory, for models that fit into it, or max-memory"),
+        (("--flash", "1GB", "--memory", "1GB"), "give --max-memory and --device too"),
+        (("--flash", "0", "--max-memory", "1GB", "--decode", "20", "--device", "galaxy-s25"), "--flash is '0'"),
         (("--ttft", "1", "--device", "nokia-3310"), "galaxy-s25"),
         (("--law", "kaplan"), "paper-joint"),
         (("--vocabulary", "many"), "--vocabulary is 'many'"),
@@ -93,6 +98,17 @@ def test_what_fits_nowhere_is_one_sentence_that_names_the_limit(fails):
     text = fails(1, "plan", "--memory", "10MB", "--decode", "40", "--device", "galaxy-s25")
     missing = "needs 63 MB of process memory, 53 MB more than --memory"
     assert f"no candidate fits: the smallest that decodes at 40 tok/s {missing}" in text
+
+
+def test_the_best_larger_than_memory_is_told_beside_the_best_that_fits(mobilemoe_cli):
+    limits = ("--max-memory", "700MB", "--decode", "20", "--device", "galaxy-s25", "--train-flops", "1e22")
+    said = mobilemoe_cli("plan", *limits, "--flash", "4GB").out
+    assert "larger than memory pays" in said
+    assert "4 GB/s (as the device or --flash says)" in said
+    assert "% held" in said
+    found = mobilemoe_cli("plan", *limits, "--flash", "4GB", "--json").json["larger_than_memory"]
+    assert found["pays"]
+    assert found["fits"]["held"] == 1
 
 
 def test_memory_alone_is_refused_with_what_to_add(fails):

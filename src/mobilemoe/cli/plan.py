@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -32,6 +33,15 @@ def plan(
         typer.Option(
             help="Memory of the process where the --device has it, else of weights and KV cache: 1.0GB, 900MB or 1GiB."
         ),
+    ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            help="The same limit, but models may be larger, their other experts read from flash; needs --decode."
+        ),
+    ] = None,
+    flash: Annotated[
+        str | None, typer.Option(help="Speed of the flash in bytes a second for --max-memory, such as 1.5GB.")
     ] = None,
     decode: Annotated[
         float | None, typer.Option(help="Least decode speed in tokens per second, after --context tokens.")
@@ -86,6 +96,7 @@ def plan(
 
     constraints = Constraints(
         memory=quantity("--memory", memory, BYTES, "1.0GB or 900MB"),
+        max_memory=quantity("--max-memory", max_memory, BYTES, "1.0GB or 900MB"),
         decode=decode,
         ttft=ttft,
         flops=quantity("--flops", flops, COUNTS, "0.6e9"),
@@ -109,6 +120,14 @@ def plan(
     if report is not None or png is not None:
         pictures.drawing()
     machine = _device(device, decode is not None or ttft is not None)
+    if (bandwidth := quantity("--flash", flash, BYTES, "1.5GB")) is not None:
+        if machine is None or max_memory is None:
+            raise UsageError(
+                "--flash is the speed of what --max-memory leaves in flash: give --max-memory and --device too"
+            )
+        if bandwidth <= 0:
+            raise UsageError(f"--flash is {flash!r}, but must be above 0")
+        machine = replace(machine, flash_bandwidth=bandwidth)
     found = make_plan(constraints, law=_law(law), device=machine, space=space, top=top)
     if report is not None:
         plan_report.write_report(found, report)
@@ -173,6 +192,8 @@ def _print(found: Plan) -> None:
     print(equivalent_text(found))
     for best in found.vocabularies:
         print(vocabulary_text(best, found.digits))
+    if found.larger is not None:
+        print(found.larger.verdict)
     if found.runner_up:
         print(f"runner-up: {found.runner_up}")
     for relief in found.reliefs:

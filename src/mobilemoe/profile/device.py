@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 
 _SHIPPED = Path(__file__).parent / "devices"
 CONSTANTS = ("weight_bandwidth", "attention_rate", "prefill_linear_rate", "prefill_attention_rate", "routed_cost")
-OPTIONAL = ("error", "process_weights", "process_kv")
+OPTIONAL = ("error", "process_weights", "process_kv", "flash_bandwidth")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -79,6 +79,7 @@ class Device:
 
     What is not known is None. error: the largest relative error of predicted seconds for a measurement that the fit had
     not seen. process_weights, process_kv: bytes of the process for each byte of weights and of an int8 KV cache.
+    flash_bandwidth: bytes/s at which missing experts are read from storage.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Device:
     error: float | None = None
     process_weights: float | None = None
     process_kv: float | None = None
+    flash_bandwidth: float | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -103,7 +105,7 @@ class Device:
             value = getattr(self, constant)
             if not is_finite(value) or value <= 0:
                 raise ConfigError(f"{self.name}: {constant} is {value!r}, but must be a positive, finite number")
-        for name in ("process_weights", "process_kv"):
+        for name in ("process_weights", "process_kv", "flash_bandwidth"):
             value = getattr(self, name)
             if value is not None and not (is_finite(value) and value > 0):
                 raise ConfigError(f"{self.name}: {name} is {value!r}, but must be a positive, finite number")

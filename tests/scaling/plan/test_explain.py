@@ -35,6 +35,7 @@ FIRST = Candidate(
     memory=0.6e9,
     weights=0.5e9,
     kv=0.1e9,
+    held=1.0,
     flops=0.6e9,
     decode=50.0,
     decode_least=45.0,

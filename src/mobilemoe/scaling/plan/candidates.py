@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +16,7 @@ from mobilemoe.config import ModelConfig
 from mobilemoe.profile.device import Device
 from mobilemoe.scaling.law.law import Law
 from mobilemoe.scaling.law.runs import Points
+from mobilemoe.scaling.plan.flash import ASSUMED_BANDWIDTH, PASS_TOKENS, Storage, decode_speed, prompt_seconds
 from mobilemoe.scaling.plan.limits import DEFAULT_TOKENS, LIMITS, Constraints
 from mobilemoe.scaling.plan.space import Shapes, Space, departure
 from mobilemoe.scaling.plan.vocabulary import text_of_tokens
@@ -52,6 +53,7 @@ class Candidate:
     memory: float  # what the limit is held against: the process, where the device's profile has it, or weights + kv
     weights: float
     kv: float
+    held: float  # share of the routed experts that are in memory: 1 unless the model is larger than max_memory
     flops: float
     decode: float | None  # tokens/s
     decode_least: float | None  # with the profile's error as a margin
@@ -74,6 +76,7 @@ class Table:
 
     shapes: tuple[Shapes, ...]
     by_text: bool  # several vocabularies are comparable, since all is counted in tokens of the first
+    storage: Storage
     block: NDArray[np.int64]
     place: NDArray[np.int64]
     experts: Array
@@ -92,8 +95,15 @@ class Table:
     weights: Array  # bytes
     kv: Array  # bytes at `context`
     memory: Array  # bytes of the process where the device's profile has them, else weights + kv
+    least_memory: Array  # bytes of the process with no more routed experts than a token visits in one layer
+    held: Array  # share of the routed experts that are in memory
+    routed: Array  # bytes of all routed experts
+    routed_token: Array  # bytes of those that a token visits
+    passes: Array  # of the prompt, which are computed one after the other
     flops: Array  # of one decoded token, without attention
-    decode: Array  # tokens/s, of the first vocabulary, after `context` tokens; nan without a device, as the next three
+    decode_whole: Array  # tokens/s with all in memory; nan without a device, as the next five
+    ttft_whole: Array  # s
+    decode: Array  # tokens/s, of the first vocabulary, after `context` tokens
     decode_least: Array  # with the profile's error as a margin
     ttft: Array  # s
     ttft_most: Array
@@ -140,6 +150,28 @@ class Table:
                 allowed &= values <= bound if limit.at_most else values >= bound
         return allowed
 
+    def under(self, max_memory: float | None) -> Table:
+        """The same models in a process of at most `max_memory` bytes (None: of any), with the speeds that they have
+        there.
+        """
+        storage = self.storage
+        resident = self.memory - storage.process_weights * self.routed
+        held = np.ones(len(self))
+        if max_memory is not None:
+            larger = self.memory > max_memory
+            room = (max_memory - resident[larger]) / (storage.process_weights * np.maximum(self.routed[larger], 1))
+            held[larger] = np.clip(room, 0, 1)
+        decode = decode_speed(self.decode_whole, held, self.routed_token / self.text, storage.bandwidth)
+        ttft = prompt_seconds(self.ttft_whole, held, self.routed, self.passes, storage.bandwidth)
+        return replace(
+            self,
+            held=held,
+            decode=decode,
+            decode_least=decode * storage.margin,
+            ttft=ttft,
+            ttft_most=ttft / storage.margin,
+        )
+
     def comparable(self, config: ModelConfig) -> Mask:
         """Which candidates have the tying of `config`, and its vocabulary unless these are compared by text: other
         losses cannot be compared with its own.
@@ -149,12 +181,15 @@ class Table:
 
     def take(self, mask: Mask) -> Table:
         """The candidates that the mask selects."""
-        names = {field.name for field in fields(self)} - {"shapes", "by_text"}
-        return Table(shapes=self.shapes, by_text=self.by_text, **{name: getattr(self, name)[mask] for name in names})
+        names = {field.name for field in fields(self)} - {"shapes", "by_text", "storage"}
+        values: dict[str, Any] = {name: getattr(self, name)[mask] for name in names}
+        return replace(self, **values)
 
 
 def tabulate(space: Space, law: Law, device: Device | None, constraints: Constraints) -> Table:
-    """Computes every model of the space at each number of bits; no limit is applied yet."""
+    """Computes every model of the space at each number of bits, with its speed under `max_memory`; no limit is applied
+    yet.
+    """
     shapes, text = tuple(space.shapes()), text_of_tokens(space.vocabularies)
     first = space.vocabularies[0]
     blocks = [
@@ -164,7 +199,12 @@ def tabulate(space: Space, law: Law, device: Device | None, constraints: Constra
         for kv_bits in space.kv_bits
     ]
     columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-    return Table(shapes=shapes, by_text=text is not None, **columns)
+    storage = Storage()
+    if device is not None:
+        bandwidth = device.flash_bandwidth or ASSUMED_BANDWIDTH
+        storage = Storage(bandwidth, device.process_bytes(1.0, 0.0), 1 - (device.error or 0.0))
+    table = Table(shapes=shapes, by_text=text is not None, storage=storage, **columns)
+    return table.under(constraints.max_memory)
 
 
 def _text_of(shapes: Shapes, text: dict[int, float] | None, first: int) -> tuple[float, int]:
@@ -191,14 +231,18 @@ def _columns(
     embedding = (shapes.vocab_size - without) * shapes.hidden_size
     weights = np.asarray(accounting.file_bytes(shapes, bits), np.float64)
     kv = np.asarray(accounting.kv_bytes(shapes, context, kv_bits), np.float64)
-    memory, margin = weights + kv, 1.0
+    memory, process_weights = weights + kv, 1.0
+    experts = [part for part in accounting.parts(shapes) if part.name.startswith("routed experts")]
+    routed = sum((part.stored_bytes(bits) for part in experts), start=np.zeros(len(shapes)))
+    visited = sum((part.stored_bytes(bits) * part.active // part.count for part in experts), np.zeros(len(shapes)))
     decode = ttft = np.full(len(shapes), np.nan)
     if device is not None:
         # The profile is for INT4 weights; the time of others grows with their bytes.
         added = accounting.decode_bytes(shapes, 0, weight_bits=bits) - accounting.decode_bytes(shapes, 0)
         decode = np.asarray(text / (device.decode_seconds(shapes, context) + added / device.weight_bandwidth))
         ttft = np.asarray(device.prefill_seconds(shapes, prompt))
-        memory, margin = device.process_bytes(weights, kv), 1 - (device.error or 0.0)
+        memory, process_weights = device.process_bytes(weights, kv), device.process_bytes(1.0, 0.0)
+    absent = routed - visited / shapes.num_hidden_layers
     return {
         "block": np.full(len(shapes), block),
         "place": np.arange(len(shapes)),
@@ -218,11 +262,16 @@ def _columns(
         "weights": weights,
         "kv": kv,
         "memory": memory,
+        "least_memory": memory - process_weights * absent,
+        "held": np.ones(len(shapes)),
+        "routed": routed,
+        "routed_token": visited,
+        "passes": np.full(len(shapes), math.ceil(prompt / PASS_TOKENS)),
         "flops": flops,
-        "decode": decode,
-        "decode_least": decode * margin,
-        "ttft": ttft,
-        "ttft_most": ttft / margin,
+        "decode_whole": decode,
+        "ttft_whole": ttft,
+        **dict.fromkeys(("decode", "decode_least"), decode),
+        **dict.fromkeys(("ttft", "ttft_most"), ttft),
     }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from mobilemoe.profile.device import Device
 from mobilemoe.scaling.law.law import Law
-from mobilemoe.scaling.plan.candidates import Candidate, Table
+from mobilemoe.scaling.plan.candidates import Array, Candidate, Table
 from mobilemoe.scaling.plan.choice import Scores, digits, law_error
 from mobilemoe.scaling.plan.limits import DEFAULT_TOKENS, LIMITS, Constraints, given
 
@@ -28,7 +28,7 @@ class Relief(NamedTuple):
 
 def amount(limit: str, value: float, beside: float = 0) -> str:
     """The value of a limit in the usual units; beside a larger value, in the units of that."""
-    if limit == "memory":
+    if limit in ("memory", "max_memory"):
         return f"{value / 1e9:.2f} GB" if max(value, beside) >= 1e9 else f"{value / 1e6:.0f} MB"
     if limit == "decode":
         return f"{value:.3g} tok/s"
@@ -54,7 +54,8 @@ def reliefs(table: Table, law: Law, constraints: Constraints) -> Iterator[Relief
     for name in given(constraints):
         more = getattr(constraints, name) * (1 + RELAXED if LIMITS[name].at_most else 1 / (1 + RELAXED))
         relaxed: dict[str, Any] = {name: more}
-        then = scores[table.allowed(replace(constraints, **relaxed))].min()
+        wider = table.under(more) if name == "max_memory" else table
+        then = scores[wider.allowed(replace(constraints, **relaxed))].min()
         yield Relief(name, more, float(now - then))
     name = "tokens" if constraints.train_flops is None else "train_flops"
     more = (getattr(constraints, name) or DEFAULT_TOKENS) * (1 + RELAXED)
@@ -69,7 +70,10 @@ def relaxations(table: Table, constraints: Constraints) -> Iterator[str]:
     helpless = []
     for name in limits:
         limit, bound = LIMITS[name], getattr(constraints, name)
-        values = getattr(table, limit.column)[table.allowed(constraints, without=name)]
+        if name == "max_memory":
+            values = _least_max_memory(table, constraints)
+        else:
+            values = getattr(table, limit.column)[table.allowed(constraints, without=name)]
         others = " and ".join(_kept(other, getattr(constraints, other)) for other in limits if other != name)
         if not len(values):
             helpless.append(name)
@@ -80,15 +84,35 @@ def relaxations(table: Table, constraints: Constraints) -> Iterator[str]:
         missing = abs(best - bound)
         more = "more" if limit.at_most else "less"
         of = _measure(table, name)
-        yield f"the {what}{that} {verb} {amount(name, best)}{of}, {amount(name, missing, best)} {more} than --{name}"
+        short = amount(name, missing, best)
+        yield f"the {what}{that} {verb} {amount(name, best)}{of}, {short} {more} than {_option(name)}"
     if helpless:
-        names = " or ".join(f"--{name}" for name in helpless)
+        names = " or ".join(map(_option, helpless))
         yield f"relaxing {names} alone does not help"
+
+
+def _option(limit: str) -> str:
+    return f"--{limit.replace('_', '-')}"
+
+
+def _least_max_memory(table: Table, constraints: Constraints) -> Array:
+    """The least max_memory with which a model keeps to all other limits, in an array; an empty one if none helps."""
+
+    def keeps(bound: float) -> bool:
+        return bool(table.under(bound).allowed(replace(constraints, max_memory=bound)).any())
+
+    low, high = constraints.max_memory or 0.0, float(table.memory.max())
+    if not keeps(high):
+        return np.empty(0)
+    while high - low > TELLING / 10 * low:
+        middle = (low + high) / 2
+        low, high = (low, middle) if keeps(middle) else (middle, high)
+    return np.array([high])
 
 
 def _measure(table: Table, name: str) -> str:
     """What a limit is held against, where it is not the plain prediction."""
-    if name == "memory":
+    if name in ("memory", "max_memory"):
         return "" if np.array_equal(table.memory, table.weights + table.kv) else " of process memory"
     return (
         ""
@@ -99,6 +123,7 @@ def _measure(table: Table, name: str) -> str:
 
 _EXTREME = {
     "memory": ("smallest", "needs"),
+    "max_memory": ("one with the least memory", "runs in"),
     "decode": ("fastest", "decodes at"),
     "ttft": ("quickest", "takes"),
     "flops": ("leanest", "takes"),
@@ -106,7 +131,13 @@ _EXTREME = {
 
 
 def _kept(name: str, bound: float) -> str:
-    verbs = {"memory": "fits in", "decode": "decodes at", "ttft": "starts within", "flops": "takes at most"}
+    verbs = {
+        "memory": "fits in",
+        "max_memory": "runs in",
+        "decode": "decodes at",
+        "ttft": "starts within",
+        "flops": "takes at most",
+    }
     return f"{verbs[name]} {amount(name, bound)}"
 
 

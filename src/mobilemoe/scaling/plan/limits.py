@@ -17,12 +17,14 @@ class Constraints:
     """The limits; None means no limit. Raises UsageError for a value that is not a positive number.
 
     memory: bytes of the process where the device's profile has them (`Device.process_bytes`), else of the weights' file
-    and the KV cache of `context` tokens. decode: least tokens/s after `context` tokens. ttft: most seconds to the first
+    and the KV cache of `context` tokens. max_memory: the same, but a model may be larger, with what does not fit of its
+    routed experts in flash (`flash`). decode: least tokens/s after `context` tokens. ttft: most seconds to the first
     token, for a prompt of `prompt` tokens. Both are met only with the profile's error as a margin. flops: most per
     decoded token, 2 N_act. Training has `tokens`, or those that `train_flops` = 6 N_act D allow, by default 500e9.
     """
 
     memory: float | None = None
+    max_memory: float | None = None
     decode: float | None = None
     ttft: float | None = None
     flops: float | None = None
@@ -38,6 +40,8 @@ class Constraints:
         for name, most in (("prompt", MOST_PROMPT), ("context", MOST_CONTEXT)):
             if getattr(self, name) > most:
                 raise UsageError(f"{name} is {getattr(self, name)}, but may be no more than {most}")
+        if self.memory is not None and self.max_memory is not None:
+            raise UsageError("give either memory, for models that fit into it, or max-memory, for larger ones too")
         if self.train_flops is not None and self.tokens is not None:
             raise UsageError("give either train-flops or tokens: the one follows from the other for each model")
 
@@ -56,6 +60,7 @@ class Limit(NamedTuple):
 
 LIMITS = {
     "memory": Limit("memory", True),
+    "max_memory": Limit("least_memory", True),
     "decode": Limit("decode_least", False),
     "ttft": Limit("ttft_most", True),
     "flops": Limit("flops", True),

@@ -11,6 +11,7 @@ from mobilemoe.scaling.law.runs import few
 from mobilemoe.scaling.plan.candidates import FINEST, FINEST_PRIOR, WEIGHT_BITS_PRIOR, Candidate
 from mobilemoe.scaling.plan.choice import digits, law_error
 from mobilemoe.scaling.plan.explain import amount
+from mobilemoe.scaling.plan.flash import ASSUMED_BANDWIDTH, NANO_HITS
 from mobilemoe.scaling.plan.limits import DEFAULT_TOKENS, Constraints
 from mobilemoe.scaling.plan.space import RATIO, Space
 from mobilemoe.scaling.plan.vocabulary import BYTES_PER_TOKEN, text_of_tokens
@@ -89,6 +90,8 @@ def notes(
             "less than that"
         )
     yield from _memory(device, constraints)
+    if constraints.max_memory is not None:
+        yield from _flash(device)
     if device is not None:
         margin = "its error is not known, so that limits on speed have no margin"
         if device.error is not None:
@@ -107,6 +110,21 @@ def notes(
             )
     if candidates and candidates[0].config.hidden_size == max(space.widths):
         yield "the first candidate is as wide as the space goes: the limits given do not keep the loss from falling"
+
+
+def _flash(device: Device | None) -> Iterator[str]:
+    known = None if device is None else device.flash_bandwidth
+    source = "as the device or --flash says" if known else "ASSUMED, since nobody measured it: say --flash"
+    yield (
+        "a model may be larger than --max-memory: what does not fit of its routed experts is read from flash at "
+        f"{(known or ASSUMED_BANDWIDTH) / 1e9:.3g} GB/s ({source}), while the rest computes, so that the slower of the "
+        "two sets the speed; where both take long they get in each other's way, and it is less"
+    )
+    points = ", ".join(f"{held:.0%} of them in memory {hits:.0%}" for held, hits in NANO_HITS[1:-1])
+    yield (
+        f"ASSUMED: experts are found in memory as often as those of nano, 18 a layer and top-4, were ({points}); the "
+        "routing of a larger model may be less or more even"
+    )
 
 
 def _vocabularies(space: Space) -> Iterator[str]:

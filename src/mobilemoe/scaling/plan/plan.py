@@ -24,6 +24,7 @@ from mobilemoe.scaling.law.published import published
 from mobilemoe.scaling.plan.candidates import Array, Candidate, Mask, Table, tabulate
 from mobilemoe.scaling.plan.choice import Equivalent, Scores, ranked
 from mobilemoe.scaling.plan.explain import Relief, compare, memory_of, relaxations, reliefs
+from mobilemoe.scaling.plan.larger import Larger, weigh
 from mobilemoe.scaling.plan.limits import Constraints
 from mobilemoe.scaling.plan.notes import notes
 from mobilemoe.scaling.plan.space import Space, config_of
@@ -41,7 +42,7 @@ class Plan:
 
     vocabularies: the best of each, where several are compared. equivalent: the models that the law cannot tell from
     the best of the first ranking; None if nothing fits. reliefs: by how much the least score falls if a limit is
-    relaxed by 10%. runner_up: why the second lost.
+    relaxed by 10%. runner_up: why the second lost. larger: with max_memory, whether a model larger than memory pays.
     infeasible: empty, or one sentence for each limit with the least by which it must be relaxed. digits: decimals of a
     loss that the law's error warrants. table, losses: all models considered.
     """
@@ -52,6 +53,7 @@ class Plan:
     reliefs: tuple[Relief, ...]
     vocabularies: tuple[VocabularyBest, ...]
     runner_up: str
+    larger: Larger | None
     infeasible: tuple[str, ...]
     constraints: Constraints
     law: Law
@@ -70,6 +72,7 @@ class Plan:
             "vocabularies": [best._asdict() for best in self.vocabularies],
             "sensitivity": [relief._asdict() for relief in self.reliefs],
             "runner_up": self.runner_up,
+            "larger_than_memory": None if self.larger is None else _larger_values(self.larger),
             "infeasible": list(self.infeasible),
             "constraints": asdict(self.constraints),
             "law": self.law.source,
@@ -80,6 +83,12 @@ class Plan:
             "considered": len(self.table),
             "seconds": self.seconds,
         }
+
+
+def _larger_values(larger: Larger) -> dict[str, Any]:
+    both = {"fits": larger.fits, "larger": larger.larger}
+    values = {name: None if candidate is None else candidate.as_json() for name, candidate in both.items()}
+    return {"pays": larger.pays, "verdict": larger.verdict, **values}
 
 
 def plan(
@@ -93,13 +102,17 @@ def plan(
     """Ranks the architectures of `space` that keep to `constraints` by the loss of `law` (default: paper-joint).
 
     There is one candidate for each E, g, s and number of bits; `top` of them are given. UsageError for a limit on speed
-    without a device, for a budget of next to no tokens, and where nothing limits active parameters and the best model
-    lies outside the law's domain.
+    without a device, for max_memory without a decode speed, for a budget of next to no tokens, and where nothing limits
+    active parameters and the best model lies outside the law's domain.
     """
     started = time.perf_counter()
     law, space = law or published(DEFAULT_LAW), space or Space()
     if device is None and (constraints.decode or constraints.ttft):
         raise UsageError("a limit on decode or ttft needs a device: say which one, or measure this machine")
+    if constraints.max_memory is not None and constraints.decode is None:
+        raise UsageError(
+            "max-memory needs a least decode speed: without one, a model read from flash may be as slow as you like"
+        )
     if top < 1:
         raise UsageError(f"top is {top}, but must be at least 1")
     known = space.known_to(law)
@@ -123,6 +136,7 @@ def plan(
         notes=tuple(notes(known, law, device, constraints, candidates, _dense(first))),
         reliefs=tuple(reliefs(table.take(table.comparable(first[0].config)), law, constraints)) if first else (),
         vocabularies=tuple(_vocabularies(table, scores, parts[0], known)) if parts and table.by_text else (),
+        larger=_larger(table, scores, parts[0], constraints, law) if parts and constraints.max_memory else None,
         runner_up=compare(first[0], first[1], law) if len(first) > 1 else "",
         infeasible=() if candidates else tuple(relaxations(table, constraints)),
         constraints=constraints,
@@ -164,6 +178,15 @@ def _refuse_what_the_law_cannot_rank(
 def _equivalent(table: Table, scores: Scores, allowed: Mask, law: Law) -> Equivalent:
     same = scores.equivalent(allowed)
     return Equivalent.of(table.take(same), scores.predicted[same], law)
+
+
+def _larger(table: Table, scores: Scores, allowed: Mask, constraints: Constraints, law: Law) -> Larger:
+    """The best that fits beside the best that does not."""
+    fits, larger = (
+        _candidates(table, scores, mask, constraints, law)[0] if mask.any() else None
+        for mask in (allowed & (table.held == 1), allowed & (table.held < 1))
+    )
+    return weigh(fits, larger, scores.error, scores.digits)
 
 
 def _vocabularies(table: Table, scores: Scores, allowed: Mask, space: Space) -> Iterator[VocabularyBest]:
@@ -215,7 +238,7 @@ def _candidates(table: Table, scores: Scores, allowed: Mask, constraints: Constr
 
 
 _DESIGN = ("experts", "granularity", "shared", "weight_bits", "kv_bits")
-_COLUMNS = ("prior", "memory", "weights", "kv", "flops", "n_active", "n_total", "departure")
+_COLUMNS = ("prior", "memory", "weights", "kv", "held", "flops", "n_active", "n_total", "departure")
 _SPEEDS = ("decode", "decode_least", "ttft", "ttft_most")
 
 

@@ -84,7 +84,9 @@ def batch(tokens: float) -> tuple[int, int]:
 
 
 def _comments(plan: Plan, c: Candidate) -> list[str]:
-    limits = [f"{name} {amount(name, getattr(plan.constraints, name))}" for name in given(plan.constraints)]
+    limits = [
+        f"{name.replace('_', ' ')} {amount(name, getattr(plan.constraints, name))}" for name in given(plan.constraints)
+    ]
     device = f", on {plan.device.name}" if plan.device else ""
     speed = "" if c.decode is None or c.ttft is None else f"{c.decode:.0f} tok/s, first token {c.ttft:.2f} s, "
     budget, places = plan.constraints.train_flops, plan.digits

@@ -40,7 +40,12 @@ def axes_of(plan: Plan) -> list[Axis]:
     """Memory and FLOPs; with a device also the milliseconds of a decoded token and of the first one."""
     table, limits = plan.table, plan.constraints
     axes = [
-        Axis("memory", f"memory, {memory_of(plan.device)} (GB)", table.memory / 1e9, _scaled(limits.memory, 1e-9)),
+        Axis(
+            "memory",
+            f"memory, {memory_of(plan.device)} (GB)",
+            table.memory / 1e9,
+            _scaled(limits.memory or limits.max_memory, 1e-9),
+        ),
         Axis("flops", "GFLOPs per decoded token", table.flops / 1e9, _scaled(limits.flops, 1e-9)),
     ]
     if plan.device is not None:
@@ -129,7 +134,8 @@ def _place(c: Candidate, column: str) -> float:
 
 
 def _limits(constraints: Constraints) -> str:
-    return ", ".join(f"{name} {amount(name, getattr(constraints, name))}" for name in given(constraints)) or "no limits"
+    limits = [f"{name.replace('_', ' ')} {amount(name, getattr(constraints, name))}" for name in given(constraints)]
+    return ", ".join(limits) or "no limits"
 
 
 def relief_text(relief: Relief, digits: int) -> str:
@@ -204,7 +210,8 @@ def row(rank: int, c: Candidate, digits: int) -> Iterator[str]:
         f"{config.num_attention_heads}/{config.num_key_value_heads} heads of {config.head_dim}"
     )
     yield f"{c.score:.{digits}f}\n{c.low:.{digits}f}-{c.high:.{digits}f}"
-    yield f"{c.memory / 1e9:.3f} GB\n{c.weights / 1e9:.3f} + {c.kv / 1e9:.3f}"
+    held = "" if c.held == 1 else f", {c.held:.0%} held"
+    yield f"{c.memory / 1e9:.3f} GB{held}\n{c.weights / 1e9:.3f} + {c.kv / 1e9:.3f}"
     yield f"{c.flops / 1e9:.3f}"
     yield "-" if c.decode is None or c.ttft is None else f"{c.decode:.1f} tok/s\n{c.ttft:.2f} s"
     yield f"{c.n_active / 1e9:.3f} B\n{c.n_total / 1e9:.3f} B"
@@ -234,6 +241,7 @@ def write_report(plan: Plan, path: Path | str) -> None:
     sections = [
         Section("Candidates" if plan.candidates else "No candidate fits", f"<p>{escape(intro)}</p>{found}"),
         Section("Equivalent", bullets([text] if (text := equivalent_text(plan)) else [])),
+        Section("Larger than memory", bullets([plan.larger.verdict] if plan.larger else [])),
         Section("Runner-up", bullets([plan.runner_up] if plan.runner_up else [])),
         Section("Vocabularies", bullets([vocabulary_text(best, plan.digits) for best in plan.vocabularies])),
         Section("What 10% more would buy", bullets([relief_text(relief, plan.digits) for relief in plan.reliefs])),
