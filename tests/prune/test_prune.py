@@ -3,6 +3,7 @@ layout that every reader knows; and the experts are chosen by what they do for t
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import mobilemoe
 from checkpoint_models import split_experts
 from mobilemoe.checkpoint import Checkpoint, int4, save_checkpoint, weights, write_random
 from mobilemoe.config import FULL, SLIDING
+from mobilemoe.errors import MissingExtraError
 from mobilemoe.export.gguf import write_gguf
 from mobilemoe.export.glm4moe import write_glm4moe
 from mobilemoe.model import MobileMoE
@@ -243,6 +245,21 @@ def test_the_report_measures_on_text_that_did_not_choose(tiny_folder, tmp_path):
     again = prune(tiny_folder, tmp_path / "again", [text], 4)
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "few/model.safetensors").read_bytes()
     assert again.as_json()["before"]["bits_per_byte"][HELD_OUT] == held_out.bits_per_byte
+
+
+def test_without_scipy_merging_is_refused_before_the_long_work(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(MissingExtraError, match=r"merging experts needs .*\[scaling\]"):
+        prune(tiny_folder, tmp_path / "few", [tmp_path / "not read"], 4, merge=True)
+
+
+def test_of_a_long_text_of_another_domain_only_a_part_is_measured(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("mobilemoe.prune.prune.MOST_MEASURED", 500)
+    (tmp_path / "long.txt").write_text("the bird sang all day\n" * 2000)
+    found = prune(
+        tiny_folder, tmp_path / "few", [sentences(tmp_path / "a.jsonl", 20)], 4, others=[tmp_path / "long.txt"]
+    )
+    assert 500 <= found.after.scores["long.txt"].tokens < 3000
 
 
 def test_pruning_by_use_costs_less_than_at_random_where_one_text_needs_few_experts(tmp_path):

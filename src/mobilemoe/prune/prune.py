@@ -11,15 +11,16 @@ import numpy as np
 
 from mobilemoe.checkpoint import Checkpoint
 from mobilemoe.data.sources import Document
+from mobilemoe.data.stream import cut_document
 from mobilemoe.errors import CheckpointError
 from mobilemoe.evaluate.compare.bits_per_byte import Score, encode_document, score_document, targets_of
 from mobilemoe.files import refuse_existing
 from mobilemoe.load import Model, load
 from mobilemoe.progress import tell
 from mobilemoe.prune.choice import Ints, best_experts, check_experts, merge_into_nearest
-from mobilemoe.prune.texts import Text, read_texts, split_texts
+from mobilemoe.prune.texts import PIECE_CHARS, Text, read_texts, split_texts
 from mobilemoe.prune.use import Floats, Use, measure_use
-from mobilemoe.prune.write import write_pruned
+from mobilemoe.prune.write import assignment, write_pruned
 from mobilemoe.quant.export import learnt_scales
 
 MOST_TOKENS = 2**16  # that choose the experts; their hidden states are in memory
@@ -84,9 +85,11 @@ def prune(
     byte before and after, as do the `others`, texts of other domains. Those experts stay that add most to the hidden
     states (`Use.added_LE`); with `merge` the others are averaged into them. INT4 models are measured by the native
     engine, BF16 models by PyTorch. UsageError for a number of experts that cannot be, DataError for texts,
-    CheckpointError for a folder that exists or weights that are not whole.
+    CheckpointError for a folder that exists or weights that are not whole, MissingExtraError for `merge` without SciPy.
     """
     refuse_existing(target, CheckpointError)
+    if merge:
+        assignment()
     with Checkpoint.open(source) as checkpoint:
         check_experts(checkpoint.config, experts, source.name)
         if learnt_scales(source):
@@ -96,7 +99,12 @@ def prune(
             )
         split = split_texts([text.document for text in read_texts(texts)])
         measured = [Text(HELD_OUT, document) for document in split.held_out]
-        measured += [text for path in others for text in read_texts([path])]
+        measured += [
+            Text(text.domain, piece)
+            for path in others
+            for text in read_texts([path])
+            for piece in cut_document(text.document, PIECE_CHARS)
+        ]
         model = _load(source)
         before = _measure(model, checkpoint, measured)
         use = measure_use(checkpoint, windows_of_texts(model, split.chosen_by), distances=merge)

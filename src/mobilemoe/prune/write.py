@@ -6,7 +6,9 @@ E experts, N experts that stay, D hidden, F expert width; [E, I, O] an expert we
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,14 +109,19 @@ def align_units(to: tuple[Weights, Weights], other: tuple[Weights, Weights]) -> 
     The order of an expert's units means nothing, so an average without this would mix units that have nothing in common
     (git re-basin, arXiv 2209.04836: the order with the largest sum of products of matched units' weights).
     """
+    units, others = _units(*to), _units(*other)
+    _, order_F = assignment()(units @ others.T, maximize=True)
+    gate_DF, up_DF = np.split(other[0], 2, axis=1)
+    return np.concatenate((gate_DF[:, order_F], up_DF[:, order_F]), axis=1), other[1][order_F]
+
+
+def assignment() -> Callable[..., tuple[Ints, Ints]]:
+    """SciPy's solver; MissingExtraError without it, so that a caller can ask before long work."""
     try:
         from scipy.optimize import linear_sum_assignment
     except ModuleNotFoundError:
         raise MissingExtraError("merging experts", "scaling") from None
-    units, others = _units(*to), _units(*other)
-    _, order_F = linear_sum_assignment(units @ others.T, maximize=True)
-    gate_DF, up_DF = np.split(other[0], 2, axis=1)
-    return np.concatenate((gate_DF[:, order_F], up_DF[:, order_F]), axis=1), other[1][order_F]
+    return cast(Callable[..., tuple[Ints, Ints]], linear_sum_assignment)
 
 
 def _units(gate_up_D2F: Weights, down_FD: Weights) -> Weights:
