@@ -1,65 +1,41 @@
 #include "compute/draw.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
+#include <iterator>
+#include <numeric>
 
 namespace mobilemoe {
-namespace {
-
-constexpr int16_t kNoBucket = kBuckets;
-
-// The weight, or 0 if it is below `least`: without a branch, for the compiler's vectors.
-uint64_t weight_from(uint64_t least, uint64_t weight) {
-  const uint64_t is_less = (weight - least) >> 63;
-  return weight & (is_less - 1);
-}
-
-}  // namespace
 
 void DrawById::prepare(const Scores& scores, double scale, uint64_t least, ThreadPool* pool) {
   scores_ = &scores;
-  scale_ = scale;
-  least_ = least;
-  scores.weigh_runs(scale, runs_);
-  blocks_.resize(divide_up(scores.size(), kBlock));
-  for_blocks(pool, scores.size(), [this](int begin, int end, int) {
-    uint64_t weights[kBlock];
-    blocks_[begin / kBlock] = weigh(begin, end, weights);
+  weighing_ = scores.weighing(scale, least);
+  scores.weigh_runs(weighing_, runs_);
+  pieces_.resize(divide_up(scores.size(), kPiece));
+  for_pieces(pool, scores.size(), [this](int begin, int end, int) {
+    uint64_t weights[kPiece];
+    pieces_[begin / kPiece] = weigh(begin, end, weights);
   });
   total_ = 0;
-  for (const uint64_t sum : blocks_) total_ += sum;
+  for (const uint64_t sum : pieces_) total_ += sum;
 }
 
-// Sets the weights of one block, 0 below `least`, and returns their sum.
+// Sets the weights, and returns their sum.
 uint64_t DrawById::weigh(int begin, int end, uint64_t* weights) const {
   const auto* run = runs_.data() + begin / kScoreRun;
-  if (least_ == 1 &&
-      std::any_of(run, run + divide_up(end - begin, kScoreRun), [](uint64_t weight) { return weight > 0; })) {
-    return scores_->weigh(begin, end, scale_, weights);
+  if (std::any_of(run, run + divide_up(end - begin, kScoreRun), [](uint64_t weight) { return weight > 0; })) {
+    return scores_->weigh(begin, end, weighing_, weights);
   }
-  uint64_t sum = 0;
-  for (int first = begin; first < end; first += kScoreRun, ++run, weights += kScoreRun) {
-    const int count = std::min(kScoreRun, end - first);
-    if (*run < least_) {
-      std::fill_n(weights, count, 0);
-      continue;
-    }
-    scores_->weigh(first, first + count, scale_, weights);
-    for (int i = 0; i < count; ++i) {
-      weights[i] = weight_from(least_, weights[i]);
-      sum += weights[i];
-    }
-  }
-  return sum;
+  std::fill_n(weights, end - begin, 0);
+  return 0;
 }
 
 int DrawById::token(uint64_t number) const {
-  int block = 0;
-  for (; number >= blocks_[block]; ++block) number -= blocks_[block];
-  uint64_t weights[kBlock];
-  const int begin = block * kBlock;
-  weigh(begin, std::min(scores_->size(), begin + kBlock), weights);
+  int piece = 0;
+  for (; number >= pieces_[piece]; ++piece) number -= pieces_[piece];
+  uint64_t weights[kPiece];
+  const int begin = piece * kPiece;
+  weigh(begin, std::min(scores_->size(), begin + kPiece), weights);
   int i = 0;
   for (; number >= weights[i]; ++i) number -= weights[i];
   return begin + i;
@@ -67,61 +43,73 @@ int DrawById::token(uint64_t number) const {
 
 void DrawByRank::prepare(const Scores& scores, double scale, double top_p, uint64_t least, ThreadPool* pool) {
   scores_ = &scores;
-  scale_ = scale;
-  scores.weigh_runs(scale, runs_);
+  pool_ = pool;
+  weighing_ = scores.weighing(scale);
+  scores.weigh_runs(weighing_, runs_);
   // All tokens together weigh at least `sum`. Those below `bound` together weigh less than half of (1 - top_p) * sum,
   // so that the others weigh more than top_p of all.
   double sum = 0;
   for (const uint64_t weight : runs_) sum += static_cast<double>(weight);
   const auto bound = static_cast<uint64_t>(sum * (1 - top_p) / 2 / scores.size());
 
-  const int threads = pool == nullptr ? 1 : pool->threads();
-  sums_.assign(static_cast<size_t>(threads) * kBuckets, 0);
-  buckets_.resize(round_up(scores.size(), kScoreRun));
-  std::atomic<uint64_t> all{0}, heavy{0};
-  for_blocks(pool, scores.size(), [&](int begin, int end, int thread) {
-    uint64_t weights[kBlock];
-    uint64_t* sums = sums_.data() + static_cast<ptrdiff_t>(thread) * kBuckets;
-    uint64_t heavy_here = 0;
-    all += scores.weigh(begin, end, scale, weights, buckets_.data() + begin);
-    std::fill(buckets_.data() + end, buckets_.data() + round_up(end, kScoreRun), kNoBucket);
-    for (int first = begin; first < end; first += kScoreRun) {
-      const int last = std::min(first + kScoreRun, end);
-      if (runs_[first / kScoreRun] < bound) {
-        std::fill(buckets_.data() + first, buckets_.data() + last, kNoBucket);
-        continue;
-      }
-      for (int token = first; token < last; ++token) sums[buckets_[token]] += weights[token - begin];
-      if (least > 1) {
-        for (int token = first; token < last; ++token) heavy_here += weight_from(least, weights[token - begin]);
+  sums_.resize(pool == nullptr ? 1 : pool->threads());
+  for (Sums& sums : sums_) sums.has_begun = false;
+  for_pieces(pool, scores.size(), [&](int begin, int end, int thread) {
+    uint64_t weights[kPiece];
+    int16_t buckets[kPiece];
+    Sums& sums = sums_[thread];
+    if (!sums.has_begun) {
+      sums.has_begun = true;
+      sums.all = 0;
+      for (auto& part : sums.of_bucket) std::fill(std::begin(part), std::end(part), 0);
+    }
+    sums.all += scores.weigh(begin, end, weighing_, weights, buckets);
+    const int padded = round_up(end - begin, kScoreRun);
+    std::fill(weights + end - begin, weights + padded, 0);
+    std::fill(buckets + end - begin, buckets + padded, 0);
+    for (int first = 0; first < padded; first += kScoreRun) {
+      if (runs_[(begin + first) / kScoreRun] < bound) continue;
+      for (int i = first; i < first + kScoreRun; i += kParts) {
+        for (int part = 0; part < kParts; ++part) sums.of_bucket[part][buckets[i + part]] += weights[i + part];
       }
     }
-    heavy += heavy_here;
   });
-  for (int thread = 1; thread < threads; ++thread) {
-    for (int i = 0; i < kBuckets; ++i) sums_[i] += sums_[static_cast<ptrdiff_t>(thread) * kBuckets + i];
+  uint64_t all = 0;
+  buckets_.assign(kBuckets, 0);
+  for (const Sums& sums : sums_) {
+    if (!sums.has_begun) continue;
+    all += sums.all;
+    for (const auto& part : sums.of_bucket) {
+      for (int i = 0; i < kBuckets; ++i) buckets_[i] += part[i];
+    }
   }
   const auto wanted = static_cast<uint64_t>(std::ceil(top_p * static_cast<double>(all)));
-  total_ = find(std::clamp<uint64_t>(wanted, 1, all) - 1).end;
-  if (least > 1) total_ = std::min<uint64_t>(total_, heavy);
+  const uint64_t last = std::clamp<uint64_t>(wanted, 1, all) - 1;
+  total_ = all;
+  if (least > 1) {
+    const int bucket = scores.bucket_of(scores.weighing(scale, least).lowest, weighing_);
+    if (bucket <= bucket_at(last).bucket) total_ = weight_from(least, bucket);
+  }
+  if (last < total_) total_ = std::min(total_, find(last).end);
+}
+
+// Of all tokens that weigh at least so much, the lightest of which are in this bucket.
+uint64_t DrawByRank::weight_from(uint64_t least, int bucket) {
+  uint64_t sum = std::accumulate(buckets_.begin(), buckets_.begin() + bucket, uint64_t{0});
+  scores_->find(bucket, weighing_, pool_, found_, members_);
+  for (const Candidate& member : members_) sum += member.weight >= least ? member.weight : 0;
+  return sum;
+}
+
+DrawByRank::Place DrawByRank::bucket_at(uint64_t number) const {
+  Place place = {0, 0};
+  for (; number - place.before >= buckets_[place.bucket]; ++place.bucket) place.before += buckets_[place.bucket];
+  return place;
 }
 
 DrawByRank::Found DrawByRank::find(uint64_t number) {
-  uint64_t before = 0;
-  int bucket = 0;
-  for (; number - before >= sums_[bucket]; ++bucket) before += sums_[bucket];
-  const auto wanted = static_cast<int16_t>(bucket);
-  members_.clear();
-  for (int begin = 0; begin < scores_->size(); begin += kScoreRun) {
-    const int16_t* buckets = buckets_.data() + begin;
-    int16_t any = 0;
-    for (int i = 0; i < kScoreRun; ++i) any |= buckets[i] == wanted ? 1 : 0;  // plain, for the compiler's vectors
-    if (any == 0) continue;
-    for (int i = 0; i < kScoreRun; ++i) {
-      if (buckets[i] == wanted) members_.push_back({(*scores_)[begin + i], begin + i, 0});
-    }
-  }
-  scores_->weigh(members_, scale_);
+  auto [bucket, before] = bucket_at(number);
+  scores_->find(bucket, weighing_, pool_, found_, members_);
   // Halves what is left until one token is.
   auto first = members_.begin();
   for (auto last = members_.end(); last - first > 1;) {

@@ -19,13 +19,12 @@ class DrawById {
   int token(uint64_t number) const;  // number < total
 
  private:
-  uint64_t weigh(int begin, int end, uint64_t* weights) const;
+  uint64_t weigh(int begin, int end, uint64_t* weights) const;  // of one piece
 
   const Scores* scores_ = nullptr;
-  double scale_ = 1;
-  uint64_t least_ = 1;
+  Weighing weighing_;
   uint64_t total_ = 0;
-  std::vector<uint64_t> runs_, blocks_;  // the highest weight of each run, the sum of each block
+  std::vector<uint64_t> runs_, pieces_;  // the highest weight of each run, the sum of each piece
 };
 
 // Tokens take numbers from the likeliest down (is_likelier). Only the fewest that together weigh `top_p` of all are
@@ -37,18 +36,34 @@ class DrawByRank {
   int token(uint64_t number) { return find(number).token; }
 
  private:
+  // What a thread adds up. A bucket's weight is in parts, at which tokens take turns: adding to a number has to wait
+  // until its last sum is written.
+  static constexpr int kParts = 2;
+  struct Sums {
+    bool has_begun;
+    uint64_t all;  // of all its tokens
+    uint64_t of_bucket[kParts][kBuckets];
+  };
+  struct Place {
+    int bucket;
+    uint64_t before;  // what the buckets before it weigh
+  };
   struct Found {
     int token;
     uint64_t end;  // the first number that is not the token's
   };
+  Place bucket_at(uint64_t number) const;
   Found find(uint64_t number);
+  uint64_t weight_from(uint64_t least, int bucket);
 
   const Scores* scores_ = nullptr;
-  double scale_ = 1;
+  ThreadPool* pool_ = nullptr;
+  Weighing weighing_;
   uint64_t total_ = 0;
   std::vector<uint64_t> runs_;
-  std::vector<uint64_t> sums_;    // [threads][kBuckets] the weight of each bucket, the likeliest tokens first
-  std::vector<int16_t> buckets_;  // of each token
+  std::vector<Sums> sums_;         // of each thread
+  std::vector<uint64_t> buckets_;  // the weight of each, the likeliest tokens first
+  std::vector<std::vector<Candidate>> found_;
   std::vector<Candidate> members_;
 };
 

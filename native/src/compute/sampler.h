@@ -2,28 +2,17 @@
 #pragma once
 
 #include <cstdint>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "compute/draw.h"
+#include "compute/sampling.h"
+#include "compute/score_changes.h"
 #include "compute/scores.h"
 #include "kernels/dispatch.h"
 #include "threads/thread_pool.h"
 
 namespace mobilemoe {
-
-struct Sampling {
-  double temperature = 0;  // 0: greedy
-  int top_k = 0;           // 0: off
-  double top_p = 1;
-  double min_p = 0;
-  double repetition_penalty = 1;  // divides positive and multiplies negative logits of tokens seen, prompt included
-  double presence_penalty = 0;    // subtracted once from the logits of tokens generated so far (not of the prompt's)
-  double frequency_penalty = 0;   // subtracted once for each time that the token was generated
-  uint64_t seed = 0;
-  std::vector<std::pair<int, float>> logit_bias;  // added first
-};
 
 struct Choice {
   int token;
@@ -45,20 +34,17 @@ class Sampler {
                 ThreadPool* pool = nullptr);
 
  private:
-  int next_token(const float* logits, const uint32_t* allowed, ThreadPool* pool);
-  int draw_of_top_k(const Scores& scores, double scale, uint64_t least);
-  bool has_penalties() const;
-  void change(const float* logits, const uint32_t* allowed, ThreadPool* pool);  // to scores_, by mask, bias, penalties
-  void tell_logprobs(bool with_logprob, int top, ThreadPool* pool, Choice& choice);
+  int next_token(ThreadPool* pool);
+  int draw_of_top_k(double scale, uint64_t least);
+  void tell_logprobs(const float* logits, bool with_logprob, int top, ThreadPool* pool, Choice& choice);
 
   Sampling sampling_;
   int vocab_size_;
   uint64_t state_;
-  std::unordered_map<int, int> seen_;  // how often each token was generated; 0: it was only in the prompt
+  ScoreChanges changes_;
 
   // Of the choice in progress; kept, so that the next one allocates little.
-  Scores logits_, changed_;
-  std::vector<float> scores_;
+  Scores scores_;
   DrawById by_id_;
   DrawByRank by_rank_;
   std::vector<Candidate> candidates_;

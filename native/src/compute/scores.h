@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "compute/score_changes.h"
 #include "kernels/kernels.h"
 #include "kernels/weight.h"
 #include "model/matrix.h"
@@ -13,6 +14,7 @@
 namespace mobilemoe {
 
 constexpr int kBlock = 32 * kScoreRun;  // scores that one task looks at
+constexpr int kPiece = 8 * kScoreRun;   // and at once: they and their weights stay in L1
 
 // Calls work(begin, end, thread) for each block of tokens, on the threads of the pool if there is one.
 template <class Work>
@@ -21,6 +23,14 @@ void for_blocks(ThreadPool* pool, int size, const Work& work) {
   const int blocks = divide_up(size, kBlock);
   if (pool != nullptr) return pool->run(blocks, task);
   for (int block = 0; block < blocks; ++block) task(block, 0);
+}
+
+// The same for each piece.
+template <class Work>
+void for_pieces(ThreadPool* pool, int size, const Work& work) {
+  for_blocks(pool, size, [&](int begin, int end, int thread) {
+    for (int first = begin; first < end; first += kPiece) work(first, std::min(first + kPiece, end), thread);
+  });
 }
 
 struct Candidate {
@@ -38,35 +48,57 @@ class Scores {
  public:
   explicit Scores(const Kernels& kernels) : kernels_(kernels) {}
 
-  // Looks at scores [size], which must stay where they are as long as this object is used. NaN counts as -infinity.
-  void read(const float* scores, int size, ThreadPool* pool);
+  // Looks at scores [size], which must stay where they are as long as this object is used, as `changes`, prepared for
+  // them, change them; null: as they are. NaN counts as -infinity.
+  void read(const float* scores, int size, const ScoreChanges* changes, ThreadPool* pool);
 
   int size() const { return size_; }
-  float operator[](int token) const { return scores_[token]; }
   float highest() const { return highest_; }
-  float highest_of_run(int run) const { return largest_[run]; }
+
+  // Those of tokens [begin, end), where `begin` is a multiple of kScoreRun; changed ones are written into the buffer.
+  const float* at(int begin, int end, float* buffer) const {
+    if (changes_ == nullptr) return scores_ + begin;
+    changes_->copy(begin, end, buffer);
+    return buffer;
+  }
 
   int best() const;  // the lowest token with the highest score; throws Error(numerics) if that is -infinity
 
   // The `count` likeliest tokens, or all if there are fewer, best first; their weights are not set.
   void likeliest(int count, std::vector<Candidate>& best) const;
 
-  // Sets the weights, and the buckets unless that is null, of tokens [begin, end) as Kernels::weigh does, and returns
-  // their sum. The highest score must be finite.
-  uint64_t weigh(int begin, int end, double scale, uint64_t* weights, int16_t* buckets = nullptr) const {
-    return kernels_.weigh(scores_ + begin, end - begin, highest_, scale, weights, buckets);
+  double sum_exp(ThreadPool* pool);  // of e^(score - highest); the highest score must be finite
+
+  // How they are weighed: those that weigh less than `least` (> 0) weigh nothing. The highest score must be finite.
+  Weighing weighing(double scale, uint64_t least = 1) const;
+
+  // Sets the weights, and the buckets unless that is null, of tokens [begin, end), at most kPiece, as Kernels::weigh
+  // does, and returns their sum.
+  uint64_t weigh(int begin, int end, const Weighing& weighing, uint64_t* weights, int16_t* buckets = nullptr) const {
+    float buffer[kPiece];
+    return kernels_.weigh(at(begin, end, buffer), end - begin, weighing, weights, buckets);
   }
   uint64_t weigh(std::vector<Candidate>& candidates, double scale) const;
 
   // The weight of the likeliest token of each run.
-  void weigh_runs(double scale, std::vector<uint64_t>& weights) const;
+  void weigh_runs(const Weighing& weighing, std::vector<uint64_t>& weights) const;
+
+  int bucket_of(float score, const Weighing& weighing) const;
+  // Sets `members` to the tokens of a bucket, with their weights, in any order. `found` is working memory.
+  void find(int bucket, const Weighing& weighing, ThreadPool* pool, std::vector<std::vector<Candidate>>& found,
+            std::vector<Candidate>& members) const;
 
  private:
+  template <class Work>
+  void weigh_each(std::vector<Candidate>& candidates, const Weighing& weighing, const Work& work) const;
+
   const Kernels& kernels_;
   const float* scores_ = nullptr;
+  const ScoreChanges* changes_ = nullptr;
   int size_ = 0;
   float highest_ = 0;
-  std::vector<float> largest_;  // of each run
+  std::vector<float> largest_, block_largest_;  // of each run and of each block
+  std::vector<double> block_sums_;              // of powers
 };
 
 }  // namespace mobilemoe

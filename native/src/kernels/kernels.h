@@ -57,6 +57,13 @@ constexpr int split_state_size(int head_dim) { return 32 + round_up(head_dim, 16
 
 constexpr int kScoreRun = 64;  // scores of which `largest` gives one
 
+// How scores become weights.
+struct Weighing {
+  double scale = 1;   // of the exponents
+  float highest = 0;  // weighs 1; finite
+  float lowest = 0;   // lower scores weigh 0
+};
+
 // One block of 64 keys and values of one KV head; zeros where no token has been written. h is head_dim, H is h rounded
 // up to 16.
 //   int8: k [h rounded up to 4, / 4][64 keys][4] int8; v [16 keys / 4][H][4 keys] int8;
@@ -124,6 +131,9 @@ struct Kernels {
   // out [head_dim] = the attention of one row from `count` states of consecutive splits, one after the other.
   void (*merge_splits)(const float* states, int count, int head_dim, float* out);
 
+  // The sum of e^(x - largest), exact within 2^-22 of it; NaN if there is one.
+  double (*sum_exp)(const float* x, int count, float largest);
+
   // log(sum(exp(logits))), for scores.
   float (*log_sum_exp)(const float* logits, int count);
 
@@ -131,10 +141,16 @@ struct Kernels {
   // as -infinity.
   void (*largest)(const float* scores, int count, float* largest);
 
-  // weights[i] = e^((scores[i] - highest) * scale) in units of 1 / kOne (weight.h), rounded to nearest, and 0 for NaN;
-  // `highest` is finite and no score is above it. Returns their sum. buckets[i] = the bucket of this weight, from 0 for
-  // a weight of 1 up to kBuckets - 1; `buckets` may be null.
-  uint64_t (*weigh)(const float* scores, int count, float highest, double scale, uint64_t* weights, int16_t* buckets);
+  // weights[i] = e^((scores[i] - highest) * scale) in units of 1 / kOne (weight.h), rounded to nearest, and 0 for NaN
+  // and below `lowest`; no score is above `highest`. Returns their sum. buckets[i] = the bucket of this weight, from 0
+  // for a weight of 1 up to kBuckets - 1; `buckets` may be null.
+  uint64_t (*weigh)(const float* scores, int count, const Weighing& weighing, uint64_t* weights, int16_t* buckets);
+
+  // out[i] = scores[i] if bit i of `allowed` is 1, counted from the lowest of the first word; otherwise -infinity.
+  void (*allow)(const float* scores, int count, const uint32_t* allowed, float* out);
+
+  // found [up to count + 1] = each i with low <= scores[i] <= high, ascending. Returns how many there are.
+  int (*between)(const float* scores, int count, float low, float high, int* found);
 
   // Multiplies int8 registers for some ten microseconds and returns how many multiply-adds that were, for
   // `integer_peak`; null in the scalar table.

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "kernels/kernels.h"
+
 namespace mobilemoe {
 
 // A weight of 1, that of the likeliest token. Sums of 2^19 weights fit into 64 bits.
@@ -10,6 +12,10 @@ constexpr uint64_t kOne = uint64_t{1} << 44;
 
 // Tokens are sorted roughly by their weights into so many buckets, those of the highest weights first.
 constexpr int kBuckets = 4096;
+
+constexpr double kLowest = -46;  // binary logarithm of a weight: 2^-46 is less than half a unit
+constexpr double kBucketWidth = -kLowest / (kBuckets - 1);  // in binary logarithms of weights
+constexpr double kLog2E = 1.4426950408889634;
 
 // 2^x for -46 <= x <= 0 in units of 1 / kOne, rounded to nearest. `Isa` does nothing but make the code of each
 // instruction set a function of its own, which the linker must not merge. A polynomial within 2^-51 of 2^r for |r| <=
@@ -46,18 +52,18 @@ inline uint64_t weight_of(double x) {
 // `Kernels::weigh` for one instruction set. Its inner loops are so plain that compilers turn them into vectors: with
 // both in one, GCC 12 does not.
 template <class Isa>
-inline uint64_t weigh(const float* scores, int count, float highest, double scale, uint64_t* weights,
-                      int16_t* buckets) {
-  constexpr double kLowest = -46;  // 2^-46 is less than half a unit
+inline uint64_t weigh(const float* scores, int count, const Weighing& weighing, uint64_t* weights, int16_t* buckets) {
   constexpr int kTogether = 64;
-  const double log2_scale = scale * 1.4426950408889634;
+  const double log2_scale = weighing.scale * kLog2E, highest = weighing.highest;
+  const double lowest = (static_cast<double>(weighing.lowest) - highest) * log2_scale;
+  const double from = lowest > kLowest ? lowest : kLowest;
   uint64_t sum = 0;
   for (int first = 0; first < count; first += kTogether) {
     const int end = count - first < kTogether ? count - first : kTogether;
     double x[kTogether];
     for (int i = 0; i < end; ++i) {
-      const double exponent = (static_cast<double>(scores[first + i]) - static_cast<double>(highest)) * log2_scale;
-      x[i] = exponent > kLowest ? exponent : kLowest;  // this order turns NaN into kLowest
+      const double exponent = (static_cast<double>(scores[first + i]) - highest) * log2_scale;
+      x[i] = exponent >= from ? exponent : kLowest;  // NaN becomes kLowest too
     }
     if (buckets != nullptr) {
       for (int i = 0; i < end; ++i) {

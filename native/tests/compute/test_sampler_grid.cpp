@@ -154,10 +154,16 @@ std::vector<Sampling> grid_of_settings(int size) {
       [](Sampling& s) { s.temperature = 1, s.min_p = 0.0512; },
       [](Sampling& s) { s.temperature = 2, s.min_p = 1e-9; },
       [](Sampling& s) { s.temperature = 1, s.top_p = 0.9511, s.min_p = 0.0123; },
+      [](Sampling& s) { s.temperature = 2, s.top_p = 0.9, s.min_p = 0.4; },
+      [](Sampling& s) { s.temperature = 1, s.top_p = 0.99999, s.min_p = 1e-11; },
       [](Sampling& s) { s.temperature = 1, s.top_k = 40, s.top_p = 0.9123, s.min_p = 0.0123; },
       [](Sampling& s) { s.repetition_penalty = 1.3, s.frequency_penalty = 0.5, s.presence_penalty = 1; },
       [](Sampling& s) { s.temperature = 0.8, s.top_p = 0.8123, s.repetition_penalty = 1.3, s.presence_penalty = -1; },
       [size](Sampling& s) { s.temperature = 1, s.logit_bias = {{0, 5.0F}, {size - 1, 4.0F}, {size / 2, -3.0F}}; },
+      [size](Sampling& s) {
+        s.temperature = 1, s.top_p = 0.9123, s.min_p = 0.0123, s.repetition_penalty = 1.3, s.frequency_penalty = 0.2;
+        s.logit_bias = {{size - 1, 4.0F}, {size / 3, 6.0F}, {size - 1, 1.0F}, {size / 2, -3.0F}};
+      },
   };
   std::vector<Sampling> settings;
   for (const auto& change : changes) {

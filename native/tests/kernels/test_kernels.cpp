@@ -196,6 +196,24 @@ TEST(swiglu_follows_the_exponential_closely_and_does_not_depend_on_the_number_of
   });
 }
 
+TEST(a_sum_of_exponentials_is_that_of_double_arithmetic_and_the_same_everywhere) {
+  Random random(7);
+  for (const int count : {1, 16, 63, 64, 65, 1000}) {
+    std::vector<float> x(static_cast<size_t>(count));
+    for (float& value : x) value = random.below(20) == 0 ? -INFINITY : random.uniform(-30, 5);
+    x[0] = 5;
+    double sum = 0;
+    for (const float value : x) sum += std::exp(static_cast<double>(value) - 5);
+    for_each_isa([&](const Kernels& kernels) {
+      const double found = kernels.sum_exp(x.data(), count, 5);
+      CHECK_NEAR(found, sum, sum * 0x1p-22);
+      CHECK_EQ(found, reference().sum_exp(x.data(), count, 5));
+    });
+    x[static_cast<size_t>(count) / 2] = NAN;
+    for_each_isa([&](const Kernels& kernels) { CHECK(std::isnan(kernels.sum_exp(x.data(), count, 5))); });
+  }
+}
+
 TEST(log_sum_exp_is_that_of_double_arithmetic) {
   Random random(6);
   for (const int count : {1, 7, 16, 33, 1000}) {

@@ -55,7 +55,8 @@ TEST(weights_are_powers_of_e_within_a_unit_and_the_same_everywhere) {
     for (const double scale : {1.0, 1 / 0.7, 0.01, 1e300}) {
       std::vector<uint64_t> wanted(scores.size());
       std::vector<int16_t> wanted_buckets(scores.size());
-      const uint64_t sum = reference().weigh(scores.data(), count, 0, scale, wanted.data(), wanted_buckets.data());
+      const Weighing weighing = {scale, 0, -INFINITY};
+      const uint64_t sum = reference().weigh(scores.data(), count, weighing, wanted.data(), wanted_buckets.data());
       uint64_t added = 0;
       CHECK_EQ(wanted[0], kOne);
       for (int i = 0; i < count; ++i) {
@@ -67,10 +68,70 @@ TEST(weights_are_powers_of_e_within_a_unit_and_the_same_everywhere) {
       for_each_isa([&](const Kernels& kernels) {
         std::vector<uint64_t> weights(scores.size());
         std::vector<int16_t> buckets(scores.size());
-        CHECK_EQ(kernels.weigh(scores.data(), count, 0, scale, weights.data(), buckets.data()), sum);
+        CHECK_EQ(kernels.weigh(scores.data(), count, weighing, weights.data(), buckets.data()), sum);
         check_same_bytes(weights, wanted, "weights");
         check_same_bytes(buckets, wanted_buckets, "buckets");
-        CHECK_EQ(kernels.weigh(scores.data(), count, 0, scale, weights.data(), nullptr), sum);
+        CHECK_EQ(kernels.weigh(scores.data(), count, weighing, weights.data(), nullptr), sum);
+      });
+    }
+  }
+}
+
+TEST(scores_below_the_lowest_weigh_nothing_and_the_others_as_before) {
+  Random random(14);
+  for (const int count : kCounts) {
+    const std::vector<float> scores = random_scores(random, count);
+    for (const float lowest : {0.0f, -3.0f, scores[0], -45.0f}) {
+      for (const double scale : {1.0, 0.01, 1e300}) {
+        for_each_isa([&](const Kernels& kernels) {
+          std::vector<uint64_t> all(scores.size()), kept(scores.size());
+          kernels.weigh(scores.data(), count, {scale, 0, -INFINITY}, all.data(), nullptr);
+          const uint64_t sum = kernels.weigh(scores.data(), count, {scale, 0, lowest}, kept.data(), nullptr);
+          uint64_t added = 0;
+          for (int i = 0; i < count; ++i) {
+            CHECK_EQ(kept[i], scores[i] < lowest ? 0 : all[i]);
+            added += kept[i];
+          }
+          CHECK_EQ(sum, added);
+        });
+      }
+    }
+  }
+}
+
+TEST(scores_that_are_not_allowed_become_minus_infinity) {
+  Random random(15);
+  for (const int count : kCounts) {
+    const std::vector<float> scores = random_scores(random, count);
+    std::vector<uint32_t> allowed(static_cast<size_t>(count + 31) / 32);
+    for (uint32_t& word : allowed) word = random.below(4) == 0 ? ~0U : random.below(~0U);
+    std::vector<float> wanted(scores);
+    for (int i = 0; i < count; ++i) {
+      if ((allowed[i / 32] >> i % 32 & 1) == 0) wanted[i] = -INFINITY;
+    }
+    for_each_isa([&](const Kernels& kernels) {
+      std::vector<float> found(scores.size());
+      kernels.allow(scores.data(), count, allowed.data(), found.data());
+      check_same_bytes(found, wanted, "scores");
+    });
+  }
+}
+
+TEST(all_scores_of_a_range_are_found_in_order) {
+  Random random(16);
+  for (const int count : kCounts) {
+    std::vector<float> scores = random_scores(random, count);
+    scores[0] = -5;
+    for (const auto& [low, high] : {std::pair{-5.0f, -5.0f}, {-20.0f, -10.0f}, {-6.0f, INFINITY}, {-41.0f, 0.0f}}) {
+      std::vector<int> wanted;
+      for (int i = 0; i < count; ++i) {
+        if (scores[i] >= low && scores[i] <= high) wanted.push_back(i);
+      }
+      for_each_isa([&, low = low, high = high](const Kernels& kernels) {
+        std::vector<int> found(scores.size() + 1);
+        const int size = kernels.between(scores.data(), count, low, high, found.data());
+        found.resize(static_cast<size_t>(size));
+        CHECK(found == wanted);
       });
     }
   }
@@ -85,7 +146,7 @@ TEST(a_lower_score_never_has_an_earlier_bucket) {
   std::vector<uint64_t> weights(scores.size());
   std::vector<int16_t> buckets(scores.size());
   for_each_isa([&](const Kernels& kernels) {
-    kernels.weigh(scores.data(), static_cast<int>(scores.size()), 0, 1, weights.data(), buckets.data());
+    kernels.weigh(scores.data(), static_cast<int>(scores.size()), {1, 0, -INFINITY}, weights.data(), buckets.data());
     CHECK(std::is_sorted(buckets.rbegin(), buckets.rend()));
     CHECK(std::is_sorted(weights.begin(), weights.end()));
     CHECK_EQ(buckets.back(), 0);

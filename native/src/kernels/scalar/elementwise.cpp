@@ -124,11 +124,27 @@ void add_scaled(const float* x, float scale, int count, float* y) {
   for (int i = 0; i < count; ++i) y[i] = std::fma(x[i], scale, y[i]);
 }
 
+double sum_exp(const float* x, int count, float largest) {
+  double lane[kLanes] = {};
+  for (int begin = 0; begin < count; begin += 4 * kLanes) {
+    for (int i = 0; i < kLanes; ++i) {
+      double part[4] = {};
+      for (int j = 0; j < 4; ++j) {
+        const int at = begin + j * kLanes + i;
+        if (at < count) part[j] = static_cast<double>(exp(x[at] - largest));
+      }
+      lane[i] += part[0] + part[1] + (part[2] + part[3]);
+    }
+  }
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    for (int i = 0; i < step; ++i) lane[i] += lane[i + step];
+  }
+  return lane[0];
+}
+
 float log_sum_exp(const float* logits, int count) {
   const float largest = *std::max_element(logits, logits + count);
-  double sum = 0;
-  for (int i = 0; i < count; ++i) sum += static_cast<double>(exp(logits[i] - largest));
-  return largest + static_cast<float>(std::log(sum));
+  return largest + static_cast<float>(std::log(sum_exp(logits, count, largest)));
 }
 
 }  // namespace mobilemoe::scalar

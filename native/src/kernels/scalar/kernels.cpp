@@ -17,9 +17,12 @@ const Kernels* kernels() {
       {kv_append_int8, kv_append_f16, kv_append_f32},
       {attend_int8, attend_f16, attend_f32},
       merge_splits,
+      sum_exp,
       log_sum_exp,
       largest,
       weigh,
+      allow,
+      between,
       nullptr,
   };
   return &table;

@@ -44,10 +44,13 @@ void swiglu_floats(const float* gate_up, size_t stride, int rows, void* out, siz
 void rms_norm(const float* x, const float* weight, int count, float eps, float* y);
 void rope(float* x, int count, int head_dim, const float* cos_sin);
 void add_scaled(const float* x, float scale, int count, float* y);
+double sum_exp(const float* x, int count, float largest);
 float log_sum_exp(const float* logits, int count);
 
 void largest(const float* scores, int count, float* largest);
-uint64_t weigh(const float* scores, int count, float highest, double scale, uint64_t* weights, int16_t* buckets);
+uint64_t weigh(const float* scores, int count, const Weighing& weighing, uint64_t* weights, int16_t* buckets);
+void allow(const float* scores, int count, const uint32_t* allowed, float* out);
+int between(const float* scores, int count, float low, float high, int* found);
 
 void kv_append_int8(const float* k, const float* v, int head_dim, int slot, uint8_t* block);
 void kv_append_f16(const float* k, const float* v, int head_dim, int slot, uint8_t* block);

@@ -132,6 +132,31 @@ void rope(float* x, int count, int head_dim, const float* cos_sin) {
   }
 }
 
+// Lane i % 16 sums, as doubles, four powers of each 64, in pairs; then lanes i and i + 8 are added, then 4, 2 and 1
+// apart.
+template <class S>
+double sum_exp(const float* x, int count, float largest) {
+  constexpr int kTogether = 64;
+  double lane[16] = {};
+  for (int begin = 0; begin < count; begin += kTogether) {
+    const float* from = x + begin;
+    float tail[kTogether];
+    if (count - begin < kTogether) {
+      for (int i = 0; i < kTogether; ++i) tail[i] = begin + i < count ? from[i] : -__builtin_inff();  // adds nothing
+      from = tail;
+    }
+    float power[kTogether];
+    for (int i = 0; i < kTogether; i += 16) S::store(power + i, exp<S>(S::sub(S::load(from + i), S::set(largest))));
+    for (int i = 0; i < 16; ++i) {
+      const auto value = [&](int part) { return static_cast<double>(power[16 * part + i]); };
+      lane[i] += value(0) + value(1) + (value(2) + value(3));
+    }
+  }
+  for (int step = 8; step > 0; step /= 2)
+    for (int i = 0; i < step; ++i) lane[i] += lane[i + step];
+  return lane[0];
+}
+
 template <class S>
 float log_sum_exp(const float* logits, int count) {
   const int whole = count / 16 * 16;
@@ -140,14 +165,7 @@ float log_sum_exp(const float* logits, int count) {
   for (int i = 0; i < whole; i += 16) largest_lanes = S::max(largest_lanes, S::load(logits + i));
   largest = max_lane<S>(largest_lanes);
   for (int i = whole; i < count; ++i) largest = logits[i] > largest ? logits[i] : largest;
-  double total = 0;
-  for (int i = 0; i < count; i += 16) {
-    float lane[16];
-    for (int l = 0; l < 16; ++l) lane[l] = i + l < count ? logits[i + l] : -__builtin_inff();  // e^-inf adds nothing
-    S::store(lane, exp<S>(S::sub(S::load(lane), S::set(largest))));
-    for (float value : lane) total += static_cast<double>(value);
-  }
-  return largest + static_cast<float>(__builtin_log(total));
+  return largest + static_cast<float>(__builtin_log(sum_exp<S>(logits, count, largest)));
 }
 
 }  // namespace mobilemoe::vector

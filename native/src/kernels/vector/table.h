@@ -2,6 +2,7 @@
 // instruction for INT8 products (peak.h), which the instruction set brings itself.
 #pragma once
 
+#include "kernels/selection.h"
 #include "kernels/vector/attention.h"
 #include "kernels/vector/elementwise.h"
 #include "kernels/vector/largest.h"
@@ -27,9 +28,12 @@ constexpr Kernels table(const char* isa, Matmul blocks, Matmul scaled) {
       {kv_append<S, KvType::int8>, kv_append<S, KvType::f16>, kv_append<S, KvType::f32>},
       {attend<S, KvType::int8>, attend<S, KvType::f16>, attend<S, KvType::f32>},
       merge_splits<S>,
+      sum_exp<S>,
       log_sum_exp<S>,
       largest<S>,
       weigh<S>,
+      allow<S>,
+      between<S>,
       multiply_adds<Peak>,
   };
 }
