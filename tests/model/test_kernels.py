@@ -8,9 +8,11 @@ import torch
 
 pytest.importorskip("triton", reason="Triton comes for Linux only")
 from mobilemoe.data.packing import NO_TARGET
+from mobilemoe.model.block import Block
 from mobilemoe.model.experts import Routed, fused_experts, grouped_experts, loop_experts, swiglu
 from mobilemoe.model.norm import rms_norm
-from mobilemoe.model.rope import RopeTable, apply_rope, rope_table
+from mobilemoe.model.rope import RopeTable, apply_rope, rope_frequencies, rope_table
+from mobilemoe.presets import family_member
 from mobilemoe.train.loss import _ChunkedCrossEntropy, _FusedCrossEntropy
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,8 +53,8 @@ def test_sorted_pairs_are_a_stable_sort(random, tokens, experts, active):
     assert torch.equal(ends_E.long(), torch.bincount(experts_NA.flatten(), minlength=experts).cumsum(0))
 
 
-@pytest.mark.parametrize(("tokens", "active", "width"), [(1, 1, 8), (37, 2, 24), (20, 4, 384)])
-def test_rows_and_swiglu_agree_with_plain_operations_in_values_and_gradients(random, tokens, active, width):
+@pytest.mark.parametrize(("tokens", "active", "width", "terms"), [(1, 1, 8, 0), (37, 2, 24, 1), (20, 4, 384, 2)])
+def test_rows_and_swiglu_agree_with_plain_operations_in_values_and_gradients(random, tokens, active, width, terms):
     from mobilemoe.model.kernels import routing, rows
 
     experts_NA = torch.rand(tokens, 6, generator=random).argsort(dim=1)[:, :active].to(DEVICE)
@@ -73,9 +75,10 @@ def test_rows_and_swiglu_agree_with_plain_operations_in_values_and_gradients(ran
 
     both(lambda x: rows.gather_rows(x, pair_P, slot_P, ends_E), lambda x: x[order // active], x_ND)
     both(
-        lambda y: rows.sum_rows(y, pair_P, slot_P, ends_E, active),
-        lambda y: y[slot_P.long()].unflatten(0, (tokens, active)).sum(1),
+        lambda y, *more: rows.sum_rows(y, pair_P, slot_P, ends_E, active, more),
+        lambda y, *more: y[slot_P.long()].unflatten(0, (tokens, active)).sum(1) + sum(more),
         y_PD,
+        *(draw(random, tokens, width) for _ in range(terms)),
     )
     both(
         lambda h, w: rows.weighted_swiglu(h, w, pair_P, ends_E),
@@ -85,24 +88,79 @@ def test_rows_and_swiglu_agree_with_plain_operations_in_values_and_gradients(ran
     )
 
 
-@pytest.mark.parametrize(("rows", "tokens", "heads", "head_dim", "spare"), [(1, 1, 1, 8, 0), (2, 21, 3, 16, 32)])
-def test_heads_are_rotated_and_normed_as_in_plain_operations(random, rows, tokens, heads, head_dim, spare):
+@pytest.mark.parametrize(("tokens", "width"), [(1, 8), (37, 24), (5, 768)])
+def test_a_sum_and_its_norm_agree_with_plain_operations_in_values_and_gradients(random, tokens, width):
+    from mobilemoe.model.kernels.norm import add_and_norm
+
+    inputs = [draw(random, tokens, width), draw(random, tokens, width), draw(random, width)]
+    slopes = draw(random, tokens, width), draw(random, tokens, width)
+
+    def run(path):
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        parts = path(*leaves)
+        weighted = sum((part * slope).sum() for part, slope in zip(parts, slopes, strict=True))
+        return *parts, *torch.autograd.grad(weighted, leaves)
+
+    ours = run(lambda x, y, weight: add_and_norm(x, y, weight, 1e-5)[:2])
+    plain = run(lambda x, y, weight: (x + y, rms_norm(x + y, weight, 1e-5)))
+    for mine, theirs in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2e-6, atol=2e-5)
+
+
+@pytest.mark.parametrize(("rows", "tokens", "heads", "kv_heads", "head_dim"), [(1, 1, 1, 1, 8), (2, 21, 6, 2, 16)])
+def test_heads_are_rotated_and_normed_as_in_plain_operations(random, rows, tokens, heads, kv_heads, head_dim):
     from mobilemoe.model.kernels.rope_qk_norm import rotate_and_norm
 
     table = rope_table(torch.linspace(1, 0.01, head_dim // 2), torch.arange(tokens).repeat(rows, 1), torch.float32)
     table = RopeTable(*(part.to(DEVICE) for part in table))
-    wide_BTC = draw(random, rows, tokens, heads * head_dim + spare)  # q, k and v lie side by side
-    dy_BTHh = draw(random, rows, tokens, heads, head_dim)
+    counts = [heads, kv_heads, kv_heads]
+    qkv_BTCh = draw(random, rows, tokens, sum(counts), head_dim)
+    slopes = draw(random, rows, tokens, sum(counts), head_dim).split(counts, dim=2)
 
     def run(path):
-        leaf = wide_BTC.clone().requires_grad_()
-        y_BTHh = path(leaf[..., : heads * head_dim].unflatten(-1, (heads, head_dim)))
-        return y_BTHh, *torch.autograd.grad((y_BTHh * dy_BTHh).sum(), leaf)
+        leaf = qkv_BTCh.clone().requires_grad_()
+        parts = path(leaf)
+        weighted = sum((part * slope).sum() for part, slope in zip(parts, slopes, strict=True))
+        return *parts, *torch.autograd.grad(weighted, leaf)
 
-    ours = run(lambda x: rotate_and_norm(x.flatten(0, 1), *(t.flatten(0, 2) for t in table), 1e-5).view(x.shape))
-    plain = run(lambda x: rms_norm(apply_rope(x, table), None, 1e-5))
+    def ours_of(x):
+        table_Nh = (part.flatten(0, 2) for part in table)
+        parts = rotate_and_norm(x.flatten(0, 1).flatten(1), *table_Nh, 1e-5, heads, kv_heads)
+        return [part.unflatten(0, (rows, tokens)) for part in parts]
+
+    def plain_of(x):
+        q, k, v = x.split(counts, dim=2)
+        return [rms_norm(apply_rope(q, table), None, 1e-5), rms_norm(apply_rope(k, table), None, 1e-5), v]
+
+    ours, plain = run(ours_of), run(plain_of)
     for mine, theirs in zip(ours, plain, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=2e-6, atol=2e-5)
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_the_shared_expert_and_the_router_together_are_what_they_are_apart(random, weights):
+    from mobilemoe.model.router_product import shared_and_router
+
+    tokens, hidden, width, experts = 37, 32, 24, 6
+    x_ND = draw(random, tokens, hidden, dtype=torch.bfloat16)
+    shapes = (width, hidden), (width, hidden), (experts, hidden)
+    matrices = [draw(random, *shape, dtype=weights) / hidden**0.5 for shape in shapes]
+    slopes = draw(random, tokens, width), draw(random, tokens, experts)
+
+    def run(path, dtype):
+        leaves = [tensor.to(dtype or tensor.dtype).requires_grad_() for tensor in (x_ND.clone(), *matrices)]
+        parts = path(*leaves)
+        weighted = sum((part * slope).sum() for part, slope in zip(parts, slopes, strict=True))
+        return *parts, *torch.autograd.grad(weighted, leaves)
+
+    def plain(x, gate, up, router):
+        return torch.nn.functional.silu(x @ gate.t()) * (x @ up.t()), x @ router.t()
+
+    (act, logits, *ours), exact = run(lambda *leaves: shared_and_router(*leaves)[:2], None), run(plain, torch.float64)
+    torch.testing.assert_close(logits.double(), exact[1], rtol=2e-6, atol=2e-5)  # the router's precision is fp32's
+    assert [tensor.dtype for tensor in ours] == [torch.bfloat16, *[weights] * 3]
+    for mine, wanted in zip((act, *ours), (exact[0], *exact[2:]), strict=True):
+        assert (mine.double() - wanted).norm() < 1e-2 * wanted.norm()
 
 
 @pytest.mark.parametrize(("tokens", "experts", "active", "hidden", "width"), [(64, 6, 2, 32, 16), (40, 12, 4, 64, 24)])
@@ -195,3 +253,33 @@ def test_the_fused_cross_entropy_agrees_with_the_chunked_one(random, tokens, voc
 
     for ours, exact in zip(run(_FusedCrossEntropy, x_ND), run(_ChunkedCrossEntropy, x_ND.float()), strict=True):
         assert (ours.float() - exact).norm() < 1e-2 * exact.norm()
+
+
+@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float32])
+def test_a_block_of_kernels_agrees_with_one_of_plain_operations_in_values_and_gradients(random, weights, monkeypatch):
+    config = family_member(64, expansion=4, granularity=4, vocab_size=256, max_position_embeddings=64)
+    block = Block(config, 0).to(DEVICE)
+    for parameter in block.parameters():
+        parameter.data = draw(random, *parameter.shape) / 8 + (parameter.ndim == 1)
+        parameter.data = parameter.data.bfloat16().float()  # the same weights in both precisions
+    x_BTD = draw(random, 2, 24, 64, dtype=torch.bfloat16).float()
+    rope = rope_table(rope_frequencies(config), torch.arange(24).repeat(2, 1), torch.float32)
+    rope = RopeTable(*(part.to(DEVICE) for part in rope))
+    slope_BTD = draw(random, 2, 24, 64)
+
+    def run(kernels_run, dtype):
+        monkeypatch.setattr("mobilemoe.model.kernels.usable", lambda _: kernels_run)
+        leaf = x_BTD.to(dtype).requires_grad_()
+        block.to(dtype)
+        block.zero_grad()
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=kernels_run and dtype == torch.float32):
+            y_BTD, routing = block(leaf, rope, None, None)
+        ((y_BTD * slope_BTD).sum() + routing.logits_NE.square().sum()).backward()
+        return y_BTD, routing, [leaf.grad.float(), *(parameter.grad.float() for parameter in block.parameters())]
+
+    (y_BTD, routing, ours), (exact_BTD, exact, wanted) = run(True, weights), run(False, torch.float32)
+    assert y_BTD.dtype == weights
+    assert routing.logits_NE.dtype == torch.float32
+    assert torch.equal(routing.experts_NA, exact.experts_NA)
+    for mine, theirs in zip((y_BTD.float(), *ours), (exact_BTD, *wanted), strict=True):
+        assert (mine - theirs).norm() < 4e-2 * theirs.norm()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mobilemoe.config import ModelConfig
 from mobilemoe.model import kernels
 from mobilemoe.model.kv_cache import KVCache
-from mobilemoe.model.linear import linears
+from mobilemoe.model.linear import joined, linears
 from mobilemoe.model.norm import RMSNorm, rms_norm
 from mobilemoe.model.rope import RopeTable, apply_rope
 
@@ -61,17 +61,6 @@ def visible(segments_BT: Tensor, segments_BS: Tensor, window: int | None) -> Ten
     return (near_TS & (segments_BT.unsqueeze(2) == segments_BS.unsqueeze(1))).unsqueeze(1)
 
 
-def rotate_and_norm(x_BTHh: Tensor, rope: RopeTable, eps: float) -> Tensor:
-    """RoPE, and then RMSNorm of each head without a weight."""
-    head_dim = x_BTHh.shape[-1]
-    if x_BTHh.dtype == torch.bfloat16 and head_dim & (head_dim - 1) == 0 and kernels.usable(x_BTHh):
-        from mobilemoe.model.kernels import rope_qk_norm
-
-        table_Nh = (part.flatten(0, 2) for part in rope)
-        return rope_qk_norm.rotate_and_norm(x_BTHh.flatten(0, 1), *table_Nh, eps).view(x_BTHh.shape)
-    return rms_norm(apply_rope(x_BTHh, rope), None, eps)
-
-
 class Attention(nn.Module):
     """q, k, v and o without bias; RoPE on adjacent pairs, then QK-norm, a weightless norm of each head."""
 
@@ -91,17 +80,26 @@ class Attention(nn.Module):
     def project(self, x_BTD: Tensor, rope: RopeTable) -> tuple[Tensor, Tensor, Tensor]:
         """q_BTHh, k_BTKh and v_BTKh of x, with positions and norms applied."""
         head_dim, eps = self.config.head_dim, self.config.rms_norm_eps
-        q_BTC, k_BTC, v_BTC = linears(x_BTD, self.q_proj, self.k_proj, self.v_proj)
+        layers = self.q_proj, self.k_proj, self.v_proj
+        bf16 = x_BTD.dtype == torch.bfloat16 and kernels.usable(x_BTD)
+        if bf16 and self.config.qk_norm == "head" and head_dim & (head_dim - 1) == 0:
+            from mobilemoe.model.kernels import rope_qk_norm
+
+            heads = self.config.num_attention_heads, self.config.num_key_value_heads
+            table_Nh = (part.flatten(0, 2) for part in rope)
+            parts = rope_qk_norm.rotate_and_norm(joined(x_BTD, *layers).flatten(0, 1), *table_Nh, eps, *heads)
+            q_BTHh, k_BTKh, v_BTKh = (part.unflatten(0, x_BTD.shape[:2]) for part in parts)
+            return q_BTHh, k_BTKh, v_BTKh
+        q_BTC, k_BTC, v_BTC = linears(x_BTD, *layers)
         if self.config.qk_norm == "projection_weight":
             q_BTC, k_BTC = self.q_norm(q_BTC), self.k_norm(k_BTC)
         q_BTHh, k_BTKh = q_BTC.unflatten(-1, (-1, head_dim)), k_BTC.unflatten(-1, (-1, head_dim))
         if self.config.qk_norm == "head_weight":
             q_BTHh, k_BTKh = self.q_norm(q_BTHh), self.k_norm(k_BTKh)
         v_BTKh = v_BTC.unflatten(-1, (-1, head_dim))
+        q_BTHh, k_BTKh = apply_rope(q_BTHh, rope), apply_rope(k_BTKh, rope)
         if self.config.qk_norm == "head":
-            q_BTHh, k_BTKh = rotate_and_norm(q_BTHh, rope, eps), rotate_and_norm(k_BTKh, rope, eps)
-        else:
-            q_BTHh, k_BTKh = apply_rope(q_BTHh, rope), apply_rope(k_BTKh, rope)
+            q_BTHh, k_BTKh = rms_norm(q_BTHh, None, eps), rms_norm(k_BTKh, None, eps)
         return q_BTHh.to(v_BTKh.dtype), k_BTKh.to(v_BTKh.dtype), v_BTKh
 
     def forward(self, x_BTD: Tensor, rope: RopeTable, mask: Tensor | Documents | None, cache: KVCache | None) -> Tensor:

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from mobilemoe.config import ModelConfig
+from mobilemoe.model import kernels
 from mobilemoe.model.attention import Attention, Documents
-from mobilemoe.model.experts import Experts
+from mobilemoe.model.experts import Experts, plus
 from mobilemoe.model.kv_cache import KVCache
-from mobilemoe.model.linear import linears
+from mobilemoe.model.linear import joined, linears
 from mobilemoe.model.norm import RMSNorm
 from mobilemoe.model.rope import RopeTable
 from mobilemoe.model.router import Router, Routing
+from mobilemoe.model.router_product import shared_and_router
 
 
 class SwiGLU(nn.Module):
@@ -28,6 +30,10 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(width, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.bfloat16 and kernels.usable(x):
+            from mobilemoe.model.kernels import rows
+
+            return self.down_proj(rows.swiglu(joined(x, self.gate_proj, self.up_proj)))
         gate, up = linears(x, self.gate_proj, self.up_proj)
         return self.down_proj(nn.functional.silu(gate) * up)
 
@@ -46,13 +52,28 @@ class MoE(nn.Module):
         if config.intermediate_size_mlp:
             self.shared_expert = SwiGLU(config.hidden_size, config.intermediate_size_mlp)
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
+    def forward(self, x_BTD: Tensor, residual_BTD: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """The sum for each token of x, and of the residual where there is one."""
         x_ND = x_BTD.flatten(0, 1)
-        routing = self.router(x_ND, self.expert_bias)
-        y_ND = self.experts(x_ND, routing.experts_NA, routing.weights_NA)
-        if hasattr(self, "shared_expert"):
-            y_ND = y_ND + self.shared_expert(x_ND)
-        return y_ND.view_as(x_BTD), routing
+        shared = getattr(self, "shared_expert", None)
+        if shared is not None and self._is_joint(x_ND):
+            weights = shared.gate_proj.weight, shared.up_proj.weight, self.router.weight
+            with torch.autocast(x_ND.device.type, enabled=False):  # which would round the logits
+                act_NW, logits_NE, _ = shared_and_router(x_ND, *weights)
+            routing, shared_ND = self.router.route(logits_NE, self.expert_bias), shared.down_proj(act_NW)
+        else:
+            routing = self.router(x_ND, self.expert_bias)
+            shared_ND = None if shared is None else shared(x_ND)
+        chosen, more = (x_ND, routing.experts_NA, routing.weights_NA), [] if shared_ND is None else [shared_ND]
+        if residual_BTD is None:
+            return plus(self.experts(*chosen), more).view_as(x_BTD), routing
+        return self.experts(*chosen, more=[*more, residual_BTD.flatten(0, 1)]).view_as(x_BTD), routing
+
+    def _is_joint(self, x_ND: Tensor) -> bool:
+        """Whether shared expert and router are computed together: in bf16 on a GPU, where plain weights learn."""
+        layers = self.shared_expert.gate_proj, self.shared_expert.up_proj
+        plain = all(type(layer) is nn.Linear and layer.weight.requires_grad for layer in layers)
+        return plain and type(self.router) is Router and x_ND.dtype == torch.bfloat16 and kernels.usable(x_ND)
 
 
 class Block(nn.Module):
@@ -72,9 +93,10 @@ class Block(nn.Module):
     def forward(
         self, x_BTD: Tensor, rope: RopeTable, mask: Tensor | Documents | None, cache: KVCache | None
     ) -> tuple[Tensor, Routing | None]:
-        h_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rope, mask, cache)
-        normed_BTD = self.post_attention_layernorm(h_BTD)
+        attended_BTD = self.self_attn(self.input_layernorm(x_BTD), rope, mask, cache)
+        h_BTD, normed_BTD = self.post_attention_layernorm.of_sum(x_BTD, attended_BTD)
         if isinstance(self.feed_forward, MoE):
-            y_BTD, routing = self.feed_forward(normed_BTD)
-            return h_BTD + y_BTD, routing
+            y_BTD: Tensor
+            y_BTD, routing = self.feed_forward(normed_BTD, h_BTD)
+            return y_BTD, routing
         return h_BTD + self.feed_forward(normed_BTD), None

@@ -6,7 +6,7 @@ N tokens, D hidden, E experts, A active experts per token, F expert width, P = N
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -97,8 +97,15 @@ def through_experts(
     return torch.einsum("nad,na->nd", out_PD.unflatten(0, experts_NA.shape), weights_NA.to(out_PD.dtype))
 
 
-def fused_experts(routed: Routed) -> Tensor:
-    """`grouped_experts` on a GPU: a counting sort, and no scattered addition in either direction.
+def plus(y_ND: Tensor, more: Sequence[Tensor]) -> Tensor:
+    """The sum of y and of `more`."""
+    for term_ND in more:
+        y_ND = y_ND + term_ND
+    return y_ND
+
+
+def fused_experts(routed: Routed, more: Sequence[Tensor] = ()) -> Tensor:
+    """`grouped_experts` on a GPU, and `more` added: a counting sort, and no scattered addition in either direction.
 
     The routing weight goes into SwiGLU, before the down product instead of after it, so that the products of the down
     matrix need not be kept for the weight's gradient.
@@ -115,7 +122,7 @@ def fused_experts(routed: Routed) -> Tensor:
     h_P2F = grouped_product(x_PD, gate_up_ED2F, ends_E)
     act_PF = rows.weighted_swiglu(h_P2F, weights_NA, pair_P, ends_E)
     y_PD = grouped_product(before_down(act_PF), down_EFD, ends_E)
-    return rows.sum_rows(y_PD, pair_P, slot_P, ends_E, experts_NA.shape[1])
+    return rows.sum_rows(y_PD, pair_P, slot_P, ends_E, experts_NA.shape[1], list(more))
 
 
 def load_of(experts_NA: Tensor, experts: int) -> Tensor:
@@ -215,18 +222,25 @@ class Experts(nn.Module):
         """The part of the weight that this process holds: a DTensor's own, where other processes hold other experts."""
         return weight if self.exchange is None else weight.to_local()  # type: ignore[attr-defined]
 
-    def forward(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
+    def forward(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, more: Sequence[Tensor] = ()) -> Tensor:
+        """The experts' weighted sums y_ND, and `more` added."""
         gate_up_ED2F, down_EFD = self.weights()
 
-        def compute(x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, pairs: int | None = None) -> Tensor:
+        def compute(
+            x_ND: Tensor,
+            experts_NA: Tensor,
+            weights_NA: Tensor,
+            pairs: int | None = None,
+            more: Sequence[Tensor] = (),
+        ) -> Tensor:
             routed = Routed(x_ND, experts_NA, weights_NA, gate_up_ED2F, down_EFD, self.before_down, pairs)
             if self.training and self.capacity_factor is not None:
-                return capacity_experts(routed, self.capacity_factor)
+                return plus(capacity_experts(routed, self.capacity_factor), more)
             bf16 = x_ND.dtype == torch.bfloat16 and is_aligned(gate_up_ED2F) and is_aligned(down_EFD)
             if bf16 and kernels.usable(x_ND):
-                return fused_experts(routed)
-            return grouped_experts(routed)
+                return fused_experts(routed, more)
+            return plus(grouped_experts(routed), more)
 
         if self.exchange is None:
-            return compute(x_ND, experts_NA, weights_NA)
-        return self.exchange(compute, x_ND, experts_NA, weights_NA)
+            return compute(x_ND, experts_NA, weights_NA, more=more)
+        return plus(self.exchange(compute, x_ND, experts_NA, weights_NA), more)

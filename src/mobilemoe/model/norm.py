@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mobilemoe.model import kernels
+
 
 def at_least_fp32(x: Tensor) -> Tensor:
     """`x` itself in fp32 and float64, else as fp32."""
@@ -30,3 +32,13 @@ class RMSNorm(nn.Module):
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         return rms_norm(x, self.weight, self.eps).to(dtype)
+
+    def of_sum(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """x + y and its norm."""
+        if type(self) is RMSNorm and y.dtype == torch.bfloat16 and kernels.usable(x):
+            from mobilemoe.model.kernels.norm import add_and_norm
+
+            total_ND, normed_ND, _ = add_and_norm(x.flatten(0, -2), y.flatten(0, -2), self.weight, self.eps)
+            return total_ND.view_as(x), normed_ND.view_as(x)
+        total = x + y
+        return total, self(total)

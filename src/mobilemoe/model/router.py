@@ -5,7 +5,7 @@ N tokens, D hidden, E experts, A active experts per token.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from mobilemoe.config import ModelConfig
 from mobilemoe.model import kernels
 from mobilemoe.model.experts import load_of
 from mobilemoe.model.norm import at_least_fp32
+from mobilemoe.model.router_product import split_product
 
 
 class Routing(NamedTuple):
@@ -39,46 +40,6 @@ def choose(scores_NE: Tensor, active: int) -> Tensor:
     return ranked_NE.sort(dim=-1, descending=True, stable=True).indices[:, :active]
 
 
-@torch.library.custom_op("mobilemoe::split_product", mutates_args=(), device_types="cuda")
-def split_product(x_ND: Tensor, weight_ED: Tensor) -> Tensor:
-    """x weight^T of a bf16 x with the precision of fp32, computed on bf16 matrix units.
-
-    The weight is split into a sum of three bf16 numbers, which hold all 24 bits of fp32, and products are accumulated
-    in fp32. Gradients are rounded to bf16, as those of every other matrix.
-    """
-    rest_ED, pieces = _pad_rows(weight_ED.float()), []
-    for _ in range(3):
-        pieces.append(rest_ED.to(torch.bfloat16))
-        rest_ED = rest_ED - pieces[-1]
-    product = torch.mm(x_ND, torch.cat(pieces).t(), out_dtype=torch.float32)
-    high_NE, middle_NE, low_NE = product.chunk(3, dim=1)
-    return (high_NE + (middle_NE + low_NE))[:, : len(weight_ED)].contiguous()
-
-
-@split_product.register_fake
-def _(x_ND: Tensor, weight_ED: Tensor) -> Tensor:
-    return x_ND.new_empty(len(x_ND), len(weight_ED), dtype=torch.float32)
-
-
-def _save_factors(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _split_product_backward(ctx: Any, grad_NE: Tensor) -> tuple[Tensor, Tensor]:
-    x_ND, weight_ED = ctx.saved_tensors
-    grad_NE = nn.functional.pad(grad_NE.to(x_ND.dtype), (0, -grad_NE.shape[1] % 8))
-    dweight_ED = (grad_NE.t() @ x_ND)[: len(weight_ED)].to(weight_ED.dtype)
-    return grad_NE @ _pad_rows(weight_ED.to(x_ND.dtype)), dweight_ED
-
-
-split_product.register_autograd(_split_product_backward, setup_context=_save_factors)
-
-
-def _pad_rows(x_ED: Tensor) -> Tensor:
-    """Pads with rows of zeros to a multiple of 8, as matrix units require."""
-    return nn.functional.pad(x_ED, (0, 0, 0, -len(x_ED) % 8))
-
-
 class Router(nn.Module):
     """A linear map without bias, in fp32 whatever the model's dtype."""
 
@@ -95,6 +56,11 @@ class Router(nn.Module):
             else:
                 x_ND = at_least_fp32(x_ND)
                 logits_NE = x_ND @ self.weight.to(x_ND.dtype).t()
+        return self.route(logits_NE, expert_bias_E)
+
+    def route(self, logits_NE: Tensor, expert_bias_E: Tensor | None) -> Routing:
+        """What follows from the logits, in fp32."""
+        with torch.autocast(logits_NE.device.type, enabled=False):
             if self.config.router_score == "sigmoid":
                 scores_NE = logits_NE.sigmoid()
             else:

@@ -18,7 +18,7 @@ from mobilemoe.checkpoint import Checkpoint
 from mobilemoe.config import ModelConfig
 from mobilemoe.model.attention import visible
 from mobilemoe.model.block import Block, MoE
-from mobilemoe.model.experts import Experts, grouped_matmul, swiglu, through_experts
+from mobilemoe.model.experts import Experts, grouped_matmul, plus, swiglu, through_experts
 from mobilemoe.model.rope import rope_frequencies, rope_table
 from mobilemoe.progress import tell
 
@@ -86,7 +86,7 @@ class _Counting(Experts):
         self.sample_next = 0  # tokens of the next call that `distances` compares the experts by
         self._samples: list[Tensor] = []
 
-    def forward(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
+    def forward(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, more: Sequence[Tensor] = ()) -> Tensor:
         gate_up_ED2F, down_EFD = self.weights()
         experts = len(down_EFD)
         order_P = experts_NA.flatten().argsort(stable=True)
@@ -103,7 +103,7 @@ class _Counting(Experts):
                 sum_E += found_E.index_add_(0, expert_P, value_P.double()).cpu()
             return out_PD
 
-        return through_experts(x_ND, experts_NA, weights_NA, experts, ffn)
+        return plus(through_experts(x_ND, experts_NA, weights_NA, experts, ffn), more)
 
     def distances(self) -> Floats:
         """The mean distance of the outputs of each two experts, [E, E], over the sampled tokens."""

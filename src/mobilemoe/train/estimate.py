@@ -256,7 +256,7 @@ def activation_bytes(recipe: Recipe, config: ModelConfig) -> int:
     stream and its norms, 4 d, and rotation and norms of queries and keys, 2 (q + k); in the precision of products those
     two, v and the output, 2 (q + k), inputs of products, 3 d, and experts, A (3 d + 4 F) + 4 W (a dense FFN: 4 F).
 
-    Compiled blocks with fused kernels keep less, in bf16: 5 d, 2 q + 3 k, 3 W and A (d + 3 F) (a dense FFN: 3 F), and
+    Compiled blocks with fused kernels keep less, in bf16: 5 d, 2 q + 4 k, 3 W and A (d + 3 F) (a dense FFN: 3 F), and
     about 5 E in fp32; and the layer whose backward pass runs takes as much again. Peaks of S, M and L on an H200 were
     within 7% of it.
 
@@ -270,7 +270,7 @@ def activation_bytes(recipe: Recipe, config: ModelConfig) -> int:
         width = c.hidden_size + 3 * c.intermediate_size if fused else 3 * c.hidden_size + 4 * c.intermediate_size
         ffn += used * width
     if fused:
-        layer = (5 * c.hidden_size + 2 * queries + 3 * keys + ffn) * BYTES["bf16"]
+        layer = (5 * c.hidden_size + 2 * queries + 4 * keys + ffn) * BYTES["bf16"]
         layer += 5 * c.num_local_experts * 4 if c.is_moe else 0
     else:
         products = 3 * c.hidden_size + 2 * (queries + keys) + ffn

@@ -10,7 +10,7 @@ linear map goes from I inputs to O outputs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from mobilemoe.errors import ConfigError
 from mobilemoe.model import MobileMoE
 from mobilemoe.model.attention import Attention
 from mobilemoe.model.block import MoE, SwiGLU
-from mobilemoe.model.experts import Experts, grouped_matmul, swiglu, through_experts
+from mobilemoe.model.experts import Experts, grouped_matmul, plus, swiglu, through_experts
 from mobilemoe.train.recipe import LoraTable
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -85,8 +85,8 @@ class LoraExperts(Experts, Adapted):
             "down_proj": self._merge(self.down_proj, self.lora_down_a, self.lora_down_b),
         }
 
-    def forward(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
-        return through_experts(x_ND, experts_NA, weights_NA, len(self.gate_up_proj), self._ffn)
+    def forward(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, more: Sequence[Tensor] = ()) -> Tensor:
+        return plus(through_experts(x_ND, experts_NA, weights_NA, len(self.gate_up_proj), self._ffn), more)
 
     def _ffn(self, x_PD: Tensor, load_E: Tensor) -> Tensor:
         h_PF = swiglu(self._product(x_PD, self.gate_up_proj, self.lora_gate_up_a, self.lora_gate_up_b, load_E))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mobilemoe.data.packing import NO_TARGET
 from mobilemoe.model import kernels
+from mobilemoe.model.linear import product_in_fp32
 from mobilemoe.model.router import Routing
 
 CHUNK = 512  # tokens whose logits exist at a time: 33 MB in fp32 at a 16k vocabulary
@@ -25,7 +26,7 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         dx_ND, dhead_VD = ctx.saved_tensors
         if dhead_VD is not None:
-            dhead_VD = (dhead_VD * grads[0]).to(ctx.head_dtype)
+            dhead_VD = torch.mul(dhead_VD, grads[0], out=torch.empty_like(dhead_VD, dtype=ctx.head_dtype))
         return dx_ND * grads[0].to(dx_ND.dtype), dhead_VD, None
 
 
@@ -47,18 +48,11 @@ class _FusedCrossEntropy(_CrossEntropy):
             loss += losses_C.sum(dtype=torch.float64)
             torch.mul(product_in_fp32(grad_CV, compute_VD), inverses_C.unsqueeze(1), out=dx_CD)
             if ctx.needs_input_grad[1]:  # a frozen head needs none
-                part_VD = product_in_fp32(grad_CV.t(), x_CD * inverses_C.unsqueeze(1).to(x_CD.dtype))
-                dhead_VD = part_VD if dhead_VD is None else dhead_VD.add_(part_VD)
+                scaled_CD = x_CD * inverses_C.unsqueeze(1).to(x_CD.dtype)
+                dhead_VD = product_in_fp32(grad_CV.t(), scaled_CD, dhead_VD)
         ctx.save_for_backward(dx_ND, dhead_VD)
         ctx.head_dtype = head_VD.dtype
         return loss.float()
-
-
-def product_in_fp32(a: Tensor, b: Tensor) -> Tensor:
-    """The product a b of bf16 matrices in fp32, the precision in which a GPU accumulates it."""
-    if a.is_cuda:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
 
 
 class _ChunkedCrossEntropy(_CrossEntropy):

@@ -9,6 +9,7 @@ N tokens, D hidden, E experts, A active experts per token, F expert width, V voc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -139,8 +140,8 @@ class QatExperts(Experts):
         gate_up_ED2F = fake_int4(self.here(self.gate_up_proj), self.dim, gate_up_scale)
         return gate_up_ED2F, fake_int4(self.here(self.down_proj), self.dim, down_scale)
 
-    def forward(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor) -> Tensor:
-        return super().forward(fake_int8(x_ND) if self.rounds_input else x_ND, experts_NA, weights_NA)
+    def forward(self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, more: Sequence[Tensor] = ()) -> Tensor:
+        return super().forward(fake_int8(x_ND) if self.rounds_input else x_ND, experts_NA, weights_NA, more)
 
 
 class QatNorm(RMSNorm):

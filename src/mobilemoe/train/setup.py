@@ -164,12 +164,13 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> MobileMoE:
 
 def prepare_blocks(model: MobileMoE, train: TrainTable, device: torch.device) -> None:
     """Applies activation checkpointing and compilation block by block, so that equal blocks are compiled once."""
-    for block in model.model.layers:
-        if train.activation_checkpointing:
+    if train.activation_checkpointing:
+        for block in model.model.layers:
             _recompute(block)
-        if train.compile or (train.compile is None and device.type == "cuda"):
-            # Not `block.compile()`, which compiles the hooks of the block too: those of FSDP break the code in pieces.
-            block.forward = torch.compile(block.forward)
+    if train.compile or (train.compile is None and device.type == "cuda"):
+        for part in (*model.model.layers, model.model.norm):
+            # Not `part.compile()`, which compiles the hooks of a block too: those of FSDP break the code in pieces.
+            part.forward = torch.compile(part.forward)
 
 
 def _recompute(block: nn.Module) -> None:

@@ -24,8 +24,9 @@ from torch.nn.functional import cross_entropy
 from mobilemoe.data.heldout import HeldOutText
 from mobilemoe.data.packing import NO_TARGET, Row
 from mobilemoe.model import MobileMoE
+from mobilemoe.model.linear import product_in_fp32
 from mobilemoe.tokenizer import Tokenizer
-from mobilemoe.train.loss import CHUNK, product_in_fp32
+from mobilemoe.train.loss import CHUNK
 from mobilemoe.train.parallel.distributed import World
 
 PROMPT = "Once upon a time"
