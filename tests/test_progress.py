@@ -62,6 +62,7 @@ VERBS = {
     "export glm4moe": (["export", "nano", "--to", "glm4moe", "--out", "OUT"], "weights compared"),
     "fit": (["fit", str(ROOT / "recipes/sweep/runs.csv"), "--law", "paper-E", "--bootstraps", "100"], "resamples"),
     "eval": (["eval", "nano", "--text", "TEXT", "--window", "64"], "texts"),
+    "tradeoff": (["tradeoff", "nano", "--text", "TEXT", "--out", "OUT", "--window", "64"], "ways to route, scored"),
     "data prepare": (["data", "prepare", str(RECIPE), "OUT", "--set", f"data.path={TRAINING_TEXT}"], "tokens"),
     "data tokenizer": (
         ["data", "tokenizer", str(RECIPE), "OUT", "--vocab-size", "400", "--megabytes", "0.1"],

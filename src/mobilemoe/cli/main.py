@@ -34,6 +34,7 @@ from mobilemoe.cli import (
     run,
     serve,
     sweep,
+    tradeoff,
     train,
 )
 from mobilemoe.errors import MobileMoEError, UsageError
@@ -105,6 +106,7 @@ app.command("convert")(convert.convert)
 app.command("export")(export.export)
 app.command("eval")(evaluate.evaluate)
 app.command("report")(report.report)
+app.command("tradeoff")(tradeoff.tradeoff)
 app.add_typer(data.app, name="data")
 app.add_typer(profile.app, name="profile")
 app.add_typer(cache.app, name="cache")

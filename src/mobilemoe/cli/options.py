@@ -73,7 +73,8 @@ ThreadsOption = Annotated[
 MaxNewTokens = Annotated[int, typer.Option(help="Write at most this many tokens.")]
 
 
-def _memory(text: str) -> int:
+def memory(text: str) -> int:
+    """The bytes that --max-memory names."""
     return int(quantity("--max-memory", text, BYTES, "1.5GB or 900MB") or 0)
 
 
@@ -90,7 +91,7 @@ class EngineOptions:
     max_memory: Annotated[
         int | None,
         typer.Option(
-            parser=_memory,
+            parser=memory,
             metavar="SIZE",
             help="The most memory that this process may come to have, such as 1GB: experts for which there is no room "
             "are read from the disk when they are needed.",

@@ -1,0 +1,97 @@
+"""Measures decoding under a limit of memory, with several strengths of the preference for experts in memory.
+
+Each measurement is made in a process of its own, since the limit is one for a whole process.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from mobilemoe.errors import UsageError
+
+BEFORE, DECODED = 512, 96  # tokens of the prompt, and those that are decoded after it
+ROUNDS = 5
+_CHILD = "from mobilemoe.profile.capped import child_main\nchild_main()\n"
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Decoding with one strength of the prior: its speed, the bytes of experts read for a token, the share of chosen
+    experts that were in memory or on their way, and how many of all experts there was room for.
+    """
+
+    strength: float
+    tokens_per_second: float
+    bytes_per_token: float
+    hit_rate: float
+    places: int
+    experts: int
+
+
+def decode_speeds(
+    folder: Path,
+    strengths: Sequence[float],
+    max_memory: int,
+    ids: Sequence[int],
+    threads: int | None,
+    on_round: Callable[[int], None],
+) -> list[Decoding]:
+    """Each strength in turn decodes the same tokens; medians of the rounds. UsageError where the limit is too low, or
+    so high that all experts fit.
+    """
+    found: dict[float, list[Decoding]] = {strength: [] for strength in strengths}
+    for done in range(ROUNDS):
+        for strength in strengths:
+            job = {"folder": str(folder.absolute()), "strength": strength, "max_memory": max_memory}
+            job |= {"ids": list(ids[: BEFORE + DECODED]), "threads": threads}
+            command = [sys.executable, "-P", "-c", _CHILD]
+            ended = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True)
+            if ended.returncode != 0:
+                reason = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+                raise UsageError(f"decoding under a limit of memory failed: {reason}")
+            found[strength].append(Decoding(**json.loads(ended.stdout.splitlines()[-1])))
+        on_round(done + 1)
+    places, experts = found[strengths[0]][0].places, found[strengths[0]][0].experts
+    if places == experts:
+        raise UsageError(f"--max-memory of {max_memory:,} bytes has room for all {experts} experts: take a lower one")
+    return [
+        Decoding(
+            strength,
+            median(each.tokens_per_second for each in rounds),
+            median(each.bytes_per_token for each in rounds),
+            median(each.hit_rate for each in rounds),
+            min(each.places for each in rounds),
+            experts,
+        )
+        for strength, rounds in found.items()
+    ]
+
+
+def child_main() -> None:
+    """Runs in the new process: reads a job from standard input, writes a Decoding as JSON to standard output."""
+    from mobilemoe.engine import Engine
+    from mobilemoe.routing import Routing
+
+    job = json.load(sys.stdin)
+    routing = Routing(cache_prior=job["strength"])
+    engine = Engine(job["folder"], threads=job["threads"], max_memory=job["max_memory"], routing=routing)
+    session = engine.session(min(engine.context, BEFORE + DECODED))
+    session.append(job["ids"][:BEFORE])
+    before, began = engine.expert_use, time.perf_counter()
+    for token in job["ids"][BEFORE:]:
+        session.append([token])
+    seconds, use = time.perf_counter() - began, engine.expert_use
+    assert before
+    assert use
+    hits, ahead, misses = (getattr(use, each) - getattr(before, each) for each in ("hits", "ahead", "misses"))
+    read, decoded = use.bytes_read - before.bytes_read, len(job["ids"]) - BEFORE
+    rate = (hits + ahead) / (hits + ahead + misses)
+    result = Decoding(job["strength"], decoded / seconds, read / decoded, rate, use.places, use.experts)
+    print(json.dumps(asdict(result)))
