@@ -67,6 +67,7 @@ REFUSED = {
     "no whole number": (2, ["--experts", "2.5"], "--experts"),
     "no number": (2, ["--experts", "many"], "--experts"),
     "a text that is not there": (1, ["--text", "none.txt"], "none.txt does not exist"),
+    "a device": (1, ["--text", "/dev/zero"], "is no regular file"),
     "an empty text": (1, ["--text", "empty.txt"], "there is no text in it"),
     "one line": (1, ["--text", "line.txt"], "too short"),
     "an empty folder": (1, ["--text", "empty"], "empty"),

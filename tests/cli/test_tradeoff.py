@@ -74,6 +74,8 @@ def test_what_cannot_be_drawn_is_one_line(fails, arguments, tmp_path):
     assert "capacity is 1.5" in fails(2, *arguments, "--capacity", "1.5")
     write_random(tmp_path / "dense", CONFIGS["dense"], seed=1, format="int4")
     assert "is dense" in fails(2, "tradeoff", tmp_path / "dense", *arguments[2:])
+    assert "is no regular file" in fails(1, *arguments, "--text", "/dev/zero")
+    assert "none.jsonl" in fails(1, *arguments, "--text", "none.jsonl")
     assert not (tmp_path / "out").exists()
 
 

@@ -11,8 +11,8 @@ import typer
 from rich.table import Table
 
 from mobilemoe.cli import options
-from mobilemoe.errors import UsageError
-from mobilemoe.files import write_atomic
+from mobilemoe.errors import DataError, UsageError
+from mobilemoe.files import open_regular, write_atomic
 from mobilemoe.load import load
 from mobilemoe.progress import Progress
 from mobilemoe.routing import Routing
@@ -65,6 +65,7 @@ def tradeoff(
     from mobilemoe.profile.tokens import tokens_for
 
     picture.drawing()
+    open_regular(text, DataError).close()  # before long work
     plain = load(model, threads=threads)
     config = plain.config
     if config.ffn_type == "dense":

@@ -76,6 +76,8 @@ def split_texts(documents: Sequence[Document]) -> Split:
 def _read(path: Path) -> Iterator[Text]:
     if not path.exists():
         raise DataError(f"{path} does not exist")
+    if not path.is_dir() and not path.is_file():
+        raise DataError(f"{path} is no regular file")
     root, pattern = (path, "**/*") if path.is_dir() else (path.parent, escape(path.name))
     for name in LocalSource(root, pattern).shards:
         if shard_kind(name) == "jsonl":
