@@ -37,12 +37,6 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with running(key=None) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def slow_server() -> Iterator[Server]:
     with running(key=None, before=SLOW) as server:
         yield server
