@@ -10,7 +10,7 @@ from mobilemoe.cli import main as cli_main
 
 VERBS = ["run", "chat", "info", "bench", "train", "quantize", "convert", "eval", "data tokenizer", "data sample"]
 VERBS += ["data prepare", "data chats", "data practice", "plan", "fit", "sweep", "profile device", "report"]
-VERBS += ["cache ls", "cache rm", "export", "serve", "pull", "ls", "rm"]
+VERBS += ["cache ls", "cache rm", "export", "serve", "pull", "ls", "rm", "prune", "tradeoff"]
 
 
 # Help and wrong usage

@@ -11,6 +11,7 @@ from cli_calls import RECIPE, recipe_options
 from drawn import curve
 from mobilemoe.checkpoint import Checkpoint
 from mobilemoe.config import ModelConfig
+from mobilemoe.routing import Routing
 
 # run and chat
 
@@ -64,7 +65,8 @@ def test_run_chat_and_eval_compute_as_they_are_told(mobilemoe_cli, monkeypatch, 
     assert mobilemoe_cli("eval", tiny_folder, "--text", tmp_path / "t.jsonl", *flags).status == 0
     assert len(taken) == 3
     for given in taken:
-        assert {name: value for name, value in given.items() if value is not None} == {"backend": "native", **options}
+        wanted = {"backend": "native", "routing": Routing(), **options}
+        assert {name: value for name, value in given.items() if value is not None} == wanted
 
 
 def test_one_token_and_an_empty_prompt_are_enough(mobilemoe_cli, tiny_folder):

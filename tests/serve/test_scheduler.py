@@ -257,7 +257,8 @@ def test_a_request_whose_client_goes_away_gets_no_further_token(model, monkeypat
 def test_a_request_beyond_its_time_ends_with_an_error_whether_it_runs_or_waits(model):
     running = Running(lambda: model, parallel=1, request_seconds=0.2)
     endless = {"logit_bias": dict.fromkeys(model.stop_ids, -100.0)}
-    runs, waits = Asked(model, tokens=2000, **endless), Asked(model, tokens=2000, **endless)
+    waits = Asked(model, tokens=2000, **endless)  # arrives first: its time is not over later than the other's
+    runs = Asked(model, tokens=2000, **endless)
     scheduler = running.open()
     scheduler.submit(runs.ticket)
     scheduler.submit(waits.ticket)
