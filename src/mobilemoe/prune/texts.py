@@ -14,6 +14,7 @@ from mobilemoe.data.shards import read_json_lines, shard_kind
 from mobilemoe.data.sources import Document, LocalSource, document_of_row
 from mobilemoe.data.stream import characters, cut_document
 from mobilemoe.errors import DataError
+from mobilemoe.files import open_regular
 
 PIECE_CHARS = 4096  # of a long document
 _HELD_OUT = 10  # one in so many documents, or pieces where there are fewer documents than that
@@ -76,8 +77,8 @@ def split_texts(documents: Sequence[Document]) -> Split:
 def _read(path: Path) -> Iterator[Text]:
     if not path.exists():
         raise DataError(f"{path} does not exist")
-    if not path.is_dir() and not path.is_file():
-        raise DataError(f"{path} is no regular file")
+    if not path.is_dir():
+        open_regular(path, DataError).close()
     root, pattern = (path, "**/*") if path.is_dir() else (path.parent, escape(path.name))
     for name in LocalSource(root, pattern).shards:
         if shard_kind(name) == "jsonl":
