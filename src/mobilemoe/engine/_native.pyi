@@ -35,8 +35,7 @@ class Engine:
 
         max_memory: bytes that the whole process may come to have; routed experts for which there is no room are read
         from the engine file when they are needed. 0: no limit, and all of the file is mapped. The others are those of
-        `mobilemoe.routing.Routing`, where 0 means off,
-        and -1 half of a token's experts.
+        `mobilemoe.routing.Routing`, where 0 means off, and -1 half of a token's experts.
         """
 
     @property

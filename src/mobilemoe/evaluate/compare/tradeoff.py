@@ -63,13 +63,13 @@ def measure_quality(
     on_point: Callable[[int, int, str], None],
 ) -> list[Point]:  # fmt: skip
     """A point for each routing, those that the file `kept` has for the same model, text and window from there."""
-    found = _read_kept(kept)
+    found, digest = _read_kept(kept), sha256_file(text)
     points = []
     for done, routing in enumerate(routings):
         on_point(done, len(routings), "ways to route, scored")
         model = load(name, threads=threads, routing=routing)
         assert model.engine  # load gives the native one
-        key = f"{model.engine.fingerprint} {sha256_file(text)} {window} {sorted(asdict(routing).items())}"
+        key = f"{model.engine.fingerprint} {digest} {window} {sorted(asdict(routing).items())}"
         if key not in found:
             found[key] = asdict(_score(model, text, window, routing))
             write_json(kept, found)
