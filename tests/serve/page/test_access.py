@@ -185,6 +185,50 @@ def tabbed(page) -> str | None:
     return name
 
 
+def focused(page) -> str:
+    return page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.className")
+
+
+def test_what_has_the_focus_keeps_it_while_the_page_shows_what_another_tab_did(page, server):
+    answers_with(page, "An answer")
+    send(page, "One")
+    answered(page)
+    other = page.context.new_page()
+    other.goto(page.url)
+    answers_with(other, "Another answer")
+    expect(other.get_by_label("Write another answer")).to_be_visible()
+    page.get_by_label("Actions for One").focus()
+    other.click("#new")
+    send(other, "Two")
+    answered(other)
+    expect(page.locator("#conversations .name")).to_have_text(["Two", "One"])
+    assert focused(page) == "Actions for One"
+    page.get_by_label("Write another answer").focus()
+    other.get_by_label("Actions for One").click()
+    other.get_by_text("Rename").click()
+    other.fill("#ask-input", "The first")
+    other.keyboard.press("Enter")
+    expect(page.locator("#title")).to_have_text("The first")
+    assert focused(page) == "Write another answer"
+    other.close()
+
+
+def test_the_button_of_another_version_keeps_the_focus_or_leaves_it_to_its_message(page):
+    answers_with(page, "An answer")
+    send(page, "One")
+    answered(page)
+    for count in "23":
+        page.get_by_label("Write another answer").click()
+        expect(page.locator(".count")).to_have_text(f"{count}/{count}")
+    page.get_by_label("Earlier version").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".count")).to_have_text("2/3")
+    assert focused(page) == "Earlier version"
+    page.keyboard.press("Enter")
+    expect(page.locator(".count")).to_have_text("1/3")
+    assert focused(page) == "message"
+
+
 def test_a_screen_reader_is_told_of_an_answer_politely_and_once(page):
     answers_with(page, "One sentence. ", "Another ", "one. ", "The end")
     send(page, "Tell me")

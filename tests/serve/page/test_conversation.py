@@ -257,21 +257,21 @@ def test_speed_memory_and_the_use_of_the_context_are_shown(page):
 
 
 def test_the_end_stays_in_sight_unless_the_user_scrolls_away_from_it(page):
-    scroll = "document.querySelector('#scroll')"
-    at_end = f"{scroll}.scrollHeight - {scroll}.scrollTop - innerHeight < 60"  # soon: the page follows once a frame
+    at_end = expect(page.locator(".message").last.get_by_label("Write another answer"))
     answers_with(page, "line\n\n" * 100)
     send(page, "Much")
     answered(page)
-    page.wait_for_function(at_end)
+    at_end.to_be_in_viewport()
     page.click("#toggle-routing")
-    page.wait_for_function(at_end)
+    at_end.to_be_in_viewport()
     expect(page.locator("#latest")).to_be_hidden()
     page.locator("#scroll").hover()
     page.mouse.wheel(0, -2000)
     expect(page.locator("#latest")).to_be_visible()
+    at_end.not_to_be_in_viewport()
     page.click("#latest")
     expect(page.locator("#latest")).to_be_hidden()
-    page.wait_for_function(at_end)
+    at_end.to_be_in_viewport()
 
 
 def test_a_text_is_copied_where_the_browser_gives_no_clipboard_too(context, server):

@@ -4,6 +4,7 @@ import { byId, iconButton, make } from "./dom.js";
 
 export class Sidebar {
   #actions;
+  #rows = new Map(); // by the id of the conversation
 
   /** `actions`: open(id), rename(id), exportMarkdown(id), exportJson(id), remove(id). */
   constructor(actions) {
@@ -22,29 +23,30 @@ export class Sidebar {
 
   /** `open`: the id of the conversation that is shown; `writing`: of the one in which an answer is being written. */
   show(conversations, open, writing) {
-    const held = document.activeElement?.closest("#conversations li")?.dataset.id;
-    byId("no-conversations").hidden = conversations.length > 0;
-    byId("conversations").replaceChildren(...conversations.map((each) => this.#row(each, open, writing)));
-    if (held)
-      byId("conversations")
-        .querySelector(`[data-id="${CSS.escape(held)}"] button`)
-        ?.focus();
+    const held = document.activeElement;
+    const rows = new Map(conversations.map(({ id }) => [id, this.#rows.get(id) ?? this.#made(id)]));
+    this.#rows = rows;
+    for (const { id, title } of conversations) {
+      const { row, name, more } = rows.get(id);
+      row.classList.toggle("writing", id === writing);
+      name.textContent = name.title = title;
+      if (id === open) name.setAttribute("aria-current", "true");
+      else name.removeAttribute("aria-current");
+      more.title = `Actions for ${title}`;
+      more.setAttribute("aria-label", more.title);
+    }
+    byId("no-conversations").hidden = rows.size > 0;
+    byId("conversations").replaceChildren(...[...rows.values()].map(({ row }) => row));
+    if (byId("conversations").contains(held)) held.focus({ preventScroll: true }); // a row that moves loses it
   }
 
-  #row({ id, title }, open, writing) {
-    const name = make(
-      "button",
-      { type: "button", class: "name", title, on: { click: () => this.#actions.open(id) } },
-      title,
-    );
-    if (id === open) name.setAttribute("aria-current", "true");
-    const more = iconButton("more", `Actions for ${title}`, () => this.menu(id, more), {
+  #made(id) {
+    const name = make("button", { type: "button", class: "name", on: { click: () => this.#actions.open(id) } });
+    const more = iconButton("more", "", () => this.menu(id, more), {
       class: "plain more",
       attrs: { "aria-haspopup": "dialog" },
     });
-    const row = make("li", { class: id === writing ? "writing" : "" }, name, more);
-    row.dataset.id = id;
-    return row;
+    return { row: make("li", {}, name, more), name, more };
   }
 
   /** Opens the menu for a conversation beside `button`. */

@@ -22,11 +22,18 @@ export class Thread {
     this.#actions = actions;
   }
 
-  /** Shows `messages`, the path of `conversation`. */
+  /** Shows `messages`, the path of `conversation`. The button that had the focus has it again, or else its message. */
   show(conversation, messages) {
+    const same = this.#conversation?.id === conversation.id;
+    const held = document.activeElement?.closest("#thread button, #thread > li");
+    const [place, label] = [[...this.#list.children].indexOf(held?.closest("li.message")), held?.ariaLabel];
     this.#conversation = conversation;
     this.#shown.clear();
     this.#list.replaceChildren(...messages.map((message) => this.#made(message)));
+    const node = same && this.#list.children[place];
+    if (!node) return;
+    const again = [...node.querySelectorAll("button:enabled")].find((each) => label && each.ariaLabel === label);
+    (again ?? node).focus({ preventScroll: true });
   }
 
   #made(message) {
