@@ -106,13 +106,12 @@ async function save(each = conversation) {
 }
 
 async function onNews(id) {
+  const now = await store.get(id); // meanwhile the user may write, or go elsewhere
   if (writing?.conversation.id === id) return; // it is newer here
-  if (id === conversation?.id) {
-    const now = await store.get(id);
-    if (!now) return begin();
-    conversation = now;
-    showAll();
-  } else showList();
+  if (id !== conversation?.id) return showList();
+  if (!now) return begin();
+  conversation = now;
+  showAll();
 }
 
 // Writing
