@@ -7,22 +7,10 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Error, Page, Route, expect, sync_playwright
 
-from servers import Server, running
+from servers import SLOW, Server, running
 
 expect.set_options(timeout=20_000)  # on a machine that does other things too
 WATCH = "window.violations = []; addEventListener('securitypolicyviolation', e => violations.push(e.violatedDirective))"
-# A server that takes its time and never ends an answer by itself.
-SLOW = """
-import time
-from mobilemoe.engine.batch import Batch
-from mobilemoe.load import Model
-attempt = Batch.attempt
-def slowly(self):
-    time.sleep(0.02)
-    return attempt(self)
-Batch.attempt = slowly
-Model.stop_ids = property(lambda self: frozenset())
-"""
 
 
 @pytest.fixture(scope="module")  # until its end, playwright has an event loop in this thread, where others may want one

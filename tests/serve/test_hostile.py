@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import select
 import time
 
 import httpx
@@ -66,9 +67,9 @@ REFUSED = {
 @pytest.mark.parametrize("body", REFUSED.values(), ids=REFUSED)
 def test_a_hostile_body_is_refused_soon_and_in_one_readable_sentence(server, body):
     path = CHAT if b'"messages"' in body[:40] else PLAIN
-    began = time.monotonic()
+    began = server.worked()
     response = post(server, body, path)
-    assert time.monotonic() - began < 10, "an honest request takes milliseconds; without limits some took a minute"
+    assert server.worked() - began < 10, "an honest request takes milliseconds; without limits some took a minute"
     assert 400 <= response.status_code < 500, response.text
     error = response.json()["error"]
     assert error["message"].isprintable()
@@ -96,9 +97,9 @@ LISTS = [
 @pytest.mark.parametrize(("path", "body"), LISTS)
 def test_a_long_list_of_wrong_items_is_refused_soon(server, path, body, item):
     body = body.replace(b"*", b",".join([item] * 80_000))
-    began, memory = time.monotonic(), server.memory()
+    began, memory = server.worked(), server.memory()
     response = post(server, body, path)
-    assert time.monotonic() - began < 10
+    assert server.worked() - began < 10
     assert response.status_code == 400, response.text
     assert "is not JSON" not in response.text
     assert server.memory() - memory < 300
@@ -141,9 +142,9 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_a_form_that_takes_too_much_is_refused_soon(server, form):
-    began, before = time.monotonic(), server.memory()
+    began, before = server.worked(), server.memory()
     response = post(server, ASKED | {"structured_outputs": form, "max_tokens": 8})
-    assert time.monotonic() - began < 10
+    assert server.worked() - began < 10
     assert response.status_code == 400, response.text
     assert server.memory() - before < 300
 
@@ -185,20 +186,18 @@ def test_large_bodies_together_are_bounded_too(server):
     head += f"Content-Type: application/json\r\nContent-Length: {4 * 2**20}\r\n\r\n"
     before = server.memory()
     connections = [server.connect() for _ in range(12)]
-    refused = 0
     for connection in connections:
         connection.sendall(head.encode() + b" " * (4 * 2**20 - 1))
-        connection.settimeout(0.5)
-        try:
-            refused += b" 429 " in connection.recv(100)
-        except TimeoutError:
-            continue
-    assert refused >= 4
+    answered, until = [], time.monotonic() + 60
+    while len(answered) < 4:
+        assert time.monotonic() < until, "not as many were refused"
+        answered, _, _ = select.select(connections, [], [], 1)
+    assert all(b" 429 " in connection.recv(100) for connection in answered)
     assert server.memory() - before < 100
     assert post(server, ASKED).status_code == 429
     for connection in connections:
         connection.close()
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while post(server, ASKED).status_code != 200:
         assert time.monotonic() < until
 
@@ -290,7 +289,7 @@ def test_the_log_holds_no_key_no_text_of_a_client_and_no_forged_line():
             connection.sendall(b"GET /\x1b[31m HTTP/9\r\n\r\n")
             connection.recv(1000)
         server.process.terminate()
-        log = server.process.communicate(timeout=30)[1]
+        log = server.process.communicate(timeout=60)[1]
     assert "RuntimeError" in log
     assert "\x1b" not in log
     assert "secret" not in log

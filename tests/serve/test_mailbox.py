@@ -35,30 +35,51 @@ def test_every_call_is_made_in_the_order_of_posting():
     asyncio.run(main())
 
 
-def test_the_first_call_comes_at_once_the_next_are_gathered_and_urgent_ones_do_not_wait(monkeypatch):
-    monkeypatch.setattr(module, "GATHER_SECONDS", 0.5)
+class StillLoop(asyncio.SelectorEventLoop):
+    """Its time stands still until a test lets it pass."""
+
+    now = 0.0
+
+    def time(self):
+        return self.now
+
+
+def test_the_first_call_comes_at_once_the_next_are_gathered_and_urgent_ones_do_not_wait():
+    loop = StillLoop()
+
+    async def turns():
+        for _ in range(5):
+            await asyncio.sleep(0)
 
     async def main():
-        box, made = mailbox(), {}
+        box, made = mailbox(), []
 
-        async def after(name, seconds, urgent=False):
-            """Posts it, and says after so many seconds whether it was made."""
-            from_thread(lambda: box.post(lambda: made.setdefault(name, 1), urgent=urgent)).join()
-            await asyncio.sleep(seconds)
+        async def is_made(name, urgent=False):
+            """Posts it, and says whether it was made without any time passing."""
+            from_thread(lambda: box.post(lambda: made.append(name), urgent=urgent)).join()
+            await turns()
             return name in made
 
-        assert await after("first", 0.1)
-        assert not await after("second", 0.1)
-        assert not await after("third", 0.1)
-        assert await after("urgent", 0.1, urgent=True)
-        assert list(made) == ["first", "second", "third", "urgent"], "an urgent call takes those before it along"
-        assert not await after("fifth", 0.1)
-        await asyncio.sleep(0.5)
-        assert "fifth" in made, "nothing else had to come for it"
-        await asyncio.sleep(0.6)
-        assert await after("after a silence", 0.1)
+        async def pass_time(seconds):
+            loop.now += seconds
+            await turns()
 
-    asyncio.run(main())
+        assert await is_made("first")
+        assert not await is_made("second")
+        await pass_time(module.GATHER_SECONDS / 2)
+        assert not await is_made("third")
+        assert await is_made("urgent", urgent=True)
+        assert made == ["first", "second", "third", "urgent"], "an urgent call takes those before it along"
+        assert not await is_made("fifth")
+        await pass_time(module.GATHER_SECONDS * 0.9)
+        assert "fifth" not in made
+        await pass_time(module.GATHER_SECONDS * 0.2)
+        assert "fifth" in made, "nothing else had to come for it"
+        await pass_time(module.GATHER_SECONDS * 1.1)
+        assert await is_made("after a silence")
+
+    loop.run_until_complete(main())
+    loop.close()
 
 
 def test_a_loop_that_has_ended_takes_no_call_and_stops_nobody():

@@ -34,11 +34,6 @@ def cached(answer) -> int:
     return answer.usage.prompt_tokens_details.cached_tokens
 
 
-def metric(server, name: str) -> float:
-    lines = server.http.get("/metrics").text.splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(f"mobilemoe_{name} "))
-
-
 def test_each_turn_of_a_chat_computes_only_what_is_new(nano):
     with running() as server:
         first = chat(server, prompt_cache_key="a conversation")
@@ -53,10 +48,10 @@ def test_each_turn_of_a_chat_computes_only_what_is_new(nano):
         assert last.usage.prompt_tokens_details.cached_tokens == second.usage.prompt_tokens - 1
         other = [{"role": "user", "content": "Who wrote Moby-Dick?"}]
         assert chat(server, other).choices[0].message.content == nano.generate(messages=other)
-        assert metric(server, "prefix_hits_total") == 2
-        assert metric(server, "prefix_hit_tokens_total") == cached(second) + second.usage.prompt_tokens - 1
-        assert metric(server, "kept_bytes") > 0
-        assert metric(server, "running_bytes") == 0
+        assert server.metric("prefix_hits_total") == 2
+        assert server.metric("prefix_hit_tokens_total") == cached(second) + second.usage.prompt_tokens - 1
+        assert server.metric("kept_bytes") > 0
+        assert server.metric("running_bytes") == 0
 
 
 def test_several_answers_read_their_prompt_once(nano):
@@ -64,7 +59,7 @@ def test_several_answers_read_their_prompt_once(nano):
         answer = chat(server, n=4)
         assert {choice.message.content for choice in answer.choices} == {nano.generate(messages=ASK)}
         assert cached(answer) == 0
-        assert metric(server, "prefix_hit_tokens_total") == 3 * (answer.usage.prompt_tokens - 1)
+        assert server.metric("prefix_hit_tokens_total") == 3 * (answer.usage.prompt_tokens - 1)
 
 
 def test_texts_that_begin_alike_at_the_same_time_do_not_change_each_other(nano):
@@ -102,7 +97,7 @@ def test_what_does_not_fit_now_waits_and_what_never_will_is_a_400(nano):
             peak = max(peak, server.health()["running"])
         assert 1 <= peak <= 2
         assert [answer.result().usage.completion_tokens for answer in answers] == [100] * 6
-        assert metric(server, "prefix_evictions_total") > 0
+        assert server.metric("prefix_evictions_total") > 0
         with pytest.raises(openai.BadRequestError, match="that there is memory for") as refused:
             server.client.completions.create(model="nano", prompt=[300] * (longest + 1))
         assert refused.value.code == "context_length_exceeded"
@@ -117,7 +112,7 @@ def test_a_conversation_survives_a_restart(nano, tmp_path):
     (file,) = place.iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     with running(*keep) as server:
-        assert metric(server, "saved_sessions") == 1
+        assert server.metric("saved_sessions") == 1
         again = chat(server)
         assert cached(again) == again.usage.prompt_tokens - 1
         assert again.choices[0].message.content == first.choices[0].message.content

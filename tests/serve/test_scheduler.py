@@ -1,6 +1,7 @@
 """The scheduler by itself: its states, and whom a failure reaches."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 from starlette.testclient import TestClient
@@ -9,6 +10,7 @@ import mobilemoe
 from mobilemoe.engine.member import Member
 from mobilemoe.errors import CheckpointError, UsageError
 from mobilemoe.sampling import Sampling
+from mobilemoe.serve import scheduler as scheduler_module
 from mobilemoe.serve.app import create_app
 from mobilemoe.serve.errors import ApiError
 from mobilemoe.serve.scheduler import Scheduler, Text, Ticket
@@ -254,11 +256,19 @@ def test_a_request_whose_client_goes_away_gets_no_further_token(model, monkeypat
     assert running.ended.wait(20)
 
 
-def test_a_request_beyond_its_time_ends_with_an_error_whether_it_runs_or_waits(model):
-    running = Running(lambda: model, parallel=1, request_seconds=0.2)
-    endless = {"logit_bias": dict.fromkeys(model.stop_ids, -100.0)}
-    waits = Asked(model, tokens=2000, **endless)  # arrives first: its time is not over later than the other's
-    runs = Asked(model, tokens=2000, **endless)
+def test_a_request_beyond_its_time_ends_with_an_error_whether_it_runs_or_waits(model, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(scheduler_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    running = Running(lambda: model, parallel=1, request_seconds=10)
+    runs, waits = Asked(model, tokens=2000), Asked(model, tokens=2000)
+    take = runs.ticket.deliver
+
+    def let_time_pass(arrived):
+        take(arrived)
+        if len(runs.steps) == 3:
+            clock.now = 11.0
+
+    runs.ticket.deliver = let_time_pass
     scheduler = running.open()
     scheduler.submit(runs.ticket)
     scheduler.submit(waits.ticket)
@@ -267,7 +277,7 @@ def test_a_request_beyond_its_time_ends_with_an_error_whether_it_runs_or_waits(m
     for asked in (runs, waits):
         assert (asked.fault.status_code, asked.fault.code) == (504, "deadline_exceeded")
         assert asked.fault.headers["x-should-retry"] == "false", "the clients would ask again, in vain"
-    assert runs.steps
+    assert len(runs.steps) == 3
     assert not waits.steps
     short = Asked(model, tokens=2)
     scheduler.submit(short.ticket)

@@ -34,7 +34,7 @@ def asked(**fields) -> str:
     return json.dumps({"model": "nano", "prompt": "A", "max_tokens": 2} | fields)
 
 
-def answers(connection: socket.socket, seconds: float = 15) -> bytes:
+def answers(connection: socket.socket, seconds: float = 60) -> bytes:
     """All that comes until the server ends the connection."""
     connection.settimeout(seconds)
     found = b""
@@ -54,16 +54,15 @@ def status(connection: socket.socket) -> int:
     return response.status
 
 
-def dripped(connection: socket.socket, piece: bytes, every: float = 0.1, at_most: float = 15) -> float:
-    """Sends `piece` again and again: the seconds until the server has had enough."""
-    began = time.monotonic()
+def drip(connection: socket.socket, piece: bytes) -> None:
+    """Sends `piece` again and again, until the server has had enough."""
     try:
-        while time.monotonic() - began < at_most:
+        for _ in range(300):  # half a minute and more, on a busy machine
             connection.sendall(piece)
-            time.sleep(every)
+            time.sleep(0.1)
     except OSError:
-        pass
-    return time.monotonic() - began
+        return
+    pytest.fail("the connection is still there")
 
 
 def test_a_silent_connection_ends_without_a_word(server):
@@ -86,7 +85,7 @@ def test_a_silent_connection_ends_without_a_word(server):
 def test_what_is_dripped_ends_in_time(server, start, piece):
     with server.connect() as connection:
         connection.sendall(start)
-        assert dripped(connection, piece) < 6, "1 second for a head, 1.5 for a body"
+        drip(connection, piece)
     assert server.health()["status"] == "ready"
 
 
@@ -102,18 +101,21 @@ def test_who_stops_in_the_middle_is_told_so(server, part):
 def test_a_body_refused_by_its_head_is_not_waited_for_longer(server):
     with server.connect() as connection:
         connection.sendall(request("", length=10**9))
-        assert dripped(connection, b" " * 1000) < 6
+        drip(connection, b" " * 1000)
     with server.connect() as connection:
         connection.sendall(request("", length=10**9))
         assert answers(connection).startswith(b"HTTP/1.1 413 ")
 
 
-def test_a_second_request_has_its_own_time(server):
-    with server.connect() as connection:
-        for _ in range(3):
-            time.sleep(0.7)
-            connection.sendall(request(asked()))
-            assert status(connection) == 200
+def test_each_request_of_a_connection_has_its_own_time():
+    with running(before="import mobilemoe.serve.connection as it\nit.HEAD_SECONDS = 4") as server:
+        first, second = request(asked())[:20], request(asked())[20:]
+        with server.connect() as connection:
+            for _ in range(5):  # five seconds together
+                connection.sendall(first)
+                time.sleep(1)
+                connection.sendall(second)
+                assert status(connection) == 200
 
 
 def test_an_idle_connection_is_kept_for_the_next_request(server):
@@ -129,7 +131,6 @@ def test_an_answer_may_take_longer_than_a_request(server, nano):
     body = asked(max_tokens=2000, logit_bias=dict.fromkeys(map(str, nano.stop_ids), -100))
     with server.connect() as connection:
         connection.sendall(request(body))
-        connection.settimeout(60)
         assert status(connection) == 200
 
 
@@ -182,30 +183,29 @@ def test_a_client_that_takes_nothing_of_its_stream_loses_it_and_others_notice_no
     body = asked(n=128, max_tokens=1000, stream=True, logprobs=20, temperature=1)
     greedy = {"model": "nano", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 20}
     alone = server.client.completions.create(**greedy).choices[0].text
+    before = server.metric("generated_tokens_total")
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", server.port))
         connection.sendall(request(body))
         server.wait_for(running=4)
         assert server.client.completions.create(**greedy).choices[0].text == alone
-        began = time.monotonic()
         server.wait_for(running=0, waiting=0)
-        assert time.monotonic() - began < 15, "128 texts would take minutes"
+    tokens = server.metric("generated_tokens_total") - before
+    assert tokens < 64_000, "half of what was asked for"
 
 
 def test_a_thousand_idle_connections_do_not_keep_others_out():
-    with running() as server:
+    with running(before="import mobilemoe.serve.connection as it\nit.HEAD_SECONDS = 600") as server:
         server.http.get("/v1/models")
         before = server.memory()
         idle = [server.connect() for _ in range(1000)]
         try:
-            began = time.monotonic()
             for _ in range(5):
                 connection = server.connect()
                 connection.sendall(request(asked()))
                 assert status(connection) == 200
                 connection.close()
-            assert time.monotonic() - began < 5
             assert server.memory() - before < 64
             gone = 0
             for connection in idle:

@@ -42,7 +42,7 @@ def test_an_address_of_another_machine_is_one_line(fails):
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path):
     command = [sys.executable, "-m", "mobilemoe", "serve", str(tmp_path / "nowhere"), "--port", "0"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
     assert len(ended.stderr.splitlines()) == 1
     assert ended.stderr.startswith("mobilemoe: ")
