@@ -5,11 +5,11 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Error, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Error, Locator, Page, Route, expect, sync_playwright
 
 from servers import SLOW, Server, running
 
-expect.set_options(timeout=20_000)  # on a machine that does other things too
+expect.set_options(timeout=40_000)  # on a machine that does other things too
 WATCH = "window.violations = []; addEventListener('securitypolicyviolation', e => violations.push(e.violatedDirective))"
 
 
@@ -34,7 +34,7 @@ def slow_server() -> Iterator[Server]:
 def context(browser) -> Iterator[BrowserContext]:
     """What a test opens in it may ask only the server it came from, and break no rule of its policy."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(40_000)
     context.add_init_script(WATCH)
     requests: list[str] = []
     faults: list[str] = []
@@ -79,6 +79,18 @@ def answered(page: Page, count: int = 1):
     expect(answers).to_have_count(count)
     expect(page.locator(".message.writing")).to_have_count(0)
     return answers.last.locator(".text")
+
+
+def copy_by(page: Page, button: Locator) -> None:
+    """Clicks it, and waits until it says, for a moment, that the text was copied."""
+    page.evaluate(
+        """() => {
+            const look = () => document.querySelector(".done") && (document.body.dataset.copied = "yes");
+            new MutationObserver(look).observe(document.body, { subtree: true, attributeFilter: ["class"] });
+        }"""
+    )
+    button.click()
+    expect(page.locator("body[data-copied]")).to_have_count(1)
 
 
 def set_number(page: Page, name: str, value: str) -> None:

@@ -60,6 +60,7 @@ def test_no_state_of_the_page_breaks_a_rule(context, server, scheme):
 @pytest.mark.parametrize(("width", "height"), PHONES)
 def test_on_a_phone_nothing_is_wider_than_the_screen(context, server, width, height):
     page = opened(context, server)
+    page.emulate_media(reduced_motion="reduce")
     page.set_viewport_size({"width": width, "height": height})
     wide = "document.documentElement.scrollWidth > innerWidth || document.body.scrollWidth > innerWidth"
     assert not page.evaluate(wide)
@@ -251,8 +252,8 @@ def test_the_theme_is_the_systems_until_one_is_chosen(page):
     page.check("[name=theme][value=light]")
     assert page.evaluate(paper) == light
     page.reload()
+    expect(page.locator("[name=theme][value=light]")).to_be_checked()
     assert page.evaluate(paper) == light
-    assert page.is_checked("[name=theme][value=light]")
     page.check("[name=theme][value=system]")
     assert page.evaluate(paper) == dark
 

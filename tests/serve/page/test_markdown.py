@@ -3,7 +3,7 @@
 import pytest
 from playwright.sync_api import expect
 
-from pages import answered, answers_with, send
+from pages import answered, answers_with, copy_by, send
 
 pytest_plugins = ["pages"]
 
@@ -75,7 +75,7 @@ def test_code_has_its_language_its_colours_and_can_be_copied(page):
     assert block.locator(".word").all_inner_texts() == ["def", "return"]
     assert block.locator(".comment").all_inner_texts() == ['# "one"']
     assert block.locator(".number").all_inner_texts() == ["1"]
-    block.get_by_label("Copy the code").click()
+    copy_by(page, block.get_by_label("Copy the code"))
     assert page.evaluate("navigator.clipboard.readText()") == code
 
 

@@ -23,13 +23,14 @@ def told(server) -> list:
 
 
 @pytest.fixture
-def view(page):
+def view(page, told):
     """The page with the greedy answer, its routing view and the view's table open."""
     set_number(page, "temperature", "0")
     page.click("#toggle-routing")
     send(page, QUESTION[0]["content"])
     answered(page)
     page.click("#as-text summary")
+    expect(page.locator("#token-text")).to_contain_text(f"Token {len(told)} of {len(told)}")  # drawn a frame later
     return page
 
 

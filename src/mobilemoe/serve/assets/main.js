@@ -139,20 +139,22 @@ async function write(parent) {
   save(here);
   const fault = await writing.run(status.model, kind);
   writing = null;
+  if (here === conversation) draw(answer);
+  showControls();
   announcer.grow(answer.text, true);
   announcer.say(
     fault ? `The answer failed. ${fault.message}` : answer.finish === "stopped" ? "Stopped." : "End of the answer.",
   );
   await save(here);
-  if (here === conversation) {
-    thread.update(answer);
-    status.conversation(path(conversation));
-    showRouting();
-  }
-  showControls();
   showList();
   status.memory();
   if (fault?.status === 401) await askKey();
+}
+
+function draw(answer) {
+  thread.update(answer);
+  status.conversation(path(conversation));
+  showRouting();
 }
 
 /** Shows a growing answer, once a frame. */
@@ -162,11 +164,9 @@ function changed(here, answer) {
   drawing = true;
   requestAnimationFrame(() => {
     drawing = false;
-    if (here !== conversation) return;
-    thread.update(answer);
-    status.conversation(path(conversation));
+    if (here !== conversation || answer.finish !== null) return;
+    draw(answer);
     announcer.grow(answer.text, false);
-    showRouting();
   });
 }
 
@@ -334,7 +334,14 @@ document.addEventListener("keydown", (event) => {
   if (writing?.conversation === conversation) writing.stop();
   else if (event.target === prompt) scroll.focus();
 });
-addEventListener("pagehide", () => writing && save(writing.conversation));
+/** Who leaves the page stops the answer: the connection breaks off then, which would count as a failure. */
+function leave() {
+  if (!writing) return;
+  save(writing.conversation);
+  writing.stop();
+}
+
+for (const event of ["beforeunload", "pagehide"]) addEventListener(event, leave); // not every browser has the first
 
 const theme = byId("theme");
 theme.querySelector(`[value="${CSS.escape(recall("theme", "system"))}"]`)?.click();

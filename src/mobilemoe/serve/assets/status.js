@@ -29,7 +29,7 @@ export class Status {
     }
     try {
       if (!this.shape) await this.learn();
-      if (!document.hidden) await this.memory();
+      if (!document.hidden) this.memory(); // not waited for: what is new is shown at once
       return null;
     } catch (fault) {
       return fault;

@@ -30,28 +30,36 @@ export class Store {
     return store;
   }
 
-  #table(mode) {
-    return this.#database.transaction(TABLE, mode).objectStore(TABLE);
+  #table() {
+    return this.#database.transaction(TABLE, "readonly").objectStore(TABLE);
+  }
+
+  /** Resolves when `change(table)` is done. It is committed without waiting for that: a page that closes has no time. */
+  #write(change) {
+    const transaction = this.#database.transaction(TABLE, "readwrite");
+    const request = change(transaction.objectStore(TABLE));
+    transaction.commit();
+    return settled(request);
   }
 
   /** All conversations, the one that changed last first. */
   async all() {
-    const found = this.#database ? await settled(this.#table("readonly").getAll()) : [...this.#memory.values()];
+    const found = this.#database ? await settled(this.#table().getAll()) : [...this.#memory.values()];
     return found.sort((a, b) => b.updated - a.updated);
   }
 
   async get(id) {
-    return (this.#database ? await settled(this.#table("readonly").get(id)) : this.#memory.get(id)) ?? null;
+    return (this.#database ? await settled(this.#table().get(id)) : this.#memory.get(id)) ?? null;
   }
 
   async put(conversation) {
-    if (this.#database) await settled(this.#table("readwrite").put(conversation));
+    if (this.#database) await this.#write((table) => table.put(conversation));
     else this.#memory.set(conversation.id, conversation);
     this.#news.postMessage(conversation.id);
   }
 
   async remove(id) {
-    if (this.#database) await settled(this.#table("readwrite").delete(id));
+    if (this.#database) await this.#write((table) => table.delete(id));
     else this.#memory.delete(id);
     this.#news.postMessage(id);
   }

@@ -6,7 +6,7 @@ import { requestFor } from "./conversation.js";
 export class Writing {
   #abort = new AbortController();
 
-  /** `message`: the empty answer that is to be written. `onChange` is called after each of its changes. */
+  /** `message`: the empty answer that is to be written. `onChange` is called after each change but for its end. */
   constructor(conversation, message, onChange) {
     this.conversation = conversation;
     this.message = message;
@@ -22,6 +22,7 @@ export class Writing {
     const { conversation, message } = this;
     const asked = performance.now();
     let first = null;
+    let finish = null; // the message has it once the stream has ended: until then no other can be written
     message.format = conversation.settings.format === "text" ? "text" : "json";
     message.stats = { tokens: 0, prompt: 0, first: 0, seconds: 0 };
     try {
@@ -36,7 +37,7 @@ export class Writing {
         first ??= now;
         const piece = choice.delta.content ?? "";
         message.text += piece;
-        message.finish = choice.finish_reason ?? null;
+        finish = choice.finish_reason ?? null;
         message.stats.tokens += 1;
         message.stats.first = (first - asked) / 1000;
         message.stats.seconds = (now - first) / 1000;
@@ -49,7 +50,7 @@ export class Writing {
         if (pieces.length) pieces[pieces.length - 1] += piece;
         this.onChange();
       });
-      message.finish ??= "stop";
+      message.finish = finish ?? "stop";
       return null;
     } catch (fault) {
       message.finish = fault.name === "AbortError" ? "stopped" : "failed";
@@ -58,7 +59,6 @@ export class Writing {
       return fault;
     } finally {
       if (message.routing && !message.routing.experts.length) message.routing = null;
-      this.onChange();
     }
   }
 }
