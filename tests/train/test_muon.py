@@ -163,8 +163,8 @@ def test_restored_state_goes_on_bit_for_bit():
     for seed in range(3):
         fill_gradients(first, seed)
         optimizer.step()
-    saved = {name: value.clone() for name, value in moments(first, optimizer).items()}
-    assert saved["model.layers.0.feed_forward.experts.gate_up_proj/momentum"].abs().max() > 0
+    saved = {name: value.numpy().copy() for name, value in moments(first, optimizer).items()}
+    assert saved["model.layers.0.feed_forward.experts.gate_up_proj/momentum"].any()
     assert updates(optimizer) == 3
     second.load_state_dict(first.state_dict())
     resumed = make_muon(second, table())
