@@ -29,6 +29,7 @@ import mobilemoe
 from mobilemoe.cli.quantity import BYTES, quantity
 from mobilemoe.drawing import figure_kind
 from mobilemoe.engine import Engine, engine_files
+from mobilemoe.engine.core import hit_rate
 from mobilemoe.presets import PRESETS
 from mobilemoe.profile.random_model import random_model
 from mobilemoe.profile.tokens import TEXT
@@ -103,9 +104,8 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
             append([token])
         found[f"{kind}_tok_s"] = len(some) / (time.perf_counter() - began)
         made = {name: count - before[name] for name, count in use().items()}
-        if visits := sum(made.get(name, 0) for name in ("hits", "ahead", "misses")):
-            found[f"{kind}_hits"] = made["hits"] / visits
-            found[f"{kind}_bytes"] = made["bytes_read"] / len(some)
+        if made and (hits := hit_rate(made)) is not None:
+            found[f"{kind}_hits"], found[f"{kind}_bytes"] = hits, made["bytes_read"] / len(some)
 
     decode("cold", ids[:tokens])
     restart()

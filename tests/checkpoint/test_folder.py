@@ -15,6 +15,7 @@ from mobilemoe.checkpoint import (
     tensor_table,
     write_random,
 )
+from mobilemoe.checkpoint.folder import ENGINE_FILE
 from mobilemoe.checkpoint.writing import stored_config
 from mobilemoe.errors import CheckpointError, UsageError
 
@@ -104,6 +105,8 @@ def test_folders_without_their_parts_are_refused(tmp_path):
     assert "not a folder" in refusal(tmp_path / "none")
     MICRO.save(tmp_path)
     assert "model.safetensors does not exist" in refusal(tmp_path)
+    (tmp_path / ENGINE_FILE).touch()
+    assert "holds an engine file (model.mobilemoe), which only the native engine reads" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16"])

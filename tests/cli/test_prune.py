@@ -2,13 +2,17 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 
 from mobilemoe.checkpoint import convert, write_random
 from mobilemoe.checkpoint.container import write_safetensors
+from mobilemoe.checkpoint.draft import DRAFT, DraftShape, write_draft
 from mobilemoe.config import ModelConfig
+from mobilemoe.engine import write_engine_folder
+from mobilemoe.load import load
 from mobilemoe.presets import family_member
 from tiny_model import write_model
 
@@ -57,6 +61,64 @@ def test_texts_may_be_several_files_and_folders_of_all_kinds(mobilemoe_cli, tiny
     ended = mobilemoe_cli("prune", tiny_folder, *arguments, "--out", tmp_path / "few", "--json")
     assert ended.status == 0, ended.err
     assert set(ended.json["before"]["bits_per_byte"]) == {"the text's held-out part", "b.py"}
+
+
+CARD = """---
+license: cc-by-4.0
+---
+# Whole
+
+Knows | birds.
+
+```sh
+# no heading
+```
+"""
+
+
+def test_the_card_is_that_of_the_pruned_model_and_keeps_licence_and_attributions(
+    mobilemoe_cli, tiny_folder, text, tmp_path
+):
+    source = tmp_path / "whole"
+    shutil.copytree(tiny_folder, source)
+    (source / "README.md").write_text(CARD)
+    options = ["--text", text, "--experts", 4]
+    found = mobilemoe_cli("prune", source, *options, "--out", tmp_path / "few", "--json").json
+    card = (tmp_path / "few/README.md").read_text()
+    assert card.startswith("---\nlicense: cc-by-4.0\n---\n# few\n")
+    assert "in each layer stay the 4 of 6 routed experts" in card
+    assert f"by {found['tokens']:,} tokens of `text.jsonl`" in card
+    assert f"- layer 1: {', '.join(map(str, found['kept'][1]))}" in card
+    scores = [found[when]["bits_per_byte"]["the text's held-out part"] for when in ("before", "after")]
+    assert f"| bits per byte, the text's held-out part | {scores[0]:.4f} | {scores[1]:.4f} |" in card
+    assert card.index("are those of all experts") < card.index("## Whole\n\nKnows | birds.")
+    assert "\n# no heading\n" in card
+    mobilemoe_cli("prune", tmp_path / "few", "--text", text, "--experts", 3, "--out", tmp_path / "fewer")
+    again = (tmp_path / "fewer/README.md").read_text()
+    assert "in each layer stay the 3 of 4 routed experts" in again
+    assert "## few\n" in again
+    assert "### Whole\n" in again
+    (source / "README.md").write_bytes(b"\xff")
+    assert "README.md is not UTF-8" in mobilemoe_cli("prune", source, *options, "--out", tmp_path / "no").err
+
+
+def test_a_draft_head_goes_along_and_changes_no_text(mobilemoe_cli, text, tmp_path):
+    source = write_model(tmp_path / "whole")
+    config = ModelConfig.load(source)
+    rng = np.random.default_rng(0)
+    shape = DraftShape(config.hidden_size, 64, 32)
+    parts = {name: rng.normal(0, 0.1, size).astype(np.float32) for name, size in shape.matrices.items()}
+    write_draft(source / DRAFT, parts.__getitem__, np.arange(32))
+    ended = mobilemoe_cli("prune", source, "--text", text, "--experts", 4, "--out", tmp_path / "few")
+    assert "the draft head (draft.safetensors) of the whole model is kept" in ended.err
+    assert "The draft head is that of the whole model." in (tmp_path / "few/README.md").read_text()
+    drafted, plain = (load(tmp_path / "few", speculate=how) for how in ("draft", "off"))
+    assert drafted.generate("the bird", max_new_tokens=40) == plain.generate("the bird", max_new_tokens=40)
+    assert drafted.engine.drafts.proposed > 0
+    os.truncate(source / DRAFT, 100)
+    refused = mobilemoe_cli("prune", source, "--text", text, "--experts", 4, "--out", tmp_path / "no")
+    assert (refused.status, "draft.safetensors" in refused.err) == (1, True)
+    assert not (tmp_path / "no").exists()
 
 
 REFUSED = {
@@ -109,6 +171,8 @@ def test_models_that_cannot_be_pruned_are_refused(fails, text, tiny_folder, tmp_
     cut = write_model(tmp_path / "cut")
     os.truncate(cut / "model.safetensors", 100_000)
     assert "cut short" in fails(1, "prune", cut, *options)
+    write_engine_folder(tiny_folder, tmp_path / "engine")
+    assert "engine holds an engine file" in fails(1, "prune", tmp_path / "engine", *options)
     bare = write_model(tmp_path / "bare", tokenizer=False)
     assert "tokenizer" in fails(1, "prune", bare, *options)
     convert(tiny_folder, tmp_path / "learnt", format="bf16")
@@ -119,7 +183,7 @@ def test_models_that_cannot_be_pruned_are_refused(fails, text, tiny_folder, tmp_
     assert left_in(tmp_path) == []
 
 
-@pytest.mark.parametrize("where", ["measure_use", "write_pruned"])
+@pytest.mark.parametrize("where", ["measure_use", "write_pruned", "pruned_card"])
 def test_an_interrupt_leaves_nothing(where, mobilemoe_cli, tiny_folder, text, tmp_path, monkeypatch):
     import mobilemoe.prune.prune as module
     from mobilemoe.checkpoint import writing
@@ -127,7 +191,7 @@ def test_an_interrupt_leaves_nothing(where, mobilemoe_cli, tiny_folder, text, tm
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    if where == "measure_use":
+    if where != "write_pruned":
         monkeypatch.setattr(module, where, interrupt)
     else:  # the weights are written, and the folder does not have its name yet
         monkeypatch.setattr(writing, "copy_companions", interrupt)

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from memory_limits import named_limit
 from mobilemoe.checkpoint import write_random
 from mobilemoe.errors import UsageError
 from mobilemoe.evaluate.compare import tradeoff
@@ -88,8 +89,7 @@ def test_decoding_under_a_limit_reads_less_with_a_prior(monkeypatch):
 
     with pytest.raises(UsageError, match="needs at least") as refused:
         measure(1000)
-    needed = int(re.search(r"at least (\d+)", str(refused.value))[1])
-    plain, preferring = measure(needed + 2_500_000)
+    plain, preferring = measure(named_limit(str(refused.value)))
     assert plain.places < plain.experts == 144, plain
     assert preferring.bytes_per_token < plain.bytes_per_token
     assert preferring.hit_rate > plain.hit_rate

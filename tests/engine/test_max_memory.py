@@ -1,35 +1,36 @@
 """An engine that may not take much memory reads experts from the file, and computes the same."""
 
-import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from memory_limits import named_limit
 from mobilemoe.checkpoint import write_random
 from mobilemoe.engine import Engine
+from mobilemoe.engine.core import hit_rate
 from mobilemoe.errors import UsageError
 from mobilemoe.hub import ASSETS
 from mobilemoe.presets import family_member
 
 NANO = ASSETS / "nano"
-IDS = [(7 * at) % 16000 for at in range(640)]
+IDS = [(7 * at) % 16000 for at in range(700)]
 
 
 def least(**options) -> int:
     """The smallest max_memory that nano can be opened with now, as the refusal says."""
     with pytest.raises(UsageError, match="max_memory is 1000 bytes, but the process needs at least") as refused:
         Engine(NANO, max_memory=1000, **options)
-    return int(re.search(r"at least (\d+)", str(refused.value))[1])
+    return named_limit(str(refused.value))
 
 
 def outputs(engine: Engine) -> np.ndarray:
-    """Logits of a long prompt, some tokens one by one, and a batch of texts."""
-    session, other = engine.session(700), engine.session(64)
+    """Logits of a long prompt, some tokens one by one, and a batch of texts: enough passes to try reading ahead."""
+    session, other = engine.session(800), engine.session(64)
     found = [engine.forward([(session, IDS[:600], 8)])]
-    found += [engine.forward([(session, [token], 1)]) for token in IDS[600:620]]
-    found += [engine.forward([(session, [token], 1), (other, [token + 1], 1)]) for token in IDS[620:]]
+    found += [engine.forward([(session, [token], 1)]) for token in IDS[600:660]]
+    found += [engine.forward([(session, [token], 1), (other, [token + 1], 1)]) for token in IDS[660:]]
     return np.concatenate(found)
 
 
@@ -67,6 +68,11 @@ def test_the_context_is_what_there_is_room_for_and_a_quarter_is_for_texts():
     assert Engine(NANO, threads=1).expert_use is None
 
 
+def test_an_expert_that_is_still_on_its_way_counts_as_no_hit():
+    assert hit_rate({"hits": 6, "ahead": 3, "misses": 1}) == 0.6
+    assert hit_rate({"hits": 0, "ahead": 0, "misses": 0}) is None
+
+
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "1GB", 2**63])
 def test_what_is_no_size_is_refused(wrong):
     with pytest.raises(UsageError, match="max_memory is"):
@@ -99,7 +105,7 @@ def test_a_process_stays_within_its_limit_and_writes_the_same(tmp_path):
         return texts, int(peak)
 
     expected, unlimited = written("none", "off")
-    least = int(re.search(r"needs at least (\d+)", start(1, "off").stderr)[1]) + 2**20  # not all processes are alike
+    least = named_limit(start(1, "off").stderr)
     assert least < unlimited - 50_000_000
     for limit in (least, least + 2**24):
         for speculate in ("off", "lookup"):

@@ -170,7 +170,7 @@ from mobilemoe.routing import Routing
 try:
     Engine(ASSETS / "nano", max_memory=1000)
 except UsageError as refused:
-    least = int(re.search(r"at least (\\d+)", str(refused))[1])
+    least = int(re.search(r"at least (\\d+) MB", str(refused))[1]) * 10**6
 routing = Routing(cache_prior=float(sys.argv[1]), always_top=int(sys.argv[2]))
 engine = Engine(ASSETS / "nano", threads=2, max_memory=least + 6_000_000, routing=routing)
 session = engine.session(300)

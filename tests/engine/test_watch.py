@@ -6,8 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from mobilemoe.engine import Engine
-from mobilemoe.engine.engine_file_cache import ENGINE_FILE, write_engine_folder
+from mobilemoe.engine import ENGINE_FILE, Engine, write_engine_folder
 from mobilemoe.errors import CheckpointError
 
 

@@ -1,7 +1,6 @@
 """A server computes no prompt twice, stays within its memory, and keeps conversations over a restart."""
 
 import random
-import re
 import signal
 import stat
 import subprocess
@@ -14,6 +13,7 @@ import openai
 import pytest
 
 import mobilemoe
+from memory_limits import named_limit
 from mobilemoe.engine import Engine
 from mobilemoe.hub import ASSETS
 from mobilemoe.sampling import Sampling
@@ -74,9 +74,7 @@ def least_memory(*options: str) -> int:
     """The smallest --max-memory that a server of nano starts with."""
     command = [sys.executable, "-c", "from mobilemoe.cli.main import main; main()", "serve", "nano", "--port", "0"]
     refused = subprocess.run([*command, *options, "--max-memory", "1KB"], capture_output=True, text=True)
-    found = re.search(r"needs at least (\d+)", refused.stderr)
-    assert found, refused.stderr
-    return int(found[1])
+    return named_limit(refused.stderr)
 
 
 def test_what_does_not_fit_now_waits_and_what_never_will_is_a_400(nano):
@@ -122,7 +120,7 @@ def test_a_conversation_survives_a_restart(nano, tmp_path):
     ("options", "words"),
     [
         (("--max-memory", "much"), "--max-memory is 'much'"),
-        (("--max-memory", "10KB"), "max_memory is 10000 bytes, but the process needs at least"),
+        (("--max-memory", "10KB"), "max_memory is 0.01 MB, but the process needs at least"),
         (("--session-dir", "/dev/null"), "cannot keep sessions"),
     ],
 )

@@ -24,6 +24,15 @@ constexpr int kScoredRows = 16;  // rows of logits in memory at once while scori
 constexpr size_t kSlack = 8 << 20, kFirstSlack = 16 << 20;
 constexpr int kShortText = 64;
 
+// A limit that works, in words: rounded up to a whole number of megabytes or to four digits, and with 2 MB more, by
+// which the next process may be larger than this one.
+std::string limit_text(size_t least) {
+  size_t step = 1000000;
+  least += 2 * step;
+  while (least / step >= 9999) step *= 10;
+  return size_text((least / step + 1) * step);
+}
+
 // The working memory of a pass, in bytes: no less than what the operators take.
 size_t working_bytes(const Config& c, int rows, bool fp32) {
   const size_t input = fp32 ? 4 : 2;  // bytes of one prepared input, its scales included
@@ -100,9 +109,8 @@ Engine::Engine(Model model, const EngineOptions& options)
                  needed = kFirstSlack + working_bytes(model_.config, kMaxRows, options_.fp32);
     const size_t least = least_memory(needed + kv_bytes(kShortText));
     if (most < least) {
-      throw Error(ErrorCode::usage, "max_memory is " + std::to_string(most) +
-                                        " bytes, but the process needs at least " + std::to_string(least) +
-                                        " to compute with this model");
+      throw Error(ErrorCode::usage, "max_memory is " + size_text(most) + ", but the process needs at least " +
+                                        limit_text(least) + " to compute with this model");
     }
     if (model_.expert_source != nullptr) {
       cache_ = std::make_unique<ExpertCache>(model_, kernels_, most / model_.expert_source->bytes());
@@ -145,9 +153,9 @@ void Engine::make_room(size_t bytes) {
   if (options_.max_memory == 0) return;
   const size_t spare = this->spare(0);
   if (bytes > spare) {
-    throw Error(ErrorCode::full, "max_memory is " + std::to_string(options_.max_memory) +
-                                     " bytes, but the process needs at least " +
-                                     std::to_string(least_memory(kSlack + bytes)) + " to go on");
+    throw Error(ErrorCode::full, "max_memory is " + size_text(options_.max_memory) +
+                                     ", but the process needs at least " + limit_text(least_memory(kSlack + bytes)) +
+                                     " to go on");
   }
   if (cache_ != nullptr) {
     cache_->limit(ExpertCache::least_places(model_.config) + (spare - bytes) / cache_->place_bytes());

@@ -66,6 +66,7 @@ struct ExpertCache::State {
   ExpertUse use;
   int reading = 0;  // places that are being read into
   int fault = 0;    // of a read
+  int visits = 0;   // of this pass
 
   std::mutex mutex;
   std::condition_variable wanted, done;
@@ -247,7 +248,10 @@ void ExpertCache::limit(size_t places) {
 
 void ExpertCache::begin_pass(int rows) {
   rows_ = rows;
-  state().start();
+  State& s = state();
+  s.start();
+  s.visits = 0;
+  began_ = std::chrono::steady_clock::now();
 }
 
 void ExpertCache::end_pass() {
@@ -263,6 +267,9 @@ void ExpertCache::end_pass() {
     s.new_uses[id] = 0;
   }
   while (!s.later.empty()) s.drop(s.later.back());
+  if (rows_ <= kPredictedRows && s.visits > 0) {
+    trial_.note(std::chrono::duration<double>(std::chrono::steady_clock::now() - began_).count() / s.visits);
+  }
   if (s.fault == 0) return;
   s.done.wait(lock, [&s] { return s.reading == 0; });
   for (size_t at = 0; at < s.count; ++at) {  // nobody knows which of them are whole
@@ -291,6 +298,7 @@ int ExpertCache::sort(int layer, Visit* visits, int count) const {
 const Ffn* ExpertCache::keep(int layer, const Visit* visits, int count) {
   State& s = *state_;
   std::unique_lock<std::mutex> lock(s.mutex);
+  s.visits += count;
   for (int i = 0; i < count; ++i) {  // first, so that none of them makes room for another
     const int id = layer * s.experts + visits[i].expert;
     s.new_uses[id] += visits[i].rows;
@@ -358,6 +366,7 @@ void ExpertCache::read_ahead(int layer, const float* x, int rows, CachePrior* pr
     }
     return;
   }
+  if (prior == nullptr && !trial_.reads_ahead()) return;
   const LayerWeights& weights = model_.layers[layer];
   const Config& config = model_.config;
   Preference preference{};

@@ -6,11 +6,13 @@
 // in a long pass the first layers do not drive out the experts of the last ones just before these are needed.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
+#include "compute/ahead_trial.h"
 #include "compute/cache_prior.h"
 #include "kernels/kernels.h"
 #include "model/model.h"
@@ -69,6 +71,7 @@ class ExpertCache {
 
   // Begins to read experts that the layer will probably want, by what its router says of x [rows][hidden], which is
   // still to go through other layers, and by what the prior prefers if there is one. `layer` may be behind the last.
+  // Not for few rows where it has turned out to be slower, but with a prior always: what is in memory decides there.
   void read_ahead(int layer, const float* x, int rows, CachePrior* prior);
 
  private:
@@ -84,6 +87,8 @@ class ExpertCache {
   std::unique_ptr<State> state_;
   int forks_;
   int rows_ = 0;  // of the pass
+  std::chrono::steady_clock::time_point began_;
+  AheadTrial trial_;
   std::vector<float> normed_, logits_, scores_, weights_;
   std::vector<int> chosen_;
   int likely_;  // of the experts that a prediction names, the best so many are read: the last is wrong too often

@@ -5,6 +5,7 @@
 #include "compute/engine.h"
 #include "compute/expert_cache.h"
 #include "compute/forward.h"
+#include "compute/process_memory.h"
 #include "files/engine_file.h"
 #include "files/engine_layout.h"
 #include "files/open_model.h"
@@ -164,6 +165,14 @@ TEST(engine_with_too_little_memory_says_how_much_it_needs) {
   const TempFolder folder;
   folder.put(Tiny(config_json()));
   CHECK_THROWS_SAYING(open_model(folder.path(), false), ErrorCode::usage, "needs an engine file");
+}
+
+TEST(sizes_in_words_have_four_digits_and_are_rounded_down) {
+  CHECK_EQ(size_text(9999), "9999 bytes");
+  CHECK_EQ(size_text(83729999), "83.72 MB");
+  CHECK_EQ(size_text(1235999999), "1.235 GB");
+  CHECK_EQ(size_text(12345678901), "12.34 GB");
+  CHECK_EQ(size_text(500000), "0.5 MB");
 }
 
 TEST(capped_file_with_a_wrong_number_of_shared_pages_is_refused) {

@@ -30,6 +30,7 @@ from mobilemoe.files import read_json, sha256_file
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
+ENGINE_FILE = "model.mobilemoe"  # what `convert --format engine` writes in place of the weights
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 _FLOATS = ("BF16", "F16", "F32")
 _MAX_INDEX_BYTES = 2**24  # as in the native reader
@@ -200,6 +201,11 @@ class Checkpoint:
 def open_files(folder: Path, stack: ExitStack) -> list[SafetensorsFile]:
     """The weight files of `folder`, one or those of its index, to be closed by `stack`; CheckpointError if damaged."""
     if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
+        if not (folder / WEIGHTS).exists() and (folder / ENGINE_FILE).exists():
+            raise CheckpointError(
+                f"{folder} holds an engine file ({ENGINE_FILE}), which only the native engine reads: give the folder "
+                "with the weights that it was made from"
+            )
         return [stack.enter_context(SafetensorsFile(folder / WEIGHTS))]
     names_by_shard = _read_index(folder / INDEX)
     files = [stack.enter_context(SafetensorsFile(folder / shard)) for shard in names_by_shard]

@@ -64,7 +64,8 @@ def bench(
     Prefill (reading a prompt) and decode (writing) are in tokens per second. MFU is the share of the machine's int8
     multiply-adds that prefill uses. MBU is the share of its read bandwidth that decoding uses; it can exceed 100% if
     the weights fit in the CPU's caches. With --max-memory neither is measured, but how many of the experts were in
-    memory, and how much was read for a token. A model that reads text also continues one with guessed tokens and
+    memory, and how much was read for a token; nor is the first token, for which a second process would have to load the
+    model beside this one. A model that reads text also continues one with guessed tokens and
     without. In --json, MFU is null if the engine does not compute in int8. --sample adds the time that choosing a token
     from its logits takes: greedily, and with each setting of `mobilemoe run`.
 
@@ -79,7 +80,9 @@ def bench(
         wanted += [(SHORT_NAMES.get(name, name), True) for name in compare.split(",")]
     lengths = LENGTHS if compare is None else tuple(sorted({*LENGTHS, *PAPERS_LENGTHS}))
     lengths = _numbers("--prefill", prefill, 1) or lengths
-    workload = benchmark.Workload(lengths, _numbers("--depths", depths, 0) or (0, *lengths), repeats, dummy, sample)
+    workload = benchmark.Workload(
+        lengths, _numbers("--depths", depths, 0) or (0, *lengths), repeats, dummy, sample, engine.max_memory is None
+    )
     _check(wanted, group_axis, repeats)
     if png is not None:
         picture.drawing()
@@ -187,14 +190,16 @@ def _print(result: Result, machine: Machine, workload: Workload) -> None:
     if (guesses := result.guesses) is not None:
         print(f"guessed tokens     {guesses.speed / guesses.plain_speed:.2f} times plain decoding of a text", end="")
         print(f", {guesses.drafts.accepted:,} of {guesses.drafts.proposed:,} were right")
-    print(f"first token        {result.cold.from_import_s:.3f} s from before `import mobilemoe`", end="")
-    print(f", {result.cold.from_load_s:.3f} s from load(), in a new process")
+    if workload.cold:
+        print(f"first token        {result.cold.from_import_s:.3f} s from before `import mobilemoe`", end="")
+        print(f", {result.cold.from_load_s:.3f} s from load(), in a new process")
     if (use := engine.expert_use) is not None:
         print(f"experts in memory  {use.places:,} of {use.experts:,}", end="")
         if (hit_rate := s.hit_rate()) is not None and (read := s.read_bytes()) is not None:
             print(f": {hit_rate:.1%} of those that decoding visits, and {read / 1e6:,.1f} MB read for a token", end="")
         print()
-    print(f"peak memory        {result.cold.peak_rss_bytes / 1e6:,.0f} MB, after {result.rss_tokens:,} tokens there")
+    where = f"after {result.rss_tokens:,} tokens there" if workload.cold else "in this process"
+    print(f"peak memory        {result.cold.peak_rss_bytes / 1e6:,.0f} MB, {where}")
     if result.sampling:
         _print_sampling(result)
     print()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from mobilemoe.checkpoint.draft import DRAFT
 from mobilemoe.checkpoint.run_folder import newest_model
 from mobilemoe.cli.options import JsonOption, ModelArgument, plain_console, print_json
 from mobilemoe.errors import MissingExtraError
@@ -44,7 +45,8 @@ def prune(
 
     Nine tenths of the text choose the experts, one tenth measures. An expert's use is the norm of what it adds, summed
     over the tokens that choose it. INT4 weights that stay are moved as they are; --merge rounds the experts that it
-    changes again. Any reader of the format reads the result.
+    changes again. Any reader of the format reads the result. Its model card says how it was made, above that of the
+    whole model.
 
     Example: mobilemoe prune nano --text docs/serving.md --experts 12 --out nano-12
     """
@@ -61,6 +63,8 @@ def prune(
             "another text of the domain could choose others",
             file=sys.stderr,
         )
+    if (found.folder / DRAFT).exists():
+        print(f"note: the draft head ({DRAFT}) of the whole model is kept: it may guess fewer tokens", file=sys.stderr)
     print_json(found.as_json()) if json else _print(found)
 
 

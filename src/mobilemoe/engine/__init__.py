@@ -6,11 +6,12 @@ session = engine.session()
 logits_V = session.append(ids)
 """
 
+from mobilemoe.checkpoint.folder import ENGINE_FILE
 from mobilemoe.engine.batch import Batch
 from mobilemoe.engine.conversation import Conversation
 from mobilemoe.engine.core import Activations, Drafts, KvCache, Session, Speculate
 from mobilemoe.engine.engine import Engine, instruction_sets
-from mobilemoe.engine.engine_file_cache import ENGINE_FILE, engine_files, has_engine_file, is_whole, write_engine_folder
+from mobilemoe.engine.engine_file_cache import engine_files, has_engine_file, is_whole, write_engine_folder
 from mobilemoe.user_cache import cache_folder
 
 __all__ = [

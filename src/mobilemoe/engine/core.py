@@ -65,6 +65,12 @@ class ExpertUse:
     expert_bytes: int
 
 
+def hit_rate(counts: Mapping[str, int]) -> float | None:
+    """The share of visits whose expert was in memory, and not only on its way, by ExpertUse's names; None of none."""
+    visits = sum(counts[name] for name in ("hits", "ahead", "misses"))
+    return counts["hits"] / visits if visits else None
+
+
 class Core:
     """An open model that appends tokens to sessions and gives logits, or the log-probabilities of given tokens.
 

@@ -21,7 +21,7 @@ from mobilemoe import accounting
 from mobilemoe.checkpoint import Checkpoint, save_checkpoint
 from mobilemoe.checkpoint.companions import copy_companions
 from mobilemoe.checkpoint.draft import copy_draft
-from mobilemoe.checkpoint.folder import CONFIG, INDEX, WEIGHTS
+from mobilemoe.checkpoint.folder import CONFIG, ENGINE_FILE, INDEX, WEIGHTS
 from mobilemoe.config import GroupAxis, ModelConfig
 from mobilemoe.engine.fingerprints import check_whole, fingerprint, stamp
 from mobilemoe.engine.native import native, our_errors
@@ -29,7 +29,6 @@ from mobilemoe.errors import CheckpointError, UsageError
 from mobilemoe.files import atomic_folder, scratch_folder, write_json
 from mobilemoe.user_cache import LIMIT_VARIABLE, about, clear_temporary, is_private, limit, prune, usable_cache
 
-ENGINE_FILE = "model.mobilemoe"
 ROUNDED_AXIS: GroupAxis = "in"  # the group axis of BF16 experts that are rounded when they are opened
 _LARGE = 2**28  # bytes of weights from which on rewriting takes so long that it is announced
 OpenPath = Callable[[Path], native.Engine]

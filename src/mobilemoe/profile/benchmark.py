@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from mobilemoe import paper
 from mobilemoe.engine import Engine
 from mobilemoe.load import Model
-from mobilemoe.profile.cold import ColdStart, cold_start
+from mobilemoe.profile.cold import ColdStart, cold_start, peak_rss_bytes
 from mobilemoe.profile.guesses import Guesses, measure_guesses
 from mobilemoe.profile.machine import Machine, measure_machine
 from mobilemoe.profile.sampling_speed import PROMPT, STEPS, measure_sampling
@@ -29,11 +29,12 @@ class Workload:
     repeats: int
     dummy: bool  # pseudo-random tokens in place of text
     sample: bool = False  # the kinds of sampling too
+    cold: bool = True  # new processes that load the model beside this one
 
     @property
     def steps(self) -> int:
         """How often `run` reports progress, for each model."""
-        return self.repeats * (len({*self.lengths, *self.depths}) + 1) + 1 + self.sample
+        return self.repeats * (len({*self.lengths, *self.depths}) + self.cold) + 1 + self.sample
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ def run(
         sampling.append(measure_sampling(subject.engine, subject.ids, workload.repeats) if workload.sample else {})
         if workload.sample:
             on_step(f"{name}: sampling")
-    starts: list[list[ColdStart]] = [[] for _ in models]
-    for _ in range(workload.repeats):
+    starts = [[] if workload.cold else [ColdStart(None, None, peak_rss_bytes())] for _ in models]
+    for _ in range(workload.repeats if workload.cold else 0):
         for (name, model, options), tokens, found in zip(models, texts, starts, strict=True):
             found.append(cold_start(str(model.folder.absolute()), options, tokens.ids, is_text=tokens.is_text))
             on_step(f"{name}: cold start")
@@ -129,10 +130,15 @@ def run(
 
 def _middle(starts: Sequence[ColdStart]) -> ColdStart:
     return ColdStart(
-        median(start.from_import_s for start in starts),
-        median(start.from_load_s for start in starts),
+        _median(start.from_import_s for start in starts),
+        _median(start.from_load_s for start in starts),
         max(start.peak_rss_bytes for start in starts),
     )
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
 
 
 def ratios(result: Result, baseline: Result) -> list[Ratio]:

@@ -6,7 +6,6 @@ Each measurement is made in a process of its own, since the limit is one for a w
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from mobilemoe.errors import UsageError
+from mobilemoe.profile.child import measure_in_child
 
 BEFORE, DECODED = 512, 96  # tokens of the prompt, and those that are decoded after it
 ROUNDS = 5
@@ -23,8 +23,8 @@ _CHILD = "from mobilemoe.profile.capped import child_main\nchild_main()\n"
 
 @dataclass(frozen=True)
 class Decoding:
-    """Decoding with one strength of the prior: its speed, the bytes of experts read for a token, the share of chosen
-    experts that were in memory or on their way, and how many of all experts there was room for.
+    """Decoding with one strength of the prior: its speed, the bytes of experts read for a token, the share of visited
+    experts that were in memory, and how many of all experts there was room for.
     """
 
     strength: float
@@ -51,12 +51,8 @@ def decode_speeds(
         for strength in strengths:
             job = {"folder": str(folder.absolute()), "strength": strength, "max_memory": max_memory}
             job |= {"ids": list(ids[: BEFORE + DECODED]), "threads": threads}
-            command = [sys.executable, "-P", "-c", _CHILD]
-            ended = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True)
-            if ended.returncode != 0:
-                reason = (ended.stderr.strip().splitlines() or ["no message"])[-1]
-                raise UsageError(f"decoding under a limit of memory failed: {reason}")
-            found[strength].append(Decoding(**json.loads(ended.stdout.splitlines()[-1])))
+            made = measure_in_child(_CHILD, job, "decoding under a limit of memory", UsageError)
+            found[strength].append(Decoding(**made))
         on_round(done + 1)
     places, experts = found[strengths[0]][0].places, found[strengths[0]][0].experts
     if places == experts:
@@ -77,6 +73,7 @@ def decode_speeds(
 def child_main() -> None:
     """Runs in the new process: reads a job from standard input, writes a Decoding as JSON to standard output."""
     from mobilemoe.engine import Engine
+    from mobilemoe.engine.core import hit_rate
     from mobilemoe.routing import Routing
 
     job = json.load(sys.stdin)
@@ -84,14 +81,13 @@ def child_main() -> None:
     engine = Engine(job["folder"], threads=job["threads"], max_memory=job["max_memory"], routing=routing)
     session = engine.session(min(engine.context, BEFORE + DECODED))
     session.append(job["ids"][:BEFORE])
-    before, began = engine.expert_use, time.perf_counter()
+    before, began = engine.native.expert_use, time.perf_counter()
     for token in job["ids"][BEFORE:]:
         session.append([token])
-    seconds, use = time.perf_counter() - began, engine.expert_use
-    assert before
-    assert use
-    hits, ahead, misses = (getattr(use, each) - getattr(before, each) for each in ("hits", "ahead", "misses"))
-    read, decoded = use.bytes_read - before.bytes_read, len(job["ids"]) - BEFORE
-    rate = (hits + ahead) / (hits + ahead + misses)
-    result = Decoding(job["strength"], decoded / seconds, read / decoded, rate, use.places, use.experts)
+    seconds, use = time.perf_counter() - began, engine.native.expert_use
+    made = {name: count - before[name] for name, count in use.items()}
+    rate, decoded = hit_rate(made), len(job["ids"]) - BEFORE
+    assert rate is not None  # every token of a mixture visits experts
+    speed, read = decoded / seconds, made["bytes_read"] / decoded
+    result = Decoding(job["strength"], speed, read, rate, use["places"], use["experts"])
     print(json.dumps(asdict(result)))

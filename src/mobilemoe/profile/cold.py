@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -15,18 +14,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from mobilemoe.errors import MobileMoEError
+from mobilemoe.profile.child import measure_in_child
 
 PROMPT = "Once upon a time, in a small village by the sea,"
-# The clock starts before mobilemoe is imported. -P: a folder called mobilemoe in the current folder is not imported.
+# The clock starts before mobilemoe is imported.
 _CHILD = "import time\nbegan = time.perf_counter()\nfrom mobilemoe.profile.cold import child_main\nchild_main(began)\n"
 
 
 @dataclass(frozen=True)
 class ColdStart:
-    """Seconds to the first token, from before the import and from `load`; peak memory after a long prompt."""
+    """Seconds to the first token, from before the import and from `load`, if measured; peak memory."""
 
-    from_import_s: float
-    from_load_s: float
+    from_import_s: float | None
+    from_load_s: float | None
     peak_rss_bytes: int
 
 
@@ -37,11 +37,7 @@ def cold_start(folder: str, options: dict[str, Any], ids: Sequence[int], *, is_t
     tokenizer if `is_text`, else the first of `ids`.
     """
     job = {"folder": folder, "options": options, "ids": list(ids), "is_text": is_text}
-    done = subprocess.run([sys.executable, "-P", "-c", _CHILD], input=json.dumps(job), capture_output=True, text=True)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise MobileMoEError(f"the process that measures a cold start failed: {reason}")
-    return ColdStart(**json.loads(done.stdout.splitlines()[-1]))
+    return ColdStart(**measure_in_child(_CHILD, job, "measuring a cold start", MobileMoEError))
 
 
 def child_main(began: float) -> None:
@@ -59,11 +55,11 @@ def child_main(began: float) -> None:
         model.logits(job["ids"][:1])
     first = time.perf_counter()
     model.loglikelihood(job["ids"][:-1], job["ids"][-1:])
-    result = {"from_import_s": first - began, "from_load_s": first - load_began, "peak_rss_bytes": _peak_rss_bytes()}
+    result = {"from_import_s": first - began, "from_load_s": first - load_began, "peak_rss_bytes": peak_rss_bytes()}
     print(json.dumps(result))
 
 
-def _peak_rss_bytes() -> int:
+def peak_rss_bytes() -> int:
     """The peak memory of this process alone; on Linux, getrusage also counts the process that started it."""
     try:
         with open("/proc/self/status") as status:

@@ -13,6 +13,7 @@ from statistics import median
 
 from mobilemoe import accounting
 from mobilemoe.engine import Engine
+from mobilemoe.engine.core import hit_rate
 from mobilemoe.profile.machine import Machine
 
 DECODED = 32  # tokens decoded in one measurement
@@ -43,8 +44,7 @@ class Subject:
 
     def hit_rate(self) -> float | None:
         """The share of the experts that decoding visited which were in memory; None if it visited none that counts."""
-        visited = self.visits["hits"] + self.visits["ahead"] + self.visits["misses"]
-        return self.visits["hits"] / visited if visited else None
+        return hit_rate(self.visits)
 
     def read_bytes(self) -> float | None:
         """Bytes of experts that a decoded token read from the file; None if nothing was decoded."""

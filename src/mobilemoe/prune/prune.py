@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from mobilemoe.checkpoint import Checkpoint
+from mobilemoe.checkpoint.draft import open_draft
 from mobilemoe.data.sources import Document
 from mobilemoe.data.stream import cut_document
 from mobilemoe.errors import CheckpointError
 from mobilemoe.evaluate.compare.bits_per_byte import Score, encode_document, score_document, targets_of
-from mobilemoe.files import refuse_existing
+from mobilemoe.files import atomic_folder, refuse_existing
 from mobilemoe.load import Model, load
 from mobilemoe.progress import tell
+from mobilemoe.prune.card import CARD, pruned_card, read_card
 from mobilemoe.prune.choice import Ints, best_experts, check_experts, merge_into_nearest
 from mobilemoe.prune.texts import PIECE_CHARS, Text, read_texts, split_texts
 from mobilemoe.prune.use import Floats, Use, measure_use
@@ -83,15 +85,20 @@ def prune(
 
     `texts` are files and folders of the domain: nine tenths choose the experts, and one tenth measures the bits per
     byte before and after, as do the `others`, texts of other domains. Those experts stay that add most to the hidden
-    states (`Use.added_LE`); with `merge` the others are averaged into them. INT4 models are measured by the native
+    states (`Use.added_LE`); with `merge` the others are averaged into them. The model card says how it was made, and
+    has that of the source below. A draft head goes along: it changes no text. INT4 models are measured by the native
     engine, BF16 models by PyTorch. UsageError for a number of experts that cannot be, DataError for texts,
     CheckpointError for a folder that exists or weights that are not whole, MissingExtraError for `merge` without SciPy.
     """
     refuse_existing(target, CheckpointError)
+    card = read_card(source)
     if merge:
         assignment()
     with Checkpoint.open(source) as checkpoint:
-        check_experts(checkpoint.config, experts, source.name)
+        config = checkpoint.config
+        check_experts(config, experts, source.name)
+        if (draft := open_draft(source, config)) is not None:
+            draft.close()
         if learnt_scales(source):
             raise CheckpointError(
                 f"{source} was trained with scales of its own for INT4, which would be lost: `mobilemoe quantize` it "
@@ -110,9 +117,17 @@ def prune(
         use = measure_use(checkpoint, windows_of_texts(model, split.chosen_by), distances=merge)
         del model
         kept_LN = best_experts(use.added_LE, experts)
-        write_pruned(checkpoint, target, kept_LN, merge_into_nearest(use, kept_LN) if merge else None)
-    with Checkpoint.open(target) as checkpoint:
-        return Pruned(target, kept_LN, use, before, _measure(_load(target), checkpoint, measured))
+        with atomic_folder(target, CheckpointError) as part:  # so that it appears with its own card, or not at all
+            made = part / target.name
+            write_pruned(checkpoint, made, kept_LN, merge_into_nearest(use, kept_LN) if merge else None)
+            with Checkpoint.open(made) as result:
+                found = Pruned(target, kept_LN, use, before, _measure(_load(made), result, measured))
+                configs = config, result.config
+            (made / CARD).write_text(pruned_card(card, source, made, configs, texts, found, merged=merge), "utf-8")
+            for path in made.iterdir():
+                path.rename(part / path.name)
+            made.rmdir()
+    return found
 
 
 def windows_of_texts(model: Model, documents: Sequence[Document]) -> list[list[int]]:
