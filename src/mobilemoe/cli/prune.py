@@ -17,7 +17,7 @@ from mobilemoe.hub import find_model
 from mobilemoe.progress import Progress
 
 if TYPE_CHECKING:
-    from mobilemoe.prune.prune import Pruned
+    from mobilemoe.prune.result import Pruned
 
 _FEW = 100  # choices for each expert, below which their counts say little
 

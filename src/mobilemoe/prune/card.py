@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mobilemoe import accounting
 from mobilemoe.checkpoint.draft import DRAFT
 from mobilemoe.config import ModelConfig
 from mobilemoe.errors import CheckpointError
 from mobilemoe.files import read_text
-
-if TYPE_CHECKING:
-    from mobilemoe.prune.prune import Pruned
+from mobilemoe.prune.result import Pruned
 
 CARD = "README.md"
 _MOST_BYTES = 2**20

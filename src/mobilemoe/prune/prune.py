@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from mobilemoe.checkpoint import Checkpoint
 from mobilemoe.checkpoint.draft import open_draft
@@ -19,9 +15,10 @@ from mobilemoe.files import atomic_folder, refuse_existing
 from mobilemoe.load import Model, load
 from mobilemoe.progress import tell
 from mobilemoe.prune.card import CARD, pruned_card, read_card
-from mobilemoe.prune.choice import Ints, best_experts, check_experts, merge_into_nearest
+from mobilemoe.prune.choice import best_experts, check_experts, merge_into_nearest
+from mobilemoe.prune.result import Measured, Pruned
 from mobilemoe.prune.texts import PIECE_CHARS, Text, read_texts, split_texts
-from mobilemoe.prune.use import Floats, Use, measure_use
+from mobilemoe.prune.use import measure_use
 from mobilemoe.prune.write import assignment, write_pruned
 from mobilemoe.quant.export import learnt_scales
 
@@ -29,47 +26,6 @@ MOST_TOKENS = 2**16  # that choose the experts; their hidden states are in memor
 MOST_MEASURED = 2**15  # tokens of the held-out text, and of each other domain
 WINDOW = 1024  # tokens that are computed together, or the model's context if it is shorter
 HELD_OUT = "the text's held-out part"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A model before or after: the bytes of its weight files, and its scores by the name of the text."""
-
-    bytes: int
-    scores: dict[str, Score]
-
-    def as_json(self) -> dict[str, Any]:
-        return {"bytes": self.bytes, "bits_per_byte": {name: each.bits_per_byte for name, each in self.scores.items()}}
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """The result of `prune`: the experts kept_LN of each layer, the use that chose them, and what it cost."""
-
-    folder: Path
-    kept_LN: Ints
-    use: Use
-    before: Measured
-    after: Measured
-
-    @property
-    def share_L(self) -> Floats:
-        """The share of all routing weight of the text that went to the experts which stay, by layer."""
-        kept_LN = np.take_along_axis(self.use.weight_LE, self.kept_LN, axis=1)
-        share_L: Floats = kept_LN.sum(axis=1) / self.use.weight_LE.sum(axis=1)
-        return share_L
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "folder": str(self.folder),
-            "experts": self.kept_LN.shape[1],
-            "kept": self.kept_LN.tolist(),
-            "tokens": self.use.tokens,
-            "share_of_weight": self.share_L.tolist(),
-            "measured_bytes": {name: score.bytes for name, score in self.before.scores.items()},
-            "before": self.before.as_json(),
-            "after": self.after.as_json(),
-        }
 
 
 def prune(
