@@ -17,6 +17,7 @@ from mobilemoe.errors import CheckpointError, ConfigError, MobileMoEError
 from mobilemoe.files import (
     atomic_file,
     atomic_folder,
+    check_writable,
     read_json,
     read_text,
     read_toml,
@@ -302,6 +303,7 @@ def test_toml_is_read_with_a_byte_order_mark_and_refused_with_its_place(tmp_path
 def test_a_disk_that_is_full_names_the_file_that_was_wanted(tmp_path):
     script = (
         "import resource, sys\n"
+        "import numpy as np\n"
         "from mobilemoe.files import atomic_file, atomic_folder, write_atomic\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "def folder():\n"
@@ -310,13 +312,29 @@ def test_a_disk_that_is_full_names_the_file_that_was_wanted(tmp_path):
         "    with atomic_folder('nested') as part: write_atomic(part / 'inside', bytes(2000))\n"
         "def handle():\n"
         "    with atomic_file('handle') as file: file.write(bytes(100_000))\n"
-        "for work in (folder, nested, handle, lambda: write_atomic('file', bytes(2000))):\n"
+        "def array():\n"
+        "    with atomic_file('array') as file: np.zeros(100_000).tofile(file)\n"
+        "for work in (folder, nested, handle, lambda: write_atomic('file', bytes(2000)), array):\n"
         "    try: work()\n"
-        "    except OSError as fault: print(fault.filename2 or fault.filename)\n"
+        "    except OSError as fault: print(fault.filename2 or fault.filename, fault.strerror, sep=': ')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert done.stdout.split() == ["folder", "nested", "handle", "file"]
+    lines = done.stdout.splitlines()
+    assert lines[:4] == [f"{name}: File too large" for name in ("folder", "nested", "handle", "file")]
+    assert lines[4:] == ["array: only a part of it could be written: the disk may be full"]
     assert os.listdir(tmp_path) == []
+
+
+def test_a_place_that_takes_no_file_is_told_before_the_work_and_one_that_does_stays_empty(tmp_path):
+    check_writable(tmp_path / "new" / "file")
+    assert os.listdir(tmp_path / "new") == []
+    (tmp_path / "file").write_text("old")
+    check_writable(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "old"
+    for path in (tmp_path, tmp_path / "file" / "below", Path("/dev/null")):
+        with pytest.raises(OSError, match=r".") as caught:
+            check_writable(path)
+        assert caught.value.filename is not None
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "link to a device"])

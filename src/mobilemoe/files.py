@@ -96,6 +96,9 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as fault:
+        if fault.errno is None:  # numpy's tofile, for one, gives a text alone
+            part = "only a part of it could be written: the disk may be full"
+            raise OSError(errno.EIO, part if " requested and " in str(fault) else str(fault), str(path)) from fault
         if fault.filename is None or f"/.{path.name}." in f"/{fault.filename}":
             fault.filename, fault.filename2 = str(path), None
         raise
@@ -107,6 +110,16 @@ def _refuse_special(path: Path) -> None:
         kind = os.stat(path).st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)) or path.parent == Path("/dev"):
             raise FileExistsError(errno.EEXIST, "this is no regular file, so it is not replaced", str(path))
+
+
+def check_writable(path: Path | str) -> None:
+    """Raises, before long work, the OSError that `atomic_file(path)` would for a place that takes no file."""
+    path = Path(path)
+    _refuse_special(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with _named(path), _part(path, folder=False) as part:
+        part.unlink()
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """run, chat, convert, quantize, train, eval and data do what their help says."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +79,12 @@ def test_one_token_and_an_empty_prompt_are_enough(mobilemoe_cli, tiny_folder):
 
 def test_standard_input_that_is_no_text_is_refused(fails, tiny_folder):
     assert "UTF-8" in fails(2, "run", tiny_folder, stdin=b"\xff\xfe")
+
+
+def test_standard_input_that_is_no_text_is_refused_without_a_locale_too(tiny_folder):
+    command = [sys.executable, "-m", "mobilemoe", "run", str(tiny_folder)]
+    done = subprocess.run(command, input=b"a\xff", capture_output=True, env=os.environ | {"LC_ALL": "C"}, check=False)
+    assert (done.returncode, done.stderr) == (2, b"mobilemoe: standard input is not UTF-8 text\n")
 
 
 @pytest.fixture

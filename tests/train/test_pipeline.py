@@ -92,7 +92,7 @@ def test_a_stage_may_start_elsewhere(micro, tiny_folder):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (("sft.steps=3",), r"micro-sft\.toml: steps is 3: Extra inputs"),
+        (("sft.steps=3",), r"micro-sft\.toml: steps is 3: there is no entry of this name"),
         (("name=same",), "two stages of micro have the same name"),
         (("train.steps=0",), r"micro-pretrain\.toml: train\.steps is 0: "),
     ],

@@ -14,6 +14,7 @@ from rich.table import Table
 from mobilemoe.cli import options
 from mobilemoe.config import GroupAxis
 from mobilemoe.errors import ModelNotFoundError, UsageError
+from mobilemoe.files import check_writable
 from mobilemoe.load import Model
 from mobilemoe.presets import PRESETS, preset
 from mobilemoe.progress import Progress
@@ -41,8 +42,9 @@ def bench(
         str | None, typer.Option(metavar="NAMES", help="Presets to measure beside it, such as mobilellm-pro,olmoe.")
     ] = None,
     group_axis: Annotated[
-        str, typer.Option(help="Direction of the INT4 groups of random experts: 'out' (as released) or 'in'.")
-    ] = "out",
+        str | None,
+        typer.Option(help="Direction of the INT4 groups of random experts: 'out' (as released, the default) or 'in'."),
+    ] = None,
     prefill: Annotated[
         str | None, typer.Option(metavar="LENGTHS", help="Prompt lengths in tokens, such as 128,512.")
     ] = None,
@@ -83,9 +85,13 @@ def bench(
     workload = benchmark.Workload(
         lengths, _numbers("--depths", depths, 0) or (0, *lengths), repeats, dummy, sample, engine.max_memory is None
     )
+    if not any(is_random for _, is_random in wanted):
+        options.refuse_idle("is for random weights: leave it out, or add --random", group_axis=group_axis)
+    group_axis = group_axis or "out"
     _check(wanted, group_axis, repeats)
     if png is not None:
         picture.drawing()
+        check_writable(png)
     used = vars(engine) | {"routing": vars(routing.routing())}
     models = [(name, _load(name, is_random, group_axis, engine, routing), used) for name, is_random in wanted]
     steps, total = itertools.count(), 1 + workload.steps * len(models)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from mobilemoe import checkpoint
 from mobilemoe.checkpoint.run_folder import newest_model
-from mobilemoe.cli.options import GroupAxisOption, JsonOption, plain_console, print_json
+from mobilemoe.cli.options import JsonOption, plain_console, print_json, refuse_idle
 from mobilemoe.config import GroupAxis
 from mobilemoe.errors import UsageError
 from mobilemoe.hub import find_model
@@ -29,7 +29,13 @@ def convert(
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to create; it must not exist.")],
     format: Annotated[str, typer.Option(help="What to write: bf16, int4, or engine (INT4, laid out for the engine).")],
-    group_axis: GroupAxisOption = "in",
+    group_axis: Annotated[
+        str | None,
+        typer.Option(
+            help="Direction of the experts' groups in int4: 'in' (as other runtimes need it, the default) or 'out' "
+            "(as released)."
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Write a model in another format, and report the error that this adds.
@@ -43,6 +49,9 @@ def convert(
     """
     if format not in FORMATS:
         raise UsageError(f"--format is {format!r}, but must be one of {', '.join(FORMATS)}")
+    if format != "int4":
+        refuse_idle("is for --format int4: leave it out", group_axis=group_axis)
+    group_axis = group_axis or "in"
     if Path(source).is_file():
         read_back(Path(source), target, format, group_axis, json)
         return

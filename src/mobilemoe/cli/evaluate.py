@@ -44,8 +44,11 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Examples per benchmark (default: all).")] = None,
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder of the results, one JSON file per model and suite.")
-    ] = Path("results"),
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder of the results, one JSON file per model and suite (default: results)."
+        ),
+    ] = None,
     training: Annotated[
         list[Path] | None,
         typer.Option(
@@ -88,8 +91,14 @@ def evaluate(
     """
     if suite is None and text is None:
         raise UsageError("say what to measure: --suite quick for benchmarks, --text FILE.jsonl for bits per byte")
-    if suite is None and training:
-        raise UsageError("--training looks for the examples of benchmarks: give a --suite too")
+    if suite is None:
+        options.refuse_idle(
+            "is for benchmarks: give a --suite too, or leave it out",
+            data=data, limit=limit, out=out, training=training, allow_code=allow_code, cache=cache,
+            chat=None if chat is None else True,
+        )  # fmt: skip
+    if text is None:
+        options.refuse_idle("is for --text: give one too, or leave it out", window=window)
     if experts and suite is None and against is None:
         raise UsageError("--experts shows those of a --suite's prompts, or compares a --text's --against a parent")
     if backend == "gguf" and text is not None:
@@ -108,7 +117,8 @@ def evaluate(
             from mobilemoe.cli.evaluate_suite import Settings, run_suite
 
             settings = Settings(
-                suite=suite, data=data, limit=limit, allow_code=allow_code, chat=chat, cache=cache, out=out,
+                suite=suite, data=data, limit=limit, allow_code=allow_code, chat=chat, cache=cache,
+                out=out or Path("results"),
                 training=tuple(training or ()), experts=experts, threads=engine.threads,
             )  # fmt: skip
             try:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from mobilemoe.cli.options import JsonOption, plain_console, print_json
+from mobilemoe.cli.options import JsonOption, plain_console, print_json, refuse_idle
 from mobilemoe.counted import counted
 from mobilemoe.errors import DataError, UsageError
+from mobilemoe.files import check_writable
 from mobilemoe.progress import Progress
 from mobilemoe.scaling.law.domain import share_of_box
 from mobilemoe.scaling.law.read_runs import COLUMNS, read_runs
@@ -70,9 +71,12 @@ def fit(
         typer.Option(metavar="FIT.html", help="Write an HTML page, and its pictures as PNGs in a folder beside it."),
     ] = None,
     vocabulary: Annotated[
-        int, typer.Option(help="Vocabulary size of the models in the report's memory curves.")
-    ] = 128_256,
-    context: Annotated[int, typer.Option(help="Size of those models' KV cache in tokens.")] = 4096,
+        int | None,
+        typer.Option(help="Vocabulary size of the models in the report's memory curves (default: 128256)."),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Size of those models' KV cache in tokens (default: 4096).")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Fit a scaling law to a table of trainings: constants with 90% intervals, and the error of a forecast.
@@ -93,8 +97,12 @@ def fit(
         raise UsageError(f"--seed is {seed}, but must be at least 0")
     if holdout is not None and not 0 <= holdout <= 0.5:
         raise UsageError(f"--holdout is {holdout:g}, but must be a share from 0 to 0.5")
-    if report is not None:
+    if report is None:
+        refuse_idle("is for --report", vocabulary=vocabulary, context=context)
+    else:
         pictures.drawing()
+    for path in filter(None, (out, report)):
+        check_writable(path)
     table = read_runs(runs, _mapping(columns), only or ())
     with Progress() as progress:
         try:
@@ -120,7 +128,9 @@ def fit(
     if report is not None:
         from mobilemoe.scaling.report.report import write_report
 
-        write_report(found, report, comparison=rows, vocab_size=vocabulary, context=context, pngs=True)
+        sizes = {"vocab_size": vocabulary, "context": context}
+        given = {name: size for name, size in sizes.items() if size is not None}
+        write_report(found, report, comparison=rows, pngs=True, **given)
     if json:
         print_json(_values(found, table, rows))
     else:

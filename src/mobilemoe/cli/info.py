@@ -13,11 +13,13 @@ from mobilemoe.checkpoint import Checkpoint
 from mobilemoe.checkpoint.container import shorten
 from mobilemoe.checkpoint.draft import DRAFT, open_draft
 from mobilemoe.checkpoint.run_folder import newest_model
-from mobilemoe.cli.options import JsonOption, plain_console, print_json
+from mobilemoe.cli.options import JsonOption, plain_console, print_json, refuse_idle
 from mobilemoe.config import ModelConfig
 from mobilemoe.errors import CheckpointError, MissingExtraError, UsageError
+from mobilemoe.files import check_writable
 from mobilemoe.hub import find_model
 from mobilemoe.presets import PRESETS
+from mobilemoe.progress import Progress
 
 
 def info(
@@ -26,8 +28,9 @@ def info(
         typer.Argument(metavar="MODEL", help=f"A preset ({', '.join(PRESETS)}), a model's folder or a Hub id."),
     ] = None,
     context: Annotated[
-        int, typer.Option(help="Context in tokens, for the figures of KV cache, prefill and training.")
-    ] = 1024,
+        int | None,
+        typer.Option(help="Context in tokens, for the figures of KV cache, prefill and training (default: 1024)."),
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare every file with the SHA-256 hashes stored in it.")
     ] = False,
@@ -41,7 +44,9 @@ def info(
             metavar="TEXT", help="Draw which experts are used for TEXT or @FILE (a text, or JSONL with domains)."
         ),
     ] = None,
-    png: Annotated[Path, typer.Option(metavar="FILE", help="The picture that --routing draws.")] = Path("routing.png"),
+    png: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The picture that --routing draws (default: routing.png).")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Show a model's parameters, bytes, KV cache and FLOPs, check its files, or draw which experts a text uses.
@@ -51,11 +56,15 @@ def info(
     if (model is None) != engine:
         raise UsageError("give either a MODEL or --engine")
     if model is None:
+        refuse_idle("is for a MODEL: leave --engine out", context=context, verify=verify, routing=routing, png=png)
         _describe_engine(json)
         return
     if routing is not None:
-        _describe_routing(newest_model(find_model(model)), routing, png, json)
+        refuse_idle("and --routing are two questions: ask them one by one", context=context, verify=verify)
+        _describe_routing(newest_model(find_model(model)), routing, png or Path("routing.png"), json)
         return
+    refuse_idle("is for --routing", png=png)
+    context = 1024 if context is None else context
     if context < 1:
         raise UsageError(f"--context is {context}, but must be at least 1")
     folder = None if model in PRESETS and not verify else newest_model(find_model(model))
@@ -103,7 +112,9 @@ def _describe_routing(folder: Path, text: str, png: Path, json: bool) -> None:
     except ModuleNotFoundError as missing:
         raise MissingExtraError(f"the routing of a text ({missing.name})", "train") from None
     drawing()
-    report = text_routing(folder, text).report()
+    check_writable(png)
+    with Progress():
+        report = text_routing(folder, text).report()
     draw_routing(report, png)
     experts = len(report["load"][0])
     touched = [experts - dead for dead in report["dead"]]

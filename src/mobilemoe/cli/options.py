@@ -18,7 +18,7 @@ from rich.console import Console
 import mobilemoe
 from mobilemoe.cli.quantity import BYTES, quantity
 from mobilemoe.cores import allowed_cores
-from mobilemoe.errors import MissingExtraError
+from mobilemoe.errors import MissingExtraError, UsageError
 from mobilemoe.routing import Routing
 
 if TYPE_CHECKING:
@@ -34,12 +34,6 @@ ModelArgument = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as one JSON object, the last line.")]
-GroupAxisOption = Annotated[
-    str,
-    typer.Option(
-        help="Direction of the experts' INT4 groups: 'in' (as other runtimes need it) or 'out' (as released)."
-    ),
-]
 RecipeArgument = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe in TOML, such as recipes/nano-cpu.toml.")
 ]
@@ -200,6 +194,16 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return with_options
+
+
+def refuse_idle(why: str, **options: object) -> None:
+    """Raises UsageError for the first option that is given, since it would do nothing: neither None nor False.
+
+    why: what the option needs, such as "is for --suite".
+    """
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise UsageError(f"--{name.replace('_', '-')} {why}")
 
 
 def load_model(

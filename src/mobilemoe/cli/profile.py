@@ -14,6 +14,7 @@ from rich.table import Table
 
 from mobilemoe.cli.options import JsonOption, ThreadsOption, plain_console, print_json
 from mobilemoe.errors import UsageError
+from mobilemoe.files import check_writable
 
 if TYPE_CHECKING:
     from mobilemoe.profile.measure_device import Measured
@@ -59,6 +60,7 @@ def device(
     else:
         check_name(name)
         path = out
+    check_writable(path)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("", total=STANDARD.steps)
 

@@ -66,6 +66,8 @@ def _read_stdin() -> str:
     if sys.stdin.isatty():
         print("Type the prompt, then Ctrl-D:", file=sys.stderr)
     try:
-        return sys.stdin.read().removeprefix("\ufeff")  # a file's byte-order mark is no part of its text
-    except UnicodeDecodeError:
+        text = sys.stdin.read()
+        text.encode()  # in the C locale Python takes bytes that are no text for surrogates
+    except UnicodeError:
         raise UsageError("standard input is not UTF-8 text") from None
+    return text.removeprefix("\ufeff")  # a file's byte-order mark is no part of its text

@@ -223,7 +223,7 @@ def document_of_row(row: Any, place: str, key: str, text_field: str = "text") ->
         raise DataError(f"{place} has a 'source' that is not a string")
     if messages is None and not isinstance(text, str):
         others = ", ".join(sorted(map(str, row.keys() - {text_field, "messages"})))[:_SHOWN]
-        found = f"; of its {others} name the text's with text_field, or write" if others else ": write"
+        found = f" (it has {others}: a recipe's text_field may name one); write" if others else ": write"
         raise DataError(
             f"{place} has neither a string {text_field!r} nor 'messages'{found} conversations as 'messages' "
             "of role and content"

@@ -39,7 +39,8 @@ def train_tokenizer(
     tokenizer = Tokenizer(backend)
     if tokenizer.vocab_size != vocab_size:
         raise TokenizerError(
-            f"the text is too small for {vocab_size} ids: it came to {tokenizer.vocab_size}; give more or fewer ids"
+            f"the text is too small for {vocab_size} ids: it came to {tokenizer.vocab_size}; give more text, or ask "
+            "for fewer ids"
         )
     return tokenizer
 

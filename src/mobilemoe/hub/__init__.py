@@ -109,6 +109,10 @@ def _find_here(name: str | Path) -> Path | None:
 def _hub_id(name: str | Path) -> tuple[str, str | None]:
     """A Hub id and its revision; ModelNotFoundError for any other name."""
     if not _HUB_ID.fullmatch(str(name)):
+        from mobilemoe.presets import PRESETS
+
+        if name in PRESETS:
+            raise ModelNotFoundError(f"{name} is a shape without weights: it is for `info` and `bench --random`")
         names = ", ".join(path.name for path in bundled_models())
         raise ModelNotFoundError(
             f"there is no folder {name}; bundled models are {names}, Hub models are ORG/NAME or ORG/NAME@REVISION"

@@ -238,4 +238,6 @@ def _explained(fault: Exception, hub_id: str, revision: str | None) -> ModelNotF
     lines = str(fault).strip().splitlines() or [type(fault).__name__]
     begun = any(_blobs(hub_id).glob("*.part"))
     kept = "; what has arrived is kept, and the same command continues from there" if begun else ""
-    return UnreachableError(f"the Hub ({hub}) does not give {hub_id}: {lines[0]}{kept}")
+    return UnreachableError(
+        f"there is no folder {hub_id}, and the Hub ({hub}) does not give {hub_id}: {lines[0]}{kept}"
+    )

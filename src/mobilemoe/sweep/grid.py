@@ -13,7 +13,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mobilemoe.train.device import settle
-from mobilemoe.train.recipe import Recipe, read_tables, resolve_paths, validated
+from mobilemoe.train.entries import validated
+from mobilemoe.train.recipe import Recipe, read_tables, resolve_paths
 
 
 class _Table(BaseModel):

@@ -83,11 +83,11 @@ def faster_precision(device_type: str) -> Precision:
 
 def matmul_flops(device: torch.device, precision: str) -> float:
     """FLOP/s of a square matrix product: of width 8192 on a GPU; on a CPU of width 256, measured on one thread and
-    multiplied by the number of threads."""
+    multiplied by the number of threads that run at once."""
     if device.type == "cpu":
         with _one_thread():
             speed = _matmul_flops(_CPU_WIDTH, device, precision)
-        return speed * torch.get_num_threads()
+        return speed * min(torch.get_num_threads(), allowed_cores())
     return _matmul_flops(_GPU_WIDTH, device, precision)
 
 

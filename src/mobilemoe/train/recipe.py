@@ -5,25 +5,24 @@ from __future__ import annotations
 import dataclasses
 import os
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mobilemoe.config import ModelConfig
 from mobilemoe.data.config import DataConfig
 from mobilemoe.errors import ConfigError, MobileMoEError, UsageError
 from mobilemoe.files import read_toml
 from mobilemoe.presets import preset
+from mobilemoe.train.entries import kinds_at, validated
 
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-_Kind = TypeVar("_Kind", bound=BaseModel)
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["bf16", "fp32"]
 
@@ -253,18 +252,6 @@ def read_tables(
     return tables
 
 
-def validated(kind: type[_Kind], tables: dict[str, Any], name: str, what: str) -> _Kind:
-    """The tables as a `kind`; ConfigError with `name`, the entry, its value and the rule that it breaks."""
-    try:
-        return kind.model_validate(tables)
-    except ValidationError as fault:
-        first = fault.errors()[0]
-        entry, value = ".".join(map(str, first["loc"])), first["input"]
-        given = "" if isinstance(value, dict) else f" is {value!r}"
-        reason = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{name}: {entry or f'the {what}'}{given}: {reason}") from None
-
-
 def resolve_paths(tables: dict[str, Any], root: Path) -> None:
     """Makes data.path and tokenizer.path absolute; a tokenizer that is no folder below `root` is a bundled name."""
     for table, must_exist in (("data", False), ("tokenizer", True)):
@@ -287,7 +274,7 @@ def _override(kind: type[BaseModel], tables: dict[str, Any], override: str) -> N
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
             raise UsageError(f"--set {override!r}: {parent} is not a table of the recipe")
-    table[last] = _value(text.strip(), _kinds_at(kind, path))
+    table[last] = _value(text.strip(), kinds_at(kind, path))
 
 
 def _value(text: str, kinds: set[type]) -> Any:
@@ -298,26 +285,3 @@ def _value(text: str, kinds: set[type]) -> Any:
     except (ValueError, RecursionError):
         return text
     return text if str in kinds and type(value) not in kinds else value
-
-
-def _kinds_at(kind: type[BaseModel], path: Sequence[str]) -> set[type]:
-    """The types that the entry at `path` of a `kind` may have; empty if there is no such entry."""
-    name, *below = path
-    field = kind.model_fields.get(name)
-    found = set(_types(field.annotation)) if field is not None else set()
-    if not below:
-        return found
-    tables = [table for table in found if issubclass(table, BaseModel)]
-    return set().union(*(_kinds_at(table, below) for table in tables))
-
-
-def _types(annotation: Any) -> Iterator[type]:
-    """The classes in an annotation: all those of a union, without their type arguments."""
-    origin = get_origin(annotation)
-    if origin in (Union, UnionType):
-        for part in get_args(annotation):
-            yield from _types(part)
-    elif origin is Annotated:
-        yield from _types(get_args(annotation)[0])
-    elif isinstance(origin or annotation, type):
-        yield origin or annotation

@@ -13,6 +13,7 @@ from mobilemoe.data.shards import read_json_lines, read_text, shard_kind
 from mobilemoe.data.sources import Document, document_of_row
 from mobilemoe.errors import DataError, UsageError
 from mobilemoe.model import MobileMoE
+from mobilemoe.progress import each
 from mobilemoe.train.health import RouterHealth
 
 WINDOW = 1024  # tokens that are computed together at most; a longer text is cut into several windows
@@ -39,11 +40,15 @@ def text_routing(folder: Path, text: str) -> RouterHealth:
     health = RouterHealth(model.moe_layers(), domains)
     window = min(WINDOW, model.config.max_position_embeddings)
     encoded = Encoder(*open_tokenizer(folder)).encode([document for _, document in named])
-    for (domain, _), ids_N in zip(named, (piece.ids_N for piece in encoded), strict=True):
-        for tokens_N in torch.from_numpy(ids_N).long().split(window):
-            with torch.inference_mode():
-                _, routings = model.hidden(tokens_N.unsqueeze(0))
-                health.add(routings, torch.full_like(tokens_N, domains.index(domain)))
+    windows = [
+        (domains.index(domain), tokens_N)
+        for (domain, _), piece in zip(named, encoded, strict=True)
+        for tokens_N in torch.from_numpy(piece.ids_N).long().split(window)
+    ]
+    for domain, tokens_N in each(windows, "windows of text"):
+        with torch.inference_mode():
+            _, routings = model.hidden(tokens_N.unsqueeze(0))
+            health.add(routings, torch.full_like(tokens_N, domain))
     return health
 
 
