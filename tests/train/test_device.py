@@ -94,3 +94,12 @@ def test_threads_are_those_asked_for_or_the_cores_that_one_may_use(monkeypatch, 
     assert set_threads(table()) == 3
     torch.set_num_threads(1)  # as OMP_NUM_THREADS=1
     assert set_threads(table()) == 1
+
+
+def test_more_threads_than_cores_are_not_expected_to_be_faster(monkeypatch):
+    monkeypatch.setattr(device_module, "_matmul_flops", lambda width, device, precision: 1e9)
+    monkeypatch.setattr(device_module, "allowed_cores", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    for threads, speed in ((1, 1e9), (4, 4e9), (64, 4e9)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert matmul_flops(CPU, "fp32") == speed
