@@ -47,15 +47,26 @@ struct BlockRows {
   }
 };
 
-// What is brought into L2 during a product: as many bytes for each group of weights as are multiplied.
+// What is brought into L2 during a product: as many bytes as it reads of its own weights, a share in each step of it,
+// so that the memory is never idle for long.
 struct Ahead {
-  const uint8_t *at = nullptr, *end = nullptr;
+  const uint8_t *at, *end;
 
+  // The share of one step: the next bytes, which are then no longer here.
+  Ahead take(size_t bytes) {
+    const auto left = static_cast<size_t>(end - at);
+    const Ahead share = {at, at + (bytes < left ? bytes : left)};
+    at = share.end;
+    return share;
+  }
   template <int bytes>
   __attribute__((always_inline)) void fetch() {
     if (at >= end) return;
     for (int line = 0; line < bytes; line += 64) __builtin_prefetch(at + line, 0, 2);
     at += bytes;
+  }
+  void fetch_all() const {
+    for (const uint8_t* line = at; line < end; line += 64) __builtin_prefetch(line, 0, 2);
   }
 };
 
@@ -71,7 +82,7 @@ struct ProductTile {
 };
 
 template <class A, Axis axis, int P, int R>
-void multiply_tile(const ProductTile& tile, Ahead& next) {
+void multiply_tile(const ProductTile& tile, Ahead ahead) {
   using S = typename A::S;
   constexpr bool kIn = axis == Axis::in;
   const Matrix& w = *tile.w;
@@ -84,7 +95,6 @@ void multiply_tile(const ProductTile& tile, Ahead& next) {
     unroll<R>([&](auto r) { sum[p][r] = tile.first > 0 ? S::load(output(p, r)) : S::zero(); });
   });
   BlockRows<R, kIn ? 0 : (P + 1) / 2> rows(tile.x, tile.x_stride, tile.pair_stride);
-  Ahead ahead = next;
   for (int group = 0; group < tile.groups; ++group) {
     ahead.fetch<P * kGroupStep>();
     typename S::I dot[P][R];
@@ -113,7 +123,6 @@ void multiply_tile(const ProductTile& tile, Ahead& next) {
     });
     rows.next_group();
   }
-  next = ahead;
   unroll<P>([&](auto p) { unroll<R>([&](auto r) { S::store(output(p, r), sum[p][r]); }); });
 }
 
@@ -127,17 +136,16 @@ constexpr int panels_of(int rows) {
   return panels;
 }
 
-// A tile and those below it, rows distributed evenly. The weights of a tile stay in L1 for all of them, and the first
-// one brings into L2 what comes next.
+// A tile and those below it, rows distributed evenly. The weights of a tile stay in L1 for all of them.
 template <class A, Axis axis, int P, int... heights>
-void multiply_column(ProductTile tile, int rows, Ahead& next, Counts<heights...>) {
-  using Function = void (*)(const ProductTile&, Ahead&);
+void multiply_column(ProductTile tile, int rows, Ahead next, Counts<heights...>) {
+  using Function = void (*)(const ProductTile&, Ahead);
   static constexpr Function kTiles[] = {multiply_tile<A, axis, P, heights + 1>...};
   const int count = divide_up(rows, static_cast<int>(sizeof...(heights)));
-  Ahead nothing;
+  const size_t share = divide_up(static_cast<int>(next.end - next.at), count);
   for (int i = 0; i < count; ++i) {
     const int height = divide_up(rows, count - i);
-    kTiles[height - 1](tile, i == 0 ? next : nothing);
+    kTiles[height - 1](tile, next.take(share));
     tile.x += height * tile.x_stride;
     tile.y += height * tile.y_stride;
     rows -= height;
@@ -145,7 +153,7 @@ void multiply_column(ProductTile tile, int rows, Ahead& next, Counts<heights...>
 }
 
 template <class A, Axis axis, int P>
-void multiply_column(const ProductTile& tile, int rows, Ahead& next) {
+void multiply_column(const ProductTile& tile, int rows, Ahead next) {
   multiply_column<A, axis, P>(tile, rows, next, CountsBelow<smaller(A::kRows, A::kSums / P)>());
 }
 
@@ -173,7 +181,6 @@ void multiply_rounded(const ProductTile& tile, int rows, Ahead& next) {
   ScaleSlice scales[kPairs];
   Block rounded[kBand][kSlice];
   const int bands = divide_up(rows, kBand / kPairs);
-  Ahead nothing;
   for (int first = 0; first < w.groups(); first += kSlice) {
     const int groups = smaller(w.groups() - first, kSlice);
     for (int pair = 0; pair < kPairs; ++pair) {
@@ -181,10 +188,12 @@ void multiply_rounded(const ProductTile& tile, int rows, Ahead& next) {
     }
     for (int i = 0, row = 0, height; i < bands; ++i, row += height) {
       height = divide_up(rows - row, bands - i);
+      const size_t bytes = size_t{kGroupStep} * P * groups / bands;  // are fetched, a quarter of them while rounding
       for (int pair = 0; pair < kPairs; ++pair) {
         for (int r = 0; r < height; ++r) {
           const auto* x = reinterpret_cast<const ScaledBlock*>(tile.x + (row + r) * tile.x_stride);
           A::round(x + first, scales[pair], groups, rounded[pair * height + r]);
+          next.take(bytes / 4 / (kPairs * height)).fetch_all();
         }
       }
       for (int p = 0; p < P; p += together) {
@@ -198,7 +207,7 @@ void multiply_rounded(const ProductTile& tile, int rows, Ahead& next) {
                                   height * sizeof rounded[0],
                                   tile.y + row * tile.y_stride + p * kPanel,
                                   tile.y_stride};
-        multiply_column<A, Axis::out, together>(part, height, i == 0 ? next : nothing);
+        multiply_column<A, Axis::out, together>(part, height, next.take(bytes * 3 / 4 / (P / together)));
       }
     }
   }
@@ -210,7 +219,7 @@ void multiply_panels(ProductTile tile, int end, int wanted, int rows, Ahead& nex
   if (P <= wanted) {
     for (; tile.panel + P <= end; tile.panel += P, tile.y += P * kPanel) {
       if constexpr (axis == Axis::in) {
-        multiply_column<A, axis, P>(tile, rows, next);
+        multiply_column<A, axis, P>(tile, rows, next.take(size_t{kGroupStep} * P * tile.groups));
       } else {
         multiply_rounded<A, P, P>(tile, rows, next);
       }
