@@ -87,21 +87,22 @@ def test_a_reader_never_sees_a_half_file(tmp_path):
     path, size = tmp_path / "file", 200_000
     contents = [bytes([n]) * size for n in range(10)]
     write_atomic(path, contents[0])
-    done = threading.Event()
+    done, seen = threading.Event(), 0
 
     def write():
-        for n in range(60):
+        n = 0
+        while n < 60 or (seen < 20 and n < 10_000):
             write_atomic(path, contents[n % 10])
+            n += 1
         done.set()
 
-    writer = threading.Thread(target=write)
+    writer = threading.Thread(target=write, daemon=True)
     writer.start()
-    seen = 0
     while not done.is_set():
         assert path.read_bytes() in contents
         seen += 1
     writer.join()
-    assert seen > 10
+    assert seen >= 20
     assert os.listdir(tmp_path) == ["file"]
 
 

@@ -94,7 +94,7 @@ def test_what_is_no_such_file_is_one_sentence_soon(name: str, kind: str, folder:
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    reader.join(20)
+    reader.join(60)
     assert not reader.is_alive(), "it waits"
     [fault] = said
     assert isinstance(fault, MobileMoEError), repr(fault)

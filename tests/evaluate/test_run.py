@@ -271,10 +271,11 @@ from mobilemoe.evaluate.models.request_cache import RequestCache
 harness._TOGETHER = 8
 put = RequestCache.put
 def slowly(self, results):
-    time.sleep(0.03)
+    if test_run.kept_requests(scratch) >= most:
+        time.sleep(600)  # until it is killed
     put(self, results)
 RequestCache.put = slowly
-folder, scratch = map(Path, sys.argv[3:])
+folder, scratch, most = Path(sys.argv[3]), Path(sys.argv[4]), float(sys.argv[5])
 with pytest.MonkeyPatch.context() as patch:
     test_run.evaluate(folder, scratch, patch)
 """
@@ -289,14 +290,14 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_digits(folder, 
     call = [sys.executable, "-c", KILLED, str(HELPERS), str(Path(__file__).parent), str(folder), str(tmp_path)]
     total = kept_requests(whole[0])
     for kept in sorted(random.Random(1).sample(range(total // 10, 9 * total // 10), 3)):
-        process = subprocess.Popen(call)
+        process = subprocess.Popen([*call, str(kept)])
         while kept_requests(tmp_path) < kept and process.poll() is None:
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         assert kept <= kept_requests(tmp_path) < total
     assert not (tmp_path / "results.json").exists()
-    subprocess.run(call, check=True)
+    subprocess.run([*call, "inf"], check=True)
     assert kept_requests(tmp_path) == total
     names = ("model", "results", "counts", "missing")
     found = read_results(tmp_path / "results.json")

@@ -10,5 +10,5 @@ except SandboxError as reason:
     pytest.skip(str(reason), allow_module_level=True)
 
 
-def attack(program: str, *, seconds: float = 10, memory_bytes: int = 2**28) -> Outcome:
+def attack(program: str, *, seconds: float = 60, memory_bytes: int = 2**28) -> Outcome:
     return run_code(program, seconds=seconds, memory_bytes=memory_bytes)

@@ -48,9 +48,10 @@ def test_the_last_use_is_that_of_the_last_verb(call):
 
 
 def test_a_download_that_has_not_ended_is_listed_as_such_and_can_be_removed(call, hub):
-    hub.slow = 0.01
+    hub.slow = 0.02
     with subprocess.Popen([sys.executable, "-m", "mobilemoe", "pull", MODEL], env=call.environment()) as process:
-        while hub.sent < 13_000_000:
+        while not any(part.stat().st_size > 10_000_000 for part in call.home.rglob("*.part")):
+            assert process.poll() is None
             time.sleep(0.02)
         process.kill()
     row = listed(call)[MODEL]

@@ -29,6 +29,16 @@ from mobilemoe.train.recipe import load_recipe
 loader.READ_AHEAD = 8
 recipe, run = load_recipe(sys.argv[1], tuple(sys.argv[3:])), Path(sys.argv[2])
 """
+# Steps that take a fifth of a second, so that a signal comes before the last one, however busy the machine is.
+SLOWLY = """
+import time
+from mobilemoe.train.step import Stepper
+step = Stepper.step
+def slowly(*args):
+    time.sleep(0.2)
+    return step(*args)
+Stepper.step = slowly
+"""
 # For each number read: a child that trains, and kills itself before its n-th change to the disk (0: never).
 CHILDREN = (
     PROCESS
@@ -124,12 +134,12 @@ def test_kill_9_at_any_moment_changes_nothing_in_the_end(recipe, recipe_path, un
 
 def test_an_interrupted_process_saves_exits_with_0_and_goes_on(recipe, recipe_path, unbroken, tmp_path):
     overrides, run = ("train.steps=60", "train.checkpoint_every=2"), tmp_path / "run"
-    script = PROCESS + "import json\nprint(json.dumps(loop.train(recipe, run).steps))"
+    script = PROCESS + SLOWLY + "import json\nprint(json.dumps(loop.train(recipe, run).steps))"
     arguments = [str(recipe_path), str(run), *overrides, "train.checkpoint_every=1000"]
     process = subprocess.Popen([sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, text=True)
     wait_for(lambda: len(read_metrics(run / "metrics.jsonl")) >= 3)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     steps = json.loads(out)
     assert 3 <= steps < 60

@@ -105,9 +105,9 @@ def test_4000_resamples_of_250_runs_take_far_less_than_two_minutes():
     runs = runs_of(joint_law(), more, noise=0.003)
     problem = Problem(FORMS["joint"], runs, FORMS["joint"].parameters)
     theta = fit(runs).law.theta
-    heard, start = [], time.perf_counter()
+    heard, start = [], time.process_time()
     found = bootstrap(problem, theta, 400, progress=lambda done, whole: heard.append((done, whole)))
-    assert time.perf_counter() - start < 12
+    assert time.process_time() - start < 12
     assert found.samples.shape == (400, 12)
     assert heard[-1] == (400, 400)
 

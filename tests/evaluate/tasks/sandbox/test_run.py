@@ -196,13 +196,13 @@ def test_files_have_a_limit_together():
 def test_an_endless_loop_and_sleep_end_in_time():
     for program in (
         "while True: pass",
-        "import time; time.sleep(60)",
+        "import time; time.sleep(600)",
         "import signal, time\nfor s in range(1, 32):\n    "
-        "try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\ntime.sleep(60)",
+        "try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\ntime.sleep(600)",
     ):
         outcome = attack(program, seconds=0.7)
         assert outcome.failure == "time"
-        assert outcome.seconds < 3
+        assert outcome.seconds < 30
 
 
 def test_too_much_output_ends_it_and_is_not_kept():
@@ -214,7 +214,7 @@ def test_too_much_output_ends_it_and_is_not_kept():
 def test_a_fork_bomb_stays_small_and_ends():
     program = (
         "import os\nmade = 0\ntry:\n    for _ in range(1000):\n        if os.fork() == 0:\n"
-        "            import time; time.sleep(60)\n        made += 1\nexcept BlockingIOError: pass\n"
+        "            import time; time.sleep(600)\n        made += 1\nexcept BlockingIOError: pass\n"
         "print(made)\nassert made < 20"
     )
     outcome = attack(program)
@@ -228,17 +228,17 @@ def test_no_child_outlives_it_however_it_hides():
         "import ctypes, os, sys, time\nctypes.CDLL(None).prctl(1, 0)\nif os.fork() == 0:\n    os.setsid()\n"
         "    if os.fork() == 0:\n        ctypes.CDLL(None).prctl(1, 0)\n        open('hidden', 'w')\n"
         "        os.closerange(0, 64)\n"
-        f"        os.execv({python!r}, ['python', '-S', '-c', 'import time; time.sleep(60)', {mark!r}])\n"
+        f"        os.execv({python!r}, ['python', '-S', '-c', 'import time; time.sleep(600)', {mark!r}])\n"
         "    os._exit(0)\n"
     )
-    for ending, failure in (
-        ("time.sleep(0.4); assert os.path.exists('hidden')", None),
-        ("time.sleep(60)", "time"),
-        ("os._exit(0)", "error"),
+    for ending, failure, seconds in (
+        ("while not os.path.exists('hidden'): time.sleep(0.01)", None, 60),
+        ("time.sleep(600)", "time", 2),
+        ("os._exit(0)", "error", 60),
     ):
-        outcome = attack(program + ending, seconds=2)
+        outcome = attack(program + ending, seconds=seconds)
         assert outcome.failure == failure, outcome.output
-        assert wait_until(lambda: not processes_with(mark), 2)
+        assert wait_until(lambda: not processes_with(mark), 60)
 
 
 def test_it_cannot_kill_or_touch_what_is_above_it():
@@ -254,16 +254,16 @@ def test_it_cannot_kill_or_touch_what_is_above_it():
 def test_the_end_of_this_process_ends_the_program():
     mark = f"mark-{os.getpid()}-alone"
     python = os.path.realpath(sys.executable)
-    inner = f"import os; os.execv({python!r}, ['walled', '-S', '-c', 'import time; time.sleep(60)', {mark!r}])"
+    inner = f"import os; os.execv({python!r}, ['walled', '-S', '-c', 'import time; time.sleep(600)', {mark!r}])"
     script = (
         "from mobilemoe.evaluate.tasks.sandbox.run import run_code\n"
-        f"run_code({inner!r}, seconds=60, memory_bytes=2**28)"
+        f"run_code({inner!r}, seconds=600, memory_bytes=2**28)"
     )
     with subprocess.Popen([sys.executable, "-c", script]) as parent:
-        is_started = wait_until(lambda: any(line.startswith("walled\0") for line in processes_with(mark)), 10)
+        is_started = wait_until(lambda: any(line.startswith("walled\0") for line in processes_with(mark)), 60)
         parent.kill()
     assert is_started
-    assert wait_until(lambda: not processes_with(mark), 2)
+    assert wait_until(lambda: not processes_with(mark), 60)
 
 
 def test_where_the_walls_cannot_be_built_nothing_runs(monkeypatch, tmp_path):
