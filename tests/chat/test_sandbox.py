@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 
 import pytest
 
@@ -46,13 +45,19 @@ BOMBS = {
 }
 
 
+def work_since(used: os.times_result) -> float:
+    """Seconds of a processor that this process and those of its children that have ended used since then."""
+    now = os.times()
+    return sum(getattr(now, name) - getattr(used, name) for name in ("user", "system", "children_user"))
+
+
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_one_sentence_soon(name: str) -> None:
-    began = time.monotonic()
+    used = os.times()
     with pytest.raises(TokenizerError, match="the chat template") as caught:
         ChatTemplate(BOMBS[name]).render(HI)
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - began < 30  # CPU time is what is limited; this machine may do much else
+    assert work_since(used) < 5  # seconds of a processor: this machine may do much else
 
 
 def test_a_template_that_never_ends_says_so_and_the_next_prompt_is_written() -> None:
@@ -126,4 +131,4 @@ def test_the_limit_on_time_holds_whatever_signals_the_caller_does_without(state:
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGXCPU])
         signal.signal(signal.SIGXCPU, before)
-    assert os.times().children_user - used.children_user < 5  # the limit on wall time would come after 30 s
+    assert work_since(used) < 5  # the limit on wall time would come after 30 s
