@@ -184,6 +184,20 @@ def atomic_folder(path: Path | str, error: type[MobileMoEError] = MobileMoEError
 
 
 @contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Makes `folder` where there is none, and removes it again if the block fails with nothing in it."""
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+        raise
+
+
+@contextmanager
 def hold_folder(folder: Path, error: type[MobileMoEError]) -> Iterator[None]:
     """Locks `folder` against other processes; `error` if one has it. No effect on a file system without locks."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -77,6 +77,9 @@ def test_what_cannot_be_drawn_is_one_line(fails, arguments, tmp_path):
     assert "is dense" in fails(2, "tradeoff", tmp_path / "dense", *arguments[2:])
     assert "is no regular file" in fails(1, *arguments, "--text", "/dev/zero")
     assert "none.jsonl" in fails(1, *arguments, "--text", "none.jsonl")
+    (tmp_path / "empty.jsonl").touch()
+    assert "holds no text" in fails(1, *arguments, "--text", tmp_path / "empty.jsonl")
+    assert "but the process needs at least" in fails(2, *arguments, "--max-memory", "1KB")
     assert not (tmp_path / "out").exists()
 
 

@@ -17,7 +17,7 @@ size_t process_memory() {
 }
 
 std::string size_text(size_t bytes) {
-  if (bytes < 10000) return std::to_string(bytes) + " bytes";
+  if (bytes < 10000) return std::to_string(bytes) + (bytes == 1 ? " byte" : " bytes");
   size_t step = 1;
   while (bytes / step >= 10000) step *= 10;
   bytes -= bytes % step;

@@ -204,7 +204,7 @@ def _print(result: Result, machine: Machine, workload: Workload) -> None:
         if (hit_rate := s.hit_rate()) is not None and (read := s.read_bytes()) is not None:
             print(f": {hit_rate:.1%} of those that decoding visits, and {read / 1e6:,.1f} MB read for a token", end="")
         print()
-    where = f"after {result.rss_tokens:,} tokens there" if workload.cold else "in this process"
+    where = f"after {result.rss_tokens:,} tokens there" if workload.cold else "in this process since it was opened"
     print(f"peak memory        {result.cold.peak_rss_bytes / 1e6:,.0f} MB, {where}")
     if result.sampling:
         _print_sampling(result)

@@ -69,7 +69,10 @@ MaxNewTokens = Annotated[int, typer.Option(help="Write at most this many tokens.
 
 def memory(text: str) -> int:
     """The bytes that --max-memory names."""
-    return int(quantity("--max-memory", text, BYTES, "1.5GB or 900MB") or 0)
+    size = int(quantity("--max-memory", text, BYTES, "1.5GB or 900MB") or 0)
+    if not 0 < size < 2**63:
+        raise UsageError(f"--max-memory is {text!r}, but must be a size of memory, such as 1.5GB or 900MB")
+    return size
 
 
 @dataclass(frozen=True, kw_only=True)

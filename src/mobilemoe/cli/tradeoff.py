@@ -12,7 +12,7 @@ from rich.table import Table
 
 from mobilemoe.cli import options
 from mobilemoe.errors import DataError, UsageError
-from mobilemoe.files import open_regular, write_atomic
+from mobilemoe.files import new_folder, open_regular, write_atomic
 from mobilemoe.load import load
 from mobilemoe.progress import Progress
 from mobilemoe.routing import Routing
@@ -81,8 +81,7 @@ def tradeoff(
     for routing in routings:
         routing.check_for(config, max_memory=None, speculate="auto")
     ids = tokens_for(plain, min(found.PROMPT + DECODED, plain.context - 1), dummy=False).ids
-    out.mkdir(parents=True, exist_ok=True)
-    with Progress() as progress:
+    with new_folder(out), Progress() as progress:
         decoding: list[Decoding] = []
         if max_memory is not None:
             counter = progress.counter("rounds of decoding")

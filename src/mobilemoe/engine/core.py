@@ -118,7 +118,7 @@ class Core:
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
             raise UsageError(f"threads is {threads!r}, but must be a whole number from 1 to 1024")
         if max_memory is not None and not (isinstance(max_memory, int) and 0 < max_memory < 2**63):
-            raise UsageError(f"max_memory is {max_memory!r}, but must be a number of bytes above 0")
+            raise UsageError(f"max_memory is {max_memory!r}, but must be a whole number of bytes from 1 to 2**63 - 1")
         if max_memory is not None and speculate == "draft":
             raise UsageError(
                 "speculate is 'draft', but with max_memory there is no draft head: take 'auto' or 'lookup'"

@@ -10,7 +10,7 @@ from typing import Any
 from mobilemoe import paper
 from mobilemoe.engine import Engine
 from mobilemoe.load import Model
-from mobilemoe.profile.cold import ColdStart, cold_start, peak_rss_bytes
+from mobilemoe.profile.cold import ColdStart, cold_start, forget_peak_rss, peak_rss_bytes
 from mobilemoe.profile.guesses import Guesses, measure_guesses
 from mobilemoe.profile.machine import Machine, measure_machine
 from mobilemoe.profile.sampling_speed import PROMPT, STEPS, measure_sampling
@@ -93,6 +93,8 @@ def run(
     models: Sequence[tuple[str, Model, dict[str, Any]]], workload: Workload, on_step: Callable[[str], None]
 ) -> tuple[list[Result], Machine]:
     """Measures named models, each with the options of `load` that it was opened with. They take turns."""
+    if not workload.cold:
+        forget_peak_rss()  # what writing a model's files took
     subjects, texts = [], []
     for name, model, _ in models:
         engine = model.engine

@@ -56,7 +56,9 @@ def decode_speeds(
         on_round(done + 1)
     places, experts = found[strengths[0]][0].places, found[strengths[0]][0].experts
     if places == experts:
-        raise UsageError(f"--max-memory of {max_memory:,} bytes has room for all {experts} experts: take a lower one")
+        raise UsageError(
+            f"--max-memory of {max_memory / 1e6:,.0f} MB has room for all {experts} experts: take a lower one"
+        )
     return [
         Decoding(
             strength,

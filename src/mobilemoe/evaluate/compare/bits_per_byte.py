@@ -59,8 +59,16 @@ def score_file(
 
 
 def score_document(model: Model, place: str, document: Document, window: int) -> Score:
-    """The score of one document in windows of `window` tokens; DataError names its `place` if it has no probability."""
+    """The score of one document in windows of `window` tokens; DataError names its `place` if it has no probability.
+
+    UsageError where the memory has no room for such a window.
+    """
     ids, size = encode_document(model, place, document)
+    if (needed := min(len(ids), window)) > model.context:
+        raise UsageError(
+            f"{place}: there is memory for {model.context:,} tokens of context, but a window has {needed:,}: give a "
+            f"shorter window, such as --window {model.context}, or more memory"
+        )
     bits = _bits(model, ids, window)
     if not math.isfinite(bits):
         raise DataError(f"{place}: the model gives this text no probability, but {bits}")
