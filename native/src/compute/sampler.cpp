@@ -36,10 +36,15 @@ double uniform(uint64_t& state) {
   return static_cast<double>(x >> 11) * 0x1p-53;
 }
 
-// One of the numbers below `count`.
-uint64_t uniform_below(uint64_t count, uint64_t& state) {
-  const auto number = static_cast<uint64_t>(uniform(state) * static_cast<double>(count));
+// Which of the numbers below `count` a number in [0, 1) chooses.
+uint64_t number_below(uint64_t count, double uniform) {
+  const auto number = static_cast<uint64_t>(uniform * static_cast<double>(count));
   return std::min(number, count - 1);  // `count` itself where it was rounded
+}
+
+float logprob(float logit, double highest, double log_sum) {
+  const double score = std::isnan(logit) ? -kInfinity : logit;
+  return static_cast<float>((score == highest ? 0 : score - highest) - log_sum);
 }
 
 }  // namespace
@@ -49,7 +54,8 @@ Sampler::Sampler(Sampling sampling, int vocab_size, const Kernels& kernels)
       vocab_size_(vocab_size),
       state_(sampling_.seed),
       changes_(sampling_, kernels),
-      scores_(kernels) {
+      scores_(kernels),
+      in_floats_(kernels) {
   const Sampling& s = sampling_;
   require(vocab_size > 0, "vocab_size", vocab_size, "above 0");
   require(s.temperature >= 0 && s.temperature < kInfinity, "temperature", s.temperature, "0 or more");
@@ -73,13 +79,22 @@ void Sampler::see(const int* tokens, int count) {
 
 Choice Sampler::choose(const float* logits, bool with_logprob, int top, const uint32_t* allowed, ThreadPool* pool) {
   require(top >= 0 && top <= vocab_size_, "top", top, "between 0 and the size of the vocabulary");
-  const bool is_changed = changes_.prepare(logits, allowed);
-  scores_.read(logits, vocab_size_, is_changed ? &changes_ : nullptr, pool);
-  Choice choice{next_token(pool), 0, {}};
-  if (with_logprob || top > 0) {
-    if (is_changed) scores_.read(logits, vocab_size_, nullptr, pool);
-    tell_logprobs(logits, with_logprob, top, pool, choice);
+  Choice choice = {-1, 0, {}};
+  double log_sum = 0;
+  const bool is_told = with_logprob || top > 0;
+  if (is_told) {  // first, because the changes look at logits here and there, which then are in a cache
+    scores_.read(logits, vocab_size_, nullptr, pool);
+    log_sum = log_of_sum(logits, pool);
+    scores_.likeliest(top, candidates_);
+    for (const Candidate& candidate : candidates_) {
+      choice.top.emplace_back(candidate.token, logprob(candidate.score, scores_.highest(), log_sum));
+    }
   }
+  const float highest = scores_.highest();
+  const bool is_changed = changes_.prepare(logits, allowed);
+  if (is_changed || !is_told) scores_.read(logits, vocab_size_, is_changed ? &changes_ : nullptr, pool);
+  choice.token = next_token(pool);
+  if (with_logprob) choice.logprob = logprob(logits[choice.token], highest, log_sum);
   changes_.take(choice.token);
   return choice;
 }
@@ -92,16 +107,19 @@ int Sampler::next_token(ThreadPool* pool) {
   constexpr double kSteepest = 1e300;  // finite, so that the best token's 0 stays 0
   const double scale = std::min(1 / sampling_.temperature, kSteepest);
   const auto least = static_cast<uint64_t>(std::max(1.0, std::rint(sampling_.min_p * static_cast<double>(kOne))));
-  if (sampling_.top_k > 0) return draw_of_top_k(scale, least);
+  const double number = uniform(state_);
+  if (sampling_.top_k > 0) return draw_of_top_k(scale, least, number);
   if (sampling_.top_p < 1) {
+    if (const auto token = in_floats_.by_rank(scores_, scale, sampling_.top_p, least, number, pool)) return *token;
     by_rank_.prepare(scores_, scale, sampling_.top_p, least, pool);
-    return by_rank_.token(uniform_below(by_rank_.total(), state_));
+    return by_rank_.token(number_below(by_rank_.total(), number));
   }
+  if (const auto token = in_floats_.by_id(scores_, scale, least, number, pool)) return *token;
   by_id_.prepare(scores_, scale, least, pool);
-  return by_id_.token(uniform_below(by_id_.total(), state_));
+  return by_id_.token(number_below(by_id_.total(), number));
 }
 
-int Sampler::draw_of_top_k(double scale, uint64_t least) {
+int Sampler::draw_of_top_k(double scale, uint64_t least, double uniform) {
   scores_.likeliest(sampling_.top_k, candidates_);
   const auto wanted = sampling_.top_p * static_cast<double>(scores_.weigh(candidates_, scale));
   uint64_t sum = 0;
@@ -109,28 +127,18 @@ int Sampler::draw_of_top_k(double scale, uint64_t least) {
   while (count < candidates_.size() && static_cast<double>(sum) < wanted && candidates_[count].weight >= least) {
     sum += candidates_[count++].weight;
   }
-  uint64_t number = uniform_below(sum, state_);
+  uint64_t number = number_below(sum, uniform);
   const Candidate* drawn = candidates_.data();
   for (; number >= drawn->weight; ++drawn) number -= drawn->weight;
   return drawn->token;
 }
 
-// `scores_` are the logits themselves.
-void Sampler::tell_logprobs(const float* logits, bool with_logprob, int top, ThreadPool* pool, Choice& choice) {
+// Of the sum of e^(logit - highest), where `scores_` are the logits themselves.
+double Sampler::log_of_sum(const float* logits, ThreadPool* pool) {
   const double highest = scores_.highest();
-  double log_sum = 0;
-  if (highest == kInfinity) {  // they share the probability
-    log_sum = std::log(std::count(logits, logits + vocab_size_, scores_.highest()));
-  } else {
-    log_sum = std::log(scores_.sum_exp(pool));
-  }
-  const auto logprob = [&](float logit) {
-    const double score = std::isnan(logit) ? -kInfinity : logit;
-    return static_cast<float>((score == highest ? 0 : score - highest) - log_sum);
-  };
-  if (with_logprob) choice.logprob = logprob(logits[choice.token]);
-  scores_.likeliest(top, candidates_);
-  for (const Candidate& candidate : candidates_) choice.top.emplace_back(candidate.token, logprob(candidate.score));
+  if (highest == -kInfinity) scores_.best();  // throws
+  if (highest < kInfinity) return std::log(scores_.sum_exp(pool));
+  return std::log(std::count(logits, logits + vocab_size_, scores_.highest()));  // they share the probability
 }
 
 }  // namespace mobilemoe

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "compute/draw.h"
+#include "compute/float_draw.h"
 #include "compute/sampling.h"
 #include "compute/score_changes.h"
 #include "compute/scores.h"
@@ -35,8 +36,8 @@ class Sampler {
 
  private:
   int next_token(ThreadPool* pool);
-  int draw_of_top_k(double scale, uint64_t least);
-  void tell_logprobs(const float* logits, bool with_logprob, int top, ThreadPool* pool, Choice& choice);
+  int draw_of_top_k(double scale, uint64_t least, double uniform);
+  double log_of_sum(const float* logits, ThreadPool* pool);
 
   Sampling sampling_;
   int vocab_size_;
@@ -45,6 +46,7 @@ class Sampler {
 
   // Of the choice in progress; kept, so that the next one allocates little.
   Scores scores_;
+  FloatDraw in_floats_;
   DrawById by_id_;
   DrawByRank by_rank_;
   std::vector<Candidate> candidates_;

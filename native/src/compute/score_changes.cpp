@@ -48,6 +48,8 @@ bool ScoreChanges::prepare(const float* scores, const uint32_t* allowed) {
   const bool has_penalties = repetition_ != 1 || presence_ != 0 || frequency_ != 0;
   auto bias = biases_.begin();
   auto seen = has_penalties ? seen_.begin() : seen_.end();
+  // They lie here and there in memory: asked for one by one they would come one by one.
+  for (auto entry = seen; entry != seen_.end(); ++entry) __builtin_prefetch(scores + entry->token);
   while (bias != biases_.end() || seen != seen_.end()) {
     const bool is_seen = seen != seen_.end() && (bias == biases_.end() || seen->token <= bias->first);
     const int token = is_seen ? seen->token : bias->first;

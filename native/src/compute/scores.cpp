@@ -78,17 +78,21 @@ int Scores::best() const {
   return begin + static_cast<int>(std::find(run, run + end - begin, highest_) - run);
 }
 
-void Scores::likeliest(int count, std::vector<Candidate>& best) const {
-  best.clear();
-  count = std::min(count, size_);
-  if (count == 0) return;
-  // At least `count` tokens reach the bound: first that of blocks, then that of the runs which reach it.
+// First of blocks, then of the runs which reach what so many blocks do.
+float Scores::reached(int count) const {
   std::vector<float> largest = block_largest_;
   const float bound_of_blocks = reached_by(count, largest);
   largest.clear();
   std::copy_if(largest_.begin(), largest_.end(), std::back_inserter(largest),
                [&](float score) { return score >= bound_of_blocks; });
-  const float bound = reached_by(count, largest);
+  return reached_by(count, largest);
+}
+
+void Scores::likeliest(int count, std::vector<Candidate>& best) const {
+  best.clear();
+  count = std::min(count, size_);
+  if (count == 0) return;
+  const float bound = reached(count);  // by at least so many tokens
   int equal = 0;
   for (int begin = 0; begin < size_; begin += kScoreRun) {
     if (largest_[begin / kScoreRun] < bound) continue;
@@ -105,19 +109,36 @@ void Scores::likeliest(int count, std::vector<Candidate>& best) const {
   std::sort(best.begin(), best.end(), is_likelier);
 }
 
+bool Scores::powers(double scale, Powers& powers, double& unit) const {
+  constexpr double kGrid = 0x1p13, kDepth = 60;  // 2^-60 is nothing
+  const double factor = scale * kLog2E, offset = -factor * highest_;
+  if (!(factor > 0x1p-20 && factor < 0x1p10 && std::abs(offset) < 1000)) return false;
+  const double coarse = std::rint(offset * kGrid) / kGrid;
+  powers.factor = static_cast<float>(factor);
+  powers.factor_rest = static_cast<float>(factor - powers.factor);
+  powers.offset = static_cast<float>(coarse);
+  powers.lowest = static_cast<float>(highest_ - kDepth / factor);
+  unit = std::exp2(offset - coarse);
+  return true;
+}
+
 double Scores::sum_exp(ThreadPool* pool) {
+  Powers e;
+  double unit = 1;
+  const bool is_fast = powers(1, e, unit);
   block_sums_.resize(divide_up(size_, kBlock));
-  for_blocks(pool, size_, [this](int begin, int end, int) {
+  for_blocks(pool, size_, [&](int begin, int end, int) {
     float buffer[kBlock];
     const float* scores = at(begin, end, buffer);
-    double sum = kernels_.sum_exp(scores, end - begin, highest_);
-    if (std::isnan(sum)) {
+    double& sum = block_sums_[begin / kBlock];
+    if (is_fast) {
+      kernels_.add_powers(scores, end - begin, e, &e.lowest, &sum);
+    } else {
       std::transform(scores, scores + end - begin, buffer, usable);
       sum = kernels_.sum_exp(buffer, end - begin, highest_);
     }
-    block_sums_[begin / kBlock] = sum;
   });
-  return std::accumulate(block_sums_.begin(), block_sums_.end(), 0.0);
+  return std::accumulate(block_sums_.begin(), block_sums_.end(), 0.0) * unit;
 }
 
 Weighing Scores::weighing(double scale, uint64_t least) const {
@@ -167,6 +188,19 @@ int Scores::bucket_of(float score, const Weighing& weighing) const {
   return bucket;
 }
 
+void Scores::gather(ScoreRange range, ThreadPool* pool, std::vector<std::vector<Candidate>>& found) const {
+  found.resize(pool == nullptr ? 1 : pool->threads());
+  for (auto& candidates : found) candidates.clear();
+  for_pieces(pool, size_, [&](int begin, int end, int thread) {
+    if (!any_reaches(range.low, begin, end)) return;
+    float buffer[kPiece];
+    int places[kPiece + 16];
+    const float* scores = at(begin, end, buffer);
+    const int count = kernels_.between(scores, end - begin, range.low, range.high, places);
+    for (int i = 0; i < count; ++i) found[thread].push_back({scores[places[i]], begin + places[i], 0});
+  });
+}
+
 void Scores::find(int bucket, const Weighing& weighing, ThreadPool* pool, std::vector<std::vector<Candidate>>& found,
                   std::vector<Candidate>& members) const {
   // The scores of a bucket lie between these, which are further apart than rounding needs.
@@ -174,17 +208,7 @@ void Scores::find(int bucket, const Weighing& weighing, ThreadPool* pool, std::v
   const double from = highest - (bucket + 1) * step, to = highest - bucket * step;
   const float low = nearest_float(from - margin * (std::abs(from) + std::abs(highest)));
   const float high = nearest_float(to + margin * (std::abs(to) + std::abs(highest)));
-  found.resize(pool == nullptr ? 1 : pool->threads());
-  for (auto& candidates : found) candidates.clear();
-  for_pieces(pool, size_, [&](int begin, int end, int thread) {
-    const auto run = largest_.begin() + begin / kScoreRun;
-    if (std::all_of(run, run + divide_up(end - begin, kScoreRun), [=](float score) { return score < low; })) return;
-    float buffer[kPiece];
-    int places[kPiece + 1];
-    const float* scores = at(begin, end, buffer);
-    const int count = kernels_.between(scores, end - begin, low, high, places);
-    for (int i = 0; i < count; ++i) found[thread].push_back({scores[places[i]], begin + places[i], 0});
-  });
+  gather({low, high}, pool, found);
   members.clear();
   for (auto& candidates : found) {
     weigh_each(candidates, weighing, [&](const Candidate& candidate, uint64_t weight, int its_bucket) {

@@ -44,6 +44,10 @@ inline bool is_likelier(const Candidate& a, const Candidate& b) {
   return a.score > b.score || (a.score == b.score && a.token < b.token);
 }
 
+struct ScoreRange {
+  float low, high;  // both are in it
+};
+
 class Scores {
  public:
   explicit Scores(const Kernels& kernels) : kernels_(kernels) {}
@@ -64,10 +68,27 @@ class Scores {
 
   int best() const;  // the lowest token with the highest score; throws Error(numerics) if that is -infinity
 
+  bool any_reaches(float score, int begin, int end) const {  // of the tokens of these runs
+    const auto run = largest_.begin() + begin / kScoreRun;
+    return std::any_of(run, run + divide_up(end - begin, kScoreRun), [=](float highest) { return highest >= score; });
+  }
+
+  // A score that the likeliest token of `count` runs reaches, and of no more runs but where equal scores are among
+  // them; -infinity if there are fewer runs.
+  float reached(int count) const;
+
+  // Sets `found` to the tokens of a range, without weights, as each thread found them.
+  void gather(ScoreRange range, ThreadPool* pool, std::vector<std::vector<Candidate>>& found) const;
+
   // The `count` likeliest tokens, or all if there are fewer, best first; their weights are not set.
   void likeliest(int count, std::vector<Candidate>& best) const;
 
-  double sum_exp(ThreadPool* pool);  // of e^(score - highest); the highest score must be finite
+  // Of e^(score - highest), within 2^-21 of it; the highest score must be finite.
+  double sum_exp(ThreadPool* pool);
+
+  // How powers of e^((score - highest) * scale) are added up. False where the exponents are beyond what `Powers` can
+  // hold. A power of 1 is e^... times `unit`.
+  bool powers(double scale, Powers& powers, double& unit) const;
 
   // How they are weighed: those that weigh less than `least` (> 0) weigh nothing. The highest score must be finite.
   Weighing weighing(double scale, uint64_t least = 1) const;

@@ -64,6 +64,13 @@ struct Weighing {
   float lowest = 0;   // lower scores weigh 0
 };
 
+// Powers 2^(score * factor + offset), where the highest score's is nearly 1: `weight.h` has the exact ones.
+struct Powers {
+  float factor, factor_rest;  // their sum is the factor
+  float offset;               // a multiple of 2^-13, below 1024
+  float lowest;               // lower scores count as this one, whose power is above 2^-126
+};
+
 // One block of 64 keys and values of one KV head; zeros where no token has been written. h is head_dim, H is h rounded
 // up to 16.
 //   int8: k [h rounded up to 4, / 4][64 keys][4] int8; v [16 keys / 4][H][4 keys] int8;
@@ -146,10 +153,18 @@ struct Kernels {
   // for a weight of 1 up to kBuckets - 1; `buckets` may be null.
   uint64_t (*weigh)(const float* scores, int count, const Weighing& weighing, uint64_t* weights, int16_t* buckets);
 
+  // The sum of the powers of all scores that are at least `least`, within 2^-21.5 of it,
+  // relative.
+  void (*add_powers)(const float* scores, int count, const Powers& powers, const float* least, double* sum);
+
+  // sums[j] = the same for each of least[3].
+  void (*add_three_powers)(const float* scores, int count, const Powers& powers, const float* least, double* sums);
+
   // out[i] = scores[i] if bit i of `allowed` is 1, counted from the lowest of the first word; otherwise -infinity.
   void (*allow)(const float* scores, int count, const uint32_t* allowed, float* out);
 
-  // found [up to count + 1] = each i with low <= scores[i] <= high, ascending. Returns how many there are.
+  // found [count + 16] = each i with low <= scores[i] <= high, ascending, and what may be anything. Returns how many
+  // there are.
   int (*between)(const float* scores, int count, float low, float high, int* found);
 
   // Multiplies int8 registers for some ten microseconds and returns how many multiply-adds that were, for

@@ -33,25 +33,4 @@ inline void allow(const float* scores, int count, const uint32_t* allowed, float
   }
 }
 
-// `Kernels::between` for one instruction set.
-template <class Isa>
-inline int between(const float* scores, int count, float low, float high, int* found) {
-  constexpr int kTogether = 32;
-  const auto is_one = [&](int i) { return static_cast<int>(scores[i] >= low) & static_cast<int>(scores[i] <= high); };
-  int size = 0;
-  for (int begin = 0; begin < count; begin += kTogether) {
-    const int end = count - begin < kTogether ? count : begin + kTogether;
-    if (end - begin == kTogether) {
-      int any = 0;
-      for (int i = 0; i < kTogether; ++i) any |= is_one(begin + i);
-      if (any == 0) continue;
-    }
-    for (int i = begin; i < end; ++i) {
-      found[size] = i;
-      size += is_one(i);
-    }
-  }
-  return size;
-}
-
 }  // namespace mobilemoe

@@ -128,7 +128,7 @@ TEST(all_scores_of_a_range_are_found_in_order) {
         if (scores[i] >= low && scores[i] <= high) wanted.push_back(i);
       }
       for_each_isa([&, low = low, high = high](const Kernels& kernels) {
-        std::vector<int> found(scores.size() + 1);
+        std::vector<int> found(scores.size() + 16);
         const int size = kernels.between(scores.data(), count, low, high, found.data());
         found.resize(static_cast<size_t>(size));
         CHECK(found == wanted);
@@ -152,4 +152,38 @@ TEST(a_lower_score_never_has_an_earlier_bucket) {
     CHECK_EQ(buckets.back(), 0);
     CHECK(buckets.front() < kBuckets);
   });
+}
+
+TEST(sums_of_powers_are_those_of_double_arithmetic_for_any_scale_and_count) {
+  Random random(17);
+  for (const int count : {1, 16, 127, 128, 200, 1000}) {
+    for (const double factor : {0.05, 1.4426950408889634, 2.061, 700.0}) {
+      for (const double offset : {0.0, -999.0, 413.0}) {
+        Powers powers;
+        powers.factor = static_cast<float>(factor);
+        powers.factor_rest = static_cast<float>(factor - powers.factor);
+        powers.offset = static_cast<float>(offset);
+        powers.lowest = static_cast<float>((-60 - offset) / factor);
+        std::vector<float> scores(static_cast<size_t>(count));
+        for (float& score : scores) {
+          const unsigned kind = random.below(20);
+          const float exponent = random.uniform(-50, 0);
+          score = kind == 0 ? NAN : kind == 1 ? -INFINITY : static_cast<float>((exponent - offset) / factor);
+        }
+        const float middle = static_cast<float>((-2 - offset) / factor);
+        const float least[] = {powers.lowest, middle, INFINITY};
+        double wanted[3] = {};
+        for (const float score : scores) {
+          for (int i = 0; i < 3; ++i) wanted[i] += score >= least[i] ? std::exp2(score * factor + offset) : 0;
+        }
+        for_each_isa([&](const Kernels& kernels) {
+          double one = -1, three[3] = {-1, -1, -1};
+          kernels.add_powers(scores.data(), count, powers, least, &one);
+          kernels.add_three_powers(scores.data(), count, powers, least, three);
+          CHECK_NEAR(one, wanted[0], wanted[0] * 0x1.7p-22);
+          for (int i = 0; i < 3; ++i) CHECK_NEAR(three[i], wanted[i], wanted[i] * 0x1.7p-22);
+        });
+      }
+    }
+  }
 }

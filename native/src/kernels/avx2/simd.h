@@ -16,6 +16,17 @@ struct Ints {
   __m256i low, high;
 };
 
+struct BitPlaces {  // of[bits]: the places of those that are 1, a byte each
+  constexpr BitPlaces() : of() {
+    for (int bits = 0; bits < 256; ++bits) {
+      for (int i = 0, place = 0; i < 8; ++i) {
+        if ((bits >> i & 1) != 0) of[bits][place++] = static_cast<uint8_t>(i);
+      }
+    }
+  }
+  uint8_t of[256][8];
+};
+
 template <class Dot>
 struct Simd {
   using F = Floats;  // 16 floats
@@ -50,6 +61,28 @@ struct Simd {
   static F abs(F a) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     return {_mm256_andnot_ps(sign, a.low), _mm256_andnot_ps(sign, a.high)};
+  }
+  static F where(F x, F low, F a) {
+    return {_mm256_and_ps(_mm256_cmp_ps(x.low, low.low, _CMP_GE_OQ), a.low),
+            _mm256_and_ps(_mm256_cmp_ps(x.high, low.high, _CMP_GE_OQ), a.high)};
+  }
+  static uint32_t between(F x, F low, F high) {
+    const auto bits = [](__m256 half, __m256 from, __m256 to) {
+      const __m256 is_one = _mm256_and_ps(_mm256_cmp_ps(half, from, _CMP_GE_OQ), _mm256_cmp_ps(half, to, _CMP_LE_OQ));
+      return static_cast<uint32_t>(_mm256_movemask_ps(is_one));
+    };
+    return bits(x.low, low.low, high.low) | bits(x.high, low.high, high.high) << 8;
+  }
+  static void store_places(uint32_t bits, int first, int* to) {
+    static constexpr BitPlaces kPlaces;
+    const auto store_half = [&](uint32_t half, int begin) {
+      const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kPlaces.of[half]));
+      const __m256i places = _mm256_add_epi32(_mm256_cvtepu8_epi32(bytes), _mm256_set1_epi32(begin));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), places);
+      to += __builtin_popcount(half);
+    };
+    store_half(bits & 255, first);
+    store_half(bits >> 8, first + 8);
   }
   static float first(F a) { return _mm256_cvtss_f32(a.low); }
 

@@ -32,6 +32,18 @@ struct Simd {
   static F larger(F x, F best) { return max(x, best); }             // `best` where x is NaN
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F abs(F a) { return _mm512_abs_ps(a); }
+  static F where(F x, F low, F a) {  // a where x >= low, otherwise 0
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, low, _CMP_GE_OQ), a);
+  }
+  static uint32_t between(F x, F low, F high) {  // a bit for each lane: low <= x <= high
+    return _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(x, low, _CMP_GE_OQ), x, high, _CMP_LE_OQ);
+  }
+  // Writes first + i for each bit i of 16 that is 1; up to 16 ints in all, of which the others are of no use.
+  static void store_places(uint32_t bits, int first, int* to) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i places = _mm512_add_epi32(lanes, _mm512_set1_epi32(first));
+    _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), places));
+  }
   static float first(F a) { return _mm512_cvtss_f32(a); }
 
   static I zero_i() { return (I)_mm512_setzero_si512(); }

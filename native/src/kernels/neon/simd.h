@@ -63,6 +63,23 @@ struct Simd {
   static F abs(F a) {
     return each([&](int i) { return vabsq_f32(a.part[i]); });
   }
+  static F where(F x, F low, F a) {
+    return each([&](int i) {
+      return vreinterpretq_f32_u32(vandq_u32(vcgeq_f32(x.part[i], low.part[i]), vreinterpretq_u32_f32(a.part[i])));
+    });
+  }
+  static uint32_t between(F x, F low, F high) {
+    constexpr uint32_t kBits[4] = {1, 2, 4, 8};
+    uint32_t bits = 0;
+    for (int i = 0; i < 4; ++i) {
+      const uint32x4_t is_one = vandq_u32(vcgeq_f32(x.part[i], low.part[i]), vcleq_f32(x.part[i], high.part[i]));
+      bits |= vaddvq_u32(vandq_u32(is_one, vld1q_u32(kBits))) << (4 * i);
+    }
+    return bits;
+  }
+  static void store_places(uint32_t bits, int first, int* to) {
+    for (; bits != 0; bits &= bits - 1) *to++ = first + __builtin_ctz(bits);
+  }
   static float first(F a) { return vgetq_lane_f32(a.part[0], 0); }
 
   static I zero_i() { return set_i(0); }

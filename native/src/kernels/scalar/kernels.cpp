@@ -21,6 +21,8 @@ const Kernels* kernels() {
       log_sum_exp,
       largest,
       weigh,
+      add_powers<1>,
+      add_powers<3>,
       allow,
       between,
       nullptr,

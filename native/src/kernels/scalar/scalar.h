@@ -49,6 +49,17 @@ float log_sum_exp(const float* logits, int count);
 
 void largest(const float* scores, int count, float* largest);
 uint64_t weigh(const float* scores, int count, const Weighing& weighing, uint64_t* weights, int16_t* buckets);
+
+template <int kSums>
+void add_powers(const float* scores, int count, const Powers& powers, const float* least, double* sums) {
+  std::fill_n(sums, kSums, 0.0);
+  for (int i = 0; i < count; ++i) {
+    const double exponent = static_cast<double>(scores[i]) * (static_cast<double>(powers.factor) + powers.factor_rest);
+    const double power = std::exp2(exponent + powers.offset);
+    for (int j = 0; j < kSums; ++j) sums[j] += scores[i] >= least[j] ? power : 0;
+  }
+}
+
 void allow(const float* scores, int count, const uint32_t* allowed, float* out);
 int between(const float* scores, int count, float low, float high, int* found);
 

@@ -4,9 +4,11 @@
 
 #include "kernels/selection.h"
 #include "kernels/vector/attention.h"
+#include "kernels/vector/between.h"
 #include "kernels/vector/elementwise.h"
 #include "kernels/vector/largest.h"
 #include "kernels/vector/peak.h"
+#include "kernels/vector/powers.h"
 #include "kernels/vector/products.h"
 #include "kernels/weight.h"
 
@@ -32,6 +34,8 @@ constexpr Kernels table(const char* isa, Matmul blocks, Matmul scaled) {
       log_sum_exp<S>,
       largest<S>,
       weigh<S>,
+      add_powers<S, 1>,
+      add_powers<S, 3>,
       allow<S>,
       between<S>,
       multiply_adds<Peak>,
