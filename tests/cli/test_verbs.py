@@ -72,6 +72,13 @@ def test_run_chat_and_eval_compute_as_they_are_told(mobilemoe_cli, monkeypatch, 
         assert {name: value for name, value in given.items() if value is not None} == wanted
 
 
+@pytest.mark.parametrize("option", [("--top-k", 5), ("--top-p", 0.9), ("--min-p", 0.1), ("--seed", 0)], ids=str)
+def test_run_says_that_temperature_0_leaves_no_choice(mobilemoe_cli, tiny_folder, option):
+    call = ("run", tiny_folder, "x", "--max-new-tokens", 2, *option)
+    assert f"the likeliest token is always taken, whatever {option[0]} may be" in mobilemoe_cli(*call).err
+    assert "warning" not in mobilemoe_cli(*call, "--temperature", 0.7).err
+
+
 def test_one_token_and_an_empty_prompt_are_enough(mobilemoe_cli, tiny_folder):
     values = mobilemoe_cli("run", tiny_folder, "", "--max-new-tokens", 1, "--json").json
     assert (values["prompt_tokens"], values["new_tokens"], values["decode_tokens_per_second"]) == (1, 1, None)

@@ -57,6 +57,8 @@ def test_a_folder_of_that_name_wins(name, tmp_path, hub):
 def test_a_file_is_no_model(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert "is a file: give the folder" in refusal("model.safetensors")
+    (tmp_path / "model.gguf").write_bytes(b"")
+    assert "model.gguf is a file of llama.cpp: `mobilemoe convert`" in refusal("model.gguf")
 
 
 @pytest.mark.parametrize("name", ["missing", "../nano", "/missing/folder", "a/b/c", "nano/", "nan o", "..."])

@@ -216,8 +216,8 @@ def test_an_override_below_what_is_no_table_is_wrong_usage(override):
         (b"\xff\xfe", "is not UTF-8 text at byte 0"),
         (b"a = " + b"[" * 5000, "is not valid TOML"),
         (b"a = " + b"9" * 5000, "is not valid TOML"),
-        (b"", "name: Field required"),
-        (b'name = "a"\n', "model: Field required"),
+        (b"", "name: it is missing"),
+        (b'name = "a"\n', "model: it is missing"),
         (b'name = "a"\nmodel = "nano"\n', "model is 'nano': "),
     ],
 )

@@ -31,6 +31,7 @@ def chat(
 
     Example: mobilemoe chat nano --temperature 0.7
     """
+    sampling.warn_if_idle()
     loaded = options.load_model(model, backend, engine, routing)
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)

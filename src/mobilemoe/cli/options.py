@@ -172,6 +172,17 @@ class SamplingOptions:
     frequency_penalty: Annotated[float, typer.Option(help="The same, once for each time that the answer has it.")] = 0.0
     seed: Annotated[int | None, typer.Option(help="A whole number that makes sampling repeatable.")] = None
 
+    def warn_if_idle(self) -> None:
+        """Says on standard error which options choose among tokens where temperature 0 leaves no choice."""
+        given = {"top_k": self.top_k, "top_p": self.top_p < 1, "min_p": self.min_p, "seed": self.seed is not None}
+        idle = [f"--{name.replace('_', '-')}" for name, is_given in given.items() if is_given]
+        if self.temperature == 0 and idle:
+            print(
+                f"mobilemoe: warning: at temperature 0 the likeliest token is always taken, whatever {', '.join(idle)} "
+                "may be: --temperature 0.7 would sample",
+                file=sys.stderr,
+            )
+
 
 def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     """Lets a verb take groups of options: a parameter whose type is a dataclass becomes one option for each field."""

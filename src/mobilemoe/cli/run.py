@@ -29,6 +29,7 @@ def run(
 
     Example: mobilemoe run nano "Once upon a time" --max-new-tokens 64
     """
+    sampling.warn_if_idle()
     if prompt is None:
         prompt = _read_stdin()
     loaded = options.load_model(model, backend, engine, routing)

@@ -101,6 +101,8 @@ def _find_here(name: str | Path) -> Path | None:
     if is_folder:
         return folder
     if is_file:
+        if folder.suffix == ".gguf":
+            raise ModelNotFoundError(f"{name} is a file of llama.cpp: `mobilemoe convert` makes a model's folder of it")
         raise ModelNotFoundError(f"{name} is a file: give the folder that holds config.json and the weights")
     bundled = ASSETS / str(name)
     return bundled if re.fullmatch(r"[\w-]+", str(name)) and bundled.is_dir() else None

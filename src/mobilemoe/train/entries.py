@@ -19,6 +19,7 @@ _WORDS = {
     "valid tuple": "list",
     "valid list": "list",
     "valid dictionary": "table",
+    "Field required": "it is missing",
 }  # pydantic's, and what TOML calls it
 
 

@@ -233,7 +233,7 @@ def draw_distinct(use: ExpertUse) -> bytes:
     total = use.config.num_hidden_layers * use.config.num_local_experts
     figure = _figure_kind()(figsize=(8, 5), layout="constrained")
     from matplotlib import colormaps
-    from matplotlib.ticker import LogLocator, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axes = figure.subplots()
     for number, (name, each) in enumerate(use.benchmarks.items()):
@@ -245,6 +245,7 @@ def draw_distinct(use: ExpertUse) -> bytes:
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())  # a short axis would get labels such as 6 x 10^0
     axes.set_xlim(left=max(1, tokens.min() / 2))
     axes.set_ylim(0, 1.02 * total)
     axes.set_xlabel("tokens of the prompt")
