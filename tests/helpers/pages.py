@@ -17,7 +17,7 @@ WATCH = "window.violations = []; addEventListener('securitypolicyviolation', e =
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         try:
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), timeout=120_000)
         except Error as fault:
             pytest.fail(f"the page cannot be tested without Chromium: `make test` installs it. {fault}", pytrace=False)
         yield browser
