@@ -162,6 +162,18 @@ def test_a_folder_that_is_there_is_never_overwritten(kind, tmp_path):
     assert os.listdir(tmp_path) == ["model"]
 
 
+def test_of_two_that_write_the_same_folder_the_slower_is_refused_and_leaves_nothing(tmp_path):
+    target = tmp_path / "model"
+    slower = atomic_folder(target, CheckpointError)
+    (slower.__enter__() / "weights").write_bytes(b"slow")
+    with atomic_folder(target, CheckpointError) as part:
+        (part / "weights").write_bytes(b"fast")
+    with pytest.raises(CheckpointError, match="model exists already"):
+        slower.__exit__(None, None, None)
+    assert (target / "weights").read_bytes() == b"fast"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_a_folder_that_appears_meanwhile_is_not_overwritten(tmp_path):
     target = tmp_path / "model"
     with pytest.raises((OSError, MobileMoEError)), atomic_folder(target) as part:  # noqa: PT012

@@ -176,7 +176,11 @@ def atomic_folder(path: Path | str, error: type[MobileMoEError] = MobileMoEError
                     with open(os.path.join(folder, name), "rb") as handle:
                         os.fsync(handle.fileno())
                 _fsync_folder(Path(folder))
-            os.rename(part, path)
+            try:
+                os.rename(part, path)
+            except OSError:
+                refuse_existing(path, error)  # another process was faster
+                raise
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
