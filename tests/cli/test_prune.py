@@ -183,6 +183,14 @@ def test_models_that_cannot_be_pruned_are_refused(fails, text, tiny_folder, tmp_
     assert left_in(tmp_path) == []
 
 
+def test_a_place_that_takes_no_folder_is_refused_before_long_work(fails, tiny_folder, text, monkeypatch):
+    import mobilemoe.prune.prune as module
+
+    monkeypatch.setattr(module, "measure_use", lambda *_, **__: pytest.fail("long work has begun"))
+    place = text / "few"
+    assert text.name in fails(1, "prune", tiny_folder, "--text", text, "--experts", 4, "--out", place)
+
+
 @pytest.mark.parametrize("where", ["measure_use", "write_pruned", "pruned_card"])
 def test_an_interrupt_leaves_nothing(where, mobilemoe_cli, tiny_folder, text, tmp_path, monkeypatch):
     import mobilemoe.prune.prune as module

@@ -11,7 +11,7 @@ from mobilemoe.data.sources import Document
 from mobilemoe.data.stream import cut_document
 from mobilemoe.errors import CheckpointError
 from mobilemoe.evaluate.compare.bits_per_byte import Score, encode_document, score_document, targets_of
-from mobilemoe.files import atomic_folder, refuse_existing
+from mobilemoe.files import atomic_folder, check_writable, refuse_existing
 from mobilemoe.load import Model, load
 from mobilemoe.progress import tell
 from mobilemoe.prune.card import CARD, pruned_card, read_card
@@ -47,6 +47,7 @@ def prune(
     CheckpointError for a folder that exists or weights that are not whole, MissingExtraError for `merge` without SciPy.
     """
     refuse_existing(target, CheckpointError)
+    check_writable(target)
     card = read_card(source)
     if merge:
         assignment()
