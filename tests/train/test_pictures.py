@@ -34,7 +34,7 @@ def test_the_loss_of_each_step_its_mean_the_held_out_loss_and_the_load_are_drawn
 
 def test_without_a_validation_the_picture_has_no_line_for_it(tmp_path, figures):
     draw_loss([{"step": 1, "tokens": 1000, "loss": 9, "load_variation": 1}], tmp_path / "loss.png")
-    assert labels(figures[0].axes[0]) == ["training, each step", "training, mean of 1 steps"]
+    assert labels(figures[0].axes[0]) == ["training, each step", "training, mean of 1 step"]
 
 
 def maps(figure) -> dict[str, np.ndarray]:

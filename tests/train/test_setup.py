@@ -6,7 +6,7 @@ import torch._dynamo
 
 from mobilemoe.checkpoint import Checkpoint
 from mobilemoe.checkpoint.run_folder import step_folder, step_folders
-from mobilemoe.errors import ConfigError, TrainError
+from mobilemoe.errors import ConfigError, DataError, TrainError
 from mobilemoe.hub import ASSETS
 from mobilemoe.tokenizer import Tokenizer
 from mobilemoe.train.loop import train
@@ -141,3 +141,9 @@ def test_adapters_are_not_put_beside_other_weights(adapted, recipe, unbroken, st
     other = changed(adapted, model={"init": str(unbroken("train.precision=bf16"))})
     with pytest.raises(TrainError, match=r"holds adapters of other weights than those of model\.init"):
         train(other, tmp_path / "run")
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(recipe, tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        train(recipe("data.path=/no/such/folder"), tmp_path / "runs" / "run")
+    assert not (tmp_path / "runs" / "run").exists()

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from mobilemoe.cli import options
 from mobilemoe.config import GroupAxis
+from mobilemoe.counted import counted
 from mobilemoe.errors import ModelNotFoundError, UsageError
 from mobilemoe.files import check_writable
 from mobilemoe.load import Model
@@ -175,7 +176,7 @@ def _values(result: Result, machine: Machine, compared: Sequence[tuple[Result, l
 
 def _print(result: Result, machine: Machine, workload: Workload) -> None:
     s, engine = result.subject, result.engine
-    print(f"{s.name}: {engine.threads} threads, {engine.isa}, {result.tokens.source}")
+    print(f"{s.name}: {counted(engine.threads, 'thread')}, {engine.isa}, {result.tokens.source}")
     table = Table("tokens", "prefill tok/s", "MFU", "decode tok/s", "MBU")
     for column in table.columns:
         column.justify = "right"

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mobilemoe.cli.options import JsonOption, RecipeArgument, SetOption, print_json, read_recipe
+from mobilemoe.counted import counted
 from mobilemoe.errors import DataError, UsageError
 from mobilemoe.files import refuse_existing
 from mobilemoe.progress import Progress
@@ -111,7 +112,7 @@ def prepare(
         print_json({"folder": str(out), "tokens": tokens, "tokens_per_second": round(speed)})
     else:
         for name, count in tokens.items():
-            print(f"{name}: {count:,} tokens")
+            print(f"{name}: {counted(count, 'token')}")
         print(f"written: {out} ({speed:,.0f} tokens/s)")
 
 

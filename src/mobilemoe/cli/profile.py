@@ -13,6 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mobilemoe.cli.options import JsonOption, ThreadsOption, plain_console, print_json
+from mobilemoe.counted import counted
 from mobilemoe.errors import UsageError
 from mobilemoe.files import check_writable
 
@@ -100,7 +101,7 @@ def _values(measured: Measured, path: Path) -> dict[str, Any]:
 
 def _print(measured: Measured, path: Path) -> None:
     device = measured.device
-    print(f"{device.name}: {device.threads} threads, {device.source}")
+    print(f"{device.name}: {counted(device.threads, 'thread')}, {device.source}")
     for constant, (unit, size, meaning) in _UNITS.items():
         print(f"{constant:22} {getattr(device, constant) / size:9,.2f} {unit:8} {meaning}")
     print()

@@ -12,6 +12,7 @@ from rich.table import Table
 from mobilemoe.checkpoint.draft import DRAFT
 from mobilemoe.checkpoint.run_folder import newest_model
 from mobilemoe.cli.options import JsonOption, ModelArgument, plain_console, print_json
+from mobilemoe.counted import counted
 from mobilemoe.errors import MissingExtraError
 from mobilemoe.hub import find_model
 from mobilemoe.progress import Progress
@@ -59,8 +60,8 @@ def prune(
     each = found.use.chosen_LE.sum() / found.use.chosen_LE.size
     if each < _FEW:
         print(
-            f"note: the text has only {found.use.tokens:,} tokens to choose by, {each:,.0f} choices for an expert: "
-            "another text of the domain could choose others",
+            f"note: the text has only {counted(found.use.tokens, 'token')} to choose by, {each:,.0f} choices for an "
+            "expert: another text of the domain could choose others",
             file=sys.stderr,
         )
     if (found.folder / DRAFT).exists():

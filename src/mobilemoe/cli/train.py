@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobilemoe.cli.options import JsonOption, SetOption, print_json, read_recipe
+from mobilemoe.counted import counted
 from mobilemoe.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _run(stages: list[Stage], price: float | None, *, quiet: bool, skip: bool) -
     for stage in stages:
         name = stage.recipe.name
         if skip and stage.finished:
-            say(f"{name}: finished before, {stage.steps_done} steps")
+            say(f"{name}: finished before, {counted(stage.steps_done, 'step')}")
             ended.append({"name": name, "steps": stage.steps_done, "finished": True, "folder": str(stage.run)})
             continue
         if not quiet:  # measuring the speed takes the device for a moment
@@ -109,9 +110,10 @@ def _run(stages: list[Stage], price: float | None, *, quiet: bool, skip: bool) -
             held_out = f", held-out text {result.validation['bits_per_byte']:.3f} bits per byte"
         ended.append({"name": name, **values, "folder": str(result.checkpoint)})
         if not result.finished:
-            say(f"saved after {result.steps} steps: {result.checkpoint}; the same command continues from there")
+            steps = counted(result.steps, "step")
+            say(f"saved after {steps}: {result.checkpoint}; the same command continues from there")
             return ended
-        say(f"done after {result.steps} steps, loss {result.loss:.4f}{held_out}: {result.checkpoint}")
+        say(f"done after {counted(result.steps, 'step')}, loss {result.loss:.4f}{held_out}: {result.checkpoint}")
     last = stages[-1]
     axis = "" if last.recipe.qat is None else f" --group-axis {last.recipe.qat.group_axis}"
     say(f"next: mobilemoe quantize {last.run} OUT{axis}")

@@ -20,6 +20,7 @@ from mobilemoe import accounting
 from mobilemoe.checkpoint.run_folder import newest_model
 from mobilemoe.config import ModelConfig
 from mobilemoe.cores import allowed_cores
+from mobilemoe.counted import counted
 from mobilemoe.hub import find_model
 from mobilemoe.train.device import faster_precision, matmul_flops, set_threads, settle, with_precision
 from mobilemoe.train.loss import CHUNK, GPU_LOGITS
@@ -102,7 +103,7 @@ class Estimate:
         cost = "" if self.cost is None else f", cost {self.cost:,.2f}"
         return (
             f"{self.name}: {_count(self.total_parameters)} parameters, {_count(self.active_parameters)} active; "
-            f"{_count(self.tokens)} tokens in {self.steps:,} steps{done}, {self.flops:.2e} FLOPs\n"
+            f"{_count(self.tokens)} tokens in {counted(self.steps, 'step')}{done}, {self.flops:.2e} FLOPs\n"
             f"  memory on each of {self.processes} x {self.device}, estimated: {_bytes(self.memory.total)} ({parts})\n"
             f"  speed in {self.precision}: {_rate(self.tokens_per_second)} tokens/s, {self.speed_source}; "
             f"{_duration(self.seconds)} to finish{cost}" + "".join(f"\n  note: {note}" for note in self.notes)
@@ -148,7 +149,7 @@ def estimate_run(
         steps_done=steps_done,
         tokens=train.steps * step_tokens,
         flops=train.steps * step_tokens * flops_per_token,
-        device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {threads} threads",
+        device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {counted(threads, 'thread')}",
         processes=processes,
         precision=train.precision,
         memory=estimate_memory(recipe, config, processes),
@@ -166,8 +167,9 @@ def recipe_notes(recipe: Recipe) -> list[str]:
     if train.warmup_steps >= train.steps:
         reached = learning_rate(train, train.steps - 1)
         notes.append(
-            f"train.warmup_steps is {train.warmup_steps:,}, but the run has only {train.steps:,} steps: the learning "
-            f"rate ends at {reached:.2g} of {train.learning_rate:.2g} and never falls; lower train.warmup_steps"
+            f"train.warmup_steps is {train.warmup_steps:,}, but the run has only {counted(train.steps, 'step')}: the "
+            f"learning rate ends at {reached:.2g} of {train.learning_rate:.2g} and never falls; lower "
+            "train.warmup_steps"
         )
     if (train.weights, train.precision) == ("bf16", "fp32"):
         notes.append("train.precision is fp32, but weights that are kept in bf16 are multiplied in bf16")
@@ -336,4 +338,4 @@ def _duration(seconds: float) -> str:
     for unit, name in ((365 * 86400, "years"), (86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:,.1f} {name}"
-    return f"{seconds:,.0f} seconds"
+    return counted(round(seconds), "second")

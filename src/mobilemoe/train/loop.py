@@ -16,7 +16,7 @@ from typing import Any
 from mobilemoe.checkpoint.run_folder import step_folders
 from mobilemoe.data.loader import LeftOut
 from mobilemoe.errors import MachineError, TrainError
-from mobilemoe.files import hold_folder, read_json, write_json
+from mobilemoe.files import hold_folder, new_folder, read_json, write_json
 from mobilemoe.train import checkpointing
 from mobilemoe.train.device import settle
 from mobilemoe.train.health import REPORT_FILE, write_report
@@ -209,7 +209,7 @@ def _held(run: Path, world: World) -> Iterator[None]:
         fault: Exception | None = None
         if world.is_first:
             try:
-                run.mkdir(parents=True, exist_ok=True)
+                held.enter_context(new_folder(run))
                 held.enter_context(hold_folder(run, TrainError))
             except (OSError, TrainError) as caught:
                 fault = caught

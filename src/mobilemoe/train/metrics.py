@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mobilemoe.counted import counted
 from mobilemoe.drawing import figure_kind
 from mobilemoe.errors import MachineError, TrainError
 from mobilemoe.files import atomic_file, read_bytes, write_atomic
@@ -131,7 +132,7 @@ def draw_loss(rows: list[dict[str, Any]], path: Path) -> None:
     width = max(1, len(rows) // 50)
     smooth = [sum(losses[max(0, i - width + 1) : i + 1]) / (i + 1 - max(0, i - width + 1)) for i in range(len(losses))]
     loss_axes.plot(tokens, losses, color="0.8", linewidth=0.8, label="training, each step")
-    loss_axes.plot(tokens, smooth, color="tab:blue", label=f"training, mean of {width} steps")
+    loss_axes.plot(tokens, smooth, color="tab:blue", label=f"training, mean of {counted(width, 'step')}")
     if validated := [row for row in rows if _is_validated(row)]:
         held_out = [row["validation"]["loss"] for row in validated]
         label = f"held-out text (last: {validated[-1]['validation']['bits_per_byte']:.3f} bits per byte)"

@@ -11,6 +11,7 @@ import torch
 
 from mobilemoe.checkpoint.run_folder import step_folders
 from mobilemoe.config import ModelConfig
+from mobilemoe.counted import counted
 from mobilemoe.errors import ConfigError, TrainError
 from mobilemoe.files import read_json
 from mobilemoe.train.estimate import Estimate, architecture, estimate_run, recipe_notes
@@ -103,8 +104,8 @@ def check_origin(recipe: Recipe) -> None:
     done = _newest_step(run)
     if done < steps:
         raise TrainError(
-            f"{recipe.name} starts from {run}, which has done {done} of {steps} steps: finish that run first, "
-            "or name one of its checkpoints' folders"
+            f"{recipe.name} starts from {run}, which has done {done} of {counted(steps, 'step')}: finish that "
+            "run first, or name one of its checkpoints' folders"
         )
 
 
