@@ -16,6 +16,7 @@ from mobilemoe.errors import MobileMoEError
 from mobilemoe.load import load
 from mobilemoe.presets import family_member, preset
 from mobilemoe.profile import benchmark, machine, random_model, sampling_speed
+from mobilemoe.profile.batch_speed import measure_batch
 from mobilemoe.profile.cold import cold_start
 from mobilemoe.profile.guesses import measure_guesses
 from mobilemoe.profile.machine import Machine, measure_machine
@@ -103,6 +104,27 @@ def test_sample_gives_the_time_of_each_kind_of_sampling(mobilemoe_cli, fixed_mac
 def test_sampling_is_measured_in_a_small_context_too(tiny_folder):
     small = Engine(tiny_folder, threads=1, context=sampling_speed.STEPS + 1)
     assert [*measure_sampling(small, [1] * small.context, 1)] == [*MODES]
+
+
+def test_sequences_gives_the_speed_of_so_many_texts_at_once(mobilemoe_cli, fixed_machine, tiny_folder):
+    assert "batch" not in mobilemoe_cli("bench", tiny_folder, *QUICK, "--json").json
+    found = mobilemoe_cli("bench", tiny_folder, *QUICK, "--sequences", "4,1,3", "--json").json["batch"]
+    assert [point["sequences"] for point in found] == [1, 3, 4]
+    assert [set(point) for point in found] == [{"sequences", "tok_s"}] * 3
+    assert all(point["tok_s"] > 0 for point in found)
+    assert "texts at once" in mobilemoe_cli("bench", tiny_folder, *QUICK, "--sequences", "1,2").out
+
+
+@pytest.mark.parametrize("context", [2, DECODED, 256])
+def test_a_batch_decodes_all_texts_together_and_each_alone(tiny_folder, monkeypatch, context):
+    engine = Engine(tiny_folder, threads=1, context=context)
+    passes, forward = [], engine.forward
+    monkeypatch.setattr(engine, "forward", lambda requests: passes.append(len(requests)) or forward(requests))
+    prompts = 3  # Session.append is such a pass too
+    assert [*measure_batch(engine, [*range(50)], (1, 3), 2)] == [1, 3]
+    decoded = (len(passes) - prompts) // (2 * 4)
+    assert decoded == min(DECODED, context - 1)
+    assert passes[prompts:] == 2 * (3 * decoded * [1] + decoded * [3])
 
 
 def test_tokens_without_a_pattern_are_called_so(mobilemoe_cli, fixed_machine, tiny_folder):
@@ -278,7 +300,7 @@ def test_the_paper_s_ratios_stand_beside_ours(tiny_folder):
     ours, theirs = subject(tiny_folder, "S"), subject(tiny_folder, "mobilellm-pro")
     for each, seconds in ((ours, 0.001), (theirs, 0.003)):
         each.prefill[512], each.prefill[1024], each.decode[4096] = [seconds], [seconds], [seconds]
-    found = benchmark.ratios(*(benchmark.Result(each, None, None, 0, None, {}) for each in (ours, theirs)))
+    found = benchmark.ratios(*(benchmark.Result(each, None, None, 0, None, {}, {}) for each in (ours, theirs)))
     assert [(r.kind, r.tokens, round(r.ratio, 6)) for r in found] == [
         ("prefill", 512, 3),
         ("prefill", 1024, 3),
@@ -334,6 +356,8 @@ def test_without_matplotlib_nothing_is_measured(fails, monkeypatch, tiny_folder,
         (("nano", "--prefill", ""), "--prefill is empty"),
         (("nano", "--depths", "-1"), "--depths is '-1'"),
         (("nano", "--repeats", "0"), "--repeats is 0"),
+        (("nano", "--sequences", "0,2"), "none of them may be below 1"),
+        (("nano", "--sequences", "1,257"), "none of them may be above 256"),
         (("S", "--random", "--group-axis", "up"), "--group-axis is 'up'"),
         (("nano", "--threads", "0"), "threads is 0"),
         (("nano", "--max-memory", "1GB", "--compare", "micro"), "leave --compare out"),

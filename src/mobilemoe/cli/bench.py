@@ -28,6 +28,7 @@ LENGTHS = (128, 512, 2048, 4096)
 PAPERS_LENGTHS = (1024, 4096)  # measured too when models are compared
 SHORT_NAMES = {"olmoe": "olmoe-1b-7b"}
 MOST_REPEATS = 1000
+MOST_SEQUENCES = 256
 
 
 @options.grouped
@@ -56,6 +57,9 @@ def bench(
     sample: Annotated[
         bool, typer.Option("--sample", help="Measure the microseconds a token of each kind of sampling too.")
     ] = False,
+    sequences: Annotated[
+        str | None, typer.Option(metavar="NUMBERS", help="Decode so many texts at once too, such as 1,2,4,8.")
+    ] = None,
     dummy: Annotated[bool, typer.Option("--dummy", help="Use pseudo-random tokens instead of text.")] = False,
     engine: options.EngineOptions,
     routing: options.RoutingOptions,
@@ -70,7 +74,8 @@ def bench(
     memory, and how much was read for a token; nor is the first token, for which a second process would have to load the
     model beside this one. A model that reads text also continues one with guessed tokens and
     without. In --json, MFU is null if the engine does not compute in int8. --sample adds the time that choosing a token
-    from its logits takes: greedily, and with each setting of `mobilemoe run`.
+    from its logits takes: greedily, and with each setting of `mobilemoe run`. --sequences adds the tokens per second of
+    several texts that are continued at once, summed over them.
 
     Example: mobilemoe bench nano --prefill 128,512
     """
@@ -84,7 +89,13 @@ def bench(
     lengths = LENGTHS if compare is None else tuple(sorted({*LENGTHS, *PAPERS_LENGTHS}))
     lengths = _numbers("--prefill", prefill, 1) or lengths
     workload = benchmark.Workload(
-        lengths, _numbers("--depths", depths, 0) or (0, *lengths), repeats, dummy, sample, engine.max_memory is None
+        lengths,
+        _numbers("--depths", depths, 0) or (0, *lengths),
+        repeats,
+        dummy,
+        sample,
+        _numbers("--sequences", sequences, 1, MOST_SEQUENCES),
+        engine.max_memory is None,
     )
     if not any(is_random for _, is_random in wanted):
         options.refuse_idle("is for random weights: leave it out, or add --random", group_axis=group_axis)
@@ -114,7 +125,7 @@ def bench(
         print(f", int8 peak {peak / 1e9:,.0f} G multiply-adds/s" if peak else "")
 
 
-def _numbers(option: str, text: str | None, least: int) -> tuple[int, ...]:
+def _numbers(option: str, text: str | None, least: int, most: int | None = None) -> tuple[int, ...]:
     """The numbers of an option, sorted and each once; none if the option is not given."""
     if text is None:
         return ()
@@ -124,6 +135,8 @@ def _numbers(option: str, text: str | None, least: int) -> tuple[int, ...]:
         raise UsageError(f"{option} is {text!r}, but must be whole numbers with commas between them") from None
     if numbers[0] < least:
         raise UsageError(f"{option} is {text!r}, but none of them may be below {least}")
+    if most is not None and numbers[-1] > most:
+        raise UsageError(f"{option} is {text!r}, but none of them may be above {most}")
     return tuple(numbers)
 
 
@@ -209,6 +222,8 @@ def _print(result: Result, machine: Machine, workload: Workload) -> None:
     print(f"peak memory        {result.cold.peak_rss_bytes / 1e6:,.0f} MB, {where}")
     if result.sampling:
         _print_sampling(result)
+    if result.batch:
+        _print_batch(result)
     print()
 
 
@@ -220,6 +235,16 @@ def _print_sampling(result: Result) -> None:
     for mode, microseconds in result.sampling.items():
         more = "" if mode == "greedy" else f"{microseconds - greedy:+,.0f}"
         table.add_row(mode, f"{microseconds:,.0f}", more)
+    options.plain_console().print(table)
+
+
+def _print_batch(result: Result) -> None:
+    table = Table("texts at once", "tok/s over all", "times")
+    for column in table.columns:
+        column.justify = "right"
+    fewest = next(iter(result.batch.values()))
+    for count, speed in result.batch.items():
+        table.add_row(f"{count:,}", f"{speed:,.1f}", f"{speed / fewest:.2f}")
     options.plain_console().print(table)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from mobilemoe import paper
 from mobilemoe.engine import Engine
 from mobilemoe.load import Model
+from mobilemoe.profile.batch_speed import measure_batch
 from mobilemoe.profile.cold import ColdStart, cold_start, forget_peak_rss, peak_rss_bytes
 from mobilemoe.profile.guesses import Guesses, measure_guesses
 from mobilemoe.profile.machine import Machine, measure_machine
@@ -29,12 +30,13 @@ class Workload:
     repeats: int
     dummy: bool  # pseudo-random tokens in place of text
     sample: bool = False  # the kinds of sampling too
+    sequences: tuple[int, ...] = ()  # decoding of so many texts at once too
     cold: bool = True  # new processes that load the model beside this one
 
     @property
     def steps(self) -> int:
         """How often `run` reports progress, for each model."""
-        return self.repeats * (len({*self.lengths, *self.depths}) + self.cold) + 1 + self.sample
+        return self.repeats * (len({*self.lengths, *self.depths}) + self.cold) + 1 + self.sample + bool(self.sequences)
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Result:
     rss_tokens: int  # of context when the memory was measured
     guesses: Guesses | None
     sampling: dict[str, float]  # microseconds a token by mode, if that was asked for
+    batch: dict[int, float]  # tokens per second over all texts by how many are decoded at once, if that was asked for
 
     @property
     def engine(self) -> Engine:
@@ -76,6 +79,8 @@ class Result:
             }
         if self.sampling:
             values["sampling"] = [{"mode": mode, "microseconds": us} for mode, us in self.sampling.items()]
+        if self.batch:
+            values["batch"] = [{"sequences": count, "tok_s": speed} for count, speed in self.batch.items()]
         return values
 
 
@@ -111,21 +116,25 @@ def run(
     unlimited = all(options["max_memory"] is None for _, _, options in models)
     before = measure_machine(threads) if unlimited else Machine(None, None)
     measure(subjects, workload.lengths, workload.depths, workload.repeats, on_step)
-    guesses, sampling = [], []
+    guesses, sampling, batches = [], [], []
     for (name, model, _), subject in zip(models, subjects, strict=True):
         guesses.append(measure_guesses(model, workload.repeats, dummy=workload.dummy))
         on_step(f"{name}: guessed tokens")
         sampling.append(measure_sampling(subject.engine, subject.ids, workload.repeats) if workload.sample else {})
         if workload.sample:
             on_step(f"{name}: sampling")
+        counts = workload.sequences
+        batches.append(measure_batch(subject.engine, subject.ids, counts, workload.repeats) if counts else {})
+        if counts:
+            on_step(f"{name}: several texts at once")
     starts = [[] if workload.cold else [ColdStart(None, None, peak_rss_bytes())] for _ in models]
     for _ in range(workload.repeats if workload.cold else 0):
         for (name, model, options), tokens, found in zip(models, texts, starts, strict=True):
             found.append(cold_start(str(model.folder.absolute()), options, tokens.ids, is_text=tokens.is_text))
             on_step(f"{name}: cold start")
     results = [
-        Result(subject, tokens, _middle(found), len(tokens.ids), guessed, sampled)
-        for subject, tokens, found, guessed, sampled in zip(subjects, texts, starts, guesses, sampling, strict=True)
+        Result(subject, tokens, _middle(found), len(tokens.ids), *measured)
+        for subject, tokens, found, *measured in zip(subjects, texts, starts, guesses, sampling, batches, strict=True)
     ]
     return results, before.better(measure_machine(threads)) if unlimited else before
 
