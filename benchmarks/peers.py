@@ -1,0 +1,159 @@
+"""How fast our engine is beside llama.cpp and ik_llama.cpp, each measured by its own llama-bench on the same model.
+
+    python benchmarks/peers.py MODEL GGUF [--llama LLAMA_BENCH] [--ik LLAMA_BENCH] [--ik-gguf FILE]
+                               [--prefill 512] [--depths 0,1024] [--rounds 5] [--threads N] [--idle 0.1] [--wait 600]
+
+MODEL is nano, a folder, or the name of a preset, whose shape then gets random weights; GGUF is the same model, of
+`mobilemoe export MODEL --to gguf`. ik_llama.cpp wants biases of q, k and v in this architecture: --ik-gguf is a file
+that has them, as zeros. llama.cpp runs without and with flash attention, and the faster counts; ik_llama.cpp runs with
+flash attention, run-time repacking and fused experts.
+
+All take turns in every round, each as soon as the machine is idle: other programs use at most the share --idle of the
+cores, which is waited for up to --wait seconds. A ratio is our tokens/s over a peer's of the same round: its median and
+quartiles. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import mobilemoe
+from mobilemoe.cores import default_threads
+from mobilemoe.presets import PRESETS
+from mobilemoe.profile.random_model import random_model
+from mobilemoe.profile.speed import DECODED, Subject, measure
+from mobilemoe.profile.tokens import tokens_for
+
+Speeds = dict[str, float]  # tokens/s by "prefill LENGTH" or "decode DEPTH"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A llama-bench, its model, and how it is asked for speed and for tokens behind a context."""
+
+    name: str
+    binary: Path
+    gguf: Path
+    flags: tuple[str, ...]
+    has_depths: bool  # llama.cpp's -d; ik_llama.cpp generates behind a prompt with -gp
+
+    def speeds(self, lengths: list[int], depths: list[int], threads: int) -> Speeds:
+        """One measurement of every point. SystemExit with what it said if it fails."""
+        found = {f"prefill {n}": self._run(threads, "-p", str(n), "-n", "0") for n in lengths}
+        for depth in depths:
+            point = ["-p", "0", "-n", str(DECODED)]
+            if depth and self.has_depths:
+                point += ["-d", str(depth)]
+            elif depth:
+                point = ["-p", "0", "-n", "0", "-gp", f"{depth},{DECODED}"]
+            found[f"decode {depth}"] = self._run(threads, *point)
+        return found
+
+    def _run(self, threads: int, *point: str) -> float:
+        command = [str(self.binary), "-m", str(self.gguf), "-t", str(threads), "-r", "1", "-o", "json", *self.flags]
+        ended = subprocess.run([*command, *point], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        try:
+            return max(float(test["avg_ts"]) for test in json.loads(ended.stdout))
+        except ValueError:  # there is no JSON, or no test in it
+            said = " / ".join((ended.stderr or ended.stdout).strip().splitlines()[-3:])
+            sys.exit(f"{self.name} measured nothing with {' '.join(point)} (exit {ended.returncode}): {said}")
+
+
+class Ours:
+    """Our engine with real text, or pseudo-random tokens if the model has no tokenizer."""
+
+    name = "mobilemoe"
+
+    def __init__(self, model: str, longest: int, threads: int) -> None:
+        loaded = mobilemoe.load(model, threads=threads, speculate="off")
+        assert loaded.engine
+        self._engine, self._ids = loaded.engine, tokens_for(loaded, longest + DECODED, dummy=False).ids
+
+    def speeds(self, lengths: list[int], depths: list[int], threads: int) -> Speeds:
+        subject = Subject(self.name, self._engine, self._ids)
+        measure([subject], lengths, depths, repeats=1)
+        found = {f"prefill {n}": subject.prefill_speed(n) for n in lengths}
+        return found | {f"decode {n}": subject.decode_speed(n) for n in depths}
+
+
+def wait_until_idle(share: float, seconds: float) -> float:
+    """Waits until others use at most `share` of the cores, or the time is over; the share that they used last."""
+    until = time.monotonic() + seconds
+    while True:
+        busy = psutil.cpu_percent(interval=1) / 100
+        if busy <= share or time.monotonic() >= until:
+            return busy
+        print(f"waiting: the cores are busy by {busy:.0%}", file=sys.stderr)
+
+
+def spread(ratios: list[float]) -> dict[str, Any]:
+    """Median, quartiles and number of ratios."""
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    return {"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)], "rounds": len(ratios)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("gguf", type=Path)
+    parser.add_argument("--llama", type=Path, help="llama-bench of llama.cpp")
+    parser.add_argument("--ik", type=Path, help="llama-bench of ik_llama.cpp")
+    parser.add_argument("--ik-gguf", type=Path, help="the model for ik_llama.cpp, if not GGUF")
+    parser.add_argument("--prefill", default="512")
+    parser.add_argument("--depths", default="0,1024")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--idle", type=float, default=0.1)
+    parser.add_argument("--wait", type=float, default=600)
+    given = parser.parse_args()
+    lengths, depths = ([int(n) for n in text.split(",")] for text in (given.prefill, given.depths))
+    peers = []
+    if given.llama:
+        peers.append(Peer("llama.cpp", given.llama, given.gguf, ("-fa", "0,1"), has_depths=True))
+    if given.ik:
+        flags = ("-fa", "1", "-rtr", "1", "-fmoe", "1")
+        peers.append(Peer("ik_llama.cpp", given.ik, given.ik_gguf or given.gguf, flags, has_depths=False))
+    for path in {path for peer in peers for path in (peer.binary, peer.gguf)}:
+        if not path.is_file():
+            parser.error(f"{path} is not a file")
+    if not peers:
+        parser.error("no peer is given: --llama or --ik, or both")
+    name = given.model
+    if name in PRESETS and name != "nano":
+        name = str(random_model(name, "out", print))
+    ours = Ours(name, max(*lengths, *depths), given.threads)
+    rounds: list[dict[str, Speeds]] = []
+    busy = []
+    for _ in range(given.rounds):
+        rounds.append({})
+        for each in (ours, *peers):
+            busy.append(wait_until_idle(given.idle, given.wait))
+            rounds[-1][each.name] = each.speeds(lengths, depths, given.threads)
+    found: dict[str, Any] = {"model": given.model, "threads": given.threads, "busy": round(max(busy), 2)}
+    for point in rounds[0][ours.name]:
+        found[point] = {ours.name: round(statistics.median(each[ours.name][point] for each in rounds), 1)}
+        line = f"{point:<14} {found[point][ours.name]:9,.1f} tokens/s"
+        for peer in peers:
+            ratio = spread([each[ours.name][point] / each[peer.name][point] for each in rounds])
+            speed = statistics.median(each[peer.name][point] for each in rounds)
+            found[point][peer.name] = {"tok_s": round(speed, 1), "ratio": ratio}
+            low, high = ratio["quartiles"]
+            line += f", {ratio['median']:.2f} times {peer.name}'s {speed:,.1f} ({low:.2f} to {high:.2f})"
+        print(line)
+    if max(busy) > given.idle:
+        print(f"the machine did not get idle in time: others used up to {max(busy):.0%} of the cores")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
