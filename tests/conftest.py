@@ -1,6 +1,7 @@
 """What all tests share: settings that are read when torch is imported, an empty cache, a tiny model."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Triton decides when it is first imported whether its kernels are interpreted, as they must be without a GPU.
 if not Path("/dev/nvidia0").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# `nohup` and a shell's `&` start a process that ignores Ctrl-C, and so would all that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest.register_assert_rewrite(*(path.stem for path in Path(__file__).parent.glob("helpers/*.py")))
 pytest_plugins = ["cli_calls", "conversions", "drawn", "engine_models", "tiny_model"]
