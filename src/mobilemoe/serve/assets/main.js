@@ -86,9 +86,12 @@ const scroll = byId("scroll");
 const atEnd = () => scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60;
 const toEnd = () => scroll.scrollTo({ top: scroll.scrollHeight });
 let follows = true; // the end stays in sight, as long as the user does not scroll away from it
+let top = 0;
 
 function scrolled() {
-  follows = atEnd();
+  if (atEnd()) follows = true;
+  else if (scroll.scrollTop < top) follows = false; // otherwise the text has grown since
+  top = scroll.scrollTop;
   byId("latest").hidden = follows || !conversation?.messages.length;
 }
 
