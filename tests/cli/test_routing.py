@@ -20,7 +20,8 @@ def test_eval_measures_with_each_option(mobilemoe_cli, text):
         return mobilemoe_cli("eval", "nano", "--text", text, *options, "--json").json["bits_per_byte"]
 
     plain = bits()
-    assert bits("--capacity", 1) == bits("--cached-experts", 5) == bits("--experts-per-token", 4) == plain
+    unused = ("--cached-experts", 5, "--cache-prior", 0)
+    assert bits("--capacity", 1) == bits(*unused) == bits("--experts-per-token", 4) == plain
     found = [
         bits("--capacity", 0.5),
         bits("--capacity", 0.5, "--skip", "random"),

@@ -103,6 +103,9 @@ class EngineOptions:
     ] = None
 
 
+_NEEDS = "is for {}: give one too, or leave it out"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RoutingOptions:
     """A group of options: fields of `mobilemoe.Routing` (see `grouped`)."""
@@ -111,13 +114,13 @@ class RoutingOptions:
         int | None, typer.Option(metavar="K", help="Fewer experts for each token than the model's: faster, less good.")
     ] = None
     cache_prior: Annotated[
-        float,
+        float | None,
         typer.Option(
             metavar="LAMBDA",
             help="With --max-memory: prefer experts that are in memory, such as 0.1 to 0.5. What is written then "
             "depends on what was written before.",
         ),
-    ] = 0.0
+    ] = None
     always_top: Annotated[
         int | None,
         typer.Option(metavar="J", help="With --cache-prior: take the J best experts anyway (default: half of them)."),
@@ -131,7 +134,9 @@ class RoutingOptions:
     ] = None
 
     def routing(self) -> Routing:
-        return Routing(**vars(self))
+        if self.cache_prior is None:
+            refuse_idle(_NEEDS.format("--cache-prior"), always_top=self.always_top)
+        return Routing(**{name: value for name, value in vars(self).items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +150,19 @@ class MeasuredRoutingOptions(RoutingOptions):
         ),
     ] = None
     skip: Annotated[
-        str, typer.Option(help="What --capacity skips: pair (the lowest weights), token (as V-MoE does) or random.")
-    ] = "pair"
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="What --capacity skips: pair (the default: the lowest weights), token (as V-MoE does) or random.",
+        ),
+    ] = None
+
+    def routing(self) -> Routing:
+        if self.cache_prior is None:
+            refuse_idle(_NEEDS.format("--cache-prior"), cached_experts=self.cached_experts)
+        if self.capacity is None:
+            refuse_idle(_NEEDS.format("--capacity"), skip=self.skip)
+        return super().routing()
 
 
 @dataclass(frozen=True, kw_only=True)
