@@ -155,7 +155,7 @@ def test_an_expression_that_can_take_for_ever_is_refused(pattern: str, whole: di
     began = time.thread_time()
     with pytest.raises(TokenizerError, match=PATTERNS[pattern]):
         load(changed(whole, {"pre_tokenizer": sequence(split(pattern), BYTE_LEVEL)}), tmp_path)
-    assert time.thread_time() - began < 3
+    assert time.thread_time() - began < 10
 
 
 @pytest.mark.parametrize("pattern", GOOD, ids=lambda text: text[:30])
