@@ -29,7 +29,7 @@ import mobilemoe
 from mobilemoe.cli.quantity import BYTES, quantity
 from mobilemoe.drawing import figure_kind
 from mobilemoe.engine import Engine, engine_files
-from mobilemoe.engine.core import hit_rate
+from mobilemoe.engine.expert_use import hit_rate
 from mobilemoe.presets import PRESETS
 from mobilemoe.profile.random_model import random_model
 from mobilemoe.profile.tokens import TEXT

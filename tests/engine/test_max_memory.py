@@ -9,7 +9,7 @@ import pytest
 from memory_limits import named_limit
 from mobilemoe.checkpoint import write_random
 from mobilemoe.engine import Engine
-from mobilemoe.engine.core import hit_rate
+from mobilemoe.engine.expert_use import hit_rate
 from mobilemoe.errors import UsageError
 from mobilemoe.hub import ASSETS
 from mobilemoe.presets import family_member

@@ -9,7 +9,6 @@ import dataclasses
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, get_args
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from mobilemoe.checkpoint.draft import DRAFT
 from mobilemoe.config import ModelConfig
 from mobilemoe.engine.engine_file_cache import check_source, open_model
+from mobilemoe.engine.expert_use import ExpertUse
 from mobilemoe.engine.native import native, our_errors
 from mobilemoe.engine.watch import Watch
 from mobilemoe.errors import UsageError
@@ -47,28 +47,6 @@ class Drafts(NamedTuple):
     passes: int
     proposed: int
     accepted: int
-
-
-@dataclass(frozen=True)
-class ExpertUse:
-    """Visits of routed experts: those in memory (`hits`), on their way (`ahead`) or neither (`misses`).
-
-    `places` of `experts` may be in memory, each of `expert_bytes`; `bytes_read` have come from the file.
-    """
-
-    hits: int
-    ahead: int
-    misses: int
-    bytes_read: int
-    places: int
-    experts: int
-    expert_bytes: int
-
-
-def hit_rate(counts: Mapping[str, int]) -> float | None:
-    """The share of visits whose expert was in memory, and not only on its way, by ExpertUse's names; None of none."""
-    visits = sum(counts[name] for name in ("hits", "ahead", "misses"))
-    return counts["hits"] / visits if visits else None
 
 
 class Core:

@@ -75,7 +75,7 @@ def decode_speeds(
 def child_main() -> None:
     """Runs in the new process: reads a job from standard input, writes a Decoding as JSON to standard output."""
     from mobilemoe.engine import Engine
-    from mobilemoe.engine.core import hit_rate
+    from mobilemoe.engine.expert_use import hit_rate
     from mobilemoe.routing import Routing
 
     job = json.load(sys.stdin)

@@ -13,7 +13,7 @@ from statistics import median
 
 from mobilemoe import accounting
 from mobilemoe.engine import Engine
-from mobilemoe.engine.core import hit_rate
+from mobilemoe.engine.expert_use import hit_rate
 from mobilemoe.profile.machine import Machine
 
 DECODED = 32  # tokens decoded in one measurement
