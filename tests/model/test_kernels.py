@@ -163,6 +163,21 @@ def test_the_shared_expert_and_the_router_together_are_what_they_are_apart(rando
         assert (mine.double() - wanted).norm() < 1e-2 * wanted.norm()
 
 
+@pytest.mark.parametrize("experts", [6, 8, 9])
+def test_the_compiler_is_told_the_shapes_that_the_routers_products_have(random, experts):
+    from mobilemoe.model import router_product as products
+
+    x_ND, gate_WD, up_WD, router_ED = (draw(random, rows, 32, dtype=torch.bfloat16) for rows in (37, 24, 24, experts))
+    act_NW, logits_NE, gate_up_N2W = products.shared_and_router(x_ND, gate_WD, up_WD, router_ED)
+    calls = (
+        (products.split_product, (x_ND, router_ED)),
+        (products.shared_and_router, (x_ND, gate_WD, up_WD, router_ED)),
+        (products._shared_and_router_backward, (act_NW, logits_NE, gate_up_N2W, x_ND, gate_WD, up_WD, router_ED)),
+    )
+    for product, values in calls:
+        torch.library.opcheck(product, values, test_utils="test_faketensor")
+
+
 @pytest.mark.parametrize(("tokens", "experts", "active", "hidden", "width"), [(64, 6, 2, 32, 16), (40, 12, 4, 64, 24)])
 def test_the_fused_experts_agree_with_the_loop(random, tokens, experts, active, hidden, width):
     scores_NE = torch.rand(tokens, experts, generator=random)

@@ -30,9 +30,17 @@ def _logits(x_ND: Tensor, weight_ED: Tensor) -> Tensor:
     return total_NE[:, : len(weight_ED)].contiguous()
 
 
+def _padding(experts: int) -> int:
+    """How many experts of zeros to add, since matrix units take multiples of 8."""
+    return -experts % 8
+
+
 def _pad_rows(x_ED: Tensor) -> Tensor:
-    """Pads with rows of zeros to a multiple of 8, as matrix units require."""
-    return nn.functional.pad(x_ED, (0, 0, 0, -len(x_ED) % 8))
+    return nn.functional.pad(x_ED, (0, 0, 0, _padding(len(x_ED))))
+
+
+def _pad_columns(x_NE: Tensor) -> Tensor:
+    return nn.functional.pad(x_NE, (0, _padding(x_NE.shape[1])))
 
 
 @torch.library.custom_op("mobilemoe::split_product", mutates_args=())
@@ -52,7 +60,7 @@ def _save_factors(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> No
 
 def _split_product_backward(ctx: Any, grad_NE: Tensor) -> tuple[Tensor, Tensor]:
     x_ND, weight_ED = ctx.saved_tensors
-    grad_NE = nn.functional.pad(grad_NE.to(x_ND.dtype), (0, -grad_NE.shape[1] % 8))
+    grad_NE = _pad_columns(grad_NE.to(x_ND.dtype))
     dweight_ED = (grad_NE.t() @ x_ND)[: len(weight_ED)].to(weight_ED.dtype)
     return grad_NE @ _pad_rows(weight_ED.to(x_ND.dtype)), dweight_ED
 
@@ -96,7 +104,7 @@ def _shared_and_router_backward(
     gates = gate_up_N2W.shape[1]
     grad_NR = x_ND.new_empty(len(x_ND), len(weight_RD))
     rows.swiglu_backward(dact_NW, gate_up_N2W, grad_NR[:, :gates])
-    grad_NR[:, gates:] = nn.functional.pad(dlogits_NE, (0, -len(router_ED) % 8))
+    grad_NR[:, gates:] = _pad_columns(dlogits_NE)
     return grad_NR @ weight_RD, grad_NR.t() @ x_ND
 
 
@@ -110,7 +118,7 @@ def _(
     up_WD: Tensor,
     router_ED: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    rows = gate_up_N2W.shape[1] + len(router_ED) + -len(router_ED) % 8
+    rows = gate_up_N2W.shape[1] + len(router_ED) + _padding(len(router_ED))
     return torch.empty_like(x_ND), x_ND.new_empty(rows, x_ND.shape[1])
 
 
