@@ -23,6 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from quartiles import quartiles
+
 import mobilemoe
 from mobilemoe.cores import allowed_cores, default_threads
 
@@ -109,7 +111,7 @@ def measure(steps: dict[str, Callable[[], None]], busy: int, rounds: int, second
     for name, pairs in speeds.items():
         kept = [loaded / alone for alone, loaded in pairs]
         alone, loaded = (statistics.median(column) for column in zip(*pairs, strict=True))
-        low, middle, high = statistics.quantiles(kept, n=4, method="inclusive") if rounds > 1 else kept * 3
+        low, middle, high = quartiles(kept)
         results[name] = {"alone": alone, "loaded": loaded, "kept": middle, "quartiles": [low, high]}
     return results
 

@@ -3,20 +3,23 @@
     python benchmarks/peers.py MODEL GGUF [--llama LLAMA_BENCH] [--ik LLAMA_BENCH] [--ik-gguf FILE]
                                [--prefill 512] [--depths 0,1024] [--rounds 5] [--threads N] [--idle 0.1] [--wait 600]
 
-MODEL is nano, a folder, or the name of a preset, whose shape then gets random weights; GGUF is the same model, of
-`mobilemoe export MODEL --to gguf`. ik_llama.cpp wants biases of q, k and v in this architecture: --ik-gguf is a file
-that has them, as zeros. llama.cpp runs without and with flash attention, and the faster counts; ik_llama.cpp runs with
-flash attention, run-time repacking and fused experts.
+MODEL is nano, a folder, or the name of a preset, whose shape then gets random weights in a folder that is told. GGUF is
+the same model, of `mobilemoe export MODEL --to gguf`; --ik-gguf is what benchmarks/gguf_for_ik.py makes of GGUF.
+llama.cpp runs without and with flash attention, and the faster counts; ik_llama.cpp runs with flash attention, run-time
+repacking and fused experts. Keys and values are kept as each keeps them by default: here in 8 bits, by peers in 16.
+MOBILEMOE_ISA=avx2 holds our engine to these instructions, but peers use what they were built for.
 
 All take turns in every round, each as soon as the machine is idle: other programs use at most the share --idle of the
-cores, which is waited for up to --wait seconds. A ratio is our tokens/s over a peer's of the same round: its median and
-quartiles. The last line is JSON.
+cores, which is waited for up to --wait seconds. A speed is the median of three, in a row. A ratio is our tokens/s by a
+peer's of the same round: its median and quartiles. The last line is JSON, where `busy` is the largest share of the
+cores that other programs used while one of the engines ran.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -26,14 +29,17 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from quartiles import quartiles
 
 import mobilemoe
 from mobilemoe.cores import default_threads
+from mobilemoe.errors import MobileMoEError, UsageError
 from mobilemoe.presets import PRESETS
 from mobilemoe.profile.random_model import random_model
 from mobilemoe.profile.speed import DECODED, Subject, measure
 from mobilemoe.profile.tokens import tokens_for
 
+REPEATS = 3  # of a point, in a row
 Speeds = dict[str, float]  # tokens/s by "prefill LENGTH" or "decode DEPTH"
 
 
@@ -60,11 +66,16 @@ class Peer:
         return found
 
     def _run(self, threads: int, *point: str) -> float:
-        command = [str(self.binary), "-m", str(self.gguf), "-t", str(threads), "-r", "1", "-o", "json", *self.flags]
-        ended = subprocess.run([*command, *point], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        command = [str(self.binary), "-m", str(self.gguf), "-t", str(threads), "-r", str(REPEATS), "-o", "json"]
         try:
-            return max(float(test["avg_ts"]) for test in json.loads(ended.stdout))
-        except ValueError:  # there is no JSON, or no test in it
+            ended = subprocess.run(
+                [*command, *self.flags, *point], capture_output=True, text=True, stdin=subprocess.DEVNULL
+            )
+        except OSError as fault:
+            sys.exit(f"{self.name} does not start: {fault}")
+        try:
+            return max(statistics.median(test["samples_ts"]) for test in json.loads(ended.stdout))
+        except (ValueError, KeyError, TypeError):  # there is no JSON, or no test in it
             said = " / ".join((ended.stderr or ended.stdout).strip().splitlines()[-3:])
             sys.exit(f"{self.name} measured nothing with {' '.join(point)} (exit {ended.returncode}): {said}")
 
@@ -75,31 +86,54 @@ class Ours:
     name = "mobilemoe"
 
     def __init__(self, model: str, longest: int, threads: int) -> None:
+        """MobileMoEError if the model cannot be loaded, or its context is shorter than `longest`."""
         loaded = mobilemoe.load(model, threads=threads, speculate="off")
         assert loaded.engine
-        self._engine, self._ids = loaded.engine, tokens_for(loaded, longest + DECODED, dummy=False).ids
+        if longest > loaded.engine.context:
+            raise UsageError(f"{longest} tokens are more than the {loaded.engine.context} of the model's context")
+        self.engine, self._ids = loaded.engine, tokens_for(loaded, longest, dummy=False).ids
 
     def speeds(self, lengths: list[int], depths: list[int], threads: int) -> Speeds:
-        subject = Subject(self.name, self._engine, self._ids)
-        measure([subject], lengths, depths, repeats=1)
+        subject = Subject(self.name, self.engine, self._ids)
+        measure([subject], lengths, depths, repeats=REPEATS)
         found = {f"prefill {n}": subject.prefill_speed(n) for n in lengths}
         return found | {f"decode {n}": subject.decode_speed(n) for n in depths}
 
 
-def wait_until_idle(share: float, seconds: float) -> float:
-    """Waits until others use at most `share` of the cores, or the time is over; the share that they used last."""
+def wait_until_idle(share: float, seconds: float) -> None:
+    """Waits until others use at most `share` of the cores, or the time is over."""
     until = time.monotonic() + seconds
-    while True:
-        busy = psutil.cpu_percent(interval=1) / 100
-        if busy <= share or time.monotonic() >= until:
-            return busy
+    while (busy := psutil.cpu_percent(interval=1) / 100) > share and time.monotonic() < until:
         print(f"waiting: the cores are busy by {busy:.0%}", file=sys.stderr)
+
+
+def measured(each: Ours | Peer, lengths: list[int], depths: list[int], threads: int) -> tuple[Speeds, float]:
+    """The speeds, and the share of the cores that others used meanwhile."""
+    began, own = time.monotonic(), sum(os.times()[:4])  # with the processes that have ended
+    psutil.cpu_percent()
+    speeds = each.speeds(lengths, depths, threads)
+    seconds = (time.monotonic() - began) * (psutil.cpu_count() or 1)
+    return speeds, max(0.0, psutil.cpu_percent() / 100 - (sum(os.times()[:4]) - own) / seconds)
 
 
 def spread(ratios: list[float]) -> dict[str, Any]:
     """Median, quartiles and number of ratios."""
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    low, middle, high = quartiles(ratios)
     return {"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)], "rounds": len(ratios)}
+
+
+def integers(text: str) -> list[int]:
+    """What "0,1024" says; ValueError for what is no number, or less than 0."""
+    numbers = [int(part) for part in text.split(",")]
+    if min(numbers) < 0:
+        raise ValueError
+    return numbers
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
 def main() -> None:
@@ -109,14 +143,13 @@ def main() -> None:
     parser.add_argument("--llama", type=Path, help="llama-bench of llama.cpp")
     parser.add_argument("--ik", type=Path, help="llama-bench of ik_llama.cpp")
     parser.add_argument("--ik-gguf", type=Path, help="the model for ik_llama.cpp, if not GGUF")
-    parser.add_argument("--prefill", default="512")
-    parser.add_argument("--depths", default="0,1024")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--prefill", type=integers, default="512")
+    parser.add_argument("--depths", type=integers, default="0,1024")
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--threads", type=positive, default=default_threads())
     parser.add_argument("--idle", type=float, default=0.1)
     parser.add_argument("--wait", type=float, default=600)
     given = parser.parse_args()
-    lengths, depths = ([int(n) for n in text.split(",")] for text in (given.prefill, given.depths))
     peers = []
     if given.llama:
         peers.append(Peer("llama.cpp", given.llama, given.gguf, ("-fa", "0,1"), has_depths=True))
@@ -128,18 +161,25 @@ def main() -> None:
             parser.error(f"{path} is not a file")
     if not peers:
         parser.error("no peer is given: --llama or --ik, or both")
-    name = given.model
-    if name in PRESETS and name != "nano":
-        name = str(random_model(name, "out", print))
-    ours = Ours(name, max(*lengths, *depths), given.threads)
+    longest = max(*given.prefill, *(max(depth, 1) + DECODED for depth in given.depths))
+    try:
+        name = given.model
+        if name in PRESETS and name != "nano":
+            name = str(random_model(name, "in", print))  # grouped as Q4_0 is, which then holds the same weights
+            print(f"the random weights are in {name}", file=sys.stderr)
+        ours = Ours(name, longest, given.threads)
+    except MobileMoEError as fault:
+        sys.exit(str(fault))
     rounds: list[dict[str, Speeds]] = []
     busy = []
     for _ in range(given.rounds):
         rounds.append({})
         for each in (ours, *peers):
-            busy.append(wait_until_idle(given.idle, given.wait))
-            rounds[-1][each.name] = each.speeds(lengths, depths, given.threads)
-    found: dict[str, Any] = {"model": given.model, "threads": given.threads, "busy": round(max(busy), 2)}
+            wait_until_idle(given.idle, given.wait)
+            rounds[-1][each.name], others = measured(each, given.prefill, given.depths, given.threads)
+            busy.append(others)
+    found: dict[str, Any] = {"model": given.model, "threads": given.threads, "isa": ours.engine.isa}
+    found["busy"] = round(max(busy), 2)
     for point in rounds[0][ours.name]:
         found[point] = {ours.name: round(statistics.median(each[ours.name][point] for each in rounds), 1)}
         line = f"{point:<14} {found[point][ours.name]:9,.1f} tokens/s"
@@ -151,7 +191,7 @@ def main() -> None:
             line += f", {ratio['median']:.2f} times {peer.name}'s {speed:,.1f} ({low:.2f} to {high:.2f})"
         print(line)
     if max(busy) > given.idle:
-        print(f"the machine did not get idle in time: others used up to {max(busy):.0%} of the cores")
+        print(f"the machine was not idle: others used up to {max(busy):.0%} of the cores")
     print(json.dumps(found))
 
 

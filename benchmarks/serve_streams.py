@@ -17,13 +17,14 @@ import os
 import random
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from quartiles import quartiles
 
 import mobilemoe
 from mobilemoe.checkpoint import write_random
@@ -133,7 +134,7 @@ def first_tokens(model: str, isa: str, length: int, rounds: int, vocabulary: int
 
 def spread(values: list[float]) -> list[float]:
     """The lower quartile, the median and the upper quartile."""
-    return [round(value, 4) for value in statistics.quantiles(values, n=4, method="inclusive")]
+    return [round(value, 4) for value in quartiles(values)]
 
 
 def main() -> None:
