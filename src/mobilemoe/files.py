@@ -13,8 +13,9 @@ import shutil
 import stat
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -158,6 +159,12 @@ def refuse_existing(path: Path, error: type[MobileMoEError]) -> None:
     """Raises `error` if `path` exists already: a result is never overwritten silently."""
     if path.exists():
         raise error(f"{path} exists already: choose another name or remove it first")
+
+
+def numbered(path: Path, may_take: Callable[[Path], bool]) -> Path:
+    """The first of NAME, NAME-2, NAME-3 and so on that `may_take` allows, so that other results are not replaced."""
+    places = (path if number == 1 else path.with_stem(f"{path.stem}-{number}") for number in count(1))
+    return next(place for place in places if may_take(place))
 
 
 @contextmanager

@@ -69,6 +69,33 @@ def test_what_was_computed_is_not_computed_again(evaluate, tiny_folder, monkeypa
     assert second["results"] == first["results"]
 
 
+def test_results_of_other_settings_stand_beside_the_first(evaluate, tiny_folder, data, tmp_path):
+    stem = f"{tiny_folder.name}-hellaswag-boolq"
+
+    def written(*options, folder=tiny_folder):
+        found = evaluate(folder, *options, "--json").json["written"]
+        return [path.removeprefix(f"{tmp_path}/results/") for path in found]
+
+    assert written() == [f"{stem}.json"]
+    kept = (tmp_path / "results" / f"{stem}.json").read_bytes()
+    assert written("--limit", "3") == [f"{stem}-limit-3.json"]
+    assert written("--limit", "3", "--no-chat") == [f"{stem}-no-chat-limit-3.json"]
+    assert written("--activations", "fp32") == [f"{stem}-activations-fp32.json"]
+    assert written("--experts-per-token", "1") == [f"{stem}-experts-per-token-1.json"]
+    namesake = write_model(tmp_path / "elsewhere" / tiny_folder.name, seed=5)
+    assert written(folder=namesake) == [f"{stem}-2.json"]
+    boolq = data / "boolq.jsonl"
+    whole = boolq.read_text()
+    boolq.write_text("".join(whole.splitlines(keepends=True)[:7]))
+    assert written() == [f"{stem}-3.json"]
+    shown = " ".join(evaluate(tiny_folder).out.split())
+    assert f"{stem}-3.json, since {tmp_path}/results/{stem}.json holds other results" in shown
+    boolq.write_text(whole)
+    assert (tmp_path / "results" / f"{stem}.json").read_bytes() == kept
+    assert written() == [f"{stem}.json"]
+    assert len([*(tmp_path / "results").glob("*.json")]) == 7
+
+
 def test_missing_data_are_named_and_not_scored(mobilemoe_cli, tiny_folder, data, tmp_path):
     options = ("--suite", "boolq,drop", "--data", data, "--out", tmp_path, "--cache", tmp_path)
     shown = mobilemoe_cli("eval", tiny_folder, *options)
@@ -132,13 +159,14 @@ def test_ctrl_c_says_that_nothing_is_lost(evaluate, tiny_folder, monkeypatch):
 def test_a_folder_that_is_named_by_dots_is_called_by_its_name(evaluate, tmp_path, monkeypatch):
     folder = write_model(tmp_path / "model")
     (folder / "inner").mkdir()
-    written = tmp_path / "results" / "model-hellaswag-boolq.json"
+    written = tmp_path / "results" / "model-hellaswag-boolq-limit-1.json"
     for place, name in ((".", "."), (".", "../model/"), (".", "../model/."), ("inner", ".."), ("inner", "../../model")):
         monkeypatch.chdir(folder / place)
         values = evaluate(name, "--limit", "1", "--json").json
         assert values["written"] == [str(written)]
         assert json.loads(written.read_text())["model"]["name"].endswith("model")
         written.unlink()
+        written.with_suffix(".jsonl").unlink()
 
 
 def test_a_damaged_benchmark_is_missing_and_the_other_scored(evaluate, data, tiny_folder):

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +27,7 @@ from lm_eval.tasks import TaskManager
 
 from mobilemoe.evaluate import run
 from mobilemoe.evaluate.models.harness import HarnessModel
-from mobilemoe.evaluate.results.results import Results, read_results, write_results
+from mobilemoe.evaluate.results.results import Results, read_results, save_results
 
 WORDS = [f"{first}{last}" for first in ("ma", "ri", "to", "se") for last in ("ll", "ver", "wn", "a", "nd")]
 BENCHMARKS = [
@@ -84,9 +84,9 @@ def evaluate(folder: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, **opt
     monkeypatch.setattr(run, "find_benchmarks", lambda *_: tuple(BENCHMARKS))
     monkeypatch.setattr(run, "build_tasks", our_tasks)
     model = HarnessModel(folder, threads=1, cache_dir=scratch / "kept")
-    results = run.evaluate(model, run.prepare("ours"), examples=scratch / "examples.jsonl", **options)
-    write_results(results, scratch / "results.json")
-    return results
+    results, examples = run.evaluate(model, run.prepare("ours"), **options)
+    save_results(results, examples, scratch, "results")
+    return replace(results, examples="results.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_scores_are_those_of_lm_eval(folder, whole):
 def test_a_group_is_scored_over_all_its_examples(whole):
     scratch, results = whole
     row = results.results["places"]
-    scores = [line["correct"] for line in lines(scratch / "examples.jsonl") if line["benchmark"] == "places"]
+    scores = [line["correct"] for line in lines(scratch / "results.jsonl") if line["benchmark"] == "places"]
     assert len(scores) == row["n"] == 35
     assert row["acc"] == pytest.approx(np.mean(scores))
     assert row["acc"] == pytest.approx((30 * row["parts"]["rivers"]["acc"] + 5 * row["parts"]["towns"]["acc"]) / 35)
@@ -171,7 +171,7 @@ def test_answers_cut_short_are_counted_and_the_facts_are_there(whole, folder):
 @pytest.mark.parametrize(("limit", "rivers", "towns"), [(6, 3, 3), (15, 10, 5), (1, 1, 0), (99, 30, 5)])
 def test_a_limit_holds_for_a_benchmark_and_is_shared_by_its_tasks(folder, tmp_path, monkeypatch, limit, rivers, towns):
     results = evaluate(folder, tmp_path, monkeypatch, limit=limit)
-    ids = [line["id"] for line in lines(tmp_path / "examples.jsonl") if line["benchmark"] == "places"]
+    ids = [line["id"] for line in lines(tmp_path / "results.jsonl") if line["benchmark"] == "places"]
     assert sorted(ids) == sorted([*(f"rivers/{n}" for n in range(rivers)), *(f"towns/{n}" for n in range(towns))])
     assert results.limit == limit
     assert results.results["mills"]["n"] == min(limit, 40)
@@ -183,8 +183,8 @@ def test_prompts_are_put_as_conversations_if_asked(folder, whole, tmp_path, monk
     plain = whole[1].results["mills"]
     chat = evaluate(folder, tmp_path, monkeypatch, chat=True, limit=5).results["mills"]
     assert chat["n"] == 5
-    [first] = [line for line in lines(tmp_path / "examples.jsonl") if (line["benchmark"], line["id"]) == ("mills", "0")]
-    [same] = [line for line in lines(whole[0] / "examples.jsonl") if (line["benchmark"], line["id"]) == ("mills", "0")]
+    [first] = [line for line in lines(tmp_path / "results.jsonl") if (line["benchmark"], line["id"]) == ("mills", "0")]
+    [same] = [line for line in lines(whole[0] / "results.jsonl") if (line["benchmark"], line["id"]) == ("mills", "0")]
     assert first["tokens"] > same["tokens"] + 5
     assert plain["n"] == 40
 
@@ -198,8 +198,8 @@ def test_only_benchmarks_for_instruct_models_are_put_as_conversations(folder, wh
         "sands": "conversation",
     }
     assert results["mills"] == whole[1].results["mills"]
-    longer = [line["tokens"] for line in lines(tmp_path / "examples.jsonl") if line["benchmark"] == "sands"]
-    shorter = [line["tokens"] for line in lines(whole[0] / "examples.jsonl") if line["benchmark"] == "sands"]
+    longer = [line["tokens"] for line in lines(tmp_path / "results.jsonl") if line["benchmark"] == "sands"]
+    shorter = [line["tokens"] for line in lines(whole[0] / "results.jsonl") if line["benchmark"] == "sands"]
     assert min(longer) > max(shorter)
 
 
@@ -302,4 +302,4 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_digits(folder, 
     names = ("model", "results", "counts", "missing")
     found = read_results(tmp_path / "results.json")
     assert [getattr(found, name) for name in names] == [getattr(whole[1], name) for name in names]
-    assert (tmp_path / "examples.jsonl").read_bytes() == (whole[0] / "examples.jsonl").read_bytes()
+    assert (tmp_path / "results.jsonl").read_bytes() == (whole[0] / "results.jsonl").read_bytes()

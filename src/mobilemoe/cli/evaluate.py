@@ -46,7 +46,8 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Folder of the results, one JSON file per model and suite (default: results)."
+            metavar="DIR",
+            help="Folder of the results, a JSON file for each model, suite and other settings (default: results).",
         ),
     ] = None,
     training: Annotated[
@@ -120,6 +121,8 @@ def evaluate(
                 suite=suite, data=data, limit=limit, allow_code=allow_code, chat=chat, cache=cache,
                 out=out or Path("results"),
                 training=tuple(training or ()), experts=experts, threads=engine.threads,
+                changed={"activations": engine.activations, "kv": engine.kv, "quantize": engine.quantize}
+                | vars(routing),
             )  # fmt: skip
             try:
                 found = run_suite(models, against, backend, load, settings, progress)

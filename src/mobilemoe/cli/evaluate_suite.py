@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from mobilemoe.evaluate.compare.contamination import (
 from mobilemoe.evaluate.compare.paired import Comparison, paired, read_examples, unlike
 from mobilemoe.evaluate.models.harness import HarnessModel
 from mobilemoe.evaluate.models.scorer import ModelScorer, Scorer
-from mobilemoe.evaluate.results.results import Results, write_results
+from mobilemoe.evaluate.results.results import Results, save_results
 from mobilemoe.evaluate.run import Prepared, evaluate, prepare, prompts
 from mobilemoe.files import write_atomic
 from mobilemoe.load import Model
@@ -48,6 +48,7 @@ class Settings:
     training: tuple[Path, ...]
     experts: bool
     threads: int | None
+    changed: Mapping[str, object]  # options of the engine and of routing by which scores differ, None where not given
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Found:
 
     results: dict[str, Results] = field(default_factory=dict)
     paths: dict[str, Path] = field(default_factory=dict)
+    beside: dict[Path, Path] = field(default_factory=dict)  # paths with a number, and whose name they do not have
     differences: dict[str, Comparison] = field(default_factory=dict)
     against: str | None = None
     overlaps: dict[str, Overlap] = field(default_factory=dict)
@@ -75,7 +77,8 @@ class Found:
         for name, found in self.differences.items():
             _print_differences(name, str(self.against), found)
         for path in (*self.paths.values(), *self.pages):
-            print(f"written: {path}")
+            beside = f", since {self.beside[path]} holds other results" if path in self.beside else ""
+            print(f"written: {path}{beside}")
 
     def _print_scores(self, name: str, results: Results) -> None:
         clean: dict[str, Clean] = {}
@@ -121,19 +124,15 @@ def run_suite(
             task_items(prepared.tasks), training_texts(settings.training), progress.counter("characters of training")
         )
     everyone = [*names, *([against] if against is not None else [])]
-    files = _file_names(everyone, settings.suite)
     for name in everyone:
         model = HarnessModel(_scorer(name, backend, load, settings), cache_dir=settings.cache)
-        path = found.paths[name] = settings.out / files[name]
-        found.results[name] = evaluate(
-            model,
-            prepared,
-            examples=path.with_suffix(".jsonl"),
-            limit=settings.limit,
-            chat=settings.chat,
-            on_progress=_teller(progress, name),
+        found.results[name], examples = evaluate(
+            model, prepared, limit=settings.limit, chat=settings.chat, on_progress=_teller(progress, name)
         )
-        write_results(found.results[name], path)
+        file = _file_name(name, backend, settings)
+        path = found.paths[name] = save_results(found.results[name], examples, settings.out, file)
+        if path.stem != file:
+            found.beside[path] = path.with_stem(file)
         if settings.experts:
             found.pages.append(_write_experts(name, model, prepared, path, progress))
     if against is not None:
@@ -162,14 +161,18 @@ def _called(name: str) -> str:
     return os.path.abspath(name) if Path(name).name in ("", "..") else str(Path(name))
 
 
-def _file_names(names: Sequence[str], suite: str) -> dict[str, str]:
-    """A file name for each model, from its last name and the suite's, valid on every file system."""
-    files = {
-        name: re.sub(r"[^\w.-]+", "-", f"{Path(_called(name).removesuffix('.gguf')).name}-{suite}") for name in names
-    }
-    if len(set(files.values())) < len(names):
-        raise UsageError("two of the models have the same last name, and so the same file of results")
-    return {name: f"{file}.json" for name, file in files.items()}
+def _file_name(name: str, backend: str, settings: Settings) -> str:
+    """The name of a model's results, without its ending, valid on every file system: the model's last name, the suite,
+    and every option that was given and makes other scores."""
+    parts = [Path(_called(name).removesuffix(".gguf")).name, settings.suite]
+    if name.endswith(".gguf") or backend != "native":
+        parts.append("gguf" if name.endswith(".gguf") else backend)
+    if settings.chat is not None:
+        parts.append("chat" if settings.chat else "no-chat")
+    for option, value in {"limit": settings.limit, **settings.changed}.items():
+        if value is not None:
+            parts.append(f"{option.replace('_', '-')}-{value}")
+    return re.sub(r"[^\w.-]+", "-", "-".join(parts))
 
 
 def _write_experts(name: str, model: HarnessModel, prepared: Prepared, path: Path, progress: Progress) -> Path:

@@ -15,7 +15,7 @@ from lm_eval.api.metrics import aggregate_subtask_metrics, pooled_sample_stderr
 from mobilemoe.errors import DataError, TokenizerError
 from mobilemoe.evaluate.models.harness import HarnessModel, OnProgress
 from mobilemoe.evaluate.models.scorer import decode_ms
-from mobilemoe.evaluate.results.results import Results, write_examples
+from mobilemoe.evaluate.results.results import Example, Results
 from mobilemoe.evaluate.tasks.build import build_tasks
 from mobilemoe.evaluate.tasks.lm_tasks import data_revisions
 from mobilemoe.evaluate.tasks.local import NO_HUB
@@ -56,19 +56,16 @@ def evaluate(
     model: HarnessModel,
     prepared: Prepared,
     *,
-    examples: Path | str,
     limit: int | None = None,
     chat: bool | None = None,
     on_progress: OnProgress | None = None,
-) -> Results:
-    """The scores of `model` on a suite; its scored examples are written as JSONL.
+) -> tuple[Results, list[Example]]:
+    """The scores of `model` on a suite, and its scored examples, both for `save_results`.
 
-    examples: the file for them, with a line for each: benchmark, id, correct (the main metric's value for it), tokens
-    (of its longest request, answer included). limit: the number of examples of each benchmark, the first ones, divided
-    about equally among its tasks. chat: whether prompts are put as conversations; by default those of benchmarks that
-    ask for it, if the model has a chat template. `on_progress` is that of `HarnessModel`. Items that cannot be put to
-    this model are left out, and the benchmark's note says so; a benchmark without any other items is missing. DataError
-    if all are.
+    limit: the number of examples of each benchmark, the first ones, divided about equally among its tasks. chat:
+    whether prompts are put as conversations; by default those of benchmarks that ask for it, if the model has a chat
+    template. `on_progress` is that of `HarnessModel`. Items that cannot be put to this model are left out, and the
+    benchmark's note says so; a benchmark without any other items is missing. DataError if all are.
     """
     began = time.perf_counter()
     model.on_progress = on_progress
@@ -84,7 +81,7 @@ def evaluate(
             if some:
                 found |= score_all(model, some, limit, is_chat, missing)
     rows: dict[str, Row] = {}
-    lines: list[dict[str, Any]] = []
+    examples: list[Example] = []
     for benchmark in prepared.benchmarks:
         of_parts = {key: found[key] for key in parts.get(benchmark.name, ()) if key in found}
         unscored = _unscored(model, of_parts)
@@ -93,14 +90,13 @@ def evaluate(
             row = _row(benchmark, of_parts) | {"prompt": "conversation" if benchmark.name in in_chat else "text"}
             row["note"] = "; ".join(filter(None, (row["note"], unscored)))
             row["data"] = data_revisions(parts[benchmark.name].values())
-            lines += _examples(benchmark.name, row["main_metric"], of_parts, model)
+            examples += _examples(benchmark.name, row["main_metric"], of_parts, model)
             rows[benchmark.name] = row
         elif unscored:
             missing[benchmark.name] = unscored
     if not rows:
         raise _nothing_of(prepared.suite, missing)
-    write_examples(lines, examples)
-    return Results(
+    results = Results(
         model=dict(model.scorer.model),
         engine=dict(model.scorer.engine),
         suite=prepared.suite,
@@ -109,9 +105,10 @@ def evaluate(
         missing=missing,
         counts={"left_truncations": model.left_truncations, "token_cap_hits": model.token_cap_hits},
         speed={"ms_per_token": decode_ms(model.scorer)},
-        examples=Path(examples).name,
+        examples="",
         seconds=time.perf_counter() - began,
     )
+    return results, examples
 
 
 def prompts(model: HarnessModel, prepared: Prepared, count: int) -> dict[str, list[list[int]]]:
@@ -193,7 +190,7 @@ def _find_metric(benchmark: Benchmark, row: Row) -> str:
     raise DataError(f"{benchmark.name} gave no {benchmark.metric}, its main metric, but only {', '.join(row)}")
 
 
-def _examples(benchmark: str, metric: str, parts: Mapping[str, Part], model: HarnessModel) -> Iterator[dict[str, Any]]:
+def _examples(benchmark: str, metric: str, parts: Mapping[str, Part], model: HarnessModel) -> Iterator[Example]:
     name, _, filter_name = metric.partition(",")
     for key, part in parts.items():
         within = key.removeprefix(benchmark).removeprefix("/")

@@ -14,7 +14,7 @@ from mobilemoe.errors import UsageError
 from mobilemoe.evaluate.compare.compression import compression_table, overlap
 from mobilemoe.evaluate.compare.paired import paired, read_examples, unlike
 from mobilemoe.evaluate.experts.expert_use import torch_model
-from mobilemoe.evaluate.results.results import Results, read_results, write_examples, write_results
+from mobilemoe.evaluate.results.results import Results, read_results, save_results
 from mobilemoe.presets import family_member
 from tiny_model import write_model
 
@@ -167,7 +167,6 @@ def write_scores(folder, name, examples):
         for benchmark, scores in examples.items()
         for key, score in scores.items()
     ]
-    write_examples(lines, folder / f"{name}.jsonl")
     row = {"main_metric": "acc", "shots": 0, "version": 1, "published": True}
     results = Results(
         model={"name": name, "quantization": None}
@@ -182,11 +181,10 @@ def write_scores(folder, name, examples):
         missing={},
         counts={"left_truncations": 0, "token_cap_hits": 0},
         speed={"ms_per_token": None},
-        examples=f"{name}.jsonl",
+        examples="",
         seconds=1.0,
     )
-    write_results(results, folder / f"{name}.json")
-    return folder / f"{name}.json"
+    return save_results(results, lines, folder, name)
 
 
 def test_benchmarks_stand_in_the_same_table(found, tmp_path):

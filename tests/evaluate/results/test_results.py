@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from mobilemoe.errors import DataError
-from mobilemoe.evaluate.results.results import read_results, write_examples, write_results
+from mobilemoe.evaluate.results.results import read_results, save_results, write_results
 from refusals import refusal
 from report_results import FOURTEEN, results
 
@@ -100,18 +100,47 @@ def test_other_files_are_no_results(tmp_path):
 
 def test_examples_are_a_line_each_in_their_own_letters(tmp_path):
     examples = [{"benchmark": name, "id": str(n), "text": "naïve 東京\n"} for n, name in enumerate(FOURTEEN)]
-    write_examples(examples, tmp_path / "examples.jsonl")
-    written = (tmp_path / "examples.jsonl").read_text(encoding="utf-8")
+    path = save_results(results(), examples, tmp_path / "new", "nano-quick")
+    assert path == tmp_path / "new/nano-quick.json"
+    assert read_results(path) == replace(results(), examples="nano-quick.jsonl")
+    written = path.with_suffix(".jsonl").read_text(encoding="utf-8")
     assert [json.loads(line) for line in written.splitlines()] == examples
     assert "東京" in written
 
 
-def test_examples_that_fail_half_way_leave_the_old_ones(tmp_path):
-    write_examples([{"id": "0"}], tmp_path / "examples.jsonl")
+def test_the_same_results_take_their_own_place_again(tmp_path):
+    again = replace(results(), seconds=1.0, speed={"ms_per_token": 2.0}, engine=results().engine | {"threads": 9})
+    for found in (results(), again):
+        assert save_results(found, [{"id": "0"}], tmp_path, "nano").name == "nano.json"
+    assert read_results(tmp_path / "nano.json").seconds == 1.0
+    assert len([*tmp_path.iterdir()]) == 2
 
-    def failing():
-        yield {"id": "1"}
-        raise DataError("no")
 
-    refusal(lambda: write_examples(failing(), tmp_path / "examples.jsonl"), DataError)
-    assert (tmp_path / "examples.jsonl").read_text() == '{"id": "0"}\n'
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: {"model": found.model | {"hash": "another"}},
+        lambda found: {"engine": found.engine | {"activations": "fp32"}},
+        lambda found: {"limit": 5},
+        lambda found: {"results": {"piqa": found.results["piqa"]}},
+        lambda found: {"suite": "quick"},
+        lambda found: {},
+    ],
+)
+def test_other_results_are_written_beside_those_that_are_there(tmp_path, change):
+    save_results(results(), [{"id": "0"}], tmp_path, "nano")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other, examples = replace(results(), **change(results())), [{"id": "1"}]
+    for _ in range(2):  # the second time they find their own place
+        assert save_results(other, examples, tmp_path, "nano").name == "nano-2.json"
+    assert read_results(tmp_path / "nano-2.json").examples == "nano-2.jsonl"
+    assert len([*tmp_path.iterdir()]) == 4
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert save_results(results(limit=7), [], tmp_path, "nano").name == "nano-3.json"
+
+
+@pytest.mark.parametrize("name", ["nano.json", "nano.jsonl"])
+def test_a_file_of_another_kind_is_not_replaced(tmp_path, name):
+    (tmp_path / name).write_text("[]")
+    assert save_results(results(), [], tmp_path, "nano").name == "nano-2.json"
+    assert (tmp_path / name).read_text() == "[]"

@@ -210,7 +210,7 @@ def test_a_damaged_benchmark_takes_no_other_along(tmp_path):
     write_rows(tmp_path / "nq_open.jsonl", ASKED)
     write_rows(tmp_path / "piqa.jsonl", PAIR, {**PAIR, "gold": "0"})
     prepared = run.prepare("nq_open,arc_easy,piqa", data_dir=tmp_path)
-    results = run.evaluate(model, prepared, examples=tmp_path / "examples.jsonl")
+    results, _ = run.evaluate(model, prepared)
     assert results.results["arc_easy"]["n"] == 2
     assert results.missing.keys() == {"nq_open", "piqa"}
     write_results(results, tmp_path / "results.json")
@@ -227,7 +227,7 @@ def test_a_task_that_fails_in_the_harness_takes_no_other_along(tmp_path, monkeyp
         raise KeyError("label")
 
     prepared.tasks["piqa"].process_results = fail
-    results = run.evaluate(model, prepared, examples=tmp_path / "examples.jsonl")
+    results, _ = run.evaluate(model, prepared)
     assert results.results.keys() == {"arc_easy"}
     assert results.missing == {"piqa": "lm_eval cannot score it (KeyError: 'label')"}
 
@@ -241,18 +241,18 @@ def test_items_with_a_choice_beyond_the_context_are_left_out_and_counted(tmp_pat
         write_rows(tmp_path / "arc_easy.jsonl", *rows)
         write_rows(tmp_path / "piqa.jsonl", PAIR)
         prepared = run.prepare("arc_easy,piqa", data_dir=tmp_path)
-        return run.evaluate(model, prepared, examples=tmp_path / "examples.jsonl")
+        return run.evaluate(model, prepared)
 
-    whole = evaluate(*rows).results["arc_easy"]
-    found = evaluate(rows[0], long, *rows[1:], long).results["arc_easy"]
+    whole = evaluate(*rows)[0].results["arc_easy"]
+    results, examples = evaluate(rows[0], long, *rows[1:], long)
+    found = results.results["arc_easy"]
     note = found.pop("note")
     assert "2 of 5 items left out: an answer has" in note
     assert found == {key: value for key, value in whole.items() if key != "note"}
-    ids = [json.loads(line)["id"] for line in (tmp_path / "examples.jsonl").read_text().splitlines()]
-    assert ids == ["0", "2", "3", "0"], "the others keep their numbers"
-    nothing = evaluate(long)
+    assert [example["id"] for example in examples] == ["0", "2", "3", "0"], "the others keep their numbers"
+    nothing, _ = evaluate(long)
     assert nothing.results.keys() == {"piqa"}
     assert "1 of 1 items left out" in nothing.missing["arc_easy"]
     write_rows(tmp_path / "arc_easy.jsonl", long)
     with pytest.raises(DataError, match=r"no benchmark of arc_easy can be run: arc_easy: 1 of 1 items"):
-        run.evaluate(model, run.prepare("arc_easy", data_dir=tmp_path), examples=tmp_path / "examples.jsonl")
+        run.evaluate(model, run.prepare("arc_easy", data_dir=tmp_path))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from mobilemoe.errors import DataError
 from mobilemoe.evaluate.results.rows import is_number
-from mobilemoe.files import read_json, write_atomic, write_json
+from mobilemoe.files import numbered, read_bytes, read_json, write_atomic, write_json
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "model": dict,
@@ -41,6 +42,8 @@ _KEYS = {  # that every file of ours has in these objects
 _COUNTS = ("parameters", "active_parameters", "int4_bytes", "flops_per_token", "context")
 _NAMES = {str: "a text", int: "a whole number", bool: "true or false", dict: "an object"}
 _ROW_KINDS = {"main_metric": str, "n": int, "shots": int, "published": bool, "note": str, "prompt": str, "parts": dict}
+# A scored example: benchmark, id, correct (its value of the main metric), tokens (of its longest request and answer).
+Example = dict[str, Any]
 ROW_FACTS = ("main_metric", "n", "shots", "version", "published")
 
 
@@ -54,7 +57,7 @@ class Results:
     examples, shots, the task's version, whether the paper published the shots, the Hub's data sets as
     "ORG/NAME@COMMIT", and the `parts` of a benchmark with several tasks. missing: by benchmark, why it was not run.
     counts: left_truncations (requests that lost their beginning) and token_cap_hits (answers cut short). examples: the
-    name of the JSONL file beside it.
+    name of the JSONL file beside it, empty until there is one.
     """
 
     model: dict[str, Any]
@@ -74,9 +77,36 @@ def write_results(results: Results, path: Path | str) -> None:
     write_json(path, asdict(results))
 
 
-def write_examples(examples: Iterable[Mapping[str, Any]], path: Path | str) -> None:
-    """Writes scored examples as JSONL, in one step."""
-    write_atomic(path, "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples))
+def save_results(results: Results, examples: Iterable[Example], folder: Path, name: str) -> Path:
+    """Writes both into `folder`, as NAME.json and NAME.jsonl, and returns the path of the first.
+
+    Only the same results, made again, are replaced: beside all else the new ones are NAME-2, NAME-3 and so on.
+    """
+    lines = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples).encode()
+    path = numbered(folder / f"{name}.json", lambda place: _is_free(place) or _holds(place, results, lines))
+    write_atomic(path.with_suffix(".jsonl"), lines)
+    write_results(replace(results, examples=path.with_suffix(".jsonl").name), path)
+    return path
+
+
+def _is_free(path: Path) -> bool:
+    return not any(os.path.lexists(each) for each in (path, path.with_suffix(".jsonl")))
+
+
+def _holds(path: Path, results: Results, lines: bytes) -> bool:
+    """Whether `path` and the JSONL beside it have these scores of this model: the time that it took may be another."""
+    beside = path.with_suffix(".jsonl")
+    try:
+        same_lines = not beside.exists() or read_bytes(beside, DataError, len(lines)) == lines
+        return same_lines and _identity(read_results(path)) == _identity(results)
+    except DataError:
+        return False
+
+
+def _identity(results: Results) -> Any:
+    engine = {key: value for key, value in results.engine.items() if key not in ("threads", "version")}
+    found = (results.model, engine, results.suite, results.limit, results.results)
+    return json.loads(json.dumps(found))  # tuples are lists in a file
 
 
 def read_results(path: Path | str) -> Results:
