@@ -196,26 +196,27 @@ def work(rank, order):
 
 for line in sys.stdin:
     order = json.loads(line)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(order["processes"]):
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(order["processes"])}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            os.write(writing, json.dumps(work(rank, order)).encode())
-            os._exit(0)
-        os.close(writing)
-        children.append((child, reading))
-    ends = []
-    for child, reading in children:
-        with os.fdopen(reading) as pipe:
-            said = pipe.read()
-        os.waitpid(child, 0)
-        ends.append(json.loads(said or "null"))
+    # Kept until all have ended, so that nobody else is given the port; without listening, the first process may use it.
+    with socket.socket() as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(("127.0.0.1", 0))
+        children = []
+        for rank in range(order["processes"]):
+            reading, writing = os.pipe()
+            child = os.fork()
+            if child == 0:
+                os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(order["processes"])}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(place.getsockname()[1])}
+                os.write(writing, json.dumps(work(rank, order)).encode())
+                os._exit(0)
+            os.close(writing)
+            children.append((child, reading))
+        ends = []
+        for child, reading in children:
+            with os.fdopen(reading) as pipe:
+                said = pipe.read()
+            os.waitpid(child, 0)
+            ends.append(json.loads(said or "null"))
     print(json.dumps(ends), flush=True)
 """
 

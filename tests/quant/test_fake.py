@@ -71,8 +71,9 @@ def test_a_transposed_weight_is_no_other():
 
 @pytest.mark.parametrize(("shape", "dim"), SHAPES)
 def test_the_gradient_passes_as_if_nothing_were_rounded(shape, dim):
-    w = torch.randn(shape, requires_grad=True)
-    upstream = torch.randn(shape)
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(shape, generator=generator, requires_grad=True)
+    upstream = torch.randn(shape, generator=generator)
     fake_int4(w, dim).backward(upstream)
     assert torch.equal(w.grad, upstream)
 
@@ -82,7 +83,7 @@ def test_the_gradient_passes_as_if_nothing_were_rounded(shape, dim):
 
 @pytest.mark.parametrize(("shape", "dim"), SHAPES)
 def test_learnt_scales_begin_as_those_of_the_file(shape, dim):
-    w = torch.randn(shape)
+    w = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     scale = first_scale(w, dim)
     stored = int4.scales(w.numpy() if dim == -1 else int4.arrange_experts(w.numpy(), "in"))
     np.testing.assert_array_equal(scale.numpy().astype(np.float16), stored)
@@ -142,8 +143,9 @@ def test_activations_are_rounded_for_each_token_and_32_channels():
 
 
 def test_activations_keep_dtype_and_gradient():
-    x = torch.randn(4, 64, dtype=torch.bfloat16, requires_grad=True)
-    upstream = torch.randn(4, 64, dtype=torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 64, generator=generator, dtype=torch.bfloat16, requires_grad=True)
+    upstream = torch.randn(4, 64, generator=generator, dtype=torch.bfloat16)
     y = fake_int8(x)
     y.backward(upstream)
     assert y.dtype == torch.bfloat16

@@ -103,7 +103,7 @@ def routing(logits_NE):
 
 
 def test_z_loss_is_the_mean_square_of_the_log_sum_summed_over_layers():
-    layers = [torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)]
+    layers = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = 0.0
     for logits_NE in layers:
         for row in logits_NE.tolist():

@@ -43,19 +43,20 @@ def work(rank, order, port, said):
 
 for line in sys.stdin:
     order, children = json.loads(line), {}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     said = [tempfile.NamedTemporaryFile() for rank in range(4)]
-    for rank in range(4):
-        child = os.fork()
-        if child == 0:
-            work(rank, order, port, said[rank])
-        children[child] = rank
-    ends = [None] * 4
-    while children:
-        child, status = os.wait()
-        ends[children.pop(child)] = (os.waitstatus_to_exitcode(status), time.monotonic())
+    # Kept until all have ended, so that nobody else is given the port; without listening, the first process may use it.
+    with socket.socket() as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(("127.0.0.1", 0))
+        for rank in range(4):
+            child = os.fork()
+            if child == 0:
+                work(rank, order, place.getsockname()[1], said[rank])
+            children[child] = rank
+        ends = [None] * 4
+        while children:
+            child, status = os.wait()
+            ends[children.pop(child)] = (os.waitstatus_to_exitcode(status), time.monotonic())
     texts = [open(file.name).read() for file in said]
     print(json.dumps([(*end, text) for end, text in zip(ends, texts)]), flush=True)
 """
