@@ -30,9 +30,19 @@ Model.stop_ids = property(lambda self: frozenset())
 
 
 class Server:
+    """`seed`: of each text whose request has none, so that every run of the tests sees the same one; None: chance."""
+
     def __init__(
-        self, *options: str, key: str | None = KEY, model: str = "nano", before: str = "", stderr: int | None = None
+        self,
+        *options: str,
+        key: str | None = KEY,
+        model: str = "nano",
+        before: str = "",
+        stderr: int | None = None,
+        seed: int | None = 1,
     ) -> None:
+        if seed is not None:
+            before = f"import secrets\nsecrets.randbits = lambda bits: {seed}\n{before}"
         program = f"{before}\nimport sys\nfrom mobilemoe.cli.main import main\nsys.exit(main())"
         command = [sys.executable, "-c", program, "serve", model, "--port", "0", "--threads", "1", "--json"]
         self.process = subprocess.Popen(

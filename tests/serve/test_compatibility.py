@@ -53,7 +53,7 @@ ROWS = rows()
 
 @pytest.fixture(scope="module")
 def api():
-    with running("--parallel", "4") as server:
+    with running("--parallel", "4", seed=None) as server:
         yield Api(server.http)
 
 

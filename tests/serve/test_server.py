@@ -301,7 +301,7 @@ def test_a_request_for_many_texts_does_not_hold_up_a_small_one(slow_server):
 
 
 def test_sigterm_finishes_what_was_begun_and_refuses_the_rest():
-    with running(before=SLOW) as server:
+    with running("--drain-seconds", "600", before=SLOW) as server:
         stream = iter(tell(server, max_tokens=300, stream=True))
         pieces = [next(stream).choices[0]]
         server.process.send_signal(signal.SIGTERM)
