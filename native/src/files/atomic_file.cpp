@@ -92,10 +92,6 @@ void AtomicFile::write_at(size_t offset, const void* data, size_t bytes) {
   }
 }
 
-void AtomicFile::resize(size_t bytes) {
-  if (ftruncate(descriptor_, static_cast<off_t>(bytes)) != 0) fail();
-}
-
 void AtomicFile::commit() {
   if (fsync(descriptor_) != 0 || std::rename(part_.c_str(), path_.c_str()) != 0) fail();
   close(descriptor_);

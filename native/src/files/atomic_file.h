@@ -19,8 +19,7 @@ class AtomicFile {
   AtomicFile& operator=(const AtomicFile&) = delete;
 
   void write_at(size_t offset, const void* data, size_t bytes);  // from any thread; what is left out reads as zeros
-  void resize(size_t bytes);
-  void commit();  // the file replaces the target
+  void commit();                                                 // the file replaces the target
   const std::string& part() const { return part_; }
 
  private:

@@ -77,8 +77,36 @@ std::shared_ptr<uint8_t> allocate(size_t bytes) {
   if (memory == MAP_FAILED) {
     throw Error(ErrorCode::memory, "there is no memory for the " + std::to_string(bytes) + " bytes of the model");
   }
+#ifdef MADV_HUGEPAGE
+  madvise(memory, bytes, MADV_HUGEPAGE);  // where it is refused, all is as it would be without
+#endif
   return {static_cast<uint8_t*>(memory), [bytes](uint8_t* at) { munmap(at, bytes); }};
 }
+
+// Writes zeros before the pieces, in whole blocks of this size. Where the system keeps a file's pages in folios of the
+// size in which they were first written (Linux 6.16 on ext4), a block can then be mapped as one huge page: decoding,
+// which reads the weights at the speed of the memory, is up to a fifth faster than with pages of 4 KB.
+class Blocks {
+ public:
+  Blocks(AtomicFile& file, size_t file_bytes) : file_(file), file_bytes_(file_bytes), zeros_(kBlock) {}
+
+  // Up to `end` at least; from any thread.
+  void write_to(size_t end) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (; written_ < end; written_ += kBlock) {
+      file_.write_at(written_, zeros_.data(), std::min(kBlock, file_bytes_ - written_));
+    }
+  }
+
+ private:
+  static constexpr size_t kBlock = 2 << 20;
+
+  AtomicFile& file_;
+  const size_t file_bytes_;
+  const std::vector<uint8_t> zeros_;
+  std::mutex mutex_;
+  size_t written_ = 0;
+};
 
 }  // namespace
 
@@ -91,14 +119,16 @@ void write_engine_file(const std::string& folder, const std::string& path, const
   const Pieces pieces = cut_engine_file(checkpoint);
   AtomicFile file(path);
   const int threads = file_threads();
+  Blocks blocks(file, pieces.file_bytes);
   std::vector<std::vector<uint8_t>> buffers(threads);
   make_all(checkpoint, pieces, threads, {progress, context}, [&](const Piece& piece, int thread) {
     std::vector<uint8_t>& buffer = buffers[thread];
     buffer.resize(std::max(buffer.size(), piece.bytes));
     piece.fill(buffer.data());
+    blocks.write_to(piece.offset + piece.bytes);
     file.write_at(piece.offset, buffer.data(), piece.bytes);
   });
-  file.resize(pieces.file_bytes);
+  blocks.write_to(pieces.file_bytes);
   const Fingerprint hash = hash_engine_file(file.part());
   file.write_at(offsetof(EngineHeader, hash), hash.data(), hash.size());
   if (checkpoint_stamp(folder) != stamp) {
