@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
+from mobilemoe.files import atomic_file
+
 KNOWN, OTHER = "glm4moe", "exaone-moe"
 BIASED = ("attn_q.weight", "attn_k.weight", "attn_v.weight")
 
@@ -65,7 +67,8 @@ def main() -> None:
     if given.out.exists():
         parser.error(f"{given.out} exists")
     try:
-        convert(GGUFReader(given.gguf), given.out)
+        with atomic_file(given.out) as part:
+            convert(GGUFReader(given.gguf), Path(part.name))
     except (OSError, ValueError) as fault:
         sys.exit(f"{given.gguf} cannot be converted: {fault}")
 

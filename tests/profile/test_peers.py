@@ -145,3 +145,16 @@ def test_the_file_for_ik_has_the_same_weights_in_the_architecture_that_it_knows(
         assert tensor.data.shape == (config.head_dim * (heads if "_q." in name else kv),)
         assert not tensor.data.any()
     assert subprocess.run([*map(str, command)], capture_output=True).returncode == 2  # nothing is written over
+
+
+def test_what_is_no_gguf_file_gives_no_file_for_ik(tmp_path):
+    pytest.importorskip("gguf")
+    path, out = tmp_path / "text.gguf", tmp_path / "out"
+    path.write_text("a text that is long enough to be a header")
+    command = [sys.executable, ROOT / "benchmarks" / "gguf_for_ik.py", path, out / "ik.gguf"]
+    out.mkdir()
+    ended = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert f"{path} cannot be converted: " in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not [*out.iterdir()]
