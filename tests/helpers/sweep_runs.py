@@ -40,9 +40,10 @@ experts = [1, 2]
 granularity = [2]
 """
 
-# Reads JSON lines: forks a sweep for each, and prints its process, its events, and at last how it ended.
+# Reads JSON lines: forks a sweep for each, and prints its process, its events, and at last how it ended. A sweep waits
+# for an empty line after each event, so that a signal reaches it before it goes on.
 PROCESS = """
-import json, os, signal, sys, threading
+import json, os, signal, sys, threading, time
 from pathlib import Path
 import torch._dynamo  # what torch would import at the first step, once for all
 from mobilemoe.data import loader
@@ -50,6 +51,7 @@ from mobilemoe.errors import MobileMoEError
 from mobilemoe.sweep import worker_pool
 from mobilemoe.sweep import worker
 from mobilemoe.sweep.grid import load_grid
+from mobilemoe.train.step import Stepper
 
 torch.set_num_threads(1)
 loader.READ_AHEAD = 8
@@ -80,16 +82,30 @@ class Forked:
 def say(value):
     print(json.dumps(value), flush=True)
 
+def change_workers(slow, dies):
+    step, train_run = Stepper.step, worker.train_run
+    def slowly(*args):
+        time.sleep(slow)
+        return step(*args)
+    def dying(training, run, *args):
+        if run.id in dies:
+            signal.raise_signal(dies[run.id])
+        return train_run(training, run, *args)
+    Stepper.step, worker.train_run = slowly, dying
+
 def run(order):
     workers = []
+    change_workers(order["slow"], order["dies"])
     class Counted(Forked):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             workers.append(self.pid)
     worker_pool.subprocess.Popen = Counted
     options = {"only": tuple(order["only"]), "processes": order["processes"]}
-    hear = lambda event, so_far: say(event | {"worker": workers[-1]})
-    say({"event": "begun", "process": os.getpid()})
+    def hear(event, so_far):
+        say(event)
+        sys.stdin.readline()
+    hear({"event": "begun", "process": os.getpid()}, None)
     try:
         grid = load_grid(order["grid"], tuple(order["overrides"]))
         summary = worker_pool.sweep(grid, Path(order["out"]), on_event=hear, **options)
@@ -98,6 +114,8 @@ def run(order):
         return {"error": str(fault), "workers": len(workers)}
 
 for line in sys.stdin:
+    if not line.strip():
+        continue  # a sweep that was killed did not take it
     child = os.fork()
     if child == 0:
         say({"event": "end"} | run(json.loads(line)))
@@ -118,19 +136,30 @@ def grid_path(tmp_path_factory) -> Path:
 def forked_sweep(grid_path):
     """`forked_sweep(out, *overrides)` runs a sweep and returns how it ended, with its events under "events".
 
-    `hear` is called with each event, of which the first tells the sweep's process and the others the newest worker's.
+    `hear` is called with each event, of which the first tells the sweep's process. Each step takes `slow` seconds more,
+    and a worker that begins one of the runs of `dies` dies of the signal given there.
     """
     command = [sys.executable, "-c", PROCESS]
     parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def call(out: Path, *overrides: str, processes: int = 1, only: tuple[str, ...] = (), hear=lambda event: None):
+    def call(
+        out: Path,
+        *overrides: str,
+        processes: int = 1,
+        only: tuple[str, ...] = (),
+        slow: float = 0.0,
+        dies: dict[str, int] | None = None,
+        hear=lambda event: None,
+    ):
         order = {"grid": str(grid_path), "out": str(out), "overrides": overrides, "processes": processes, "only": only}
-        parent.stdin.write(json.dumps(order) + "\n")
+        parent.stdin.write(json.dumps(order | {"slow": slow, "dies": dies or {}}) + "\n")
         parent.stdin.flush()
         events = []
         while (event := json.loads(parent.stdout.readline()))["event"] != "end":
             hear(event)
             events.append(event)
+            parent.stdin.write("\n")
+            parent.stdin.flush()
         return event | {"events": [event for event in events if event["event"] != "begun"]}
 
     yield call

@@ -89,7 +89,7 @@ def test_a_killed_sweep_goes_on_to_the_same_rows(forked_sweep, done, tmp_path):
         elif event["event"] == "started":
             os.kill(begun[0]["process"], signal.SIGKILL)
 
-    first = forked_sweep(tmp_path, hear=interrupt)
+    first = forked_sweep(tmp_path, slow=0.1, hear=interrupt)
     assert first["left"]
     assert first["failed"] == []
     second = forked_sweep(tmp_path, hear=kill)
@@ -109,12 +109,7 @@ def wait_for(folder: Path, pattern: str) -> None:
 def test_a_run_that_fails_is_recorded_and_the_others_end(forked_sweep, tmp_path):
     """One whose numbers go wrong, and one whose process dies of itself."""
     overrides = ("blocks.all.rates=[1,1e20]", "blocks.all.experts=[1]")
-
-    def kill(event):
-        if event.get("id") == "d32x1-dense-t256" and event["event"] == "started":
-            os.kill(event["worker"], signal.SIGSEGV)
-
-    ended = forked_sweep(tmp_path, *overrides, hear=kill)
+    ended = forked_sweep(tmp_path, *overrides, dies={"d32x1-dense-t256": signal.SIGSEGV})
     assert ended["finished"] == ["d32x1-dense-t512"]
     reasons = {row["id"]: row["reason"] for row in read_rows(tmp_path / "failures.csv")}
     assert sorted(reasons) == sorted(ended["failed"])
@@ -136,12 +131,7 @@ def test_a_fault_of_the_machine_stops_the_sweep_and_is_no_runs(forked_sweep, don
     assert "the same command continues from there" in stopped["error"]
     assert "documents" in stopped["error"]
     (tmp_path / "documents").unlink()
-
-    def kill(event):
-        if event["event"] == "started":
-            os.kill(event["worker"], signal.SIGKILL)
-
-    killed = forked_sweep(tmp_path, hear=kill)
+    killed = forked_sweep(tmp_path, dies={"d32x1-e2g2s1-t512": signal.SIGKILL})
     assert "was killed, as happens when memory runs out" in killed["error"]
     assert not (tmp_path / "failures.csv").exists()
     assert len(forked_sweep(tmp_path)["finished"]) == 4
@@ -158,9 +148,8 @@ def test_a_worker_that_dies_when_its_run_was_finished_has_not_failed(forked_swee
     def finish(event):
         if event.get("id") == name and event["event"] == "started":
             add_row(tmp_path / "runs.csv", row)
-            os.kill(event["worker"], signal.SIGKILL)
 
-    ended = forked_sweep(tmp_path, only=(name, "d32x1-dense-t512"), hear=finish)
+    ended = forked_sweep(tmp_path, only=(name, "d32x1-dense-t512"), dies={name: signal.SIGKILL}, hear=finish)
     assert (len(ended["finished"]), ended["failed"]) == (2, [])
 
 

@@ -81,10 +81,10 @@ def test_a_killed_trunk_goes_on_to_the_same_rows(forked_sweep, shared, tmp_path)
 
         return hear
 
-    first = forked_sweep(tmp_path, *WSD, hear=interrupt_where("runs/d32x1-e2g2s1/metrics.jsonl"))
+    first = forked_sweep(tmp_path, *WSD, slow=0.1, hear=interrupt_where("runs/d32x1-e2g2s1/metrics.jsonl"))
     assert first["failed"] == []
     assert len(first["left"]) >= 2
-    second = forked_sweep(tmp_path, *WSD, hear=interrupt_where("runs/*-t*/metrics.jsonl"))
+    second = forked_sweep(tmp_path, *WSD, slow=0.1, hear=interrupt_where("runs/*-t*/metrics.jsonl"))
     assert second["failed"] == []
     assert second["left"]
 
