@@ -268,10 +268,10 @@ def test_a_wrong_request_names_its_field(server, change, param):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([{"role": "critic", "content": "x"}], "input.0.message.role: Input should be 'system', 'developer', 'user'"),
+        ([{"role": "critic", "content": "x"}], "input.0.role: Input should be 'system', 'developer', 'user'"),
         (
             [{"role": "user", "content": [{"type": "input_image"}]}],
-            "input.0.message.content.0.type: Input should be 'input_text' or 'output_text'",
+            "input.0.content.0.type: Input should be 'input_text' or 'output_text'",
         ),
         ([{"type": "reasoning"}], "input.0: The type of an item has to be message, function_call or"),
     ],

@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Query, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
@@ -74,9 +74,19 @@ def _add_model(app: FastAPI, desk: Desk) -> None:
         return found
 
     @app.get("/v1/models")
-    def models() -> dict[str, Any]:
-        names = {"first_id": desk.names[0], "last_id": desk.names[-1], "has_more": False}
-        return {"object": "list", "data": [described(name) for name in desk.names], **names}
+    def models(
+        limit: Annotated[int, Query(ge=1, le=1000)] = 1000, after_id: str | None = None, before_id: str | None = None
+    ) -> dict[str, Any]:
+        """In pages, as Anthropic's client asks for them; OpenAI's takes the whole list."""
+        names = [*desk.names]
+        if after_id is not None:
+            names = names[_index(names, "after_id", after_id) + 1 :]
+        if before_id is not None:
+            names = names[: _index(names, "before_id", before_id)]
+        shown = names[-limit:] if before_id is not None else names[:limit]
+        ends = {"first_id": shown[0] if shown else None, "last_id": shown[-1] if shown else None}
+        more = {"has_more": len(shown) < len(names)}
+        return {"object": "list", "data": [described(name) for name in shown], **ends, **more}
 
     @app.get("/v1/models/{wanted:path}")
     def one_model(wanted: str) -> dict[str, Any]:
@@ -109,6 +119,12 @@ def _add_model(app: FastAPI, desk: Desk) -> None:
         if body.tokens:
             check_ids(body.tokens, model.config.vocab_size, len(body.tokens))
         return {"prompt": model.tokenizer.decode(body.tokens, skip_special=False)}
+
+
+def _index(names: Sequence[str], param: str, name: str) -> int:
+    if name not in names:
+        raise ApiError(400, f"{param} is {name!r}, which is none of the models listed", param=param)
+    return names.index(name)
 
 
 def _shape(config: ModelConfig) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Reads the body of a request as JSON in UTF-8, and as nothing else: what is in it can also be given back."""
+"""Reads a request strictly: its body as JSON in UTF-8, and as nothing else, and no parameter that nobody knows."""
 
 from __future__ import annotations
 
@@ -11,17 +11,27 @@ from fastapi.routing import APIRoute
 
 from mobilemoe.serve.errors import ApiError
 
+_PROBED = ("/health", "/metrics")  # whoever asks for these may add what it likes
+_HARMLESS = {"beta"}  # of Anthropic's client: the same routes, with fields that have a check of their own
+
 
 class StrictRoute(APIRoute):
     """A route whose bodies have no NaN, no infinity and no half of a surrogate pair, which Python's reader lets pass.
 
-    Such values would fail where an answer repeats them. Of a name that is given twice the last value counts.
+    Such values would fail where an answer repeats them. Of a name that is given twice the last value counts. Parameters
+    behind the path that the route does not name are refused: `?stream=true` would change nothing.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        known = {field.alias for field in self.dependant.query_params} | _HARMLESS
 
         async def strict(request: Request) -> Response:
+            unknown = sorted(request.query_params.keys() - known)
+            if unknown and self.path not in _PROBED:
+                raise ApiError(
+                    400, f"there is no query parameter named {unknown[0]!r}", param=unknown[0], code="unknown_parameter"
+                )
             return await handle(_StrictRequest(request.scope, request.receive))
 
         return strict

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -74,11 +74,15 @@ def as_api_error(fault: Exception, fields: Mapping[str, Any] | None = None) -> A
             return ApiError(404, "this server has no such route: docs/serving.md lists those that it has")
         return ApiError(fault.status_code, str(fault.detail), headers=fault.headers)
     if isinstance(fault, RequestValidationError | ValidationError):
-        # Where a field has several forms, each has its faults: the deepest is of the form that was meant.
-        first = max(fault.errors(), key=lambda each: len(each["loc"]))
-        place = [str(part) for part in first["loc"] if part != "body" and not _FORM.search(str(part))]
-        where = ".".join(place) or "the body"
-        return ApiError(400, f"{where}: {first['msg']}", param=place[0] if place else None)
+        # Where a field has several forms, each has its faults. That of the form that was meant is of another kind than
+        # "this is no text", such as a list that is too long, or else it is the deepest.
+        first = max(fault.errors(), key=lambda each: (not each["type"].endswith("_type"), len(each["loc"])))
+        if isinstance(fault, RequestValidationError):  # which says first whether the body is at fault
+            place = _place(first["loc"][1:], fault.body)
+        else:
+            place = _place(first["loc"], None)
+        said = first["msg"].removeprefix("Value error, ")
+        return ApiError(400, f"{'.'.join(place) or 'the body'}: {said}", param=place[0] if place else None)
     if isinstance(fault, UsageError | TokenizerError):
         name = str(fault).split(" ", 1)[0]
         too_long = "more than the context" in str(fault)
@@ -89,6 +93,20 @@ def as_api_error(fault: Exception, fields: Mapping[str, Any] | None = None) -> A
             code="context_length_exceeded" if too_long else None,
         )
     return failed(fault)
+
+
+def _place(location: Sequence[int | str], body: Any) -> list[str]:
+    """The names and numbers that lead to a fault in `body`, without those of the forms that a value may have."""
+    place, value = [], body
+    for left, part in zip(range(len(location) - 1, -1, -1), location, strict=True):
+        if isinstance(part, int):
+            value = value[part] if isinstance(value, list) and part < len(value) else None
+        elif isinstance(value, dict) and part in value:
+            value = value[part]
+        elif _FORM.search(part) or (left and value is not None):
+            continue  # a form; the last name is of a field that is missing
+        place.append(str(part))
+    return place
 
 
 def error_object(error: ApiError) -> dict[str, Any]:

@@ -124,7 +124,9 @@ def prompt_messages(
 
     With a form of its own the template is given calls and results as such, with the arguments as objects; otherwise
     they are written out here: a call as the model writes it, a result in <tool_response> from the user.
+    ApiError for a call without its result, and for a result without its call.
     """
+    _check_results(messages)
     if form.by_template:
         return [_with_objects(message) for message in messages]
     plain: list[dict[str, Any]] = []
@@ -141,6 +143,28 @@ def prompt_messages(
     if plain[0]["role"] == "system":
         return [{**plain[0], "content": f"{plain[0]['content']}\n\n{explained}"}, *plain[1:]]
     return [{"role": "system", "content": explained}, *plain]
+
+
+def _check_results(messages: Sequence[dict[str, Any]]) -> None:
+    """Each call has one result, in the messages right behind it: a template may write them without their names."""
+    waiting: dict[str, None] = {}  # the calls of the last answer that have no result yet
+    for message in (*messages, {"role": "end"}):
+        if message["role"] == "tool":
+            name = message["tool_call_id"]
+            if name not in waiting:
+                raise _unpaired(f"the result of {name!r} does not follow a call of that name, or is the second")
+            del waiting[name]
+            continue
+        if waiting:
+            raise _unpaired(f"no result follows the call {next(iter(waiting))!r}")
+        calls = message.get("tool_calls", ())
+        waiting = dict.fromkeys(call["id"] for call in calls)
+        if len(waiting) < len(calls):
+            raise _unpaired("two calls have the same id")
+
+
+def _unpaired(sentence: str) -> ApiError:
+    return ApiError(400, f"tools in the conversation: {sentence}", param="messages")
 
 
 def template_tools(functions: Sequence[Function]) -> list[dict[str, Any]]:

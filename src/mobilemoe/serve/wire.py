@@ -195,6 +195,8 @@ class ChatRequest(_Writing):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def warnings(self) -> list[str]:
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ApiError(400, "max_tokens is the older name of max_completion_tokens: give one", param="max_tokens")
         named = any(message.name is not None for message in self.messages)
         return super().warnings() + (["the name of a message is ignored"] if named else [])
 
