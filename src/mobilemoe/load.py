@@ -71,15 +71,16 @@ def load(
     if backend == "torch":
         if not (activations in (None, "fp32") and kv in (None, "fp32") and threads is None and quantize is None):
             raise UsageError(
-                "backend 'torch' computes in fp32: activations and kv can only be 'fp32', threads and quantize not set"
+                "`backend` 'torch' computes in fp32: `activations` and `kv` can only be 'fp32', `threads` and "
+                "`quantize` not set"
             )
         if max_memory is not None:
-            raise UsageError("max_memory (--max-memory) is for the native engine: backend 'torch' needs all weights")
+            raise UsageError("`max_memory` is for the native engine: `backend` 'torch' needs all weights")
         if speculate not in (None, "auto", "off"):
-            raise UsageError(f"speculate is {speculate!r}, but backend 'torch' guesses nothing")
+            raise UsageError(f"speculate is {speculate!r}, but `backend` 'torch' guesses nothing")
         if routing not in (None, Routing()):
             raise UsageError(
-                "routing can be changed in the native engine only: backend 'torch' computes the model as it is"
+                "routing can be changed in the native engine only: `backend` 'torch' computes the model as it is"
             )
         return _load_torch(folder)
     from mobilemoe.engine import Engine

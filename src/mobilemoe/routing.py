@@ -74,7 +74,7 @@ class Routing:
             )
         if self.depends_on_others and speculate in ("lookup", "draft"):
             raise UsageError(
-                f"speculate is {speculate!r}, but with cache_prior or capacity guesses would change the text"
+                f"speculate is {speculate!r}, but with `cache_prior` or `capacity` guesses would change the text"
             )
 
     def native_options(self) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_measured(fails, quick
 def test_threads_that_cannot_be_are_refused(mobilemoe_cli, quick):
     ended = mobilemoe_cli("profile", "device", "--threads", "0")
     assert ended.status == 2
-    assert ended.err.splitlines()[-1].startswith("mobilemoe: threads is 0")
+    assert ended.err.splitlines()[-1].startswith("mobilemoe: --threads is 0")
 
 
 def test_an_interrupt_leaves_nothing_behind(mobilemoe_cli, quick, monkeypatch):

@@ -52,9 +52,9 @@ def test_bench_measures_a_capacity_without_a_share_of_the_limit(mobilemoe_cli, m
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--cache-prior", "0.2"], "give max_memory too"),
-        (["--capacity", "1.2"], "capacity is 1.2"),
-        (["--experts-per-token", "9"], "experts_per_token is 9"),
+        (["--cache-prior", "0.2"], "give --max-memory too"),
+        (["--capacity", "1.2"], "--capacity is 1.2"),
+        (["--experts-per-token", "9"], "--experts-per-token is 9"),
         (["--capacity", "0.5", "--speculate", "lookup"], "guesses would change the text"),
         (["--capacity", "0.5", "--backend", "torch"], "native engine only"),
     ],

@@ -17,6 +17,7 @@ from mobilemoe.profile import capped
 from mobilemoe.routing import Routing
 from model_configs import CONFIGS
 from places import HELDOUT
+from tiny_model import write_model
 
 FEW = ("--cached-experts", "5", "--cache-prior", "0,0.5", "--capacity", "0.5", "--window", "64")
 POINTS = 1 + 3 + 3 + 2  # as trained, fewer experts, a capacity of each kind, two strengths
@@ -71,7 +72,7 @@ def test_a_run_that_was_stopped_goes_on_and_scores_nothing_twice(mobilemoe_cli, 
 
 def test_what_cannot_be_drawn_is_one_line(fails, arguments, tmp_path):
     assert "--capacity is 'x'" in fails(2, *arguments, "--capacity", "x")
-    assert "cached_experts is 19" in fails(2, *arguments, "--cached-experts", "19")
+    assert "--cached-experts is 19" in fails(2, *arguments, "--cached-experts", "19")
     assert "capacity is 1.5" in fails(2, *arguments, "--capacity", "1.5")
     write_random(tmp_path / "dense", CONFIGS["dense"], seed=1, format="int4")
     assert "is dense" in fails(2, "tradeoff", tmp_path / "dense", *arguments[2:])
@@ -98,3 +99,58 @@ def test_decoding_under_a_limit_reads_less_with_a_prior(monkeypatch):
     assert preferring.hit_rate > plain.hit_rate
     with pytest.raises(UsageError, match="room for all 144 experts"):
         measure(10**10)
+
+
+def test_a_picture_of_something_else_is_not_replaced(mobilemoe_cli, arguments, tmp_path):
+    out, others = tmp_path / "out", tmp_path / "others.jsonl"
+    others.write_text("".join(HELDOUT.read_text().splitlines(keepends=True)[2:3]))
+    assert mobilemoe_cli(*arguments, "--json").json["picture"] == str(out / "tradeoff.svg")
+    first = (out / "tradeoff.svg").read_bytes()
+    other = [others if each == arguments[3] else each for each in arguments]
+    told = " ".join(mobilemoe_cli(*other).out.split())
+    assert "tradeoff-2.svg, since" in told
+    assert (out / "tradeoff.svg").read_bytes() == first
+    assert mobilemoe_cli(*other, "--json").json["picture"] == str(out / "tradeoff-2.svg")
+    assert mobilemoe_cli(*arguments, "--json").json["picture"] == str(out / "tradeoff.svg")
+
+
+@pytest.mark.parametrize("context", [2, 3, 40])
+def test_a_short_context_is_measured_with_what_it_has_room_for(
+    mobilemoe_cli, arguments, tmp_path, monkeypatch, context
+):
+    given = []
+
+    def decoded(code, job, what, error):
+        given.append(job)
+        return {"strength": job["strength"], "tokens_per_second": 1, "bytes_per_token": 1, "hit_rate": 1} | {
+            "places": 5, "experts": 9,
+        }  # fmt: skip
+
+    monkeypatch.setattr(capped, "measure_in_child", decoded)
+    arguments[1] = write_model(tmp_path / "model", max_position_embeddings=context)
+    arguments[arguments.index("--window") + 1] = str(min(context, 8))
+    found = mobilemoe_cli(*arguments, "--max-memory", "1GB", "--json").json
+    assert len(found["points"]) > 3
+    for job in given:
+        assert 1 <= len(job["decoded"]) <= len(job["before"])
+        assert len(job["before"]) + len(job["decoded"]) == context
+
+
+@pytest.mark.parametrize("verb", ["tradeoff", "eval", "bench"])
+def test_a_context_of_one_token_is_one_sentence(fails, tmp_path, verb):
+    model = write_model(tmp_path / "model", max_position_embeddings=1)
+    text = () if verb == "bench" else ("--text", HELDOUT)
+    assert "a context of 1 token, which leaves nothing to" in fails(2, verb, model, *text)
+
+
+def test_a_window_that_cannot_be_is_refused_before_anything_is_measured(fails, arguments, monkeypatch):
+    monkeypatch.setattr(tradeoff, "prompt_speeds", lambda *_: pytest.fail("it was measured"))
+    arguments[arguments.index("--window") + 1] = "9999"
+    assert "--window is 9999, but must be from 2 to 2048" in fails(2, *arguments)
+
+
+def test_bench_starts_a_model_whose_context_has_no_room_for_the_usual_prompt(mobilemoe_cli, tmp_path):
+    model = write_model(tmp_path / "model", max_position_embeddings=8)
+    out = " ".join(mobilemoe_cli("bench", model, "--repeats", "1", "--threads", "1").out.split())
+    assert "which the context of 8 has no room for" in out
+    assert "first token" in out

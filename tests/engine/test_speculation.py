@@ -187,5 +187,5 @@ def test_streams_end_at_the_same_place(stop):
 def test_only_known_ways_to_guess_are_taken(make_engine):
     with pytest.raises(UsageError, match="speculate is 'always'"):
         make_engine(speculate="always")
-    with pytest.raises(UsageError, match="speculate is 'lookup', but backend 'torch' guesses nothing"):
+    with pytest.raises(UsageError, match="speculate is 'lookup', but `backend` 'torch' guesses nothing"):
         mobilemoe.load("nano", backend="torch", speculate="lookup")

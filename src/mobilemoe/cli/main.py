@@ -37,6 +37,7 @@ from mobilemoe.cli import (
     tradeoff,
     train,
 )
+from mobilemoe.cli.as_typed import as_typed, options_of
 from mobilemoe.errors import MobileMoEError, UsageError
 
 _OUTPUT = "standard output"
@@ -148,7 +149,8 @@ def _run_verb() -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C, while threads end, needs no message
         _fail("interrupted", 130)
     except MobileMoEError as fault:
-        _fail(str(fault), fault.exit_status)
+        options = options_of(typer.main.get_command(app), sys.argv[1:])
+        _fail(as_typed(str(fault), options), fault.exit_status)
     except BrokenPipeError:  # the reader of our output has gone, so no message can be read
         _drop_output()
         sys.exit(1)

@@ -125,8 +125,6 @@ def plan(
             raise UsageError(
                 "--flash is the speed of what --max-memory leaves in flash: give --max-memory and --device too"
             )
-        if bandwidth <= 0:
-            raise UsageError(f"--flash is {flash!r}, but must be above 0")
         machine = replace(machine, flash_bandwidth=bandwidth)
     found = make_plan(constraints, law=_law(law), device=machine, space=space, top=top)
     if report is not None:

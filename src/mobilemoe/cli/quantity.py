@@ -13,11 +13,11 @@ _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*",
 
 
 def quantity(option: str, text: str | None, units: dict[str, float], example: str) -> float | None:
-    """The number that `text` says, followed by one of `units`; UsageError if it says none."""
+    """The number above 0 that `text` says, followed by one of `units`; UsageError if it says none."""
     if text is None:
         return None
     matched = _NUMBER.fullmatch(text)
     number = math.inf if matched is None else float(matched[1]) * units.get(matched[2].upper(), math.inf)
-    if not math.isfinite(number):
+    if not 0 < number < math.inf:
         raise UsageError(f"{option} is {text!r}, but must be a positive number, such as {example}")
     return number

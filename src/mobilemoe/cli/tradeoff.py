@@ -12,7 +12,7 @@ from rich.table import Table
 
 from mobilemoe.cli import options
 from mobilemoe.errors import DataError, UsageError
-from mobilemoe.files import new_folder, open_regular, write_atomic
+from mobilemoe.files import new_folder, numbered, open_regular, read_bytes, write_atomic
 from mobilemoe.load import load
 from mobilemoe.progress import Progress
 from mobilemoe.routing import Routing
@@ -61,6 +61,7 @@ def tradeoff(
     """
     from mobilemoe.evaluate.compare import tradeoff as found
     from mobilemoe.evaluate.compare import tradeoff_picture as picture
+    from mobilemoe.evaluate.compare.bits_per_byte import check_window
     from mobilemoe.profile.capped import DECODED, decode_speeds
     from mobilemoe.profile.tokens import tokens_for
 
@@ -80,7 +81,8 @@ def tradeoff(
     routings = grid.routings(config)
     for routing in routings:
         routing.check_for(config, max_memory=None, speculate="auto")
-    ids = tokens_for(plain, min(found.PROMPT + DECODED, plain.context - 1), dummy=False).ids
+    check_window(plain.context if window is None else window, plain.context)
+    ids = tokens_for(plain, min(found.PROMPT + DECODED, plain.context), dummy=False).ids
     with new_folder(out), Progress() as progress:
         decoding: list[Decoding] = []
         if max_memory is not None:
@@ -93,9 +95,12 @@ def tradeoff(
         except KeyboardInterrupt:
             print("interrupted: finished points are kept, the same command continues from there", file=sys.stderr)
             raise typer.Exit(130) from None
-    path = out / "tradeoff.svg"
+    called = found.identity(plain, text, window, routings, max_memory)
+    path = numbered(
+        out / "tradeoff.svg", lambda place: not place.exists() or called.encode() in read_bytes(place, DataError)
+    )
     drawn = [(each.strength, each.tokens_per_second) for each in decoding]
-    write_atomic(path, picture.draw(Path(model).name, points, speeds, drawn))
+    write_atomic(path, picture.draw(Path(model).name, points, speeds, drawn, called))
     if json:
         options.print_json(
             {
@@ -106,7 +111,8 @@ def tradeoff(
         )
         return
     _print(points, speeds, decoding)
-    print(f"written: {path}")
+    beside = "" if path.stem == "tradeoff" else f", since {out / 'tradeoff.svg'} is of something else"
+    print(f"written: {path}{beside}")
 
 
 def _numbers(option: str, text: str, kind: Callable[[str], Any]) -> list[Any]:

@@ -92,7 +92,7 @@ class Core:
             if value not in known:
                 raise UsageError(f"{name} is {value!r}, but must be {' or '.join(map(repr, known))}")
         if activations == "fp32" and kv != "fp32":
-            raise UsageError(f"kv is {kv!r}, but activations 'fp32' are exact: they keep keys and values in 'fp32'")
+            raise UsageError(f"kv is {kv!r}, but `activations` 'fp32' are exact: they keep keys and values in 'fp32'")
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
             raise UsageError(f"threads is {threads!r}, but must be a whole number from 1 to 1024")
         if max_memory is not None and not (isinstance(max_memory, int) and 0 < max_memory < 2**63):

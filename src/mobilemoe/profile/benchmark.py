@@ -9,6 +9,7 @@ from typing import Any
 
 from mobilemoe import paper
 from mobilemoe.engine import Engine
+from mobilemoe.errors import UsageError
 from mobilemoe.load import Model
 from mobilemoe.profile.batch_speed import measure_batch
 from mobilemoe.profile.cold import ColdStart, cold_start, forget_peak_rss, peak_rss_bytes
@@ -104,6 +105,8 @@ def run(
     for name, model, _ in models:
         engine = model.engine
         assert engine  # bench opens models with no other backend
+        if engine.context < 2:
+            raise UsageError(f"{name} has a context of {engine.context} token, which leaves nothing to measure")
         longest = max(*workload.lengths, *workload.depths) + DECODED
         if workload.sample:
             longest = max(longest, PROMPT + STEPS)

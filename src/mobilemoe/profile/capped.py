@@ -43,22 +43,24 @@ def decode_speeds(
     threads: int | None,
     on_round: Callable[[int], None],
 ) -> list[Decoding]:
-    """Each strength in turn decodes the same tokens; medians of the rounds. UsageError where the limit is too low, or
-    so high that all experts fit.
+    """Each strength in turn decodes the same tokens, the last DECODED of `ids`, at most half of them; medians of the
+    rounds. UsageError where the limit is too low, or so high that all experts fit.
+
+    ids: at least two; of more than BEFORE + DECODED the first.
     """
+    ids = ids[: BEFORE + DECODED]
+    before = len(ids) - min(DECODED, len(ids) // 2)
     found: dict[float, list[Decoding]] = {strength: [] for strength in strengths}
     for done in range(ROUNDS):
         for strength in strengths:
             job = {"folder": str(folder.absolute()), "strength": strength, "max_memory": max_memory}
-            job |= {"ids": list(ids[: BEFORE + DECODED]), "threads": threads}
-            made = measure_in_child(_CHILD, job, "decoding under a limit of memory", UsageError)
-            found[strength].append(Decoding(**made))
+            job |= {"before": list(ids[:before]), "decoded": list(ids[before:]), "threads": threads}
+            made = Decoding(**measure_in_child(_CHILD, job, "decoding under a limit of memory", UsageError))
+            if made.places == made.experts:
+                size = f"{max_memory / 1e6:,.0f} MB"
+                raise UsageError(f"--max-memory of {size} has room for all {made.experts} experts: take a lower one")
+            found[strength].append(made)
         on_round(done + 1)
-    places, experts = found[strengths[0]][0].places, found[strengths[0]][0].experts
-    if places == experts:
-        raise UsageError(
-            f"--max-memory of {max_memory / 1e6:,.0f} MB has room for all {experts} experts: take a lower one"
-        )
     return [
         Decoding(
             strength,
@@ -66,7 +68,7 @@ def decode_speeds(
             median(each.bytes_per_token for each in rounds),
             median(each.hit_rate for each in rounds),
             min(each.places for each in rounds),
-            experts,
+            rounds[0].experts,
         )
         for strength, rounds in found.items()
     ]
@@ -81,14 +83,14 @@ def child_main() -> None:
     job = json.load(sys.stdin)
     routing = Routing(cache_prior=job["strength"])
     engine = Engine(job["folder"], threads=job["threads"], max_memory=job["max_memory"], routing=routing)
-    session = engine.session(min(engine.context, BEFORE + DECODED))
-    session.append(job["ids"][:BEFORE])
+    session = engine.session(len(job["before"]) + len(job["decoded"]))
+    session.append(job["before"])
     before, began = engine.native.expert_use, time.perf_counter()
-    for token in job["ids"][BEFORE:]:
+    for token in job["decoded"]:
         session.append([token])
     seconds, use = time.perf_counter() - began, engine.native.expert_use
     made = {name: count - before[name] for name, count in use.items()}
-    rate, decoded = hit_rate(made), len(job["ids"]) - BEFORE
+    rate, decoded = hit_rate(made), len(job["decoded"])
     assert rate is not None  # every token of a mixture visits experts
     speed, read = decoded / seconds, made["bytes_read"] / decoded
     result = Decoding(job["strength"], speed, read, rate, use["places"], use["experts"])

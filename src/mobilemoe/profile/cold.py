@@ -35,7 +35,7 @@ def cold_start(folder: str, options: dict[str, Any], ids: Sequence[int], *, is_t
     """Starts a process that loads `folder` with `options` of `load`, writes a token, and then computes all `ids`.
 
     Of `routing` the options have the fields. The first token follows a short prompt, which is encoded with the
-    tokenizer if `is_text`, else the first of `ids`.
+    tokenizer if `is_text` and the context has room for it, else the first of `ids`.
     """
     job = {"folder": folder, "options": options, "ids": list(ids), "is_text": is_text}
     return ColdStart(**measure_in_child(_CHILD, job, "measuring a cold start", MobileMoEError))
@@ -50,7 +50,7 @@ def child_main(began: float) -> None:
     job["options"]["routing"] = Routing(**job["options"].get("routing", {}))
     load_began = time.perf_counter()
     model = load(job["folder"], **job["options"])
-    if job["is_text"]:
+    if job["is_text"] and len(model.encode(PROMPT)) < model.context:
         model.generate(PROMPT, max_new_tokens=1)
     else:
         model.logits(job["ids"][:1])

@@ -168,7 +168,7 @@ def test_what_is_taken_keeps_its_rows_and_its_shapes(table):
     ("limits", "words"),
     [
         ({"memory": "1GB"}, "memory is 1GB, but must be a number above 0"),
-        ({"train_flops": 0}, "train-flops is 0"),
+        ({"train_flops": 0}, "train_flops is 0"),
         ({"prompt": MOST_PROMPT + 1}, f"prompt is {MOST_PROMPT + 1}, but may be no more than {MOST_PROMPT}"),
         ({"context": MOST_CONTEXT * 2}, f"but may be no more than {MOST_CONTEXT}"),
         ({"train_flops": 1e20, "tokens": 1e9}, "either train-flops or tokens"),

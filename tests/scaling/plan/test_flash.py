@@ -142,7 +142,7 @@ def test_a_plan_that_fits_nowhere_says_with_which_cap_it_would():
 
 
 def test_limits_that_cannot_be_are_refused():
-    with pytest.raises(UsageError, match="either memory, for models that fit into it, or max-memory"):
+    with pytest.raises(UsageError, match="either `memory`, for models that fit into it, or `max_memory`"):
         Constraints(memory=1e9, max_memory=1e9)
-    with pytest.raises(UsageError, match="max-memory needs a least decode speed"):
+    with pytest.raises(UsageError, match="`max_memory` needs a least speed to `decode`"):
         plan(Constraints(max_memory=1e9), device=PHONE)

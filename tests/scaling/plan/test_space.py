@@ -94,12 +94,12 @@ def test_dials_of_which_a_law_knows_nothing_do_not_vary():
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"vocabularies": (0,)}, "vocabularies holds 0, but must be above 0"),
+        ({"vocabularies": (0,)}, "vocabulary holds 0, but must be above 0"),
         ({"experts": ()}, "experts is empty"),
         ({"weight_bits": (4, 5)}, "weight_bits holds 5, but must be of 4, 8, 16"),
         ({"kv_bits": (4,)}, "kv_bits holds 4"),
         ({"widths": (300,)}, "widths holds 300, but must be multiples of 64"),
-        ({"vocabularies": (96, 96)}, "vocabularies holds 96 more than once"),
+        ({"vocabularies": (96, 96)}, "vocabulary holds 96 more than once"),
     ],
 )
 def test_a_space_that_cannot_be_is_refused(wrong, words):

@@ -98,6 +98,8 @@ def sum_by_domain(
 
 def check_window(window: int, longest: int) -> None:
     """UsageError for a window that leaves nothing to score, or is longer than the model's context."""
+    if longest < 2:
+        raise UsageError(f"the model has a context of {longest} token, which leaves nothing to score")
     if not 2 <= window <= longest:
         raise UsageError(f"the window is {window}, but must be from 2 to {longest}")
 

@@ -6,6 +6,8 @@ anew each time, all in turn, as ratios.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -78,6 +80,13 @@ def measure_quality(
     return points
 
 
+def identity(model: Model, text: Path, window: int | None, routings: Sequence[Routing], max_memory: int | None) -> str:
+    """The same for two calls that find and measure the same."""
+    assert model.engine
+    asked = [model.engine.fingerprint, sha256_file(text), window, [asdict(each) for each in routings], max_memory]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
 def _score(model: Model, text: Path, window: int | None, routing: Routing) -> Point:
     score = score_file(model, text, window=window)["all"]
     assert model.engine
@@ -87,7 +96,7 @@ def _score(model: Model, text: Path, window: int | None, routing: Routing) -> Po
         score.bits_per_byte,
         2 ** (score.bits / score.tokens),
         use.misses / (use.hits + use.misses) if routing.cached_experts else None,
-        use.skipped / use.pairs if routing.capacity else None,
+        use.skipped / use.pairs if use.pairs else None,  # a window of two tokens is no prompt
     )
 
 

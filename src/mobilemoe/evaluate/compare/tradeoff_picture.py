@@ -28,10 +28,14 @@ def drawing() -> type[Figure]:
 
 
 def draw(
-    name: str, points: Sequence[Point], speeds: Mapping[Routing, float], decoding: Sequence[tuple[float, float]]
+    name: str,
+    points: Sequence[Point],
+    speeds: Mapping[Routing, float],
+    decoding: Sequence[tuple[float, float]],
+    identity: str = "",
 ) -> bytes:
     """An SVG: misses over quality for each cache, a prompt's speed over quality, and, if any, the speeds of decoding
-    under a limit of memory, by strength."""
+    under a limit of memory, by strength. `identity` stands in it as metadata."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "mobilemoe"}):  # the same points give the same file
@@ -69,7 +73,7 @@ def draw(
             panels[2].set_ylim(bottom=0)
             panels[2].grid(alpha=0.3)
         out = io.BytesIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
+        figure.savefig(out, format="svg", metadata={"Date": None, "Identifier": identity})
     return out.getvalue()
 
 

@@ -36,14 +36,14 @@ class Constraints:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value is not None and not (is_finite(value) and value > 0):
-                raise UsageError(f"{name.replace('_', '-')} is {value}, but must be a number above 0")
+                raise UsageError(f"{name} is {value}, but must be a number above 0")
         for name, most in (("prompt", MOST_PROMPT), ("context", MOST_CONTEXT)):
             if getattr(self, name) > most:
                 raise UsageError(f"{name} is {getattr(self, name)}, but may be no more than {most}")
         if self.memory is not None and self.max_memory is not None:
-            raise UsageError("give either memory, for models that fit into it, or max-memory, for larger ones too")
+            raise UsageError("give either `memory`, for models that fit into it, or `max_memory`, for larger ones too")
         if self.train_flops is not None and self.tokens is not None:
-            raise UsageError("give either train-flops or tokens: the one follows from the other for each model")
+            raise UsageError("give either `train_flops` or `tokens`: the one follows from the other for each model")
 
     @property
     def limit_active(self) -> bool:

@@ -108,10 +108,10 @@ def plan(
     started = time.perf_counter()
     law, space = law or published(DEFAULT_LAW), space or Space()
     if device is None and (constraints.decode or constraints.ttft):
-        raise UsageError("a limit on decode or ttft needs a device: say which one, or measure this machine")
+        raise UsageError("a limit on `decode` or `ttft` needs a `device`: say which one, or measure this machine")
     if constraints.max_memory is not None and constraints.decode is None:
         raise UsageError(
-            "max-memory needs a least decode speed: without one, a model read from flash may be as slow as you like"
+            "`max_memory` needs a least speed to `decode`: without one, a model read from flash may be slow at will"
         )
     if top < 1:
         raise UsageError(f"top is {top}, but must be at least 1")

@@ -90,7 +90,8 @@ class Space:
     kv_bits: tuple[int, ...] = (8,)
 
     def __post_init__(self) -> None:
-        for name, values in vars(self).items():
+        for field, values in vars(self).items():
+            name = {"vocabularies": "vocabulary"}.get(field, field)  # as the verb's option has it
             if not values:
                 raise UsageError(f"{name} is empty, but a plan needs at least one value for it")
             if name not in ("shared", "tied") and min(values) <= 0:
