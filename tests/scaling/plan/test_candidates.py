@@ -171,7 +171,7 @@ def test_what_is_taken_keeps_its_rows_and_its_shapes(table):
         ({"train_flops": 0}, "train_flops is 0"),
         ({"prompt": MOST_PROMPT + 1}, f"prompt is {MOST_PROMPT + 1}, but may be no more than {MOST_PROMPT}"),
         ({"context": MOST_CONTEXT * 2}, f"but may be no more than {MOST_CONTEXT}"),
-        ({"train_flops": 1e20, "tokens": 1e9}, "either train-flops or tokens"),
+        ({"train_flops": 1e20, "tokens": 1e9}, "either `train_flops` or `tokens`"),
     ],
 )
 def test_limits_that_cannot_be_are_refused_by_name(limits, words):
