@@ -96,6 +96,12 @@ def test_results_of_other_settings_stand_beside_the_first(evaluate, tiny_folder,
     assert len([*(tmp_path / "results").glob("*.json")]) == 7
 
 
+def test_the_first_results_have_the_plain_name_whatever_their_settings(evaluate, tiny_folder, tmp_path):
+    plain = str(tmp_path / "results" / f"{tiny_folder.name}-hellaswag-boolq.json")
+    for _ in range(2):
+        assert evaluate(tiny_folder, "--limit", "3", "--json").json["written"] == [plain]
+
+
 def test_missing_data_are_named_and_not_scored(mobilemoe_cli, tiny_folder, data, tmp_path):
     options = ("--suite", "boolq,drop", "--data", data, "--out", tmp_path, "--cache", tmp_path)
     shown = mobilemoe_cli("eval", tiny_folder, *options)
@@ -159,7 +165,7 @@ def test_ctrl_c_says_that_nothing_is_lost(evaluate, tiny_folder, monkeypatch):
 def test_a_folder_that_is_named_by_dots_is_called_by_its_name(evaluate, tmp_path, monkeypatch):
     folder = write_model(tmp_path / "model")
     (folder / "inner").mkdir()
-    written = tmp_path / "results" / "model-hellaswag-boolq-limit-1.json"
+    written = tmp_path / "results" / "model-hellaswag-boolq.json"
     for place, name in ((".", "."), (".", "../model/"), (".", "../model/."), ("inner", ".."), ("inner", "../../model")):
         monkeypatch.chdir(folder / place)
         values = evaluate(name, "--limit", "1", "--json").json

@@ -57,7 +57,7 @@ class Found:
 
     results: dict[str, Results] = field(default_factory=dict)
     paths: dict[str, Path] = field(default_factory=dict)
-    beside: dict[Path, Path] = field(default_factory=dict)  # paths with a number, and whose name they do not have
+    beside: dict[Path, Path] = field(default_factory=dict)  # paths with a longer name, and whose name they do not have
     differences: dict[str, Comparison] = field(default_factory=dict)
     against: str | None = None
     overlaps: dict[str, Overlap] = field(default_factory=dict)
@@ -129,8 +129,8 @@ def run_suite(
         found.results[name], examples = evaluate(
             model, prepared, limit=settings.limit, chat=settings.chat, on_progress=_teller(progress, name)
         )
-        file = _file_name(name, backend, settings)
-        path = found.paths[name] = save_results(found.results[name], examples, settings.out, file)
+        file, longer = _file_names(name, backend, settings)
+        path = found.paths[name] = save_results(found.results[name], examples, settings.out, file, longer)
         if path.stem != file:
             found.beside[path] = path.with_stem(file)
         if settings.experts:
@@ -161,10 +161,11 @@ def _called(name: str) -> str:
     return os.path.abspath(name) if Path(name).name in ("", "..") else str(Path(name))
 
 
-def _file_name(name: str, backend: str, settings: Settings) -> str:
-    """The name of a model's results, without its ending, valid on every file system: the model's last name, the suite,
-    and every option that was given and makes other scores."""
-    parts = [Path(_called(name).removesuffix(".gguf")).name, settings.suite]
+def _file_names(name: str, backend: str, settings: Settings) -> tuple[str, str]:
+    """The names for a model's results, without their ending, valid on every file system: the model's last name and the
+    suite, and the same with every option that was given and makes other scores."""
+    plain = [Path(_called(name).removesuffix(".gguf")).name, settings.suite]
+    parts = list(plain)
     if name.endswith(".gguf") or backend != "native":
         parts.append("gguf" if name.endswith(".gguf") else backend)
     if settings.chat is not None:
@@ -172,7 +173,8 @@ def _file_name(name: str, backend: str, settings: Settings) -> str:
     for option, value in {"limit": settings.limit, **settings.changed}.items():
         if value is not None:
             parts.append(f"{option.replace('_', '-')}-{value}")
-    return re.sub(r"[^\w.-]+", "-", "-".join(parts))
+    plain_name, longer = (re.sub(r"[^\w.-]+", "-", "-".join(each)) for each in (plain, parts))
+    return plain_name, longer
 
 
 def _write_experts(name: str, model: HarnessModel, prepared: Prepared, path: Path, progress: Progress) -> Path:

@@ -100,7 +100,7 @@ def test_other_files_are_no_results(tmp_path):
 
 def test_examples_are_a_line_each_in_their_own_letters(tmp_path):
     examples = [{"benchmark": name, "id": str(n), "text": "naïve 東京\n"} for n, name in enumerate(FOURTEEN)]
-    path = save_results(results(), examples, tmp_path / "new", "nano-quick")
+    path = save_results(results(), examples, tmp_path / "new", "nano-quick", "nano-quick")
     assert path == tmp_path / "new/nano-quick.json"
     assert read_results(path) == replace(results(), examples="nano-quick.jsonl")
     written = path.with_suffix(".jsonl").read_text(encoding="utf-8")
@@ -111,7 +111,7 @@ def test_examples_are_a_line_each_in_their_own_letters(tmp_path):
 def test_the_same_results_take_their_own_place_again(tmp_path):
     again = replace(results(), seconds=1.0, speed={"ms_per_token": 2.0}, engine=results().engine | {"threads": 9})
     for found in (results(), again):
-        assert save_results(found, [{"id": "0"}], tmp_path, "nano").name == "nano.json"
+        assert save_results(found, [{"id": "0"}], tmp_path, "nano", "nano-long").name == "nano.json"
     assert read_results(tmp_path / "nano.json").seconds == 1.0
     assert len([*tmp_path.iterdir()]) == 2
 
@@ -128,19 +128,19 @@ def test_the_same_results_take_their_own_place_again(tmp_path):
     ],
 )
 def test_other_results_are_written_beside_those_that_are_there(tmp_path, change):
-    save_results(results(), [{"id": "0"}], tmp_path, "nano")
+    save_results(results(), [{"id": "0"}], tmp_path, "nano", "nano-long")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     other, examples = replace(results(), **change(results())), [{"id": "1"}]
     for _ in range(2):  # the second time they find their own place
-        assert save_results(other, examples, tmp_path, "nano").name == "nano-2.json"
-    assert read_results(tmp_path / "nano-2.json").examples == "nano-2.jsonl"
+        assert save_results(other, examples, tmp_path, "nano", "nano-long").name == "nano-long.json"
+    assert read_results(tmp_path / "nano-long.json").examples == "nano-long.jsonl"
     assert len([*tmp_path.iterdir()]) == 4
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
-    assert save_results(results(limit=7), [], tmp_path, "nano").name == "nano-3.json"
+    assert save_results(results(limit=7), [], tmp_path, "nano", "nano-long").name == "nano-long-2.json"
 
 
 @pytest.mark.parametrize("name", ["nano.json", "nano.jsonl"])
 def test_a_file_of_another_kind_is_not_replaced(tmp_path, name):
     (tmp_path / name).write_text("[]")
-    assert save_results(results(), [], tmp_path, "nano").name == "nano-2.json"
+    assert save_results(results(), [], tmp_path, "nano", "nano-long").name == "nano-long.json"
     assert (tmp_path / name).read_text() == "[]"

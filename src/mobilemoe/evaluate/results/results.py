@@ -77,13 +77,19 @@ def write_results(results: Results, path: Path | str) -> None:
     write_json(path, asdict(results))
 
 
-def save_results(results: Results, examples: Iterable[Example], folder: Path, name: str) -> Path:
+def save_results(results: Results, examples: Iterable[Example], folder: Path, name: str, longer: str) -> Path:
     """Writes both into `folder`, as NAME.json and NAME.jsonl, and returns the path of the first.
 
-    Only the same results, made again, are replaced: beside all else the new ones are NAME-2, NAME-3 and so on.
+    Only the same results, made again, are replaced: beside all else the new ones are LONGER, LONGER-2 and so on.
     """
     lines = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples).encode()
-    path = numbered(folder / f"{name}.json", lambda place: _is_free(place) or _holds(place, results, lines))
+
+    def may_take(path: Path) -> bool:
+        return _is_free(path) or _holds(path, results, lines)
+
+    path = folder / f"{name}.json"
+    if not may_take(path):
+        path = numbered(folder / f"{longer}.json", may_take)
     write_atomic(path.with_suffix(".jsonl"), lines)
     write_results(replace(results, examples=path.with_suffix(".jsonl").name), path)
     return path
