@@ -2,6 +2,7 @@
 
     python benchmarks/peers.py MODEL GGUF [--llama LLAMA_BENCH] [--ik LLAMA_BENCH] [--ik-gguf FILE]
                                [--prefill 512] [--depths 0,1024] [--rounds 5] [--threads N] [--idle 0.1] [--wait 600]
+                               [--cpu]
 
 MODEL is nano, a folder, or the name of a preset, whose shape then gets random weights in a folder that is told. GGUF is
 the same model, of `mobilemoe export MODEL --to gguf`; --ik-gguf is what benchmarks/gguf_for_ik.py makes of GGUF.
@@ -13,6 +14,9 @@ All take turns in every round, each as soon as the machine is idle: other progra
 cores, which is waited for up to --wait seconds. A speed is the median of three, in a row. A ratio is our tokens/s by a
 peer's of the same round: its median and quartiles. The last line is JSON, where `busy` is the largest share of the
 cores that other programs used while one of the engines ran.
+
+--cpu is for a machine that does not get idle: one thread, and the processor's seconds in place of the clock's. Those in
+which a peer starts are left out, by the difference between many tokens and few.
 """
 
 from __future__ import annotations
@@ -50,34 +54,66 @@ class Peer:
     name: str
     binary: Path
     gguf: Path
-    flags: tuple[str, ...]
+    ways: tuple[tuple[str, ...], ...]  # flags of each way to run it; the fastest counts
     has_depths: bool  # llama.cpp's -d; ik_llama.cpp generates behind a prompt with -gp
 
-    def speeds(self, lengths: list[int], depths: list[int], threads: int) -> Speeds:
+    def speeds(self, lengths: list[int], depths: list[int], threads: int, cpu: bool) -> Speeds:
         """One measurement of every point. SystemExit with what it said if it fails."""
-        found = {f"prefill {n}": self._run(threads, "-p", str(n), "-n", "0") for n in lengths}
+        once, several, more = (("-r", str(repeats)) for repeats in (1, REPEATS, 1 + REPEATS))
+        found = {}
+        for n in lengths:
+            prefill = ("-p", str(n), "-n", "0")
+            if cpu:
+                found[f"prefill {n}"] = self._cpu_speed((*prefill, *once), (*prefill, *more), REPEATS * n)
+            else:
+                found[f"prefill {n}"] = self._speed(threads, *prefill, *several)
         for depth in depths:
-            point = ["-p", "0", "-n", str(DECODED)]
-            if depth and self.has_depths:
-                point += ["-d", str(depth)]
-            elif depth:
-                point = ["-p", "0", "-n", "0", "-gp", f"{depth},{DECODED}"]
-            found[f"decode {depth}"] = self._run(threads, *point)
+            few, many = (self._decode(depth, tokens) for tokens in (DECODED, (1 + REPEATS) * DECODED))
+            if cpu:
+                found[f"decode {depth}"] = self._cpu_speed((*few, *once), (*many, *once), REPEATS * DECODED)
+            else:
+                found[f"decode {depth}"] = self._speed(threads, *few, *several)
         return found
 
-    def _run(self, threads: int, *point: str) -> float:
-        command = [str(self.binary), "-m", str(self.gguf), "-t", str(threads), "-r", str(REPEATS), "-o", "json"]
+    def _decode(self, depth: int, tokens: int) -> tuple[str, ...]:
+        if depth and not self.has_depths:
+            return "-p", "0", "-n", "0", "-gp", f"{depth},{tokens}"
+        return "-p", "0", "-n", str(tokens), *(("-d", str(depth)) if depth else ())
+
+    def _speed(self, threads: int, *point: str) -> float:
+        """Tokens/s by the clock, as the peer tells them."""
+        return max(self._run(threads, *way, *point) for way in self.ways)
+
+    def _cpu_speed(self, few: tuple[str, ...], many: tuple[str, ...], tokens: int) -> float:
+        """Tokens per second of the processor: `many` computes so many `tokens` more than `few`."""
+        found = []
+        for way in self.ways:
+            began = child_seconds()
+            self._run(1, *way, *few)
+            between = child_seconds()
+            self._run(1, *way, *many)
+            found.append(tokens / (child_seconds() - between - (between - began)))
+        return max(found)
+
+    def _run(self, threads: int, *flags: str) -> float:
+        """The median of its tokens/s. SystemExit with what it said if it tells none."""
+        command = [str(self.binary), "-m", str(self.gguf), "-t", str(threads), "-o", "json", *flags]
         try:
-            ended = subprocess.run(
-                [*command, *self.flags, *point], capture_output=True, text=True, stdin=subprocess.DEVNULL
-            )
+            ended = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         except OSError as fault:
             sys.exit(f"{self.name} does not start: {fault}")
         try:
-            return max(statistics.median(test["samples_ts"]) for test in json.loads(ended.stdout))
+            (test,) = json.loads(ended.stdout)
+            return statistics.median(test["samples_ts"])
         except (ValueError, KeyError, TypeError):  # there is no JSON, or no test in it
             said = " / ".join((ended.stderr or ended.stdout).strip().splitlines()[-3:])
-            sys.exit(f"{self.name} measured nothing with {' '.join(point)} (exit {ended.returncode}): {said}")
+            sys.exit(f"{self.name} measured nothing with {' '.join(flags)} (exit {ended.returncode}): {said}")
+
+
+def child_seconds() -> float:
+    """Processor time of the processes that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 class Ours:
@@ -93,9 +129,10 @@ class Ours:
             raise UsageError(f"{longest} tokens are more than the {loaded.engine.context} of the model's context")
         self.engine, self._ids = loaded.engine, tokens_for(loaded, longest, dummy=False).ids
 
-    def speeds(self, lengths: list[int], depths: list[int], threads: int) -> Speeds:
+    def speeds(self, lengths: list[int], depths: list[int], threads: int, cpu: bool) -> Speeds:
         subject = Subject(self.name, self.engine, self._ids)
-        measure([subject], lengths, depths, repeats=REPEATS)
+        clock = time.process_time if cpu else time.perf_counter
+        measure([subject], lengths, depths, repeats=REPEATS, clock=clock)
         found = {f"prefill {n}": subject.prefill_speed(n) for n in lengths}
         return found | {f"decode {n}": subject.decode_speed(n) for n in depths}
 
@@ -107,11 +144,11 @@ def wait_until_idle(share: float, seconds: float) -> None:
         print(f"waiting: the cores are busy by {busy:.0%}", file=sys.stderr)
 
 
-def measured(each: Ours | Peer, lengths: list[int], depths: list[int], threads: int) -> tuple[Speeds, float]:
+def measured(each: Ours | Peer, given: argparse.Namespace) -> tuple[Speeds, float]:
     """The speeds, and the share of the cores that others used meanwhile."""
     began, own = time.monotonic(), sum(os.times()[:4])  # with the processes that have ended
     psutil.cpu_percent()
-    speeds = each.speeds(lengths, depths, threads)
+    speeds = each.speeds(given.prefill, given.depths, given.threads, given.cpu)
     seconds = (time.monotonic() - began) * (psutil.cpu_count() or 1)
     return speeds, max(0.0, psutil.cpu_percent() / 100 - (sum(os.times()[:4]) - own) / seconds)
 
@@ -146,16 +183,20 @@ def main() -> None:
     parser.add_argument("--prefill", type=integers, default="512")
     parser.add_argument("--depths", type=integers, default="0,1024")
     parser.add_argument("--rounds", type=positive, default=5)
-    parser.add_argument("--threads", type=positive, default=default_threads())
+    parser.add_argument("--threads", type=positive)
     parser.add_argument("--idle", type=float, default=0.1)
     parser.add_argument("--wait", type=float, default=600)
+    parser.add_argument("--cpu", action="store_true", help="count seconds of the processor, with one thread")
     given = parser.parse_args()
+    if given.cpu and given.threads not in (None, 1):
+        parser.error("--cpu measures with one thread: leave --threads out")
+    given.threads = given.threads or (1 if given.cpu else default_threads())
     peers = []
     if given.llama:
-        peers.append(Peer("llama.cpp", given.llama, given.gguf, ("-fa", "0,1"), has_depths=True))
+        peers.append(Peer("llama.cpp", given.llama, given.gguf, (("-fa", "0"), ("-fa", "1")), has_depths=True))
     if given.ik:
         flags = ("-fa", "1", "-rtr", "1", "-fmoe", "1")
-        peers.append(Peer("ik_llama.cpp", given.ik, given.ik_gguf or given.gguf, flags, has_depths=False))
+        peers.append(Peer("ik_llama.cpp", given.ik, given.ik_gguf or given.gguf, (flags,), has_depths=False))
     for path in {path for peer in peers for path in (peer.binary, peer.gguf)}:
         if not path.is_file():
             parser.error(f"{path} is not a file")
@@ -175,10 +216,11 @@ def main() -> None:
     for _ in range(given.rounds):
         rounds.append({})
         for each in (ours, *peers):
-            wait_until_idle(given.idle, given.wait)
-            rounds[-1][each.name], others = measured(each, given.prefill, given.depths, given.threads)
+            if not given.cpu:
+                wait_until_idle(given.idle, given.wait)
+            rounds[-1][each.name], others = measured(each, given)
             busy.append(others)
-    found: dict[str, Any] = {"model": given.model, "threads": given.threads, "isa": ours.engine.isa}
+    found: dict[str, Any] = {"model": given.model, "threads": given.threads, "isa": ours.engine.isa, "cpu": given.cpu}
     found["busy"] = round(max(busy), 2)
     for point in rounds[0][ours.name]:
         found[point] = {ours.name: round(statistics.median(each[ours.name][point] for each in rounds), 1)}
@@ -190,7 +232,7 @@ def main() -> None:
             low, high = ratio["quartiles"]
             line += f", {ratio['median']:.2f} times {peer.name}'s {speed:,.1f} ({low:.2f} to {high:.2f})"
         print(line)
-    if max(busy) > given.idle:
+    if max(busy) > given.idle and not given.cpu:
         print(f"the machine was not idle: others used up to {max(busy):.0%} of the cores")
     print(json.dumps(found))
 

@@ -21,18 +21,27 @@ from model_configs import GROUPED_QUERIES
 from places import ROOT
 
 STAND_IN = """#!{python}
-import json, sys
+import json, sys, time
 with open({log!r}, "a") as log:
     print({name!r}, *sys.argv[1:], file=log)
-print(json.dumps([{{"samples_ts": [9, 1, 2]}}, {{"samples_ts": [3, 4, 5]}}]) if {works} else "no such model")
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+tokens = int(given["-r"]) * (int(given["-p"]) + int(given["-n"]))
+if "-gp" in given:
+    tokens = 3 * int(given["-gp"].split(",")[1])  # three times as slow behind others
+end = time.process_time() + {seconds} * tokens
+while time.process_time() < end:
+    pass
+speeds = [3, 4, 5] if given["-fa"] == "1" else [9, 1, 2]
+print(json.dumps([{{"samples_ts": speeds}}]) if {works} else "no such model")
 """
 
 
 @pytest.fixture
 def stand_in(tmp_path):
-    def make(name, works=True):
+    def make(name, works=True, seconds=0.0):
         path = tmp_path / name
-        path.write_text(STAND_IN.format(python=sys.executable, log=str(tmp_path / "log"), name=name, works=works))
+        told = {"log": str(tmp_path / "log"), "name": name, "works": works, "seconds": seconds}
+        path.write_text(STAND_IN.format(python=sys.executable, **told))
         path.chmod(0o755)
         return path
 
@@ -47,7 +56,7 @@ def nano_gguf(tmp_path):
 
 
 def compare(*arguments, model="nano", fails=False):
-    command = [sys.executable, ROOT / "benchmarks" / "peers.py", model, *arguments, "--idle", 1, "--threads", 1]
+    command = [sys.executable, ROOT / "benchmarks" / "peers.py", model, "--idle", 1, "--threads", 1, *arguments]
     ended = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert (ended.returncode != 0) == fails, ended.stderr
     assert "Traceback" not in ended.stderr
@@ -70,19 +79,30 @@ def test_peers_take_turns_with_the_same_points_and_the_faster_row_counts(tmp_pat
             assert ratio["median"] == pytest.approx(found[point]["mobilemoe"] / 4, rel=0.01)
         assert f"{point} " in ended.stdout
     calls = [shlex.split(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert [name for name, *_ in calls] == 2 * (3 * ["llama"] + 3 * ["ik"])
+    assert [name for name, *_ in calls] == 2 * (6 * ["llama"] + 3 * ["ik"])
     for _, *flags in calls:
-        assert flags[:8] == ["-m", str(nano_gguf), "-t", "1", "-r", "3", "-o", "json"]
-    llama, ik = ["-fa", "0,1"], ["-fa", "1", "-rtr", "1", "-fmoe", "1"]
+        assert flags[:6] == ["-m", str(nano_gguf), "-t", "1", "-o", "json"]
+        assert flags[-2:] == ["-r", "3"]
+    plain, flash, ik = ["-fa", "0"], ["-fa", "1"], ["-fa", "1", "-rtr", "1", "-fmoe", "1"]
     prefill, decode, nothing = ["-p", "16", "-n", "0"], ["-p", "0", "-n", "32"], ["-p", "0", "-n", "0"]
-    asked = [flags[8:] for _, *flags in calls]
-    assert asked[:3] == [[*llama, *prefill], [*llama, *decode], [*llama, *decode, "-d", "32"]]
-    assert asked[3:6] == [[*ik, *prefill], [*ik, *decode], [*ik, *nothing, "-gp", "32,32"]]
+    asked = [flags[6:-2] for _, *flags in calls]
+    assert asked[:4] == [[*plain, *prefill], [*flash, *prefill], [*plain, *decode], [*flash, *decode]]
+    assert asked[4:6] == [[*plain, *decode, "-d", "32"], [*flash, *decode, "-d", "32"]]
+    assert asked[6:9] == [[*ik, *prefill], [*ik, *decode], [*ik, *nothing, "-gp", "32,32"]]
+
+
+def test_seconds_of_the_processor_leave_out_those_in_which_a_peer_starts(tmp_path, nano_gguf, stand_in):
+    options = ["--cpu", "--prefill", "64", "--depths", "0,32", "--rounds", 1]
+    ended = compare(nano_gguf, "--ik", stand_in("ik", seconds=0.004), *options)
+    found = json.loads(ended.stdout.splitlines()[-1])
+    assert found["cpu"]
+    for point, seconds in {"prefill 64": 0.004, "decode 0": 0.004, "decode 32": 0.012}.items():
+        assert found[point]["ik_llama.cpp"]["tok_s"] == pytest.approx(1 / seconds, rel=0.2)
 
 
 def test_a_peer_that_measures_nothing_ends_it_with_what_it_said(nano_gguf, stand_in):
     ended = compare(nano_gguf, "--llama", stand_in("llama", works=False), "--rounds", 1, "--prefill", 16, fails=True)
-    assert "llama.cpp measured nothing with -p 16 -n 0 (exit 0): no such model" in ended.stderr
+    assert "llama.cpp measured nothing with -fa 0 -p 16 -n 0 -r 3 (exit 0): no such model" in ended.stderr
     ended = compare(nano_gguf, "--llama", nano_gguf, "--rounds", 1, "--prefill", 16, fails=True)
     assert "llama.cpp does not start: " in ended.stderr
 
@@ -98,6 +118,7 @@ def test_there_has_to_be_a_peer_and_its_files(nano_gguf):
         (["--prefill", "many"], "argument --prefill"),
         (["--depths", "0,-1"], "argument --depths"),
         (["--rounds", "0"], "argument --rounds"),
+        (["--cpu", "--threads", "2"], "--cpu measures with one thread"),
         (["--depths", "2048"], "2080 tokens are more than the 2048 of the model's context"),
     ],
 )
