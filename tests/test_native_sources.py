@@ -11,16 +11,15 @@ from places import ROOT
 SOURCES = ROOT / "native" / "src"
 pytestmark = pytest.mark.skipif(not SOURCES.is_dir(), reason="the sources are not here")
 
-# What a folder may include besides itself, the lowest first; "" is native/src, which holds the C API and the error that
-# all may throw. Of `compute`, `files` may include only what a session file holds; of `kernels`, no other folder may
-# include those of one instruction set.
+# What a folder may include besides itself and the error that all may throw, the lowest first. Of `compute`, `files` may
+# include only what a session file holds; of `kernels`, no other folder may include those of one instruction set.
 RULES = {
     "model": set(),
     "threads": set(),
     "kernels": {"model"},
     "compute": {"model", "threads", "kernels"},
     "files": {"model", "threads", "compute/sequence.h"},
-    "": {"model", "threads", "kernels", "compute", "files"},
+    "api": {"model", "threads", "kernels", "compute", "files"},
 }
 INSTRUCTION_SETS = {"amx": {"avx512", "vector"}, "avx2": {"vector"}, "avx512": {"vector"}, "neon": {"vector"}}
 

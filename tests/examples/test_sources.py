@@ -18,7 +18,7 @@ HEADER = ROOT / "native" / "include" / "mobilemoe.h"
 NATIVE = ROOT / "native" / "src"
 # What differs between systems, and the kernels of Arm.
 SYSTEMS = [
-    "api.cpp",
+    "api/engine.cpp",
     "threads/cores.cpp",
     "kernels/dispatch.cpp",
     "kernels/neon/neon.cpp",
