@@ -44,6 +44,7 @@ from mobilemoe.profile.speed import DECODED, Subject, measure
 from mobilemoe.profile.tokens import tokens_for
 
 REPEATS = 3  # of a point, in a row
+MANY = 8 * DECODED  # tokens written behind the first, from which the processor's seconds are told
 Speeds = dict[str, float]  # tokens/s by "prefill LENGTH" or "decode DEPTH"
 
 
@@ -68,9 +69,9 @@ class Peer:
             else:
                 found[f"prefill {n}"] = self._speed(threads, *prefill, *several)
         for depth in depths:
-            few, many = (self._decode(depth, tokens) for tokens in (DECODED, (1 + REPEATS) * DECODED))
+            few, many = (self._decode(depth, tokens) for tokens in (DECODED, DECODED + MANY))
             if cpu:
-                found[f"decode {depth}"] = self._cpu_speed((*few, *once), (*many, *once), REPEATS * DECODED)
+                found[f"decode {depth}"] = self._cpu_speed((*few, *once), (*many, *once), MANY)
             else:
                 found[f"decode {depth}"] = self._speed(threads, *few, *several)
         return found
@@ -92,7 +93,10 @@ class Peer:
             self._run(1, *way, *few)
             between = child_seconds()
             self._run(1, *way, *many)
-            found.append(tokens / (child_seconds() - between - (between - began)))
+            seconds = child_seconds() - between - (between - began)
+            if seconds <= 0:
+                sys.exit(f"{self.name} computes {tokens} tokens too fast for its seconds to be told apart")
+            found.append(tokens / seconds)
         return max(found)
 
     def _run(self, threads: int, *flags: str) -> float:
@@ -130,11 +134,32 @@ class Ours:
         self.engine, self._ids = loaded.engine, tokens_for(loaded, longest, dummy=False).ids
 
     def speeds(self, lengths: list[int], depths: list[int], threads: int, cpu: bool) -> Speeds:
+        """One measurement of every point."""
+        if cpu:
+            return self._cpu_speeds(lengths, depths)
         subject = Subject(self.name, self.engine, self._ids)
-        clock = time.process_time if cpu else time.perf_counter
-        measure([subject], lengths, depths, repeats=REPEATS, clock=clock)
+        measure([subject], lengths, depths, repeats=REPEATS)
         found = {f"prefill {n}": subject.prefill_speed(n) for n in lengths}
         return found | {f"decode {n}": subject.decode_speed(n) for n in depths}
+
+    def _cpu_speeds(self, lengths: list[int], depths: list[int]) -> Speeds:
+        """Tokens per second of the processor, of the same positions as a peer's."""
+        found = {}
+        for n in lengths:
+            self.engine.session(n).append(self._ids[:n])  # warms up
+            began = time.process_time()
+            for _ in range(REPEATS):
+                self.engine.session(n).append(self._ids[:n])
+            found[f"prefill {n}"] = REPEATS * n / (time.process_time() - began)
+        for depth in depths:
+            start = depth + DECODED
+            session = self.engine.session(start + MANY)
+            session.append(self._ids[:start])
+            began = time.process_time()
+            for token in self._ids[start : start + MANY]:
+                session.append([token])
+            found[f"decode {depth}"] = MANY / (time.process_time() - began)
+        return found
 
 
 def wait_until_idle(share: float, seconds: float) -> None:
@@ -202,7 +227,8 @@ def main() -> None:
             parser.error(f"{path} is not a file")
     if not peers:
         parser.error("no peer is given: --llama or --ik, or both")
-    longest = max(*given.prefill, *(max(depth, 1) + DECODED for depth in given.depths))
+    written = DECODED + MANY if given.cpu else DECODED
+    longest = max(*given.prefill, *(max(depth, 1) + written for depth in given.depths))
     try:
         name = given.model
         if name in PRESETS and name != "nano":

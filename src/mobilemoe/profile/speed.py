@@ -74,12 +74,10 @@ def measure(
     depths: Sequence[int],
     repeats: int,
     on_point: Callable[[str], None] = lambda what: None,
-    clock: Callable[[], float] = time.perf_counter,
 ) -> None:
     """Adds `repeats` measured times for each point that fits the context; `on_point` is told about each.
 
-    A depth of 0 means one token. Decoding continues with the given ids, not with the model's own choice. `clock` gives
-    seconds.
+    A depth of 0 means one token. Decoding continues with the given ids, not with the model's own choice.
     """
     for subject in subjects:
         count = min(WARM_UP, subject.engine.context - 1)
@@ -87,28 +85,26 @@ def measure(
     for _ in range(repeats):
         for length in sorted({*lengths, *depths}):
             for subject in subjects:
-                _measure_point(subject, length, length in lengths, length in depths, clock)
+                _measure_point(subject, length, length in lengths, length in depths)
                 on_point(f"{subject.name}: {length} tokens")
 
 
-def _measure_point(
-    subject: Subject, length: int, with_prefill: bool, with_decode: bool, clock: Callable[[], float]
-) -> None:
+def _measure_point(subject: Subject, length: int, with_prefill: bool, with_decode: bool) -> None:
     start = max(length, 1)
     with_prefill = with_prefill and subject.has_room(start)
     with_decode = with_decode and subject.has_room(start + DECODED)
     if not (with_prefill or with_decode):
         return
     session = subject.engine.session(start + DECODED * with_decode)
-    began = clock()
+    began = time.perf_counter()
     session.append(subject.ids[:start])
     if with_prefill:
-        subject.prefill.setdefault(length, []).append((clock() - began) / start)
+        subject.prefill.setdefault(length, []).append((time.perf_counter() - began) / start)
     if with_decode:
         before = subject.engine.native.expert_use
-        began = clock()
+        began = time.perf_counter()
         for token in subject.ids[start : start + DECODED]:
             session.append([token])
-        subject.decode.setdefault(length, []).append((clock() - began) / DECODED)
+        subject.decode.setdefault(length, []).append((time.perf_counter() - began) / DECODED)
         subject.visits.update(subject.engine.native.expert_use)
         subject.visits.subtract(before)
