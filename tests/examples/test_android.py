@@ -33,6 +33,7 @@ PROMPTS = [
 LETTERS = [*"abz'sS tTreVmdl019.,!-_\n\r\t\v\f \xa0\u2003\u2028\x85éñßДжы漢字かな한국مرح१२٣½²🙂\u0301\u200d“”…"]
 ASKS = """
 import java.nio.file.*;
+import java.util.Arrays;
 import org.mobilemoe.*;
 import org.json.*;
 
@@ -48,6 +49,16 @@ public class Asks {
                 if (i < 5) model.write(ids, 16, 0, 0, piece -> { text.append(piece); return ++pieces[0] < 16; });
                 JSONObject each = new JSONObject().put("text", text.toString()).put("pieces", pieces[0]);
                 found.put(each.put("ids", new JSONArray(ids)).put("question", new JSONArray(question)));
+            }
+        }
+        Path kept = Path.of(arguments[0], "model.mobilemoe");
+        Files.write(kept, Arrays.copyOf(Files.readAllBytes(kept), 1000));
+        try (TextModel model = new TextModel(Path.of(arguments[0]).toFile(), 1)) {
+            found.put(Files.size(kept));
+            try {
+                model.write(new int[9999], 16, 0, 0, piece -> true);
+            } catch (EngineException error) {
+                found.put(error.getMessage());
             }
         }
         try (Engine engine = new Engine(arguments[0], 1)) {
@@ -115,7 +126,9 @@ def test_nano_writes_in_a_jvm_what_it_writes_in_python(jdk, json_library, classe
     (tmp_path / "prompts").write_text(json.dumps([*PROMPTS, *mixed]))
     java = [jdk / "bin" / "java", "-Xcheck:jni", "-cp", f"{classes}:{json_library}", f"-Djava.library.path={classes}"]
     run(*java, "Asks", tmp_path / "nano", tmp_path / "prompts", tmp_path / "answers")
-    *answers, early, missing = json.loads((tmp_path / "answers").read_text())
+    *answers, size, long, early, missing = json.loads((tmp_path / "answers").read_text())
+    assert size > 10**7, "half an engine file was written again"
+    assert long == "the text has 9999 tokens, more than the context of 2048"
     assert early == "start a text before appending to it"
     assert "/nothing/here" in missing
     assert (tmp_path / "nano" / "model.mobilemoe").is_file()

@@ -13,11 +13,22 @@ public actor TextModel {
         let ends = (config as? [String: Any])?["eos_token_id"]
         let ids = ends as? [Int] ?? (ends as? Int).map { [$0] } ?? []
         stops = Set(ids.map { Int32($0) } + [tokenizer.control("<|eot|>")].compactMap { $0 })
+        engine = try Self.open(folder, threads: threads)
+    }
+
+    /// An engine file that another version of the engine wrote, or of which a part is missing, is written again.
+    private static func open(_ folder: URL, threads: Int) throws -> Engine {
         let engineFile = folder.appending(path: "model.mobilemoe")
-        if !FileManager.default.fileExists(atPath: engineFile.path) {
-            try Engine.repack(folder: folder.path, engineFile: engineFile.path)
+        if FileManager.default.fileExists(atPath: engineFile.path) {
+            do {
+                return try Engine(path: engineFile.path, threads: threads)
+            } catch {
+                let names = try FileManager.default.contentsOfDirectory(atPath: folder.path)
+                if !names.contains(where: { $0.hasPrefix("model") && $0.hasSuffix(".safetensors") }) { throw error }
+            }
         }
-        engine = try Engine(path: engineFile.path, threads: threads)
+        try Engine.repack(folder: folder.path, engineFile: engineFile.path)
+        return try Engine(path: engineFile.path, threads: threads)
     }
 
     /// The answer to a question, piece by piece; for models that were trained to chat. temperature 0: greedy.
@@ -41,6 +52,10 @@ public actor TextModel {
         _ question: String, _ most: Int, _ temperature: Double, onText: (String) -> Void
     ) throws {
         var step = prompt(question)
+        if step.count > engine.context {
+            throw EngineError(
+                errorDescription: "the text has \(step.count) tokens, more than the context of \(engine.context)")
+        }
         let fitting = max(0, min(most, engine.context - step.count + 1))
         var waiting: [UInt8] = []
         try engine.start(temperature: temperature, topP: 0.95, seed: UInt64.random(in: 0...UInt64.max))

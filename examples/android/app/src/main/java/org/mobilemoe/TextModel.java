@@ -40,9 +40,25 @@ public final class TextModel implements AutoCloseable {
             throw new IOException(folder + ": " + error.getMessage(), error);
         }
         stops.add(tokenizer.control("<|eot|>"));
-        File engineFile = new File(folder, "model.mobilemoe");
-        if (!engineFile.exists()) Engine.repack(folder.getPath(), engineFile.getPath());
-        engine = new Engine(engineFile.getPath(), threads);
+        engine = open(folder, new File(folder, "model.mobilemoe"), threads);
+    }
+
+    /** An engine file that another version of the engine wrote, or of which a part is missing, is written again. */
+    private static Engine open(File folder, File engineFile, int threads) {
+        if (engineFile.exists()) {
+            try {
+                return new Engine(engineFile.getPath(), threads);
+            } catch (EngineException error) {
+                if (!hasWeights(folder)) throw error;
+            }
+        }
+        Engine.repack(folder.getPath(), engineFile.getPath());
+        return new Engine(engineFile.getPath(), threads);
+    }
+
+    private static boolean hasWeights(File folder) {
+        String[] found = folder.list((where, name) -> name.startsWith("model") && name.endsWith(".safetensors"));
+        return found != null && found.length > 0;
     }
 
     /** The ids of a text to continue. */
@@ -65,8 +81,16 @@ public final class TextModel implements AutoCloseable {
         return array(ids);
     }
 
-    /** Writes at most `most` tokens behind `prompt`, until the model or the listener ends. temperature 0: greedy. */
+    /**
+     * Writes at most `most` tokens behind `prompt`, until the model or the listener ends. temperature 0: greedy.
+     *
+     * <p>EngineException for a prompt that is longer than the model's context.
+     */
     public void write(int[] prompt, int most, double temperature, long seed, Listener listener) {
+        if (prompt.length > engine.context()) {
+            throw new EngineException(
+                    "the text has " + prompt.length + " tokens, more than the context of " + engine.context());
+        }
         byte[] waiting = new byte[0]; // the beginning of a character whose other bytes are still to come
         int fitting = Math.min(most, engine.context() - prompt.length + 1);
         engine.start(temperature, 0.95, seed);
