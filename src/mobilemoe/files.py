@@ -17,15 +17,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
-from mobilemoe.errors import MobileMoEError
+from mobilemoe.errors import MobileMoEError, UsageError
 
 _SURROGATE = re.compile(r"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")  # a surrogate as JSON escapes it, alone or in a pair
 MAX_JSON_PARTS = 2**21  # lists and objects in one file; the merges of 256k words are a million
 LFS_START = b"version https://git-lfs.github.com/spec/"  # a Git LFS pointer is shorter than this
 IS_LFS_POINTER = "is a Git LFS pointer, not the file itself: fetch that with `git lfs pull`, or download it"
 
+_BEGINS = {"page": b"<!doctype html>", "PNG": b"\x89PNG\r\n"}
 MAX_JSON_BYTES = 64 * 2**20  # a tokenizer.json with 256k tokens is about 35 MB; no valid file is larger
 
 
@@ -121,6 +122,18 @@ def check_writable(path: Path | str) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     with _named(path), _part(path, folder=False) as part:
         part.unlink()
+
+
+def check_replaceable(path: Path | str, kind: Literal["page", "PNG"]) -> None:
+    """`check_writable`, and UsageError for a file there that is not of the `kind` that is to be written."""
+    check_writable(path)
+    path = Path(path)
+    if not path.exists():
+        return
+    with open(path, "rb") as handle:
+        begins = handle.read(len(_BEGINS[kind]))
+    if begins and begins != _BEGINS[kind]:
+        raise UsageError(f"{path} exists already and is no {kind}: choose another name or remove it first")
 
 
 @contextmanager

@@ -120,7 +120,7 @@ def test_a_conversation_survives_a_restart(nano, tmp_path):
     ("options", "words"),
     [
         (("--max-memory", "much"), "--max-memory is 'much'"),
-        (("--max-memory", "10KB"), "max_memory is 0.01 MB, but the process needs at least"),
+        (("--max-memory", "10KB"), "--max-memory is 0.01 MB, but the process needs at least"),
         (("--session-dir", "/dev/null"), "cannot keep sessions"),
     ],
 )

@@ -15,7 +15,7 @@ from mobilemoe.cli import options
 from mobilemoe.config import GroupAxis
 from mobilemoe.counted import counted
 from mobilemoe.errors import ModelNotFoundError, UsageError
-from mobilemoe.files import check_writable
+from mobilemoe.files import check_replaceable
 from mobilemoe.load import Model
 from mobilemoe.presets import PRESETS, preset
 from mobilemoe.progress import Progress
@@ -103,7 +103,7 @@ def bench(
     _check(wanted, group_axis, repeats)
     if png is not None:
         picture.drawing()
-        check_writable(png)
+        check_replaceable(png, "PNG")
     used = vars(engine) | {"routing": vars(routing.routing())}
     models = [(name, _load(name, is_random, group_axis, engine, routing), used) for name, is_random in wanted]
     steps, total = itertools.count(), 1 + workload.steps * len(models)

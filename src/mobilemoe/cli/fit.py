@@ -14,7 +14,7 @@ from rich.table import Table
 from mobilemoe.cli.options import JsonOption, plain_console, print_json, refuse_idle
 from mobilemoe.counted import counted
 from mobilemoe.errors import DataError, UsageError
-from mobilemoe.files import check_writable
+from mobilemoe.files import check_replaceable, check_writable, refuse_existing
 from mobilemoe.progress import Progress
 from mobilemoe.scaling.law.domain import share_of_box
 from mobilemoe.scaling.law.read_runs import COLUMNS, read_runs
@@ -101,8 +101,10 @@ def fit(
         refuse_idle("is for --report", vocabulary=vocabulary, context=context)
     else:
         pictures.drawing()
-    for path in filter(None, (out, report)):
-        check_writable(path)
+        check_replaceable(report, "page")
+    if out is not None:
+        refuse_existing(out, UsageError)
+        check_writable(out)
     table = read_runs(runs, _mapping(columns), only or ())
     with Progress() as progress:
         try:

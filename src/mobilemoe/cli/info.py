@@ -16,7 +16,7 @@ from mobilemoe.checkpoint.run_folder import newest_model
 from mobilemoe.cli.options import JsonOption, plain_console, print_json, refuse_idle
 from mobilemoe.config import ModelConfig
 from mobilemoe.errors import CheckpointError, MissingExtraError, UsageError
-from mobilemoe.files import check_writable
+from mobilemoe.files import check_replaceable
 from mobilemoe.hub import find_model
 from mobilemoe.presets import PRESETS
 from mobilemoe.progress import Progress
@@ -112,7 +112,7 @@ def _describe_routing(folder: Path, text: str, png: Path, json: bool) -> None:
     except ModuleNotFoundError as missing:
         raise MissingExtraError(f"the routing of a text ({missing.name})", "train") from None
     drawing()
-    check_writable(png)
+    check_replaceable(png, "PNG")
     with Progress():
         report = text_routing(folder, text).report()
     draw_routing(report, png)

@@ -15,7 +15,7 @@ from mobilemoe.cli.options import JsonOption, print_json
 from mobilemoe.cli.quantity import BYTES, COUNTS, quantity
 from mobilemoe.counted import counted
 from mobilemoe.errors import ConfigError, UsageError
-from mobilemoe.files import refuse_existing, write_atomic
+from mobilemoe.files import check_replaceable, refuse_existing, write_atomic
 
 if TYPE_CHECKING:
     from mobilemoe.profile.device import Device
@@ -119,6 +119,10 @@ def plan(
             raise UsageError(f"--write {write}: the recipe's name must be of letters, digits, '.', '_' and '-'")
     if report is not None or png is not None:
         pictures.drawing()
+    if report is not None:
+        check_replaceable(report, "page")
+    if png is not None:
+        check_replaceable(png, "PNG")
     machine = _device(device, decode is not None or ttft is not None)
     if (bandwidth := quantity("--flash", flash, BYTES, "1.5GB")) is not None:
         if machine is None or max_memory is None:

@@ -15,7 +15,7 @@ from rich.table import Table
 from mobilemoe.cli.options import JsonOption, ThreadsOption, plain_console, print_json
 from mobilemoe.counted import counted
 from mobilemoe.errors import UsageError
-from mobilemoe.files import check_writable
+from mobilemoe.files import check_writable, read_toml
 
 if TYPE_CHECKING:
     from mobilemoe.profile.measure_device import Measured
@@ -62,6 +62,8 @@ def device(
         check_name(name)
         path = out
     check_writable(path)
+    if path.exists() and read_toml(path, UsageError).get("name") != name:
+        raise UsageError(f"{path} is no device {name}: choose another name or remove it first")
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("", total=STANDARD.steps)
 

@@ -10,7 +10,8 @@ import typer
 from rich.table import Table
 
 from mobilemoe.cli.options import JsonOption, plain_console, print_json
-from mobilemoe.files import write_atomic
+from mobilemoe.errors import UsageError
+from mobilemoe.files import check_replaceable, read_text, write_atomic
 
 if TYPE_CHECKING:
     from mobilemoe.evaluate.report.pareto import Average
@@ -55,7 +56,12 @@ def report(
     mean, left_out = average_of(every, mixed=average)
     written = []
     text = "" if card is None else model_card([*every.values()])
+    if card is not None and card.exists() and read_text(card, UsageError) not in ("", text):
+        raise UsageError(
+            f"{card} holds another text, which may be somebody's own: choose another name or remove it first"
+        )
     if out is not None or card is None:
+        check_replaceable(out or PAGE, "page")
         written += write_report(every, out or PAGE, mixed=average)
     if card is not None:
         write_atomic(card, text)
