@@ -68,10 +68,7 @@ class Routing:
         if self.cached_experts is not None and max_memory is not None:
             raise UsageError("cached_experts imitates a cache of experts, but with max_memory there is a real one")
         if self.cache_prior > 0 and self.cached_experts is None and max_memory is None:
-            raise UsageError(
-                "cache_prior prefers experts that are in memory, and all of them are: give max_memory too, or "
-                "cached_experts to measure what a cache of that size would do"
-            )
+            raise UsageError("cache_prior prefers experts that are in memory, and all of them are: give max_memory too")
         if self.depends_on_others and speculate in ("lookup", "draft"):
             raise UsageError(
                 f"speculate is {speculate!r}, but with `cache_prior` or `capacity` guesses would change the text"

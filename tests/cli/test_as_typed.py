@@ -53,6 +53,10 @@ def test_the_options_are_those_of_the_verb_that_was_called():
         (("run", "nano", "Once", "--experts-per-token", "9"), "--experts-per-token is 9"),
         (("run", "nano", "Once", "--capacity", "0"), "--capacity is 0.0"),
         (("run", "nano", "Once", "--activations", "fp32", "--kv", "int8"), "--kv is 'int8', but --activations 'fp32'"),
+        (
+            ("prune", "nano", "--text", "README.md", "--out", "few", "--experts", "18"),
+            "--experts is 18, but nano has 18",
+        ),
         (("eval", "nano", "--text", "tests/data/heldout.jsonl", "--window", "1"), "--window is 1"),
         (("eval", "nano", "--text", "tests/data/heldout.jsonl", "--backend", "cuda"), "--backend is 'cuda'"),
     ],

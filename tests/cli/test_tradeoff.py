@@ -136,11 +136,12 @@ def test_a_short_context_is_measured_with_what_it_has_room_for(
         assert len(job["before"]) + len(job["decoded"]) == context
 
 
-@pytest.mark.parametrize("verb", ["tradeoff", "eval", "bench"])
+@pytest.mark.parametrize("verb", ["tradeoff", "eval", "bench", "prune"])
 def test_a_context_of_one_token_is_one_sentence(fails, tmp_path, verb):
     model = write_model(tmp_path / "model", max_position_embeddings=1)
     text = () if verb == "bench" else ("--text", HELDOUT)
-    assert "a context of 1 token, which leaves nothing to" in fails(2, verb, model, *text)
+    more = ("--experts", 5, "--out", tmp_path / "few") if verb == "prune" else ()
+    assert "a context of 1 token, which leaves nothing to" in fails(2, verb, model, *text, *more)
 
 
 def test_a_window_that_cannot_be_is_refused_before_anything_is_measured(fails, arguments, monkeypatch):

@@ -22,13 +22,10 @@ def check_experts(config: ModelConfig, experts: int, name: str) -> None:
     if not config.is_moe:
         raise UsageError(f"{name} is a dense model: it has no experts to drop")
     if experts >= config.num_local_experts:
-        raise UsageError(
-            f"{experts} experts are to stay, but {name} has {config.num_local_experts} in a layer: give fewer"
-        )
+        raise UsageError(f"experts is {experts}, but {name} has {config.num_local_experts} in a layer: give fewer")
     if experts < config.num_experts_per_tok:
         raise UsageError(
-            f"{experts} experts are to stay, but {name} sends each token to {config.num_experts_per_tok} of them: give "
-            "at least as many"
+            f"experts is {experts}, but {name} sends each token to {config.num_experts_per_tok}: give at least as many"
         )
 
 

@@ -10,7 +10,7 @@ from mobilemoe.checkpoint.draft import open_draft
 from mobilemoe.data.sources import Document
 from mobilemoe.data.stream import cut_document
 from mobilemoe.errors import CheckpointError
-from mobilemoe.evaluate.compare.bits_per_byte import Score, encode_document, score_document, targets_of
+from mobilemoe.evaluate.compare.bits_per_byte import Score, check_window, encode_document, score_document, targets_of
 from mobilemoe.files import atomic_folder, check_writable, refuse_existing
 from mobilemoe.load import Model, load
 from mobilemoe.progress import tell
@@ -54,6 +54,7 @@ def prune(
     with Checkpoint.open(source) as checkpoint:
         config = checkpoint.config
         check_experts(config, experts, source.name)
+        check_window(config.max_position_embeddings, config.max_position_embeddings)
         if (draft := open_draft(source, config)) is not None:
             draft.close()
         if learnt_scales(source):

@@ -174,7 +174,7 @@ def torch_model(model: Model) -> MobileMoE:
         if not model.config.is_quantized:
             raise UsageError(
                 f"{model.folder} was rounded to INT4 while it was loaded, which hides its choices of experts: "
-                "save it with `mobilemoe quantize`, or use the backend torch"
+                "save it with `mobilemoe quantize`, or use the `backend` 'torch'"
             )
         backend = load(model.folder, backend="torch").backend
     form: MobileMoE = backend.model  # type: ignore[attr-defined]
