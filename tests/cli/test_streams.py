@@ -54,7 +54,7 @@ def test_a_full_disk_is_told_by_the_name_of_what_was_to_be_written(tmp_path):
     for verb in ("convert nano {} --format bf16", "quantize nano {}"):
         failed = shell(f"ulimit -f 100; $M {verb.format(tmp_path / 'out')}")
         assert failed.returncode == 1
-        assert failed.stderr == f"mobilemoe: {tmp_path / 'out'}: File too large\n"
+        assert failed.stderr.splitlines()[-1] == f"mobilemoe: {tmp_path / 'out'}: File too large"  # behind progress
         assert os.listdir(tmp_path) == []
 
 
