@@ -12,6 +12,7 @@ from mobilemoe.checkpoint import Checkpoint
 from mobilemoe.checkpoint.run_folder import step_folders
 from mobilemoe.errors import ConfigError, TrainError
 from mobilemoe.train import loop as loop_module
+from mobilemoe.train import pipeline as pipeline_module
 from mobilemoe.train.metrics import read_metrics
 from mobilemoe.train.pipeline import STAGES, Stage, check_origin, pipeline
 from mobilemoe.train.recipe import load_recipe
@@ -206,3 +207,17 @@ def test_of_several_processes_one_speaks(micro, mobilemoe_cli, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert mobilemoe_cli("train", "--pipeline", "micro", "--plan").out == ""
     assert mobilemoe_cli("train", "--pipeline", "micro", "--plan", "--json").out == ""
+
+
+def test_a_stage_that_fails_frees_nothing_that_might_wait_for_other_processes(micro, monkeypatch):
+    calls = []
+
+    def fail(recipe, run):
+        calls.append("trained")
+        raise TrainError("process 1 stopped the training")
+
+    monkeypatch.setattr(pipeline_module, "train", fail)
+    monkeypatch.setattr(pipeline_module.gc, "collect", lambda: calls.append("freed"))
+    with pytest.raises(TrainError, match="process 1"):
+        pipeline("micro")[0].train()
+    assert calls == ["freed", "trained"]

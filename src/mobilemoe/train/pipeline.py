@@ -55,14 +55,13 @@ class Stage:
         return estimate_run(self.recipe, self.config, self.run, self.steps_done, price)
 
     def train(self) -> Result:
-        """Trains the stage, or the rest of it, and frees its memory."""
+        """Trains the stage, or the rest of it, and frees the memory of the stage before."""
         check_origin(self.recipe)  # only now, since in a pipeline the stage before has to run first
-        try:
-            return train(self.recipe, self.run)
-        finally:
-            # Code compiled for this stage would count towards the next one's recompilation limit and keep its weights.
-            torch.compiler.reset()
-            gc.collect()
+        # Code compiled for that one would count towards this one's recompilation limit and keep its weights. Nothing is
+        # freed after a stage: where one of several processes has failed, communicators would wait for it.
+        torch.compiler.reset()
+        gc.collect()
+        return train(self.recipe, self.run)
 
 
 def pipeline(name: str, overrides: tuple[str, ...] = (), out: Path = RUNS) -> list[Stage]:
