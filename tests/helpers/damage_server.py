@@ -9,6 +9,7 @@ Status None: it was killed, at TIMEOUT.
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import importlib
 import io
@@ -104,7 +105,8 @@ def watch(child: int) -> dict:
 
 if __name__ == "__main__":
     import_all()
-    cli_main.app = typer.main.get_command(cli_main.app)  # made once, not in each call
+    typer.main.get_command = functools.cache(typer.main.get_command)
+    typer.main.get_command(cli_main.app)  # made once, not in each call
     gc.freeze()  # or every collection in a fork would copy all pages
     for line in sys.stdin:
         child = os.fork()
