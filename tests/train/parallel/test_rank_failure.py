@@ -19,7 +19,9 @@ from mobilemoe.cli.main import main
 from mobilemoe.data import loader
 from mobilemoe.errors import TrainError
 from mobilemoe.train import loop
+from mobilemoe.train.parallel import rank_failure
 
+rank_failure.GRACE *= 2  # on a busy machine a process that is about to answer would be killed
 loader.READ_AHEAD = 8
 os.fsync = lambda descriptor: None  # for which a busy disk takes a minute, and meanwhile nothing ends a process
 
