@@ -5,6 +5,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples in every run, however long a busy machine takes for one of them.
+settings.register_profile("steady", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 # Read when torch is first imported, later than this. On busy cores its threads spin: 12 times the processor time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
