@@ -14,9 +14,10 @@ from rich.table import Table
 from mobilemoe.cli.options import JsonOption, plain_console, print_json, refuse_idle
 from mobilemoe.counted import counted
 from mobilemoe.errors import DataError, UsageError
-from mobilemoe.files import check_replaceable, check_writable, refuse_existing
+from mobilemoe.files import check_replaceable, check_writable
 from mobilemoe.progress import Progress
 from mobilemoe.scaling.law.domain import share_of_box
+from mobilemoe.scaling.law.law import Law
 from mobilemoe.scaling.law.read_runs import COLUMNS, read_runs
 from mobilemoe.scaling.law.runs import Runs
 
@@ -103,8 +104,8 @@ def fit(
         pictures.drawing()
         check_replaceable(report, "page")
     if out is not None:
-        refuse_existing(out, UsageError)
         check_writable(out)
+        _refuse_other_file(out)
     table = read_runs(runs, _mapping(columns), only or ())
     with Progress() as progress:
         try:
@@ -139,6 +140,15 @@ def fit(
         _print(found, table, rows)
         for written in filter(None, (out, report)):
             print(f"written: {written}")
+
+
+def _refuse_other_file(path: Path) -> None:
+    """UsageError for a file there that is no law: a law is made again, and nothing else is replaced."""
+    try:
+        if path.exists() and path.stat().st_size > 0:
+            Law.load(path)
+    except DataError:
+        raise UsageError(f"{path} exists already and is no law: choose another name or remove it first") from None
 
 
 def _mapping(text: str | None) -> dict[str, str]:
