@@ -214,7 +214,7 @@ def test_a_real_cache_is_read_less_with_a_prior_and_the_same_without(tmp_path):
         ({"cache_prior": -0.1, "cached_experts": 3}, "cache_prior is -0.1, but must be 0"),
         ({"cache_prior": float("nan"), "cached_experts": 3}, "cache_prior is nan"),
         ({"cache_prior": "0.1", "cached_experts": 3}, "cache_prior is '0.1'"),
-        ({"cache_prior": 0.1}, "give max_memory too, or cached_experts"),
+        ({"cache_prior": 0.1}, "give max_memory too"),
         ({"capacity": 0}, "capacity is 0, but must be above 0 and at most 1"),
         ({"capacity": 1.01}, "capacity is 1.01"),
         ({"capacity": 0.5, "skip": "first"}, "skip is 'first', but must be 'pair' or 'token' or 'random'"),

@@ -296,7 +296,7 @@ def test_a_limit_that_is_no_positive_number_is_refused(name, value):
 def test_calls_that_cannot_mean_anything_are_refused():
     with pytest.raises(UsageError, match="either `train_flops` or `tokens`"):
         Constraints(train_flops=1e20, tokens=1e9)
-    with pytest.raises(UsageError, match="needs a device"):
+    with pytest.raises(UsageError, match="needs a `device`"):
         plan(Constraints(decode=40))
     with pytest.raises(UsageError, match="top is 0"):
         plan(Constraints(), top=0)

@@ -77,10 +77,13 @@ def write_results(results: Results, path: Path | str) -> None:
     write_json(path, asdict(results))
 
 
-def save_results(results: Results, examples: Iterable[Example], folder: Path, name: str, longer: str) -> Path:
+def save_results(
+    results: Results, examples: Iterable[Example], folder: Path, name: str, longer: str | None = None
+) -> Path:
     """Writes both into `folder`, as NAME.json and NAME.jsonl, and returns the path of the first.
 
-    Only the same results, made again, are replaced: beside all else the new ones are LONGER, LONGER-2 and so on.
+    Only the same results, made again, are replaced: beside all else the new ones are LONGER (NAME where it is None),
+    LONGER-2 and so on.
     """
     lines = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples).encode()
 
@@ -89,7 +92,7 @@ def save_results(results: Results, examples: Iterable[Example], folder: Path, na
 
     path = folder / f"{name}.json"
     if not may_take(path):
-        path = numbered(folder / f"{longer}.json", may_take)
+        path = numbered(folder / f"{longer or name}.json", may_take)
     write_atomic(path.with_suffix(".jsonl"), lines)
     write_results(replace(results, examples=path.with_suffix(".jsonl").name), path)
     return path
