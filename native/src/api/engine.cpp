@@ -1,6 +1,4 @@
 // The C API: engines, and their forward passes.
-#include <cstdio>
-
 #include "api/handles.h"
 #include "files/draft_file.h"
 #include "files/engine_file.h"
@@ -15,8 +13,6 @@ static_assert(static_cast<int>(ErrorCode::usage) == MM_USAGE && static_cast<int>
 static_assert(static_cast<int>(KvType::int8) == MM_KV_INT8 && static_cast<int>(KvType::f32) == MM_KV_F32);
 
 namespace {
-
-thread_local char last_error[1024] = "";  // of fixed size, because reporting a lack of memory must not allocate
 
 // Fills engine.requests and returns how many outputs they ask for.
 int64_t take_requests(mm_engine& engine, const mm_request* requests, int32_t count) {
@@ -44,25 +40,6 @@ int64_t take_requests(mm_engine& engine, const mm_request* requests, int32_t cou
 }
 
 }  // namespace
-
-namespace mobilemoe::api {
-
-mm_status fail(mm_status status, const char* message) {
-  std::snprintf(last_error, sizeof(last_error), "%s", message);
-  return status;
-}
-
-void require(bool holds, const std::string& message) {
-  if (!holds) throw Error(ErrorCode::usage, message);
-}
-
-void require_pointer(const void* pointer, const char* name) {
-  require(pointer != nullptr, std::string(name) + " is a null pointer");
-}
-
-}  // namespace mobilemoe::api
-
-const char* mm_last_error(void) { return last_error; }
 
 const char* mm_version(void) { return MOBILEMOE_VERSION; }
 

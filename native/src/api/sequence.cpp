@@ -6,6 +6,17 @@
 
 using namespace mobilemoe::api;
 
+namespace {
+
+void require_own(const mm_engine* engine, const mm_sequence* sequence, const char* path) {
+  require_pointer(engine, "engine");
+  require_pointer(sequence, "sequence");
+  require_pointer(path, "path");
+  require(sequence->engine == engine, "the sequence belongs to another engine");
+}
+
+}  // namespace
+
 mm_status mm_sequence_new(mm_engine* engine, int32_t capacity, mm_sequence** sequence) {
   return guarded([&] {
     require_pointer(engine, "engine");
@@ -50,20 +61,14 @@ mm_status mm_sequence_copy(mm_sequence* to, const mm_sequence* from, int32_t len
 
 mm_status mm_sequence_save(const mm_engine* engine, const mm_sequence* sequence, const char* path) {
   return guarded([&] {
-    require_pointer(engine, "engine");
-    require_pointer(sequence, "sequence");
-    require_pointer(path, "path");
-    require(sequence->engine == engine, "the sequence belongs to another engine");
+    require_own(engine, sequence, path);
     mobilemoe::save_sequence(*sequence->sequence, path, engine->engine.model().fingerprint);
   });
 }
 
 mm_status mm_sequence_load(const mm_engine* engine, mm_sequence* sequence, const char* path) {
   return guarded([&] {
-    require_pointer(engine, "engine");
-    require_pointer(sequence, "sequence");
-    require_pointer(path, "path");
-    require(sequence->engine == engine, "the sequence belongs to another engine");
+    require_own(engine, sequence, path);
     mobilemoe::load_sequence(*sequence->sequence, path, engine->engine.model().fingerprint);
   });
 }
