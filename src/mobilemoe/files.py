@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from mobilemoe.errors import MobileMoEError, UsageError
 
@@ -124,16 +124,22 @@ def check_writable(path: Path | str) -> None:
         part.unlink()
 
 
-def check_replaceable(path: Path | str, kind: Literal["page", "PNG"]) -> None:
-    """`check_writable`, and UsageError for a file there that is not of the `kind` that is to be written."""
+def check_replaceable(path: Path | str, kind: str, is_one: Callable[[Path], bool] | None = None) -> None:
+    """`check_writable`, and UsageError for a file there that is not empty and not of the `kind` that is to be written.
+
+    is_one: tells it; None for a "page" or "PNG", which are told by how they begin.
+    """
     check_writable(path)
     path = Path(path)
-    if not path.exists():
+    if not path.exists() or path.stat().st_size == 0:
         return
-    with open(path, "rb") as handle:
-        begins = handle.read(len(_BEGINS[kind]))
-    if begins and begins != _BEGINS[kind]:
+    if not (_begins_as(path, kind) if is_one is None else is_one(path)):
         raise UsageError(f"{path} exists already and is no {kind}: choose another name or remove it first")
+
+
+def _begins_as(path: Path, kind: str) -> bool:
+    with open(path, "rb") as handle:
+        return handle.read(len(_BEGINS[kind])) == _BEGINS[kind]
 
 
 @contextmanager

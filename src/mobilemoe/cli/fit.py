@@ -14,7 +14,7 @@ from rich.table import Table
 from mobilemoe.cli.options import JsonOption, plain_console, print_json, refuse_idle
 from mobilemoe.counted import counted
 from mobilemoe.errors import DataError, UsageError
-from mobilemoe.files import check_replaceable, check_writable
+from mobilemoe.files import check_replaceable
 from mobilemoe.progress import Progress
 from mobilemoe.scaling.law.domain import share_of_box
 from mobilemoe.scaling.law.law import Law
@@ -104,8 +104,7 @@ def fit(
         pictures.drawing()
         check_replaceable(report, "page")
     if out is not None:
-        check_writable(out)
-        _refuse_other_file(out)
+        check_replaceable(out, "law", _is_law)
     table = read_runs(runs, _mapping(columns), only or ())
     with Progress() as progress:
         try:
@@ -142,13 +141,12 @@ def fit(
             print(f"written: {written}")
 
 
-def _refuse_other_file(path: Path) -> None:
-    """UsageError for a file there that is no law: a law is made again, and nothing else is replaced."""
+def _is_law(path: Path) -> bool:
     try:
-        if path.exists() and path.stat().st_size > 0:
-            Law.load(path)
+        Law.load(path)
     except DataError:
-        raise UsageError(f"{path} exists already and is no law: choose another name or remove it first") from None
+        return False
+    return True
 
 
 def _mapping(text: str | None) -> dict[str, str]:
