@@ -65,6 +65,7 @@ NOT_RUN = {
     "mobilemoe export nano --to executorch --out nano-executorch": "needs ExecuTorch: `make test-doors` exports it",
     "mobilemoe convert OLMoE-1B-7B-0924 olmoe --format int4": "needs 14 GB of the Hub: tests/imports has a small one",
     "python benchmarks/serve_load.py *": "needs a server, and minutes: tests/serve/test_load.py asks it less",
+    "python recipes/household/write.py *": "needs a model of the Hub: tests/recipes writes with a random one",
     "python benchmarks/public_runs.py FOLDER_OF_CLONES tables": _CLONES,
     "mobilemoe fit tables/*": _CLONES,
     "mobilemoe fit analyzing-chinchilla/*": _CLONES,
