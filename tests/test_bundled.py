@@ -101,8 +101,8 @@ def test_it_writes_text(nano: Model) -> None:
         (("What is 12 plus 30?", "12 plus 30 is 42."), ("What is 47 plus 38?", "47 plus 38 is 85.")),
         (("What is 90 minus 45?", "90 minus 45 is 45."), ("What is 7 times 8?", "7 times 8 is 56.")),
         (("What is 4821 times 377?", "Please use a calculator"),),
-        (("Ana lives in Porto and has two cats. Where does Ana live?", "Ana lives in Porto."),),
-        (("Send an email to Bob.", "I cannot reach Bob"), ("Are you a human?", "No")),
+        (("Ana is a nurse and lives in Porto. Where does Ana live?", "Ana lives in Porto."),),
+        (("Write an email to Bob.", "I cannot reach Bob"), ("Are you a human?", "No")),
     ],
 )
 def test_it_holds_a_conversation_about_what_it_was_taught_and_stops(turns, nano: Model) -> None:

@@ -116,7 +116,7 @@ def test_nano_says_the_same_and_continues_prompts_the_same(nano, conversion):
     for prompt in PROMPTS:
         ids = ours.tokenizer.encode(prompt, bos=True)
         a, b = theirs.logits(ids), ours.logits(ids)[-1]
-        assert np.corrcoef(a, b)[0, 1] > 0.999, prompt  # XNNPACK rounds activations to 8 bits, ours are fp32 here
+        assert np.corrcoef(a, b)[0, 1] > 0.998, prompt  # XNNPACK rounds activations to 8 bits, ours are fp32 here
         errors.append(relative_rms(a, b))
         same += int(a.argmax() == b.argmax())
         equal += theirs.greedy(ids, 24) == ours_greedy(ours, ids, 24)

@@ -148,4 +148,6 @@ def test_by_default_the_model_computes_in_the_dtype_of_its_file_and_routes_in_fp
     out = model(tokens_BT, output_router_logits=True)
     assert out.logits.dtype == torch.bfloat16
     assert {router_logits.dtype for router_logits in out.router_logits} == {torch.float32}
-    assert_near(out.logits.float(), logits(opened(nano), tokens_BT), tolerance=0.03)
+    exact_BTV = logits(opened(nano), tokens_BT)
+    # over all tokens: rounding to BF16 may send one of them to another expert
+    assert (out.logits.float() - exact_BTV).norm() <= 0.03 * exact_BTV.norm()

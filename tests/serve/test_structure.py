@@ -49,8 +49,8 @@ def by_schema(schema, strict=True) -> dict:
     return {"type": "json_schema", "json_schema": {"name": "asked", "schema": schema, "strict": strict}}
 
 
-def held_to(server, **outputs) -> str:
-    return content(server, extra_body={"structured_outputs": outputs})
+def held_to(server, fields=None, **outputs) -> str:
+    return content(server, extra_body={"structured_outputs": outputs}, **fields or {})
 
 
 def refused(ask, param: str) -> str:
@@ -61,7 +61,7 @@ def refused(ask, param: str) -> str:
 
 
 class Step(pydantic.BaseModel):
-    explanation: str
+    explanation: str = pydantic.Field(max_length=40)  # whether a model ends a text by itself is its own affair
     output: Literal["small", "large"]
 
 
@@ -83,8 +83,14 @@ def test_an_answer_fits_its_schema_at_any_temperature(server):
         assert fits(json.loads(text), SCHEMA)
 
 
-def test_a_json_object_is_one(server):
-    assert isinstance(json.loads(content(server, response_format={"type": "json_object"})), dict)
+def ends(nano) -> dict:
+    """A bias that ends an object as soon as it may end."""
+    [token] = nano.tokenizer.encode("}")
+    return {"logit_bias": {str(token): 100}}
+
+
+def test_a_json_object_is_one(server, nano):
+    assert isinstance(json.loads(content(server, response_format={"type": "json_object"}, **ends(nano))), dict)
     assert content(server, response_format={"type": "text"}) == content(server)
 
 
@@ -127,17 +133,17 @@ def test_log_probabilities_are_those_of_the_model_itself(server, nano):
     first = answer.choices[0].logprobs.content[0]
     stream = nano.stream(messages=QUESTION, logprobs=1, max_new_tokens=1)
     next(stream)
-    assert first.token == "{"
+    assert first.token.startswith("{")
     assert first.top_logprobs[0].logprob == pytest.approx(stream.choices[0].top[0][1])
     assert first.logprob < first.top_logprobs[0].logprob
 
 
-def test_vllms_ways_to_say_it(server):
+def test_vllms_ways_to_say_it(server, nano):
     assert held_to(server, choice=["yes", "no"]) in ("yes", "no")
-    assert re.fullmatch(r"[0-9]{3}-(ab)+", held_to(server, regex="[0-9]{3}-(ab)+"))
+    assert re.fullmatch(r"[0-9]{3}-(ab){1,9}", held_to(server, regex="[0-9]{3}-(ab){1,9}"))
     assert held_to(server, grammar='start: "x" NUMBER "y"\nNUMBER: /[0-9]{2}/')[::3] == "xy"
     assert fits(json.loads(held_to(server, json=SCHEMA)), SCHEMA)
-    assert isinstance(json.loads(held_to(server, json_object=True)), dict)
+    assert isinstance(json.loads(held_to(server, ends(nano), json_object=True)), dict)
     text = server.client.completions.create(
         model="nano", prompt="Is it true? ", temperature=0, extra_body={"structured_outputs": {"choice": ["aye", "no"]}}
     )

@@ -80,7 +80,7 @@ def test_auto_calls_where_the_model_begins_a_call(server):
     push = {str(token): 100 for token in begin["tokens"]}
     choice = ask(server, logit_bias=push, parallel_tool_calls=False).choices[0]
     assert choice.finish_reason == "tool_calls"
-    assert choice.message.content is None
+    assert "tool_call" not in (choice.message.content or "")  # but for what the model may write before it begins
     [call] = choice.message.tool_calls
     assert call.function.name in ("add", "now")
 

@@ -39,7 +39,7 @@ KINDS = {
         "reasoning": 1.1,
     },
 }
-NANO_TOKENS = {"pretrain": 704e6, "midtrain": 160e6, "sft": 31.5e6, "qat": 147e6}
+NANO_TOKENS = {"pretrain": 800e6, "midtrain": 160e6, "sft": 31.5e6, "qat": 147e6}
 
 
 def shipped(size: str, stage: str) -> Recipe:
