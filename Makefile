@@ -22,7 +22,7 @@ QEMU ?= qemu-aarch64-static
 # Their headers are used: 3.11 and the first that is newer. pyenv's run where PYENV_VERSION names them all.
 WHEEL_PYTHONS ?= python3.11 python3.12 python3.13 python3.14
 
-.PHONY: demo setup test test-slow test-runtimes test-doors test-wheels matrix wheel docs man lint format clean native native-test native-arm64 sanitize tsan fuzz
+.PHONY: demo setup test test-gpu test-slow test-runtimes test-doors test-wheels matrix wheel docs man lint format clean native native-test native-arm64 sanitize tsan fuzz
 
 demo: .venv/.run-installed
 	@for prompt in \
@@ -46,6 +46,10 @@ test: lint native-test .venv/.browser-installed
 		&& apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || $(BIN)/playwright install chromium \
 		|| { echo "the tests of the chat page need Chromium, and it could not be installed"; exit 1; }
 	@touch $@
+
+# The compiled kernels of training, on an NVIDIA GPU; all other tests run as on a CPU wherever they run.
+test-gpu: setup
+	MOBILEMOE_TEST_GPU=1 $(BIN)/python -m pytest tests/model/test_kernels.py
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
