@@ -35,6 +35,22 @@ except Exception as fault:
     assert "mobilemoe[hf]" in python(source)
 
 
+@pytest.mark.parametrize("version", ["4.57.1", "5.17.0", "5.23.2"])
+def test_a_package_that_is_too_old_is_one_sentence_with_both_versions(version):
+    source = f"""
+import importlib.metadata
+importlib.metadata.version = {{"transformers": {version!r}}}.__getitem__
+try:
+    import mobilemoe.hf
+except Exception as fault:
+    print(type(fault).__name__, fault)
+"""
+    assert python(source).strip() == (
+        f"MobileMoEError MobileMoE in transformers needs its version 5.24 or newer, but {version} is installed: "
+        "pip install 'mobilemoe[hf]'"
+    )
+
+
 def test_the_auto_classes_know_the_published_layout():
     nano = ASSETS / "nano"
     assert isinstance(config := AutoConfig.from_pretrained(nano), MobileMoEConfig)

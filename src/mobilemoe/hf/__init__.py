@@ -2,9 +2,19 @@
 AutoTokenizer, so that checkpoints of the published layout load as any other model's, with no remote code.
 """
 
-from mobilemoe.errors import MissingExtraError
+import importlib.metadata
+import re
+
+from mobilemoe.errors import MissingExtraError, MobileMoEError
 
 try:
+    # The oldest is that of the extra `hf`: before it, masks and the conversion of weights are called otherwise.
+    _installed = importlib.metadata.version("transformers")
+    if tuple(int(part) for part in re.findall(r"\d+", _installed)[:2]) < (5, 24):
+        raise MobileMoEError(
+            f"MobileMoE in transformers needs its version 5.24 or newer, but {_installed} is installed: "
+            "pip install 'mobilemoe[hf]'"
+        )
     from transformers import (
         AutoConfig,
         AutoModel,
