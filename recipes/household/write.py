@@ -26,6 +26,8 @@ import torch
 from teacher import Teacher, load
 from torch import Tensor
 
+from mobilemoe.data.near_duplicates import Run, runs_of
+
 EXAMPLES = 4  # of the right kind, before each beginning
 NEW_TOKENS = 80
 PREFILL = 32  # tokens of the prompts at once, because attention's scores of all would take much memory
@@ -33,8 +35,6 @@ TEMPERATURE = 0.7
 MIN_P = 0.05
 OVERLAP = 8  # words in a row that no document may share with a benchmark
 FORMS = {"questions": ("Question:", "\nAnswer:"), "goals": ("Goal:", "\nSolution:")}
-
-Run = tuple[str, ...]
 
 
 def beginnings(seed: int) -> Iterator[tuple[str, str, str]]:
@@ -121,8 +121,7 @@ def sensible(question: str, answer: str) -> bool:
 
 def runs_of_words(text: str) -> set[Run]:
     """All runs of OVERLAP words."""
-    words = words_of(text)
-    return {tuple(words[at : at + OVERLAP]) for at in range(len(words) - OVERLAP + 1)}
+    return runs_of(words_of(text), OVERLAP)
 
 
 def benchmark_runs(paths: list[Path]) -> set[Run]:

@@ -63,6 +63,11 @@ def near_duplicates(
     return found
 
 
+def runs_of(words: Sequence[str], length: int) -> set[Run]:
+    """All runs of `length` words."""
+    return {tuple(words[start : start + length]) for start in range(len(words) - length + 1)}
+
+
 def _runs(messages: Iterable[Message]) -> set[Run]:
     words = [word for message in messages for word in re.findall(r"\w+", message["content"].lower())]
-    return {tuple(words[start : start + WORDS]) for start in range(len(words) - WORDS + 1)}
+    return runs_of(words, WORDS)

@@ -8,11 +8,11 @@ import re
 from mobilemoe.errors import MissingExtraError, MobileMoEError
 
 try:
-    # The oldest is that of the extra `hf`: before it, masks and the conversion of weights are called otherwise.
-    _installed = importlib.metadata.version("transformers")
-    if tuple(int(part) for part in re.findall(r"\d+", _installed)[:2]) < (5, 24):
+    # That of the extra `hf`: 5.17, for one, calls what makes the masks in another way.
+    _oldest, _installed = "5.24", importlib.metadata.version("transformers")
+    if [int(part) for part in re.findall(r"\d+", _installed)[:2]] < [int(part) for part in _oldest.split(".")]:
         raise MobileMoEError(
-            f"MobileMoE in transformers needs its version 5.24 or newer, but {_installed} is installed: "
+            f"MobileMoE in transformers needs its version {_oldest} or newer, but {_installed} is installed: "
             "pip install 'mobilemoe[hf]'"
         )
     from transformers import (
